@@ -1,0 +1,226 @@
+"""The asset graph, from arriving objects to what readers see. Each asset reads what changed in the one before it.
+
+source_objects → raw_documents → chunks → embeddings → shards → published, all partitioned by shard; beside them
+embedding_model, made once.
+"""
+
+import dataclasses
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+from dagster_aws.s3 import S3Resource
+
+from rag_assets.defs.execution import named_failures, step_retries
+from rag_assets.defs.partitions import shard_partitions
+from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource
+from rag_assets.embedding import sync_embeddings
+from rag_assets.export import ensure_exported
+from rag_assets.extraction import EXTRACTOR_VERSION
+from rag_assets.indexing import sync_shard
+from rag_assets.ingestion import quarantined_documents, sync_documents
+from rag_assets.lake import CHUNK_SCHEMA, RAW_SCHEMA, embedding_schema
+from rag_assets.lease import Lease
+from rag_assets.passages import sync_chunks
+from rag_assets.publishing import publish
+from rag_serving.embedding import MODELS
+from rag_serving.shards import Shard
+from rag_serving.tables import shard_schema
+
+OWNERS = ["team:search-platform"]
+GROUP = "index"
+_PACKAGED_DIMENSIONS = 384  # shown in the UI only; the tables take the model's own
+
+source_objects = dg.AssetSpec(
+    "source_objects",
+    description="Documents as they arrive under region/department/ in the source bucket. Written by others; the sensor "
+    "s3_arrivals and the schedule reconcile watch it.",
+    partitions_def=shard_partitions,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"s3"},
+)
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "openvino"},
+    retry_policy=step_retries,
+    code_version="1",
+    description="The embedding model, exported once into the lake: OpenVINO graph with pooling, tokenizer, fingerprint. "
+    "Pipeline and serving load these same files. Materialize it again after changing RAG_EMBEDDING_MODEL; a shard's "
+    "run exports a missing model by itself.",
+)
+def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[None]:
+    with named_failures():
+        export = ensure_exported(pipeline.lake().objects, pipeline.embedding_model, force=True)
+    context.log.info("exported %s as %s", export.identity.model, export.identity.fingerprint)
+    return dg.MaterializeResult(
+        metadata={
+            "model": export.identity.model,
+            "fingerprint": export.identity.fingerprint,
+            "dimensions": export.identity.dimensions,
+            "window_tokens": export.identity.window,
+            "lowest_probe_cosine": export.lowest_cosine,
+            "bytes": export.bytes,
+            "uri": f"{pipeline.lake_uri}/{MODELS}/{export.identity.fingerprint}",
+        }
+    )
+
+
+def _columns(schema: pa.Schema) -> dict[str, Any]:
+    columns = [dg.TableColumn(field.name, str(field.type)) for field in schema]
+    return {"dagster/column_schema": dg.TableSchema(columns)}
+
+
+def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
+    """A step's report as metadata; `rows` becomes the headline of the partition in the UI."""
+    numbers = {name: value for name, value in dataclasses.asdict(report).items() if isinstance(value, int | float)}
+    numbers["seconds"] = round(numbers["seconds"], 3)
+    return {**numbers, "dagster/partition_row_count": rows}
+
+
+def _shard_asset(**options: Any) -> Any:
+    """What every partitioned asset shares."""
+    return dg.asset(
+        partitions_def=shard_partitions, group_name=GROUP, owners=OWNERS, retry_policy=step_retries, **options
+    )
+
+
+@_shard_asset(
+    deps=[source_objects],
+    kinds={"python", "lancedb"},
+    code_version=EXTRACTOR_VERSION,
+    metadata=_columns(RAW_SCHEMA),
+    description="Text and structure of each document: only new and changed objects are fetched, deleted ones go, "
+    "unreadable ones are quarantined with the reason.",
+)
+def raw_documents(
+    context: dg.AssetExecutionContext,
+    pipeline: PipelineResource,
+    s3: S3Resource,
+    shard_lease: dg.ResourceParam[Lease],
+) -> dg.MaterializeResult[None]:
+    shard = Shard.parse(context.partition_key)
+    allow = context.run.tags.get(ALLOW_MASS_DELETE_TAG, "").lower() == "true"
+    with named_failures():
+        report = sync_documents(
+            pipeline.lake(),
+            pipeline.source(s3),
+            shard,
+            shard_lease,
+            pipeline.limits(allow_mass_delete=allow),
+            context.log.info,
+        )
+        refused = quarantined_documents(pipeline.lake(), shard, limit=20)
+    metadata = _metadata(report, rows=report.documents)
+    metadata["quarantine_reasons"] = dg.JsonMetadataValue(report.quarantine_reasons)
+    if refused:
+        metadata["quarantine"] = dg.TableMetadataValue(
+            records=[
+                dg.TableRecord({"document": row["key"], "reason": row["reason"], "detail": row["detail"]})
+                for row in refused
+            ],
+            schema=dg.TableSchema.from_name_type_dict({"document": "string", "reason": "string", "detail": "string"}),
+        )
+    return dg.MaterializeResult(metadata=metadata)
+
+
+@_shard_asset(
+    deps=[raw_documents],
+    kinds={"python", "lancedb"},
+    code_version="1",
+    metadata=_columns(CHUNK_SCHEMA),
+    description="Passages that fit the model's window, cut along the document's own structure; only documents whose "
+    "content changed are cut again.",
+)
+def chunks(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+) -> dg.MaterializeResult[None]:
+    shard = Shard.parse(context.partition_key)
+    with named_failures():
+        report = sync_chunks(pipeline.lake(), shard, shard_lease, pipeline.chunker(), context.log.info)
+    return dg.MaterializeResult(metadata=_metadata(report, rows=report.chunks))
+
+
+@_shard_asset(
+    deps=[chunks, dg.AssetDep(embedding_model, partition_mapping=dg.AllPartitionMapping())],
+    kinds={"openvino", "lancedb"},
+    code_version="1",
+    metadata=_columns(embedding_schema(_PACKAGED_DIMENSIONS)),
+    description="One vector for every distinct passage; a passage that is there already is never embedded again.",
+)
+def embeddings(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+) -> dg.MaterializeResult[None]:
+    shard = Shard.parse(context.partition_key)
+    with named_failures():
+        identity = pipeline.identity()
+        report = sync_embeddings(
+            pipeline.lake(), shard, shard_lease, identity, pipeline.embedder, context.log.info
+        )
+    metadata = _metadata(report, rows=report.embedded + report.reused)
+    return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
+
+
+@_shard_asset(
+    deps=[raw_documents, chunks, embeddings],
+    kinds={"lancedb"},
+    code_version="1",
+    metadata=_columns(shard_schema(_PACKAGED_DIMENSIONS, "")),
+    description="The shard's search table: a changed document's chunks are replaced in one commit, full-text and "
+    "vector indexes are kept covering the rows.",
+)
+def shards(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+) -> dg.MaterializeResult[None]:
+    shard = Shard.parse(context.partition_key)
+    with named_failures():
+        identity = pipeline.identity()
+        report = sync_shard(
+            pipeline.lake(), shard, shard_lease, identity, pipeline.vector_index_rows, context.log.info
+        )
+    metadata = _metadata(report, rows=report.rows)
+    return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
+
+
+@_shard_asset(
+    deps=[shards],
+    kinds={"lancedb", "json"},
+    code_version="1",
+    description="What readers see: the shard's catalog object names the version to read. Written only after the "
+    "blocking checks of shards have passed, and only when something changed.",
+)
+def published(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+) -> dg.MaterializeResult[None]:
+    shard = Shard.parse(context.partition_key)
+    with named_failures():
+        result = publish(
+            pipeline.lake(),
+            shard,
+            shard_lease,
+            pipeline.identity(),
+            run_id=context.run_id,
+            keep=pipeline.keep_published,
+        )
+    publication = result.publication
+    return dg.MaterializeResult(
+        metadata={
+            "changed": result.changed,
+            "content_changed": result.content_changed,
+            "version": publication.version,
+            "documents": publication.documents,
+            "chunks": publication.chunks,
+            "quarantined": publication.quarantined,
+            "content_digest": publication.content_digest,
+            "source_digest": publication.source_digest,
+            "fingerprint": publication.fingerprint,
+            "published_at": dg.TimestampMetadataValue(publication.published_at.timestamp()),
+            "dagster/partition_row_count": publication.chunks,
+        }
+    )
+
+
+SHARD_ASSETS = (raw_documents, chunks, embeddings, shards, published)

@@ -1,0 +1,38 @@
+"""Puts the Dagster objects together, for production and, with other settings or resources, for tests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+from dagster_aws.s3 import S3Resource
+
+from rag_assets.defs.assets import SHARD_ASSETS, embedding_model, source_objects
+from rag_assets.defs.checks import CHECKS
+from rag_assets.defs.execution import executor
+from rag_assets.defs.jobs import export_model, index_shard
+from rag_assets.defs.resources import PipelineResource, shard_lease
+from rag_assets.defs.schedules import build_reconcile_schedule
+from rag_assets.defs.sensors import build_arrivals_sensor
+from rag_assets.settings import PipelineSettings
+
+
+def build_definitions(
+    settings: PipelineSettings | None = None, resource_overrides: Mapping[str, Any] | None = None
+) -> dg.Definitions:
+    """Everything in one `Definitions`; settings come from the environment unless given."""
+    settings = settings or PipelineSettings.from_env()
+    resources: dict[str, Any] = {
+        "pipeline": PipelineResource.from_settings(settings),
+        # Keys, region and endpoint come from the usual AWS_* variables, which boto3 reads itself.
+        "s3": S3Resource(),
+        "shard_lease": shard_lease,
+    }
+    return dg.Definitions(
+        assets=[source_objects, embedding_model, *SHARD_ASSETS],
+        asset_checks=CHECKS,
+        jobs=[index_shard, export_model],
+        sensors=[build_arrivals_sensor(settings)],
+        schedules=[build_reconcile_schedule(settings)],
+        resources={**resources, **(resource_overrides or {})},
+        executor=executor(settings.executor),
+    )

@@ -1,0 +1,61 @@
+"""Asset checks: the blocking ones stand between the shard's table and its publish, the quarantine one only warns."""
+
+import dagster as dg
+
+from rag_assets.defs.assets import raw_documents, shards
+from rag_assets.defs.execution import named_failures
+from rag_assets.defs.partitions import shard_partitions
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.ingestion import quarantined_documents
+from rag_assets.publishing import Verdict, check_rows, check_vectors
+from rag_serving.shards import Shard
+
+
+def _result(verdict: Verdict) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=not verdict.problems,
+        description="; ".join(verdict.problems) or "sound",
+        metadata={"documents": verdict.documents, "chunks": verdict.chunks},
+    )
+
+
+@dg.asset_check(
+    asset=shards,
+    blocking=True,
+    partitions_def=shard_partitions,
+    description="The table holds exactly the documents read and the chunks cut, each once.",
+)
+def rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    with named_failures():
+        return _result(check_rows(pipeline.lake(), Shard.parse(context.partition_key)))
+
+
+@dg.asset_check(
+    asset=shards,
+    blocking=True,
+    partitions_def=shard_partitions,
+    description="Vectors are of the configured embedder and of unit length; the indexes cover the rows.",
+)
+def vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    with named_failures():
+        identity = pipeline.identity()
+        return _result(check_vectors(pipeline.lake(), Shard.parse(context.partition_key), identity))
+
+
+@dg.asset_check(
+    asset=raw_documents,
+    partitions_def=shard_partitions,
+    description="No document of the shard is quarantined. Warns; the other documents are published all the same.",
+)
+def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    with named_failures():
+        refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key), limit=1000)
+    return dg.AssetCheckResult(
+        passed=not refused,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(refused)} quarantined" if refused else "every document was read",
+        metadata={"quarantined": len(refused)},
+    )
+
+
+CHECKS = (rows_reconcile, vectors_sound, nothing_quarantined)

@@ -1,0 +1,39 @@
+"""The one place that chooses how the steps of a run are executed, and how steps are retried."""
+
+from contextlib import contextmanager
+from collections.abc import Generator
+
+import dagster as dg
+
+from rag_assets.errors import LeaseLost, ShardLocked, SourceRefused, SourceUnavailable
+from rag_assets.settings import ExecutorName
+from rag_serving.errors import LakeUnavailable, RagError, WriteConflict
+
+TRANSIENT = (SourceUnavailable, LakeUnavailable, WriteConflict, ShardLocked)
+
+step_retries = dg.RetryPolicy(
+    max_retries=3, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
+)
+
+
+def executor(name: ExecutorName) -> dg.ExecutorDefinition:
+    """The executor of every job. In-process is the default: a process per step costs more than the steps."""
+    if name == "k8s":
+        from dagster_k8s import k8s_job_executor
+
+        return k8s_job_executor
+    return dg.multiprocess_executor if name == "multiprocess" else dg.in_process_executor
+
+
+@contextmanager
+def named_failures() -> Generator[None]:
+    """Show a deliberate error as a Dagster failure with its message, retried only where trying again can help."""
+    try:
+        yield
+    except RagError as error:
+        transient = isinstance(error, TRANSIENT) and not isinstance(error, SourceRefused | LeaseLost)
+        raise dg.Failure(
+            description=f"{type(error).__name__}: {error}",
+            metadata={"error": type(error).__name__},
+            allow_retries=transient,
+        ) from error

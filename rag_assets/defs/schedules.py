@@ -1,0 +1,33 @@
+"""The schedule that reconciles every shard with the source, whatever the sensor saw or missed."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+from dagster_aws.s3 import S3Resource
+
+from rag_assets.arrivals import sweep
+from rag_assets.defs.jobs import index_shard
+from rag_assets.defs.partitions import add_shards
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.settings import PipelineSettings
+
+
+def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinition:
+    @dg.schedule(
+        name="reconcile",
+        job=index_shard,
+        cron_schedule=settings.reconcile_cron,
+        execution_timezone="UTC",
+        description="Runs every shard: those that the source lists now and those that are known from before. A shard "
+        "with nothing to do fetches, embeds and writes nothing.",
+    )
+    def reconcile(
+        context: dg.ScheduleEvaluationContext, pipeline: PipelineResource, s3: S3Resource
+    ) -> Iterator[dg.RunRequest]:
+        seen = sweep(pipeline.source(s3), seconds=settings.arrivals_tick_seconds)
+        add_shards(context.instance, seen.digests)
+        at = context.scheduled_execution_time.isoformat()
+        for key in sorted(context.instance.get_dynamic_partitions("shard")):
+            yield dg.RunRequest(run_key=f"{at}/{key}", partition_key=key)
+
+    return reconcile

@@ -1,0 +1,135 @@
+"""The step from `chunks` to `embeddings`: vectors by content, so that no text of a shard is ever embedded twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from rag_assets.chunking import Chunker, StructureChunker
+from rag_assets.export import ensure_exported
+from rag_assets.ingestion import Log
+from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, embedding_schema, read, scan
+from rag_assets.lease import Lease
+from rag_serving.embedding import (
+    Embedder,
+    EmbedderIdentity,
+    OpenVinoEmbedder,
+    load_embedder,
+    load_tokenizer,
+    passage_tokens,
+)
+from rag_serving.shards import Shard
+from rag_serving.tables import sql_in
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_WINDOW = 2048
+"""Texts sorted by length together: enough for batches without padding, little enough to commit often."""
+_FILTERED = 2000
+"""Up to so many missing texts are asked for by name; more are found in one pass over the table."""
+
+
+@dataclass(slots=True)
+class EmbeddingReport:
+    """What a run of the step did."""
+
+    embedded: int = 0
+    reused: int = 0
+    dropped: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@lru_cache(maxsize=4)
+def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
+    """What the embedder of that model is, exported into the lake if it is not there yet."""
+    return ensure_exported(Lake(lake_uri).objects, model).identity
+
+
+@lru_cache(maxsize=2)
+def warm_embedder(lake_uri: str, model: str) -> OpenVinoEmbedder:
+    """The embedder of that model, loaded once for the life of the process."""
+    return load_embedder(Lake(lake_uri).objects, warm_identity(lake_uri, model).fingerprint, streams=2)
+
+
+@lru_cache(maxsize=2)
+def warm_chunker(lake_uri: str, model: str) -> Chunker:
+    """The chunker that fits the model's window, in the model's own tokens."""
+    identity = warm_identity(lake_uri, model)
+    tokenizer = load_tokenizer(Lake(lake_uri).objects, identity)
+    return StructureChunker(tokenizer, max_tokens=passage_tokens(identity, tokenizer))
+
+
+def sync_embeddings(
+    lake: Lake, shard: Shard, lease: Lease, identity: EmbedderIdentity, load: Callable[[], Embedder], log: Log
+) -> EmbeddingReport:
+    """Bring `embeddings` of the shard to one vector for every distinct text in `chunks`, and no others.
+
+    `load` gives the embedder of that identity; it is called only when something must be embedded.
+    """
+    started = time.monotonic()
+    report = EmbeddingReport()
+    chunks = lake.open(CHUNKS, shard)
+    wanted = set[str]() if chunks is None else set(read(chunks, ["embed_hash"])["embed_hash"].to_pylist())
+    table = lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
+    have = set[str]() if table is None else set(read(table, ["embed_hash"])["embed_hash"].to_pylist())
+    missing = wanted - have
+    report.reused = len(wanted) - len(missing)
+    if missing:
+        embedder = load()
+        schema = embedding_schema(identity.dimensions)
+        table = lake.ensure(EMBEDDINGS, shard, schema, fingerprint=identity.fingerprint)
+        for hashes, texts, tokens in _windows(lake, shard, missing):
+            vectors = embedder.embed_documents(texts)
+            lease.check()
+            table.add(pa.Table.from_arrays([pa.array(hashes), vector_array(vectors)], schema=schema))
+            report.embedded += len(hashes)
+            report.tokens += tokens
+            spent = time.monotonic() - started
+            left = (len(missing) - report.embedded) * spent / report.embedded
+            log(
+                f"{shard}: {report.embedded} of {len(missing)} chunks embedded "
+                f"({report.embedded / spent:.0f}/s, {report.tokens / spent:.0f} tokens/s, {left:.0f} s left)"
+            )
+    unused = have - wanted
+    if unused and table is not None:
+        report.dropped = len(unused)
+        lease.check()
+        table.delete(sql_in("embed_hash", sorted(unused)))
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def vector_array(vectors: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """A matrix of shape ``(rows, dimensions)`` as an Arrow column, without a copy."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+
+
+def _windows(lake: Lake, shard: Shard, missing: set[str]) -> Iterator[tuple[list[str], list[str], int]]:
+    chunks = lake.open(CHUNKS, shard)
+    where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
+    left = set(missing)
+    hashes: list[str] = []
+    texts: list[str] = []
+    total = 0
+    columns = ["embed_hash", "text", "tokens"]
+    for batch in scan(chunks, columns, where=where):
+        for hashed, text, tokens in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+            if hashed not in left:
+                continue
+            left.discard(hashed)
+            hashes.append(hashed)
+            texts.append(text)
+            total += tokens
+            if len(hashes) == _WINDOW:
+                yield hashes, texts, total
+                hashes, texts, total = [], [], 0
+    if hashes:
+        yield hashes, texts, total

@@ -1,0 +1,20 @@
+"""Reads one source object into text with structure: what went in as PDF, Word, HTML, Markdown or plain
+text.
+
+The public names are those in `__all__`; `registry` says how a format is added.
+"""
+
+from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
+from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.registry import EXTRACTOR_VERSION, extract, heading_text
+
+__all__ = [
+    "EXTRACTOR_VERSION",
+    "Block",
+    "BlockKind",
+    "ExtractedDocument",
+    "ExtractionError",
+    "QuarantineReason",
+    "extract",
+    "heading_text",
+]

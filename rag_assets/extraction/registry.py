@@ -1,0 +1,177 @@
+"""Which formats can be read, and how a source object's format is told.
+
+To add a format, write one function `extract_x(data: bytes) -> ExtractedDocument` in a module of its own and
+add one line to `FORMATS`. The function may raise whatever its parser raises: `extract` makes an
+ExtractionError of it. It returns an empty title where the content has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Final
+
+from rag_assets.extraction.decoding import looks_binary
+from rag_assets.extraction.document import Block, ExtractedDocument, one_line
+from rag_assets.extraction.docx import (
+    DOCX_MEDIA_TYPE,
+    ZIP_SIGNATURE,
+    extract_docx,
+    looks_like_docx,
+    zip_names,
+)
+from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
+from rag_assets.extraction.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
+from rag_assets.extraction.pdf import PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf
+from rag_assets.extraction.plain import TEXT_MEDIA_TYPE, extract_text
+
+# Raise it with every change that gives another text or other blocks for the same bytes: documents are then
+# read anew.
+EXTRACTOR_VERSION: Final = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One format: `recognise` tells it by content; `suffixes` (lower case, with dot) tell it where content
+    cannot.
+
+    `heading` turns a heading block's text into what a reader sees of it.
+    """
+
+    name: str
+    media_type: str
+    extract: Callable[[bytes], ExtractedDocument]
+    recognise: Callable[[bytes], bool] | None = None
+    suffixes: frozenset[str] = frozenset()
+    heading: Callable[[str], str] = one_line
+
+
+# Content is asked in this order, then the name.
+FORMATS: Final = (
+    Format("PDF", PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf),
+    Format("Word (docx)", DOCX_MEDIA_TYPE, extract_docx, looks_like_docx),
+    Format("HTML", HTML_MEDIA_TYPE, extract_html, looks_like_html, frozenset({".html", ".htm", ".xhtml"})),
+    Format(
+        "Markdown",
+        MARKDOWN_MEDIA_TYPE,
+        extract_markdown,
+        suffixes=frozenset({".md", ".markdown"}),
+        heading=heading_words,
+    ),
+    Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ""})),
+)
+
+_OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+_ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
+_SIGNATURES: Final = (
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"II*\x00", "a TIFF image"),
+    (b"MM\x00*", "a TIFF image"),
+    (b"{\\rtf", "a rich text (rtf) file"),
+    (b"%!PS", "a PostScript file"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a rar archive"),
+    (b"SQLite format 3", "a SQLite database"),
+)
+_ZIP_CONTENTS: Final = (
+    ("xl/", "an Excel workbook"),
+    ("ppt/", "a PowerPoint presentation"),
+    ("word/", "a Word file of another kind"),
+    ("META-INF/container.xml", "an EPUB book"),
+    ("mimetype", "an OpenDocument file"),
+)
+
+
+def extract(data: bytes, key: str) -> ExtractedDocument:
+    """The text and structure of one source object; `key` is its name in the bucket.
+
+    Raises ExtractionError and nothing else that depends on the content.
+    """
+    if not data:
+        raise ExtractionError(QuarantineReason.EMPTY, "the file has no bytes")
+    found = _format_of(data, key)
+    try:
+        document = found.extract(data)
+    except ExtractionError:
+        raise
+    except MemoryError as error:
+        detail = f"reading it as {found.name} takes more memory than there is; split the file"
+        raise ExtractionError(QuarantineReason.TOO_LARGE, detail) from error
+    except Exception as error:
+        # Parsers raise almost anything on broken input, and what they say may quote it at length.
+        reason = one_line(f"{type(error).__name__}: {error}", 100)
+        detail = f"cannot be read as {found.name} ({reason}); open it and save it anew"
+        raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
+    if not any(map(str.isalnum, document.text)):
+        detail = f"read as {found.name}, it has no letters or digits"
+        if found.media_type == PDF_MEDIA_TYPE:
+            detail += "; if it is a scan, run text recognition (OCR) on it first"
+        raise ExtractionError(QuarantineReason.EMPTY, detail)
+    return document if document.title else replace(document, title=title_of_key(key))
+
+
+def heading_text(document: ExtractedDocument, block: Block) -> str:
+    """The words of a heading block on one line, without the markup of its format."""
+    clean = next((known.heading for known in FORMATS if known.media_type == document.media_type), one_line)
+    return clean(document.text[block.start : block.end])
+
+
+def title_of_key(key: str) -> str:
+    """A readable title from a file's name, or from its folder's where the name says nothing (`index`,
+    `readme`)."""
+    path = PurePosixPath(key)
+    stem = path.stem.strip("_-. ")
+    if stem.lower() in ("", "index", "readme") and path.parent.name:
+        stem = path.parent.name
+    title = one_line(stem.replace("_", " ").replace("-", " ")) or one_line(key)
+    return title[:1].upper() + title[1:]
+
+
+def _format_of(data: bytes, key: str) -> Format:
+    suffix = PurePosixPath(key).suffix.lower()
+    by_name = next((known for known in FORMATS if suffix in known.suffixes), None)
+    for known in FORMATS:
+        if known.recognise is not None and known.recognise(data):
+            # Prose about PDF files may mention their header; in a file named as text it has to come first.
+            if (
+                known.media_type == PDF_MEDIA_TYPE
+                and by_name is not None
+                and not data.lstrip().startswith(b"%PDF-")
+            ):
+                continue
+            return known
+    seen = _name_what_it_is(data)
+    if by_name is not None and seen is None:
+        return by_name
+    if seen is None:
+        seen = f"a {suffix} file" if suffix else "a file of unknown kind"
+        if suffix in (".pdf", ".docx"):
+            seen = f"a file named {suffix} whose content is not of that format"
+    names = ", ".join(known.name for known in FORMATS)
+    raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, f"{one_line(seen, 80)}; supported are {names}")
+
+
+def _name_what_it_is(data: bytes) -> str | None:
+    """Words for content that is certainly not text, None where it may be. Raises for documents under a
+    password."""
+    if data.startswith(_OLE_SIGNATURE):
+        if _ENCRYPTED_PACKAGE in data:
+            detail = "the Office file opens with a password only; upload a copy without it"
+            raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
+        return "an Office file of the old binary kind, which Word can save as docx"
+    if data.startswith(ZIP_SIGNATURE):
+        names = zip_names(data)
+        if not names:
+            detail = "a zip container that is cut off or damaged; upload it again"
+            raise ExtractionError(QuarantineReason.MALFORMED, detail)
+        kinds = (kind for start, kind in _ZIP_CONTENTS if any(name.startswith(start) for name in names))
+        return next(kinds, "a zip archive")
+    for signature, kind in _SIGNATURES:
+        if data.startswith(signature):
+            return kind
+    return "a binary file" if looks_binary(data) else None

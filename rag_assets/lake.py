@@ -1,0 +1,218 @@
+"""The pipeline's tables: where each stage's table of a shard lies, its schema, and the few ways rows get in and out.
+
+Every stage keeps one LanceDB table per shard, in a folder of the lake of its own, under the shard's table name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rag_serving.errors import LakeUnavailable
+from rag_serving.objects import Objects, open_objects
+from rag_serving.shards import Shard
+from rag_serving.tables import SHARDS, database_uri, sql_in, storage_options
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+    from rag_assets.lease import Lease
+
+RAW_DOCUMENTS = "raw_documents"
+QUARANTINE = "quarantine"
+CHUNKS = "chunks"
+EMBEDDINGS = "embeddings"
+
+_TIME = pa.timestamp("us", tz="UTC")
+
+BLOCKS = pa.list_(
+    pa.struct(
+        [
+            pa.field("kind", pa.string(), nullable=False),
+            pa.field("start", pa.int32(), nullable=False),
+            pa.field("end", pa.int32(), nullable=False),
+            pa.field("level", pa.int8(), nullable=False),
+            pa.field("page", pa.int32()),
+        ]
+    )
+)
+
+RAW_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("modified_at", _TIME, nullable=False),
+        pa.field("type", pa.string(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("blocks", BLOCKS, nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("extractor", pa.string(), nullable=False),
+        pa.field("extracted_at", _TIME, nullable=False),
+    ]
+)
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("etag", pa.string(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("extractor", pa.string(), nullable=False),
+        pa.field("first_seen", _TIME, nullable=False),
+        pa.field("last_seen", _TIME, nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+    ]
+)
+
+CHUNK_SCHEMA = pa.schema(
+    [
+        pa.field("chunk_id", pa.string(), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("ordinal", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("embed_hash", pa.string(), nullable=False),
+        pa.field("heading_path", pa.list_(pa.string()), nullable=False),
+        pa.field("page", pa.int32()),
+        pa.field("start", pa.int32(), nullable=False),
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("content_hash", pa.string(), nullable=False),
+        pa.field("chunker", pa.string(), nullable=False),
+    ]
+)
+
+
+def embedding_schema(dimensions: int) -> pa.Schema:
+    """Vectors by the hash of the text they were made from."""
+    return pa.schema(
+        [
+            pa.field("embed_hash", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Lake:
+    """The lake at one URI: its small objects, and its tables by stage and shard."""
+
+    uri: str
+
+    @cached_property
+    def objects(self) -> Objects:
+        return open_objects(self.uri)
+
+    @cached_property
+    def _connections(self) -> dict[str, Any]:
+        return {}
+
+    def _connect(self, folder: str) -> Any:
+        import lancedb
+
+        if folder not in self._connections:
+            options = storage_options(self.uri)
+            try:
+                self._connections[folder] = lancedb.connect(database_uri(self.uri, folder), storage_options=options)
+            except (OSError, RuntimeError, ValueError) as error:
+                raise LakeUnavailable(
+                    f"cannot open the lake {self.uri}: {str(error).splitlines()[0][:200]}; check RAG_LAKE_URI"
+                ) from error
+        return self._connections[folder]
+
+    def open(self, stage: str, shard: Shard, *, fingerprint: str = "") -> Table | None:
+        """The stage's table of the shard, or None before the stage first ran."""
+        connection = self._connect(_folder(stage, fingerprint))
+        try:
+            return connection.open_table(shard.table_name)
+        except (ValueError, FileNotFoundError) as error:
+            if "not found" in str(error).lower():
+                return None
+            raise LakeUnavailable(f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}") from error
+
+    def ensure(self, stage: str, shard: Shard, schema: pa.Schema, *, fingerprint: str = "") -> Table:
+        """The stage's table of the shard, made now if it is not there."""
+        table = self.open(stage, shard, fingerprint=fingerprint)
+        if table is not None:
+            return table
+        return self._connect(_folder(stage, fingerprint)).create_table(shard.table_name, schema=schema)
+
+    def overwrite(self, stage: str, shard: Shard, schema: pa.Schema) -> Table:
+        """An empty table of that schema as the next version; older versions stay readable."""
+        return self._connect(_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
+
+
+def _folder(stage: str, fingerprint: str) -> str:
+    return f"{stage}/{fingerprint}" if fingerprint else stage
+
+
+def scan(table: Table | None, columns: list[str], *, where: str | None = None) -> Iterator[pa.RecordBatch]:
+    """The table's rows, a batch at a time; nothing for a table that is not there."""
+    if table is None:
+        return
+    query = table.search().select(columns)
+    if where is not None:
+        query = query.where(where)
+    yield from query.to_batches()
+
+
+def read(table: Table, columns: list[str], *, where: str | None = None) -> pa.Table:
+    """The table's rows at once; for narrow columns or a bounded filter."""
+    query = table.search().select(columns)
+    return (query.where(where) if where is not None else query).to_arrow()
+
+
+def commit_replacement(
+    table: Table, lease: Lease, rows: pa.Table, *, key: str, owner: str, owners: Iterable[str], fresh: bool
+) -> None:
+    """Make `rows` all that the owners have in the table, in one commit.
+
+    `fresh` promises that no owner has a row yet: an append then does the same for less. Whatever else an owner had
+    (stale chunks of a longer version, everything of a deleted document) goes in the same commit.
+    """
+    lease.check()
+    if fresh:
+        table.add(rows)
+        return
+    (
+        table.merge_insert(key)
+        .when_matched_update_all()
+        .when_not_matched_insert_all()
+        .when_not_matched_by_source_delete(sql_in(owner, owners))
+        .use_index(False)  # a scalar index on the key would let concurrent merges duplicate rows
+        .execute(rows)
+    )
+
+
+def document_id(key: str) -> str:
+    """The id of a source object: 32 hex digits of its key's hash."""
+    return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+__all__ = [
+    "BLOCKS",
+    "CHUNKS",
+    "CHUNK_SCHEMA",
+    "EMBEDDINGS",
+    "QUARANTINE",
+    "QUARANTINE_SCHEMA",
+    "RAW_DOCUMENTS",
+    "RAW_SCHEMA",
+    "SHARDS",
+    "Lake",
+    "commit_replacement",
+    "document_id",
+    "embedding_schema",
+    "read",
+    "scan",
+]

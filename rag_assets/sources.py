@@ -1,0 +1,248 @@
+"""Where documents arrive: a folder or an S3 bucket, listed page by page and fetched object by object.
+
+Keys are relative to the source's root, so ``london/people/leave.md`` is the same document in both. A listing that
+fails raises; it never looks like an empty one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
+
+from rag_assets.errors import SourceRefused, SourceUnavailable
+from rag_serving.errors import InvalidShardName, SettingsError
+from rag_serving.objects import folder_path, is_s3, split_s3
+from rag_serving.shards import Shard
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+@dataclass(frozen=True, slots=True)
+class SourceObject:
+    """One line of the source's listing."""
+
+    key: str
+    etag: str
+    size: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedObject:
+    """An object's bytes, with the etag and time they belong to (which may be newer than the listing's)."""
+
+    data: bytes
+    etag: str
+    modified_at: datetime
+
+
+class ObjectGone(Exception):  # noqa: N818 - an event of the source, not a fault
+    """The object was deleted between the listing and the fetch."""
+
+
+class ObjectUnreadable(Exception):  # noqa: N818
+    """This one object cannot be read (permissions, archived storage class); others can."""
+
+
+class Source(Protocol):
+    """Documents as they arrive. Listing and fetching raise `SourceUnavailable` when the whole source fails."""
+
+    def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
+        """Objects whose key starts with `prefix`, in key order (UTF-8 bytes), a page at a time."""
+        ...
+
+    def fetch(self, key: str) -> FetchedObject:
+        """The object; raises `ObjectGone` or `ObjectUnreadable` for this one alone."""
+        ...
+
+    def uri(self, key: str) -> str:
+        """Where a person finds the object."""
+        ...
+
+
+def shard_of(key: str) -> Shard | None:
+    """The shard a key belongs to, or None for keys outside ``region/department/``, hidden ones and folder markers."""
+    parts = key.split("/")
+    if len(parts) < 3 or not parts[-1] or any(part.startswith(".") for part in parts):
+        return None
+    try:
+        return Shard(parts[0], parts[1])
+    except InvalidShardName:
+        return None
+
+
+def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
+    """The documents of one shard, in key order."""
+    return [
+        entry for page in source.pages(f"{shard.key}/") for entry in page if shard_of(entry.key) == shard
+    ]
+
+
+def open_source(uri: str | None, client: S3Client | None = None) -> Source:
+    """The source that `RAG_SOURCE_URI` names. `client` is needed for ``s3://`` only."""
+    if uri is None:
+        raise SettingsError("RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive")
+    if is_s3(uri):
+        if client is None:
+            import boto3
+
+            client = boto3.client("s3")
+        bucket, prefix = split_s3(uri)
+        return S3Source(client, bucket, prefix)
+    return FolderSource(folder_path(uri))
+
+
+class FolderSource:
+    """A folder laid out like the bucket. The etag of a file is its size, modification time and inode."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
+        if not self._root.is_dir():
+            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+        start = self._root / prefix.rpartition("/")[0]
+        try:
+            page: list[SourceObject] = []
+            for path in _walk(start):
+                key = path.relative_to(self._root).as_posix()
+                if not key.startswith(prefix) or key.encode() <= start_after.encode():
+                    continue
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:  # deleted since its folder was read
+                    continue
+                page.append(SourceObject(key, _file_etag(stat), stat.st_size, _time(stat.st_mtime)))
+                if len(page) == 1000:
+                    yield page
+                    page = []
+            if page:
+                yield page
+        except OSError as error:
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+
+    def fetch(self, key: str) -> FetchedObject:
+        try:
+            with (self._root / key).open("rb") as file:
+                data = file.read()
+                stat = os.fstat(file.fileno())
+        except FileNotFoundError as error:
+            raise ObjectGone(key) from error
+        except OSError as error:
+            raise ObjectUnreadable(f"{key}: {error.strerror}") from error
+        return FetchedObject(data, _file_etag(stat), _time(stat.st_mtime))
+
+    def uri(self, key: str) -> str:
+        return (self._root / key).as_uri()
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files below `folder` in the order of their keys' bytes, which is how S3 lists; links are not followed out."""
+    if not folder.is_dir():
+        return
+    with os.scandir(folder) as found:
+        entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in found]
+    for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
+        if name.endswith("/"):
+            yield from _walk(Path(entry.path))
+        elif entry.is_file(follow_symlinks=False):
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:  # a name that is not UTF-8 cannot be a key
+                continue
+            yield Path(entry.path)
+
+
+def _file_etag(stat: os.stat_result) -> str:
+    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{stat.st_ino:x}"
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+class S3Source:
+    """A bucket, or a prefix of one. boto3 retries what is transient; what it gives up on is named here."""
+
+    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._prefix = prefix + "/" if prefix else ""
+
+    def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        if start_after:
+            request["StartAfter"] = self._prefix + start_after
+        try:
+            for answer in self._client.get_paginator("list_objects_v2").paginate(**request):
+                page = [
+                    SourceObject(
+                        key=entry["Key"].removeprefix(self._prefix),
+                        etag=entry["ETag"].strip('"'),
+                        size=entry["Size"],
+                        modified_at=entry["LastModified"].astimezone(UTC),
+                    )
+                    for entry in answer.get("Contents", [])
+                    if "Key" in entry and "ETag" in entry and "Size" in entry and "LastModified" in entry
+                ]
+                if page:
+                    yield page
+        except (BotoCoreError, ClientError) as error:
+            raise _error_class(error)(
+                f"cannot list s3://{self._bucket}/{self._prefix}: {_reason(error)}; check RAG_SOURCE_URI and the AWS_* "
+                "variables (key, secret, region, AWS_ENDPOINT_URL)"
+            ) from error
+
+    def fetch(self, key: str) -> FetchedObject:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            data = answer["Body"].read()
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            if code in ("NoSuchKey", "404", "NotFound"):
+                raise ObjectGone(key) from error
+            if code in ("AccessDenied", "InvalidObjectState", "403"):
+                raise ObjectUnreadable(f"{key}: {code}") from error
+            raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
+        except BotoCoreError as error:
+            raise SourceUnavailable(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
+        return FetchedObject(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self._bucket}/{quote(self._prefix + key, safe='/ -_.&+()@')}"
+
+
+_REFUSALS = frozenset(
+    {
+        *("403", "404", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken"),
+        *("InvalidAccessKeyId", "InvalidBucketName", "InvalidToken", "NoSuchBucket", "PermanentRedirect"),
+        *("SignatureDoesNotMatch",),
+    }
+)
+
+
+def _error_class(error: Exception) -> type[SourceUnavailable]:
+    from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError, PartialCredentialsError
+
+    if isinstance(error, ClientError):
+        refused = error.response.get("Error", {}).get("Code", "") in _REFUSALS
+    else:
+        refused = isinstance(error, NoCredentialsError | PartialCredentialsError | ParamValidationError)
+    return SourceRefused if refused else SourceUnavailable
+
+
+def _reason(error: Exception) -> str:
+    response: Any = getattr(error, "response", None)
+    if response:
+        return f"{response['Error'].get('Code', 'error')} ({response['Error'].get('Message', '')[:120]})"
+    return str(error).splitlines()[0][:200]

@@ -1,0 +1,232 @@
+"""Embedders: the protocol, the identity that the lake stores, and the OpenVINO runtime that needs no torch.
+
+The pipeline and serving load the very same exported files, so a question and a passage meet in one vector space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rag_serving.errors import EmbedderUnavailable, LakeCorrupt
+from rag_serving.objects import Objects
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from tokenizers import Tokenizer
+
+
+MODELS = "models"
+MANIFEST = "manifest.json"
+GRAPH = "graph.xml"
+WEIGHTS = "graph.bin"
+TOKENIZER = "tokenizer.json"
+
+SELF_TEST_TEXT = "The quarterly report is due on the third working day of the month."
+SELF_TEST_COSINE = 0.999
+"""Least cosine between the stored self-test vector and the one made at load; bf16 arithmetic stays above 0.9999."""
+
+_BATCH_TOKENS = 4096
+_BATCH_ROWS = 32
+
+
+class EmbedderIdentity(BaseModel):
+    """What makes two vectors comparable. Everything here except `model` and `files` enters the fingerprint."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: int = Field(1, ge=1, le=1)
+    model: str = Field(description="name the model was configured by; for people, not part of the fingerprint")
+    weights_sha256: str = Field(min_length=64, max_length=64)
+    dimensions: int = Field(ge=1, le=65_536)
+    window: int = Field(ge=8, description="most tokens the model reads, special tokens included")
+    pooling: str
+    normalized: bool
+    query_prompt: str = ""
+    document_prompt: str = ""
+    precision: str = Field("float", description="class of arithmetic: fp32 and bf16 agree to 0.9999, int8 does not")
+    inputs: tuple[str, ...] = Field(description="names of the graph's inputs, in order")
+    files: dict[str, str] = Field(description="file name to sha256")
+    self_test: tuple[float, ...] = Field(description="unit vector of SELF_TEST_TEXT by the reference implementation")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits naming this embedder."""
+        identity = {
+            "weights": self.weights_sha256,
+            "dimensions": self.dimensions,
+            "window": self.window,
+            "pooling": self.pooling,
+            "normalized": self.normalized,
+            "prompts": [self.query_prompt, self.document_prompt],
+            "precision": self.precision,
+        }
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors of one space. Safe between threads."""
+
+    @property
+    def identity(self) -> EmbedderIdentity: ...
+
+    def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of shape ``(len(texts), dimensions)``, unit length; texts beyond the window are cut."""
+        ...
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """A vector of shape ``(dimensions,)``, unit length."""
+        ...
+
+
+class OpenVinoEmbedder:
+    """An exported graph (transformer, pooling, normalisation) run by OpenVINO on the CPU.
+
+    OpenVINO computes in bf16 where the CPU has it and in fp32 elsewhere. `streams` is how many batches run at once:
+    one for questions, two for throughput.
+    """
+
+    def __init__(
+        self, identity: EmbedderIdentity, graph: bytes, weights: bytes, tokenizer: bytes, *, streams: int = 1
+    ) -> None:
+        import openvino
+        from tokenizers import Tokenizer
+
+        self._identity = identity
+        self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer.decode())
+        self._tokenizer.enable_truncation(identity.window)
+        self._tokenizer.no_padding()
+        core = openvino.Core()
+        model = core.read_model(graph, weights)
+        hint = "LATENCY" if streams == 1 else "THROUGHPUT"
+        config: dict[str, Any] = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": str(streams)}
+        self._compiled = core.compile_model(model, "CPU", config)
+        self._queue = openvino.AsyncInferQueue(self._compiled, streams)
+        self._queue.set_callback(_keep)
+        self._lock = Lock()
+
+    @property
+    def identity(self) -> EmbedderIdentity:
+        return self._identity
+
+    def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return self._embed([self._identity.document_prompt + text for text in texts])
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        return self._embed([self._identity.query_prompt + text])[0]
+
+    def fits(self, text: str) -> bool:
+        """Whether the question is read whole, or would be cut at the window."""
+        encoding = self._tokenizer.encode(self._identity.query_prompt + text)
+        return not encoding.overflowing
+
+    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        vectors = np.empty((len(texts), self._identity.dimensions), dtype=np.float32)
+        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+        # Neighbours in length share a batch, so that little is spent on padding.
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]), reverse=True)
+        with self._lock:
+            for rows in _batches(order, encoded):
+                inputs = self._padded([encoded[row] for row in rows])
+                self._queue.start_async(inputs, (vectors, rows))
+            self._queue.wait_all()
+        return vectors
+
+    def _padded(self, batch: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
+        longest = len(batch[0])
+        ids = np.zeros((len(batch), longest), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for row, tokens in enumerate(batch):
+            ids[row, : len(tokens)] = tokens
+            mask[row, : len(tokens)] = 1
+        known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        return {name: known[name] for name in self._identity.inputs}
+
+
+def _keep(request: Any, target: tuple[npt.NDArray[np.float32], list[int]]) -> None:
+    vectors, rows = target
+    vectors[rows] = request.get_output_tensor(0).data
+
+
+def _batches(order: list[int], encoded: list[list[int]]) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for row in order:
+        current = batches[-1] if batches else None
+        if current is not None:
+            width = len(encoded[current[0]])
+            if len(current) < _BATCH_ROWS and (len(current) + 1) * width <= _BATCH_TOKENS:
+                current.append(row)
+                continue
+        batches.append([row])
+    return batches
+
+
+def read_manifest(objects: Objects, fingerprint: str) -> EmbedderIdentity | None:
+    """The stored identity of an embedder, or None; raises `LakeCorrupt`."""
+    stored = objects.get(f"{MODELS}/{fingerprint}/{MANIFEST}")
+    if stored is None:
+        return None
+    try:
+        identity = EmbedderIdentity.model_validate_json(stored.data)
+    except ValidationError as error:
+        raise LakeCorrupt(f"the manifest of embedder {fingerprint} is malformed; export the model again") from error
+    if identity.fingerprint != fingerprint:
+        raise LakeCorrupt(f"the manifest under {fingerprint} describes {identity.fingerprint}; export the model again")
+    return identity
+
+
+def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1) -> OpenVinoEmbedder:
+    """Load an exported embedder from the lake, check its files' hashes and its self-test vector.
+
+    Raises `EmbedderUnavailable` where there is none, `LakeCorrupt` where a file is missing or altered.
+    """
+    identity = read_manifest(objects, fingerprint)
+    if identity is None:
+        raise EmbedderUnavailable(
+            f"the lake holds no embedder {fingerprint}; materialize embedding_model, or point RAG_LAKE_URI at its lake"
+        )
+    graph, weights, tokenizer = (_read_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
+    embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams)
+    check_self_test(embedder)
+    return embedder
+
+
+def load_tokenizer(objects: Objects, identity: EmbedderIdentity) -> Tokenizer:
+    """The model's own tokenizer, neither truncating nor padding; raises `LakeCorrupt`."""
+    from tokenizers import Tokenizer
+
+    tokenizer: Tokenizer = Tokenizer.from_str(_read_file(objects, identity, TOKENIZER).decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def passage_tokens(identity: EmbedderIdentity, tokenizer: Tokenizer) -> int:
+    """Most tokens a passage may have, special tokens included: the window less the document prompt."""
+    prompt = identity.document_prompt
+    return identity.window - (len(tokenizer.encode(prompt, add_special_tokens=False)) if prompt else 0)
+
+
+def _read_file(objects: Objects, identity: EmbedderIdentity, name: str) -> bytes:
+    stored = objects.get(f"{MODELS}/{identity.fingerprint}/{name}")
+    if stored is None or hashlib.sha256(stored.data).hexdigest() != identity.files.get(name):
+        raise LakeCorrupt(f"{name} of embedder {identity.fingerprint} is missing or altered; export the model again")
+    return stored.data
+
+
+def check_self_test(embedder: Embedder) -> float:
+    """Cosine of the self-test text's vector with the stored one; raises `LakeCorrupt` below `SELF_TEST_COSINE`."""
+    vector = embedder.embed_documents([SELF_TEST_TEXT])[0]
+    cosine = float(vector @ np.asarray(embedder.identity.self_test, dtype=np.float32))
+    if cosine < SELF_TEST_COSINE:
+        raise LakeCorrupt(
+            f"embedder {embedder.identity.fingerprint} fails its self-test (cosine {cosine:.4f}); export the model again"
+        )
+    return cosine

@@ -1,0 +1,88 @@
+"""Every error that this project raises on purpose, in one tree.
+
+    RagError
+    ├── SettingsError            a setting is missing or malformed
+    ├── InvalidQuestion          empty, or longer than a question can be
+    ├── InvalidArgument          k, filters or another argument out of range
+    ├── InvalidShardName         a region or department that cannot name a shard
+    ├── UnknownScope             no published shard has that region or department
+    ├── LakeError
+    │   ├── LakeUnavailable      the lake cannot be reached, or refuses the credentials
+    │   ├── LakeCorrupt          an object or table in the lake breaks the read contract
+    │   └── WriteConflict        a conditional write lost against another writer
+    ├── EmbedderUnavailable      the lake holds no embedder of the fingerprint that a shard needs
+    ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
+    └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
+
+Messages say what happened and what to do, and never hold a secret or a document's text.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CacheUnavailable",
+    "EmbedderUnavailable",
+    "InvalidArgument",
+    "InvalidQuestion",
+    "InvalidShardName",
+    "LakeCorrupt",
+    "LakeError",
+    "LakeUnavailable",
+    "ModelUnavailable",
+    "RagError",
+    "SettingsError",
+    "UnknownScope",
+    "WriteConflict",
+]
+
+
+class RagError(Exception):
+    """Base of every deliberate error here."""
+
+
+class SettingsError(RagError):
+    """A setting is missing or malformed; the message names the environment variable."""
+
+
+class InvalidQuestion(RagError, ValueError):
+    """The question is empty or too long."""
+
+
+class InvalidArgument(RagError, ValueError):
+    """An argument other than the question is out of range."""
+
+
+class InvalidShardName(RagError, ValueError):
+    """A region or department holds characters that no path, filter or tag may carry."""
+
+
+class UnknownScope(RagError, LookupError):
+    """No published shard matches the regions and departments asked for."""
+
+
+class LakeError(RagError):
+    """Something about the lake."""
+
+
+class LakeUnavailable(LakeError):
+    """The lake does not answer, does not exist, or refuses the credentials."""
+
+
+class LakeCorrupt(LakeError):
+    """What was read from the lake does not validate against the read contract."""
+
+
+class WriteConflict(LakeError):
+    """The object changed between the read and the conditional write; read again and decide anew."""
+
+
+class EmbedderUnavailable(RagError):
+    """No exported embedder in the lake has the fingerprint that was asked for."""
+
+
+class CacheUnavailable(RagError):
+    """The cache's server does not answer."""
+
+
+class ModelUnavailable(RagError):
+    """The language model failed after its bounded retries."""

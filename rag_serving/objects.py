@@ -1,0 +1,285 @@
+"""Small objects in the lake (catalog, leases, model files): read, list and conditional write, on a folder or on S3.
+
+A conditional write is what lets many writers share a lake without a database: it succeeds only if the object is still
+the one that was read. S3 does this by ``If-Match``/``If-None-Match``; a folder by an exclusive lock around
+compare-and-rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from rag_serving.errors import LakeUnavailable, SettingsError, WriteConflict
+
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
+ANY: Literal["any"] = "any"
+"""Write whatever is there."""
+ABSENT: Literal["absent"] = "absent"
+"""Write only if nothing is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's bytes and the etag that a conditional write may name."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    """One line of a listing."""
+
+    key: str
+    etag: str
+    size: int
+
+
+class Objects(Protocol):
+    """Small objects under one root. Keys are relative, with ``/`` between parts, and made by this project alone.
+
+    Every method raises `LakeUnavailable` when the store does not answer or refuses.
+    """
+
+    def get(self, key: str) -> StoredObject | None:
+        """The object, or None where there is none."""
+        ...
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        """Write atomically and return the new etag.
+
+        `expect` is `ANY`, `ABSENT` or the etag that must still be there; raises `WriteConflict` where it is not.
+        """
+        ...
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        """Every object under ``prefix/``, in no stated order; empty where there is none."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens where there is none."""
+        ...
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names a bucket."""
+    return uri.startswith("s3://")
+
+
+def folder_path(uri: str) -> Path:
+    """The absolute path that a plain path or ``file://`` URI names; raises `SettingsError` for other schemes."""
+    if uri.startswith("file://"):
+        return Path(unquote(urlsplit(uri).path)).absolute()
+    if "://" in uri:
+        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix")
+    return Path(uri).expanduser().absolute()
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """``s3://bucket/some/prefix/`` as ``("bucket", "some/prefix")``; raises `SettingsError` without a bucket."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise SettingsError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+    return bucket, prefix.strip("/")
+
+
+def s3_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the usual AWS_* variables say, in the words of Lance and obstore.
+
+    Both read keys, tokens and roles from the environment by themselves; they differ from boto3 in where an endpoint
+    comes from, so those variables are translated here.
+    """
+    options: dict[str, str] = {}
+    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["aws_endpoint"] = endpoint
+        if endpoint.startswith("http://"):
+            options["allow_http"] = "true"
+    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    if region or endpoint:
+        options["aws_region"] = region or "us-east-1"
+    return options
+
+
+def open_objects(uri: str) -> Objects:
+    """The objects under a folder or ``s3://bucket/prefix``; nothing is contacted yet."""
+    if not is_s3(uri):
+        return FolderObjects(folder_path(uri))
+    from obstore.store import S3Store
+
+    bucket, prefix = split_s3(uri)
+    options = s3_options(os.environ)
+    allow_http = options.pop("allow_http", "false") == "true"
+    store = S3Store(
+        bucket,
+        prefix=prefix or None,
+        config={**options, "conditional_put": "etag"},  # pyright: ignore[reportArgumentType]  # a TypedDict, as a dict
+        client_options={"allow_http": allow_http, "timeout": "30s", "connect_timeout": "5s"},
+        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)},
+    )
+    return S3Objects(store, uri)
+
+
+class FolderObjects:
+    """Objects as files. Safe between processes of one machine, and on a shared file system that honours locks."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def get(self, key: str) -> StoredObject | None:
+        try:
+            with (self._root / key).open("rb") as file:
+                return StoredObject(file.read(), _file_etag(os.fstat(file.fileno())))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise LakeUnavailable(f"cannot read {self._root / key}: {error.strerror}") from error
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        path = self._root / key
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.parent):
+                if expect != ANY:
+                    try:
+                        found = _file_etag(path.stat())
+                    except FileNotFoundError:
+                        found = ABSENT
+                    if found != expect:
+                        raise WriteConflict(f"{key} was written by another process meanwhile")
+                return _replace(path, data)
+        except OSError as error:
+            raise LakeUnavailable(f"cannot write {path}: {error.strerror}") from error
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        entries: list[ObjectEntry] = []
+        try:
+            for path in sorted((self._root / prefix).rglob("*")):
+                if path.name.startswith(".") or not path.is_file():
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # gone since the listing
+                    stat = path.stat()
+                    key = path.relative_to(self._root).as_posix()
+                    entries.append(ObjectEntry(key, _file_etag(stat), stat.st_size))
+        except OSError as error:
+            raise LakeUnavailable(f"cannot list {self._root / prefix}: {error.strerror}") from error
+        return entries
+
+    def delete(self, key: str) -> None:
+        try:
+            (self._root / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise LakeUnavailable(f"cannot delete {self._root / key}: {error.strerror}") from error
+
+
+class S3Objects:
+    """Objects in a bucket, through obstore."""
+
+    def __init__(self, store: S3Store, uri: str) -> None:
+        self._store = store
+        self._uri = uri
+
+    def get(self, key: str) -> StoredObject | None:
+        with self._named_errors(f"read {key}"):
+            import obstore
+
+            try:
+                result = obstore.get(self._store, key)
+            except FileNotFoundError:
+                return None
+            return StoredObject(bytes(result.bytes()), _required_etag(result.meta["e_tag"]))
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        with self._named_errors(f"write {key}"):
+            try:
+                if expect == ANY:
+                    result = obstore.put(self._store, key, data)
+                elif expect == ABSENT:
+                    result = obstore.put(self._store, key, data, mode="create", use_multipart=False)
+                else:
+                    version = {"e_tag": expect, "version": None}
+                    result = obstore.put(self._store, key, data, mode=version, use_multipart=False)  # pyright: ignore[reportArgumentType]
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                if isinstance(error, FileNotFoundError) and expect in (ANY, ABSENT):
+                    raise
+                raise WriteConflict(f"{key} was written by another process meanwhile") from error
+            return _required_etag(result["e_tag"])
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        import obstore
+
+        with self._named_errors(f"list {prefix}/"):
+            return [
+                ObjectEntry(entry["path"], _required_etag(entry["e_tag"]), entry["size"])
+                for page in obstore.list(self._store, prefix=prefix + "/")
+                for entry in page
+            ]
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        with self._named_errors(f"delete {key}"), contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._store, key)
+
+    @contextlib.contextmanager
+    def _named_errors(self, what: str) -> Generator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise LakeUnavailable(
+                f"cannot {what} in {self._uri}: {_first_line(error)}; check RAG_LAKE_URI, the bucket and the AWS_* variables"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _required_etag(etag: str | None) -> str:
+    if not etag:
+        raise LakeUnavailable("the object store returns no etags; conditional writes need them")
+    return etag
+
+
+def _file_etag(stat: os.stat_result) -> str:
+    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{stat.st_ino:x}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    import fcntl
+
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(path: Path, data: bytes) -> str:
+    temporary = path.parent / f".write-{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            etag = _file_etag(os.fstat(file.fileno()))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return etag

@@ -1,0 +1,76 @@
+"""The read contract's tables: the schema of a shard's table, where it lies in the lake, how connections are opened.
+
+Filters handed to LanceDB are SQL text; `sql_in` is the one place that writes literals into them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from rag_serving.objects import folder_path, is_s3, s3_options
+
+if TYPE_CHECKING:
+    import lancedb
+
+SHARDS = "shards"
+"""Folder of the lake under which serving finds one table per shard."""
+
+FINGERPRINT = b"rag.fingerprint"
+"""Schema metadata key of the embedder whose vectors a table holds."""
+
+
+def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
+    """Columns of a shard's table. One row is one chunk; ``text == document.text[start:end]`` in characters."""
+    return pa.schema(
+        [
+            pa.field("chunk_id", pa.string(), nullable=False),
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("ordinal", pa.int32(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("type", pa.string(), nullable=False),
+            pa.field("title", pa.string(), nullable=False),
+            pa.field("heading_path", pa.list_(pa.string())),
+            pa.field("page", pa.int32()),
+            pa.field("start", pa.int32(), nullable=False),
+            pa.field("end", pa.int32(), nullable=False),
+            pa.field("tokens", pa.int32(), nullable=False),
+            pa.field("region", pa.string(), nullable=False),
+            pa.field("department", pa.string(), nullable=False),
+            pa.field("content_hash", pa.string(), nullable=False),
+            pa.field("etag", pa.string(), nullable=False),
+            pa.field("modified_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("indexed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+        ],
+        metadata={FINGERPRINT: fingerprint.encode()},
+    )
+
+
+def database_uri(lake_uri: str, folder: str) -> str:
+    """Where LanceDB finds the tables of one folder of the lake. Folders become absolute paths."""
+    if is_s3(lake_uri):
+        return f"{lake_uri.rstrip('/')}/{folder}"
+    return str(folder_path(lake_uri) / folder)
+
+
+def storage_options(lake_uri: str) -> dict[str, str] | None:
+    """What LanceDB needs beyond the AWS_* variables that it reads itself; None for a folder."""
+    return s3_options(os.environ) if is_s3(lake_uri) else None
+
+
+async def connect_async(lake_uri: str, folder: str) -> lancedb.AsyncConnection:
+    """An asynchronous connection to one folder of tables."""
+    import lancedb
+
+    return await lancedb.connect_async(database_uri(lake_uri, folder), storage_options=storage_options(lake_uri))
+
+
+def sql_in(column: str, values: Iterable[str]) -> str:
+    """``column IN ('…', …)`` with every value quoted; false for no values."""
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({quoted})" if quoted else "false"
