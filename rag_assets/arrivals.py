@@ -22,22 +22,26 @@ _DIGEST_LENGTH = 24
 
 
 class ListingDigest:
-    """Digest of a shard's listing: changes when an object is added, changed, removed or renamed. Feed in key order."""
+    """Digest of a shard's listing: changes when an object is added, changed, removed or renamed.
+
+    The order of the entries is all one: some S3 servers list folder by folder instead of by the bytes of the keys.
+    """
 
     def __init__(self) -> None:
-        self._hash = hashlib.sha256()
+        self._sum = 0
         self.objects = 0
 
     def add(self, entry: SourceObject) -> None:
-        self._hash.update(f"{len(entry.key)}:{entry.key}\0{entry.etag}\0{entry.size}\n".encode())
+        line = f"{len(entry.key)}:{entry.key}\0{entry.etag}\0{entry.size}\n"
+        self._sum += int.from_bytes(hashlib.sha256(line.encode()).digest(), "big")
         self.objects += 1
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()[:_DIGEST_LENGTH]
+        return hashlib.sha256(f"{self.objects}:{self._sum % 2**256:x}".encode()).hexdigest()[:_DIGEST_LENGTH]
 
 
 def listing_digest(entries: Iterable[SourceObject]) -> str:
-    """Digest of one shard's complete listing, whose entries are in key order."""
+    """Digest of one shard's complete listing."""
     digest = ListingDigest()
     for entry in entries:
         digest.add(entry)
@@ -74,12 +78,13 @@ def sweep(
     previous_key = start_after
     for page in source.pages(start_after=start_after):
         for entry in page:
-            shard = shard_of(entry.key)
-            if shard != current:
-                if current is not None:
-                    digests[current] = running.hexdigest()
-                    if clock() > deadline:
-                        return Sweep(digests, objects, outside, tuple(examples), previous_key)
+            if current is not None and not entry.key.startswith(f"{current.key}/"):
+                digests[current] = running.hexdigest()
+                current = None
+                if clock() > deadline:
+                    return Sweep(digests, objects, outside, tuple(examples), previous_key)
+            shard = shard_of(entry.key)  # None for hidden keys and markers too, which may lie inside a shard
+            if shard is not None and current is None:
                 current, running, before_current = shard, ListingDigest(), previous_key
             previous_key = entry.key
             if shard is None:
@@ -89,6 +94,8 @@ def sweep(
             else:
                 running.add(entry)
                 objects += 1
+        if clock() > deadline and current is None:
+            return Sweep(digests, objects, outside, tuple(examples), previous_key)
         if clock() > deadline and digests and current is not None:
             return Sweep(digests, objects - running.objects, outside, tuple(examples), before_current)
     if current is not None:

@@ -422,7 +422,7 @@ def _even_cuts(atom: _Atom, sizes: _Sizes, limit: int) -> Iterator[tuple[int, in
         tokens, characters = sizes.tokens(start, end), end - start
         pieces = max(-(-tokens // limit), -(-characters // sizes.max_characters))
         if pieces <= 1:
-            yield start, end
+            yield from _spans(sizes.text, start, end, [])
             return
         cut = min(sizes.after(start, -(-tokens // pieces)), start + sizes.max_characters, end)
         cut = _seam_near(sizes.text, start, cut)

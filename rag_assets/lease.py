@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from rag_assets.errors import LeaseLost, ShardLocked
 from rag_serving.errors import LakeCorrupt, LakeUnavailable, WriteConflict
@@ -33,7 +33,7 @@ class LeaseRecord(BaseModel):
     epoch: int
     holder: str
     where: str
-    expires_at: datetime
+    expires_at: AwareDatetime
     released: bool = False
 
 

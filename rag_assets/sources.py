@@ -132,7 +132,9 @@ class FolderSource:
             with (self._root / key).open("rb") as file:
                 data = file.read()
                 stat = os.fstat(file.fileno())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not self._root.is_dir():
+                raise SourceUnavailable(f"the source folder {self._root} is gone; check RAG_SOURCE_URI") from error
             raise ObjectGone(key) from error
         except OSError as error:
             raise ObjectUnreadable(f"{key}: {error.strerror}") from error
@@ -149,13 +151,13 @@ def _walk(folder: Path) -> Iterator[Path]:
     with os.scandir(folder) as found:
         entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in found]
     for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # a name that is not UTF-8 cannot be a key, nor be part of one
+            continue
         if name.endswith("/"):
             yield from _walk(Path(entry.path))
         elif entry.is_file(follow_symlinks=False):
-            try:
-                entry.name.encode()
-            except UnicodeEncodeError:  # a name that is not UTF-8 cannot be a key
-                continue
             yield Path(entry.path)
 
 

@@ -1,1 +1,35 @@
-"""Answers from the published tables: client, cache and command line. Never imports dagster, torch or rag_assets."""
+"""Answers from the published tables: client, cache and command line. Never imports dagster, torch or rag_assets.
+
+    from rag_serving import RagClient
+
+    rag = RagClient.from_env()
+    answer = rag.ask("How much parental leave do I get?", regions=["london"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rag_serving.client import AsyncRagClient, RagClient
+    from rag_serving.results import Answer, Citation, Hit, Hits
+
+__all__ = ["Answer", "AsyncRagClient", "Citation", "Hit", "Hits", "RagClient"]
+
+_HOMES = {
+    "AsyncRagClient": "rag_serving.client",
+    "RagClient": "rag_serving.client",
+    "Answer": "rag_serving.results",
+    "Citation": "rag_serving.results",
+    "Hit": "rag_serving.results",
+    "Hits": "rag_serving.results",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load the public names when they are first used, so that importing the package costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 from rag_serving.errors import LakeUnavailable, SettingsError, WriteConflict
 
 if TYPE_CHECKING:
+    from obstore import UpdateVersion
     from obstore.store import S3Store
 
 ANY: Literal["any"] = "any"
@@ -150,27 +152,25 @@ class FolderObjects:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.parent):
-                if expect != ANY:
-                    try:
-                        found = _file_etag(path.stat())
-                    except FileNotFoundError:
-                        found = ABSENT
-                    if found != expect:
-                        raise WriteConflict(f"{key} was written by another process meanwhile")
-                return _replace(path, data)
+                try:
+                    before = path.stat()
+                except FileNotFoundError:
+                    before = None
+                if expect not in (ANY, ABSENT if before is None else _file_etag(before)):
+                    raise WriteConflict(f"{key} was written by another process meanwhile")
+                return _replace(path, data, after=0 if before is None else before.st_mtime_ns)
         except OSError as error:
             raise LakeUnavailable(f"cannot write {path}: {error.strerror}") from error
 
     def list(self, prefix: str) -> list[ObjectEntry]:
         entries: list[ObjectEntry] = []
         try:
-            for path in sorted((self._root / prefix).rglob("*")):
-                if path.name.startswith(".") or not path.is_file():
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # gone since the listing
-                    stat = path.stat()
-                    key = path.relative_to(self._root).as_posix()
-                    entries.append(ObjectEntry(key, _file_etag(stat), stat.st_size))
+            for folder, _, names in os.walk(self._root / prefix, onerror=_unless_absent):
+                for path in (Path(folder, name) for name in names if not name.startswith(".")):
+                    with contextlib.suppress(FileNotFoundError):  # gone since the listing
+                        stat = path.stat()
+                        key = path.relative_to(self._root).as_posix()
+                        entries.append(ObjectEntry(key, _file_etag(stat), stat.st_size))
         except OSError as error:
             raise LakeUnavailable(f"cannot list {self._root / prefix}: {error.strerror}") from error
         return entries
@@ -195,7 +195,9 @@ class S3Objects:
 
             try:
                 result = obstore.get(self._store, key)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                if _s3_code(error) == "NoSuchBucket":
+                    raise
                 return None
             return StoredObject(bytes(result.bytes()), _required_etag(result.meta["e_tag"]))
 
@@ -210,10 +212,12 @@ class S3Objects:
                 elif expect == ABSENT:
                     result = obstore.put(self._store, key, data, mode="create", use_multipart=False)
                 else:
-                    version = {"e_tag": expect, "version": None}
-                    result = obstore.put(self._store, key, data, mode=version, use_multipart=False)  # pyright: ignore[reportArgumentType]
+                    version: UpdateVersion = {"e_tag": expect}  # obstore raises TypeError for "version": None
+                    result = obstore.put(self._store, key, data, mode=version, use_multipart=False)
             except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
-                if isinstance(error, FileNotFoundError) and expect in (ANY, ABSENT):
+                if isinstance(error, FileNotFoundError) and (
+                    expect in (ANY, ABSENT) or _s3_code(error) == "NoSuchBucket"
+                ):
                     raise
                 raise WriteConflict(f"{key} was written by another process meanwhile") from error
             return _required_etag(result["e_tag"])
@@ -231,8 +235,12 @@ class S3Objects:
     def delete(self, key: str) -> None:
         import obstore
 
-        with self._named_errors(f"delete {key}"), contextlib.suppress(FileNotFoundError):
-            obstore.delete(self._store, key)
+        with self._named_errors(f"delete {key}"):
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError as error:
+                if _s3_code(error) == "NoSuchBucket":
+                    raise
 
     @contextlib.contextmanager
     def _named_errors(self, what: str) -> Generator[None]:
@@ -242,11 +250,19 @@ class S3Objects:
             yield
         except (BaseError, OSError) as error:
             raise LakeUnavailable(
-                f"cannot {what} in {self._uri}: {_first_line(error)}; check RAG_LAKE_URI, the bucket and the AWS_* variables"
+                f"cannot {what} in {self._uri}: {_reason(error)}; check RAG_LAKE_URI, the bucket and the AWS_* variables"
             ) from error
 
 
-def _first_line(error: BaseException) -> str:
+def _s3_code(error: BaseException) -> str | None:
+    """The code that an S3 server answered, such as ``NoSuchBucket``; obstore keeps it only in its message."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return None if found is None else found[1]
+
+
+def _reason(error: BaseException) -> str:
+    if code := _s3_code(error):
+        return code
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return text if len(text) <= 200 else text[:199] + "…"
 
@@ -270,13 +286,25 @@ def _locked(folder: Path) -> Generator[None]:
         yield
 
 
-def _replace(path: Path, data: bytes) -> str:
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _replace(path: Path, data: bytes, *, after: int) -> str:
+    """Put a whole new file in the place of `path`, modified later than `after` (ns) so that no etag ever returns.
+
+    Without that, two writes within one tick of the file system's clock could give a third the first one's etag: inodes
+    are used again.
+    """
     temporary = path.parent / f".write-{uuid.uuid4().hex}"
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            if os.fstat(file.fileno()).st_mtime_ns <= after:
+                os.utime(file.fileno(), ns=(after + 1, after + 1))
             etag = _file_etag(os.fstat(file.fileno()))
         temporary.replace(path)
     except BaseException:

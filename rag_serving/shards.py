@@ -68,7 +68,10 @@ class Shard:
         region, dot, department = name.partition(".")
         if not dot or not _ENCODED.fullmatch(region) or not _ENCODED.fullmatch(department):
             raise InvalidShardName(f"{_shown(name)} is not the table name of a shard")
-        return cls(_decode(region), _decode(department))
+        shard = cls(_decode(region), _decode(department))
+        if shard.table_name != name:
+            raise InvalidShardName(f"{_shown(name)} is not the table name of a shard; {shard} has {shard.table_name}")
+        return shard
 
 
 def same_name(left: str, right: str) -> bool:

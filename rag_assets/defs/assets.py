@@ -9,7 +9,6 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
-from dagster_aws.s3 import S3Resource
 
 from rag_assets.defs.execution import named_failures, step_retries
 from rag_assets.defs.partitions import shard_partitions
@@ -99,7 +98,6 @@ def _shard_asset(**options: Any) -> Any:
 def raw_documents(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
-    s3: S3Resource,
     shard_lease: dg.ResourceParam[Lease],
 ) -> dg.MaterializeResult[None]:
     shard = Shard.parse(context.partition_key)
@@ -107,7 +105,7 @@ def raw_documents(
     with named_failures():
         report = sync_documents(
             pipeline.lake(),
-            pipeline.source(s3),
+            pipeline.source(),
             shard,
             shard_lease,
             pipeline.limits(allow_mass_delete=allow),

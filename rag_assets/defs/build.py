@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
-from dagster_aws.s3 import S3Resource
 
 from rag_assets.defs.assets import SHARD_ASSETS, embedding_model, source_objects
 from rag_assets.defs.checks import CHECKS
@@ -23,8 +22,6 @@ def build_definitions(
     settings = settings or PipelineSettings.from_env()
     resources: dict[str, Any] = {
         "pipeline": PipelineResource.from_settings(settings),
-        # Keys, region and endpoint come from the usual AWS_* variables, which boto3 reads itself.
-        "s3": S3Resource(),
         "shard_lease": shard_lease,
     }
     return dg.Definitions(

@@ -16,6 +16,7 @@ from rag_assets.settings import PipelineSettings
 from rag_assets.sources import Source, open_source
 from rag_serving.catalog import Catalog
 from rag_serving.embedding import EmbedderIdentity, OpenVinoEmbedder
+from rag_serving.objects import is_s3
 from rag_serving.shards import Shard
 
 PARTITION_TAG = "dagster/partition"
@@ -25,6 +26,7 @@ ALLOW_MASS_DELETE_TAG = "rag/allow_mass_delete"
 class PipelineResource(dg.ConfigurableResource[None]):
     """The source, the lake and the embedding model that one deployment works with."""
 
+    s3: S3Resource
     source_uri: str | None
     lake_uri: str
     embedding_model: str
@@ -38,7 +40,9 @@ class PipelineResource(dg.ConfigurableResource[None]):
 
     @classmethod
     def from_settings(cls, settings: PipelineSettings) -> PipelineResource:
-        return cls(**{name: getattr(settings, name) for name in cls.model_fields})
+        # Keys, region and endpoint come from the usual AWS_* variables, which boto3 reads itself.
+        names = cls.model_fields.keys() - {"s3"}
+        return cls(s3=S3Resource(), **{name: getattr(settings, name) for name in names})
 
     def lake(self) -> Lake:
         return Lake(self.lake_uri)
@@ -46,9 +50,9 @@ class PipelineResource(dg.ConfigurableResource[None]):
     def catalog(self) -> Catalog:
         return Catalog(self.lake().objects)
 
-    def source(self, s3: S3Resource) -> Source:
-        needs_client = self.source_uri is not None and self.source_uri.startswith("s3://")
-        return open_source(self.source_uri, s3.get_client() if needs_client else None)
+    def source(self) -> Source:
+        on_s3 = self.source_uri is not None and is_s3(self.source_uri)
+        return open_source(self.source_uri, self.s3.get_client() if on_s3 else None)
 
     def identity(self) -> EmbedderIdentity:
         return warm_identity(self.lake_uri, self.embedding_model)

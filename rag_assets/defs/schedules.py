@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster_aws.s3 import S3Resource
 
 from rag_assets.arrivals import sweep
 from rag_assets.defs.jobs import index_shard
@@ -22,9 +21,9 @@ def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinitio
         "with nothing to do fetches, embeds and writes nothing.",
     )
     def reconcile(
-        context: dg.ScheduleEvaluationContext, pipeline: PipelineResource, s3: S3Resource
+        context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
     ) -> Iterator[dg.RunRequest]:
-        seen = sweep(pipeline.source(s3), seconds=settings.arrivals_tick_seconds)
+        seen = sweep(pipeline.source(), seconds=settings.arrivals_tick_seconds)
         add_shards(context.instance, seen.digests)
         at = context.scheduled_execution_time.isoformat()
         for key in sorted(context.instance.get_dynamic_partitions("shard")):

@@ -4,7 +4,6 @@ import time
 from collections.abc import Iterator
 
 import dagster as dg
-from dagster_aws.s3 import S3Resource
 
 from rag_assets.arrivals import Cursor, decide, sweep
 from rag_assets.defs.assets import source_objects
@@ -46,11 +45,11 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         "published version was made from. New regions and departments become partitions by themselves.",
     )
     def s3_arrivals(
-        context: dg.SensorEvaluationContext, pipeline: PipelineResource, s3: S3Resource
+        context: dg.SensorEvaluationContext, pipeline: PipelineResource
     ) -> dg.SensorResult:
         cursor = Cursor.loads(context.cursor)
         # The listing comes first: a run that ends meanwhile is then judged by a listing older than its publish.
-        seen = sweep(pipeline.source(s3), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
+        seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
         active = active_shards(context.instance)
         snapshot = pipeline.catalog().snapshot()
         decision = decide(

@@ -249,8 +249,8 @@ class _BodyReader:
         self.document.add(BlockKind.LIST, "\n".join(items))
 
 
-def _own(element: Any, name: str, boundary: str) -> Iterator[Any]:
-    """The descendants called `name` that are not inside a further `boundary` (a table in a cell)."""
+def _own(element: Any, name: str, boundary: str = "") -> Iterator[Any]:
+    """The outermost descendants called `name`, without those inside a `boundary` (a table in a cell)."""
     pending = [element.iterchildren()]
     while pending:
         child = next(pending[-1], None)
@@ -264,7 +264,7 @@ def _own(element: Any, name: str, boundary: str) -> Iterator[Any]:
 
 def _row(row: Any) -> str:
     cells = [
-        " ".join(" ".join(_text(paragraph) for paragraph in cell.iter(f"{_W}p")).split())
+        " ".join(" ".join(_text(paragraph) for paragraph in _own(cell, "p")).split())
         for cell in _own(row, "tc", "tbl")
     ]
     return " | ".join(cells) if any(cells) else ""

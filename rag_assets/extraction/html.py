@@ -249,7 +249,7 @@ class _PageWriter:
 
 
 def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:
-    """The nodes from `root` on in document order: (True, node) on entering, (False, node) on leaving an element.
+    """The nodes in document order: (True, node) on entering one, (False, node) on leaving an element.
 
     Dropped elements are left out with all they hold. A loop, because pages nest deeper than Python recurses.
     """

@@ -1,0 +1,124 @@
+"""The command `rag-serving`: ask, search, and list what is published."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from rag_serving.client import RagClient
+from rag_serving.errors import RagError
+from rag_serving.results import Answer, Place
+
+
+class _Named(click.ClickException):
+    """A deliberate error, shown as its name and message without a trace; exit status 2."""
+
+    exit_code = 2
+
+
+class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except RagError as error:
+            raise _Named(f"{type(error).__name__}: {error}") from error
+
+
+def _scope(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--region", "regions", multiple=True, help="Only this region; may be repeated."),
+        click.option("--department", "departments", multiple=True, help="Only this department; may be repeated."),
+        click.option("-k", "k", type=int, default=8, show_default=True, help="Passages to look for, 1 to 100."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rag-shards")
+def main() -> None:
+    """Answers from the published shards of a lake (RAG_LAKE_URI)."""
+
+
+@main.command()
+@click.argument("question")
+@_scope
+def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k: int, as_json: bool) -> None:
+    """Answer QUESTION with its sources."""
+    with RagClient.from_env() as client:
+        answer = client.ask(question, regions=regions or None, departments=departments or None, k=k)
+    click.echo(answer.model_dump_json(indent=1) if as_json else render(answer))
+
+
+@main.command()
+@click.argument("question")
+@_scope
+def search(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k: int, as_json: bool) -> None:
+    """List the passages nearest to QUESTION."""
+    with RagClient.from_env() as client:
+        hits = client.search(question, regions=regions or None, departments=departments or None, k=k)
+    if as_json:
+        click.echo(json.dumps([hit.model_dump(mode="json") for hit in hits], ensure_ascii=False, indent=1))
+        return
+    for hit in hits:
+        click.echo(f"{hit.rank:>2}  {hit.score:.3f}  {place(hit)}")
+        click.echo(f"            {' '.join(hit.text.split())[:140]}")
+    _warn(hits.degraded)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def shards(as_json: bool) -> None:
+    """List what is published."""
+    with RagClient.from_env() as client:
+        entries = client.shards()
+    if as_json:
+        click.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], ensure_ascii=False, indent=1))
+        return
+    for entry in entries:
+        current = entry.current
+        click.echo(
+            f"{entry.shard.key:<40} {current.documents:>7} documents {current.chunks:>8} chunks  version "
+            f"{current.version:<5} {current.published_at:%Y-%m-%d %H:%M:%S}"
+            + (f"  {current.quarantined} quarantined" if current.quarantined else "")
+        )
+    if not entries:
+        click.echo("nothing is published yet", err=True)
+
+
+def render(answer: Answer) -> str:
+    """An answer as text: what it says, the sources, how the cache and the clock stood."""
+    lines = [answer.text, ""]
+    lines += [f"  [{citation.number}] {place(citation)}  score {citation.score:.3f}" for citation in answer.citations]
+    state = answer.cache
+    if answer.similarity is not None and state == "semantic":
+        state += f" (similarity {answer.similarity:.3f} with “{answer.cached_question}”)"
+    lines.append(f"  cache: {state}   total: {answer.timings.get('total', 0):.1f} ms   " + _phases(answer))
+    if answer.degraded:
+        lines.append(f"  degraded: {', '.join(answer.degraded)}")
+    return "\n".join(lines)
+
+
+def place(passage: Place) -> str:
+    """Where a passage stands, on one line."""
+    where = f"page {passage.page}, " if passage.page is not None else ""
+    heading = f" § {' › '.join(passage.heading_path)}" if passage.heading_path else ""
+    return f"{passage.source}{heading} ({where}characters {passage.start}–{passage.end}) [{passage.shard}]"
+
+
+def _phases(answer: Answer) -> str:
+    return "  ".join(f"{phase} {value:.1f}" for phase, value in answer.timings.items() if phase != "total")
+
+
+def _warn(degraded: tuple[str, ...]) -> None:
+    if degraded:
+        click.echo(f"degraded: {', '.join(degraded)}", err=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""What the client returns: hits, citations, answers. Immutable, and JSON both ways, since answers are cached."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Literal, overload
+
+from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CacheState = Literal["exact", "semantic", "miss", "bypass"]
+
+
+class Place(BaseModel):
+    """A passage of a document, and where it stands."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    source: str = Field(description="URI of the source object")
+    title: str
+    heading_path: tuple[str, ...] = Field(description="headings above the passage, outermost first")
+    page: int | None = Field(description="page, counting from 1, where the format has pages")
+    start: int = Field(description="first character of the passage in the document's extracted text")
+    end: int = Field(description="one past its last character")
+    shard: str = Field(description="region/department")
+    score: float = Field(description="cosine of question and passage, -1 to 1")
+    chunk_id: str
+    text: str
+
+
+class Hit(Place):
+    """One found passage."""
+
+    rank: int = Field(description="1 for the best")
+    fused: float = Field(description="reciprocal rank fusion of the vector and the full-text ranking; orders the hits")
+    doc_id: str
+    type: str
+    modified_at: datetime
+
+
+class Citation(Place):
+    """A passage that the answer rests on; `number` is how the text refers to it, as in ``[2]``."""
+
+    number: int
+
+
+class Hits(Sequence[Hit]):
+    """Found passages, best first. `degraded` names what was not done as it should have been."""
+
+    def __init__(self, hits: Sequence[Hit], timings: dict[str, float], degraded: tuple[str, ...] = ()) -> None:
+        self._hits = tuple(hits)
+        self.timings = timings
+        self.degraded = degraded
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, index: int | slice) -> Hit | tuple[Hit, ...]:
+        return self._hits[index]
+
+    def __len__(self) -> int:
+        return len(self._hits)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return iter(self._hits)
+
+    def __repr__(self) -> str:
+        return f"Hits({len(self._hits)}, best={self._hits[0].source!r})" if self._hits else "Hits(0)"
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a hit, best first; columns are the fields of `Hit`."""
+        import pandas as pd
+
+        return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
+
+
+class Answer(BaseModel):
+    """An answer and what it rests on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    question: str
+    text: str
+    citations: tuple[Citation, ...]
+    kind: Literal["generated", "extract", "none"] = Field(
+        description="written by the language model, quoted from the documents, or nothing was found"
+    )
+    model: str | None = Field(description="the language model, for generated answers")
+    cache: CacheState = Field(
+        "miss", description="exact or semantic hit, miss, or bypass when the cache could not be asked"
+    )
+    similarity: float | None = Field(None, description="cosine with the question that the hit was stored for")
+    cached_question: str | None = Field(None, description="that question, for semantic hits")
+    degraded: tuple[str, ...] = Field((), description="what was not done as it should have been; empty when all was")
+    tokens: dict[str, int] = Field(default_factory=dict[str, int], description="prompt and completion tokens paid for")
+    timings: dict[str, float] = Field(default_factory=dict[str, float], description="milliseconds by phase, and total")
