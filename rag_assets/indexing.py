@@ -74,7 +74,9 @@ def sync_shard(
         )
         report.documents_replaced += len(batch)
         report.rows_written += rows.num_rows
-        log(f"{shard}: {report.documents_replaced} of {len(todo)} documents in the table ({report.rows_written} rows)")
+        log(
+            f"{shard}: {report.documents_replaced} of {len(todo)} documents in the table ({report.rows_written} rows)"
+        )
     rows_now = table.count_rows()
     report.optimized = _keep_indexes(table, rows_now, vector_index_rows, lease)
     report.rows = rows_now
@@ -125,8 +127,13 @@ def _wanted(lake: Lake, shard: Shard) -> dict[str, str]:
 
 def _have(table: Table) -> dict[str, str]:
     rows = read(table, ["doc_id", "ordinal", "chunk_id", "content_hash", "etag", "modified_at"])
-    first = {row["doc_id"]: row for row in rows.select(["doc_id", "content_hash", "etag", "modified_at"]).to_pylist()}
-    return {doc_id: _signature(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()}
+    first = {
+        row["doc_id"]: row
+        for row in rows.select(["doc_id", "content_hash", "etag", "modified_at"]).to_pylist()
+    }
+    return {
+        doc_id: _signature(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()
+    }
 
 
 def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
@@ -139,7 +146,9 @@ def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
 
 def _signature(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> str:
     ordered = ",".join(chunk_id for _, chunk_id in sorted(chunks))
-    text = f"{facts['content_hash']}|{facts['etag']}|{facts['modified_at'].isoformat()}|{len(chunks)}|{ordered}"
+    text = (
+        f"{facts['content_hash']}|{facts['etag']}|{facts['modified_at'].isoformat()}|{len(chunks)}|{ordered}"
+    )
     return f"{len(chunks)}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -161,12 +170,25 @@ def _rows(lake: Lake, shard: Shard, identity: EmbedderIdentity, doc_ids: list[st
     documents, chunks = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard)
     embeddings = lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
     if documents is None or chunks is None or embeddings is None:
-        raise ChecksFailed(f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first")
+        raise ChecksFailed(
+            f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first"
+        )
     where = sql_in("doc_id", doc_ids)
     facts = read(documents, ["doc_id", "source", "type", "title", "etag", "modified_at"], where=where)
     parts = read(
         chunks,
-        ["chunk_id", "doc_id", "ordinal", "text", "embed_hash", "heading_path", "page", "start", "end", "tokens"]
+        [
+            "chunk_id",
+            "doc_id",
+            "ordinal",
+            "text",
+            "embed_hash",
+            "heading_path",
+            "page",
+            "start",
+            "end",
+            "tokens",
+        ]
         + ["content_hash"],
         where=where,
     )
@@ -181,7 +203,9 @@ def _rows(lake: Lake, shard: Shard, identity: EmbedderIdentity, doc_ids: list[st
     vector_rows = pa.array([at[hashed] for hashed in hashes], pa.int64())
     count = parts.num_rows
     columns: dict[str, Any] = {name: parts[name] for name in parts.column_names if name != "embed_hash"}
-    columns |= {name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at")}
+    columns |= {
+        name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at")
+    }
     columns["vector"] = vectors["vector"].take(vector_rows)
     columns["region"] = pa.array([shard.region] * count, pa.string())
     columns["department"] = pa.array([shard.department] * count, pa.string())

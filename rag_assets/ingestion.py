@@ -17,7 +17,13 @@ import pyarrow as pa
 
 from rag_assets.arrivals import listing_digest
 from rag_assets.errors import MassDeleteRefused
-from rag_assets.extraction import EXTRACTOR_VERSION, ExtractedDocument, ExtractionError, QuarantineReason, extract
+from rag_assets.extraction import (
+    EXTRACTOR_VERSION,
+    ExtractedDocument,
+    ExtractionError,
+    QuarantineReason,
+    extract,
+)
 from rag_assets.lake import (
     QUARANTINE,
     QUARANTINE_SCHEMA,
@@ -170,7 +176,9 @@ def _held(lake: Lake, shard: Shard) -> dict[str, _Held]:
     return {
         doc_id: _Held(key, etag, size, extractor)
         for batch in scan(lake.open(RAW_DOCUMENTS, shard), columns)
-        for doc_id, key, etag, size, extractor in zip(*(batch[name].to_pylist() for name in columns), strict=True)
+        for doc_id, key, etag, size, extractor in zip(
+            *(batch[name].to_pylist() for name in columns), strict=True
+        )
     }
 
 
@@ -349,7 +357,9 @@ def _store_refusals(
             attempts=1 if before is None else before.attempts + 1,
         )
         after = refused[doc_id]
-        row = {name: getattr(after, name) for name in ("key", "etag", "size", "extractor", "reason", "attempts")}
+        row = {
+            name: getattr(after, name) for name in ("key", "etag", "size", "extractor", "reason", "attempts")
+        }
         row |= {"doc_id": doc_id, "detail": item.detail, "first_seen": after.first_seen, "last_seen": now}
         rows.append(row)
     commit_replacement(

@@ -123,7 +123,9 @@ class Lake:
         if folder not in self._connections:
             options = storage_options(self.uri)
             try:
-                self._connections[folder] = lancedb.connect(database_uri(self.uri, folder), storage_options=options)
+                self._connections[folder] = lancedb.connect(
+                    database_uri(self.uri, folder), storage_options=options
+                )
             except (OSError, RuntimeError, ValueError) as error:
                 raise LakeUnavailable(
                     f"cannot open the lake {self.uri}: {str(error).splitlines()[0][:200]}; check RAG_LAKE_URI"
@@ -138,7 +140,9 @@ class Lake:
         except (ValueError, FileNotFoundError) as error:
             if "not found" in str(error).lower():
                 return None
-            raise LakeUnavailable(f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}") from error
+            raise LakeUnavailable(
+                f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}"
+            ) from error
 
     def ensure(self, stage: str, shard: Shard, schema: pa.Schema, *, fingerprint: str = "") -> Table:
         """The stage's table of the shard, made now if it is not there."""
@@ -149,7 +153,9 @@ class Lake:
 
     def overwrite(self, stage: str, shard: Shard, schema: pa.Schema) -> Table:
         """An empty table of that schema as the next version; older versions stay readable."""
-        return self._connect(_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
+        return self._connect(_folder(stage, "")).create_table(
+            shard.table_name, schema=schema, mode="overwrite"
+        )
 
 
 def _folder(stage: str, fingerprint: str) -> str:

@@ -76,7 +76,9 @@ class Lease:
             deadline = time.monotonic() + self._seconds
             record = self._record.model_copy(update={"expires_at": _expiry(self._seconds)})
             try:
-                self._etag = self._objects.put(_key(self.shard), record.model_dump_json().encode(), expect=self._etag)
+                self._etag = self._objects.put(
+                    _key(self.shard), record.model_dump_json().encode(), expect=self._etag
+                )
             except WriteConflict:
                 self._lost = "another writer took it over"
                 return
@@ -123,7 +125,9 @@ def _acquire(
             )
             try:
                 etag = objects.put(
-                    _key(shard), record.model_dump_json().encode(), expect=ABSENT if found is None else found.etag
+                    _key(shard),
+                    record.model_dump_json().encode(),
+                    expect=ABSENT if found is None else found.etag,
                 )
                 return Lease(objects, shard, record, etag, seconds, deadline)
             except WriteConflict:
@@ -148,4 +152,6 @@ def _read(shard: Shard, data: bytes) -> LeaseRecord:
     try:
         return LeaseRecord.model_validate_json(data)
     except ValidationError as error:
-        raise LakeCorrupt(f"the lease object of {shard} is malformed; delete {_key(shard)} in the lake") from error
+        raise LakeCorrupt(
+            f"the lease object of {shard} is malformed; delete {_key(shard)} in the lake"
+        ) from error

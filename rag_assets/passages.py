@@ -79,7 +79,9 @@ def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: L
         report.documents_chunked += len(batch)
         report.chunks_written += len(rows)
         report.tokens_written += sum(row["tokens"] for row in rows)
-        log(f"{shard}: {report.documents_chunked} of {len(todo)} documents cut into {report.chunks_written} chunks")
+        log(
+            f"{shard}: {report.documents_chunked} of {len(todo)} documents cut into {report.chunks_written} chunks"
+        )
     report.chunks = _count(lake, shard)
     report.seconds = time.monotonic() - started
     return report

@@ -79,15 +79,15 @@ def shard_of(key: str) -> Shard | None:
 
 def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
     """The documents of one shard, in key order."""
-    return [
-        entry for page in source.pages(f"{shard.key}/") for entry in page if shard_of(entry.key) == shard
-    ]
+    return [entry for page in source.pages(f"{shard.key}/") for entry in page if shard_of(entry.key) == shard]
 
 
 def open_source(uri: str | None, client: S3Client | None = None) -> Source:
     """The source that `RAG_SOURCE_URI` names. `client` is needed for ``s3://`` only."""
     if uri is None:
-        raise SettingsError("RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive")
+        raise SettingsError(
+            "RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive"
+        )
     if is_s3(uri):
         if client is None:
             import boto3
@@ -125,7 +125,9 @@ class FolderSource:
             if page:
                 yield page
         except OSError as error:
-            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+            raise SourceUnavailable(
+                f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI"
+            ) from error
 
     def fetch(self, key: str) -> FetchedObject:
         try:
@@ -134,7 +136,9 @@ class FolderSource:
                 stat = os.fstat(file.fileno())
         except (FileNotFoundError, NotADirectoryError) as error:
             if not self._root.is_dir():
-                raise SourceUnavailable(f"the source folder {self._root} is gone; check RAG_SOURCE_URI") from error
+                raise SourceUnavailable(
+                    f"the source folder {self._root} is gone; check RAG_SOURCE_URI"
+                ) from error
             raise ObjectGone(key) from error
         except OSError as error:
             raise ObjectUnreadable(f"{key}: {error.strerror}") from error
@@ -149,7 +153,10 @@ def _walk(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
     with os.scandir(folder) as found:
-        entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in found]
+        entries = [
+            (entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
+            for entry in found
+        ]
     for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
         try:
             name.encode()
@@ -234,7 +241,12 @@ _REFUSALS = frozenset(
 
 
 def _error_class(error: Exception) -> type[SourceUnavailable]:
-    from botocore.exceptions import ClientError, NoCredentialsError, ParamValidationError, PartialCredentialsError
+    from botocore.exceptions import (
+        ClientError,
+        NoCredentialsError,
+        ParamValidationError,
+        PartialCredentialsError,
+    )
 
     if isinstance(error, ClientError):
         refused = error.response.get("Error", {}).get("Code", "") in _REFUSALS

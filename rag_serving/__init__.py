@@ -1,9 +1,9 @@
 """Answers from the published tables: client, cache and command line. Never imports dagster, torch or rag_assets.
 
-    from rag_serving import RagClient
+from rag_serving import RagClient
 
-    rag = RagClient.from_env()
-    answer = rag.ask("How much parental leave do I get?", regions=["london"])
+rag = RagClient.from_env()
+answer = rag.ask("How much parental leave do I get?", regions=["london"])
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ _SYSTEM = (
     "language of the question, briefly."
 )
 _MARK = re.compile(r"\[(\d{1,3})\]")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\w\"'(*])|(?<=[。！？])|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\w\"'(*])|(?<=[。！？])")
+_ITEM = re.compile(r"\s*(?:[-*+>|]|\d+[.)]\s)")
 _MARKUP = re.compile(r"^\s*(?:[-*+]\s+|\d+[.)]\s+|>\s*)|\*\*|__|`")
 _RULE = re.compile(r"^[\s|:=*#~`_-]+$")
 
@@ -92,7 +93,9 @@ def _litellm_completion() -> Completion:
 
 def _messages(question: str, hits: Sequence[Hit]) -> list[dict[str, str]]:
     sources = "\n\n".join(
-        f"[{number}] {hit.title}" + (f" > {' > '.join(hit.heading_path)}" if hit.heading_path else "") + f"\n{hit.text}"
+        f"[{number}] {hit.title}"
+        + (f" > {' > '.join(hit.heading_path)}" if hit.heading_path else "")
+        + f"\n{hit.text}"
         for number, hit in enumerate(hits, start=1)
     )
     return [
@@ -123,19 +126,36 @@ async def generate(model: LanguageModel, question: str, hits: Sequence[Hit]) -> 
 
 
 def extract(
-    embedder: Embedder, question: str, hits: Sequence[Hit], *, sentences: int = 2, degraded: tuple[str, ...] = ()
+    embedder: Embedder,
+    question: str,
+    hits: Sequence[Hit],
+    *,
+    sentences: int = 2,
+    degraded: tuple[str, ...] = (),
 ) -> Answer:
     """The sentences of the best passages that are nearest to the question, quoted as they stand."""
     if not hits:
-        return Answer(question=question, text=NOT_FOUND, citations=(), kind="none", model=None, degraded=degraded)
+        return Answer(
+            question=question, text=NOT_FOUND, citations=(), kind="none", model=None, degraded=degraded
+        )
     candidates = [
-        (number, sentence) for number, hit in enumerate(hits[:4], start=1) for sentence in split_sentences(hit.text)
+        (number, sentence)
+        for number, hit in enumerate(hits[:4], start=1)
+        for sentence in split_sentences(hit.text)
     ][:64]
     if not candidates:
         candidates = [(1, hits[0].text.strip())]
-    cosines = embedder.embed_documents([sentence for _, sentence in candidates]) @ embedder.embed_query(question)
-    # A better passage breaks near ties between its sentences and another's.
-    order = sorted(range(len(candidates)), key=lambda row: cosines[row] - 0.02 * candidates[row][0], reverse=True)
+    cosines = embedder.embed_documents([sentence for _, sentence in candidates]) @ embedder.embed_query(
+        question
+    )
+    asked = _words(question)
+    shared = [len(asked & _words(sentence)) / max(len(asked), 1) for _, sentence in candidates]
+    # Words in common tell apart what vectors see as one topic; a better passage breaks near ties.
+    scores = [
+        float(cosine) + 0.5 * common - 0.02 * number
+        for cosine, common, (number, _) in zip(cosines, shared, candidates, strict=True)
+    ]
+    order = sorted(range(len(candidates)), key=lambda row: scores[row], reverse=True)
     chosen: list[tuple[int, str]] = []
     for row in order:
         if candidates[row][1] not in (sentence for _, sentence in chosen):
@@ -155,21 +175,40 @@ def extract(
     )
 
 
+def _words(text: str) -> set[str]:
+    """Lower-case words of more than three characters; the shorter ones are in every sentence."""
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}
+
+
 def split_sentences(text: str) -> list[str]:
     """Sentences, list items and table rows of a passage, without markup; headings and rules are left out."""
-    found: list[str] = []
-    for part in _SENTENCE.split(text):
-        if not part or part.lstrip().startswith("#") or _RULE.match(part):
+    units: list[str] = []
+    joins = False
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#") or _RULE.match(line):
+            joins = False
             continue
-        sentence = " ".join(_MARKUP.sub("", part).split()).strip("| ")
-        if len(sentence) >= 8:
-            found.append(sentence)
+        # A line that begins no item goes on from the one before: paragraphs are often wrapped in the source.
+        if joins and not _ITEM.match(line):
+            units[-1] += " " + line.strip()
+        else:
+            units.append(line)
+        joins = "|" not in line
+    found: list[str] = []
+    for unit in units:
+        for part in _SENTENCE.split(_MARKUP.sub("", unit)):
+            sentence = " ".join(part.split()).strip("| ")
+            if len(sentence) >= 8:
+                found.append(sentence)
     return found
 
 
 def _citations(hits: Sequence[Hit], cited: Sequence[Hit]) -> tuple[Citation, ...]:
     numbers = {hit.chunk_id: number for number, hit in enumerate(hits, start=1)}
     return tuple(
-        Citation(number=numbers[hit.chunk_id], **{name: getattr(hit, name) for name in Citation.model_fields if name != "number"})
+        Citation(
+            number=numbers[hit.chunk_id],
+            **{name: getattr(hit, name) for name in Citation.model_fields if name != "number"},
+        )
         for hit in cited
     )

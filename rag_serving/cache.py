@@ -33,8 +33,7 @@ _BREAKER_SECONDS = 5.0
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
 _NEGATIONS = frozenset(
-    "no not never none nobody nothing neither nor without cannot except unless unable exclude excluding "
-    "kein keine nicht non sem não ikke aldri".split()
+    ["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot", "except", "unless", "unable", "exclude", "excluding", "kein", "keine", "nicht", "non", "sem", "não", "ikke", "aldri"]
 )
 
 
@@ -110,7 +109,12 @@ class AnswerCache:
     """The two tiers over a store."""
 
     def __init__(
-        self, store: CacheStore, *, similarity: float, ttl_seconds: int, clock: Callable[[], float] = time.time
+        self,
+        store: CacheStore,
+        *,
+        similarity: float,
+        ttl_seconds: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._similarity = similarity
@@ -202,7 +206,12 @@ class RedisStore:
     """
 
     def __init__(
-        self, client: Redis, *, prefix: str, clock: Callable[[], float] = time.time, breaker: float = _BREAKER_SECONDS
+        self,
+        client: Redis,
+        *,
+        prefix: str,
+        clock: Callable[[], float] = time.time,
+        breaker: float = _BREAKER_SECONDS,
     ) -> None:
         self._client = client
         self._prefix = prefix
@@ -236,7 +245,9 @@ class RedisStore:
         except ResponseError as error:
             if "no such index" not in str(error).lower() and "not found" not in str(error).lower():
                 raise CacheUnavailable(f"the cache refused a search: {error}") from error
-            self._indexed.discard(len(vector))  # the server was flushed; the next question makes the index anew
+            self._indexed.discard(
+                len(vector)
+            )  # the server was flushed; the next question makes the index anew
             return []
         found: list[Found] = []
         for document in _documents(answer):
@@ -271,9 +282,13 @@ class RedisStore:
         from redis.commands.search.index_definition import IndexDefinition, IndexType
         from redis.exceptions import ResponseError
 
-        vector = VectorField("vector", "FLAT", {"TYPE": "FLOAT32", "DIM": dimensions, "DISTANCE_METRIC": "COSINE"})
+        vector = VectorField(
+            "vector", "FLAT", {"TYPE": "FLOAT32", "DIM": dimensions, "DISTANCE_METRIC": "COSINE"}
+        )
         definition = IndexDefinition(prefix=[f"{self._prefix}:v{dimensions}:"], index_type=IndexType.HASH)
-        create = self._client.ft(self._index(dimensions)).create_index([TagField("tag"), vector], definition=definition)
+        create = self._client.ft(self._index(dimensions)).create_index(
+            [TagField("tag"), vector], definition=definition
+        )
         try:
             await self._guarded(create)
         except ResponseError as error:
@@ -298,7 +313,9 @@ class RedisStore:
             raise
         except (RedisError, OSError, TimeoutError) as error:
             self._broken_until = time.monotonic() + self._breaker
-            raise CacheUnavailable(f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL") from error
+            raise CacheUnavailable(
+                f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL"
+            ) from error
 
 
 def open_redis(url: str, *, timeout: float, prefix: str) -> RedisStore:
@@ -343,7 +360,10 @@ def _read_entry(data: Any) -> Entry | None:
 def _documents(answer: Any) -> Sequence[dict[str, Any]]:
     """The fields of each found hash, whether the client speaks RESP2 or RESP3."""
     if isinstance(answer, dict):
-        rows = [row.get(b"extra_attributes", row.get("extra_attributes", {})) for row in answer.get(b"results", answer.get("results", []))]
+        rows = [
+            row.get(b"extra_attributes", row.get("extra_attributes", {}))
+            for row in answer.get(b"results", answer.get("results", []))
+        ]
         return [{_text(name): value for name, value in row.items()} for row in rows]
     return [vars(document) for document in answer.docs]
 

@@ -52,7 +52,9 @@ class AsyncRagClient:
         self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh)
         self._searcher = Searcher(settings.lake_uri, concurrency=settings.search_concurrency)
         self._cache = AnswerCache(
-            cache_store or _open_store(settings), similarity=settings.cache_similarity, ttl_seconds=settings.cache_ttl
+            cache_store or _open_store(settings),
+            similarity=settings.cache_similarity,
+            ttl_seconds=settings.cache_ttl,
         )
         self._model = model or _configured_model(settings)
         self._load = load
@@ -250,7 +252,9 @@ class RagClient:
         tenant: str = "default",
     ) -> Answer:
         """See `AsyncRagClient.ask`."""
-        return self._run(self._core.ask(question, regions=regions, departments=departments, k=k, tenant=tenant))
+        return self._run(
+            self._core.ask(question, regions=regions, departments=departments, k=k, tenant=tenant)
+        )
 
     def shards(self) -> list[CatalogEntry]:
         """See `AsyncRagClient.shards`."""
@@ -335,4 +339,6 @@ def _open_store(settings: ServingSettings) -> CacheStore:
 def _configured_model(settings: ServingSettings) -> LanguageModel | None:
     if settings.llm_model is None:
         return None
-    return LanguageModel(settings.llm_model, settings.llm_timeout, settings.llm_retries, settings.llm_max_tokens)
+    return LanguageModel(
+        settings.llm_model, settings.llm_timeout, settings.llm_retries, settings.llm_max_tokens
+    )

@@ -83,7 +83,9 @@ def folder_path(uri: str) -> Path:
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path)).absolute()
     if "://" in uri:
-        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix")
+        raise SettingsError(
+            f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix"
+        )
     return Path(uri).expanduser().absolute()
 
 

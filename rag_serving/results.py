@@ -35,7 +35,9 @@ class Hit(Place):
     """One found passage."""
 
     rank: int = Field(description="1 for the best")
-    fused: float = Field(description="reciprocal rank fusion of the vector and the full-text ranking; orders the hits")
+    fused: float = Field(
+        description="reciprocal rank fusion of the vector and the full-text ranking; orders the hits"
+    )
     doc_id: str
     type: str
     modified_at: datetime
@@ -50,7 +52,9 @@ class Citation(Place):
 class Hits(Sequence[Hit]):
     """Found passages, best first. `degraded` names what was not done as it should have been."""
 
-    def __init__(self, hits: Sequence[Hit], timings: dict[str, float], degraded: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, hits: Sequence[Hit], timings: dict[str, float], degraded: tuple[str, ...] = ()
+    ) -> None:
         self._hits = tuple(hits)
         self.timings = timings
         self.degraded = degraded
@@ -95,6 +99,12 @@ class Answer(BaseModel):
     )
     similarity: float | None = Field(None, description="cosine with the question that the hit was stored for")
     cached_question: str | None = Field(None, description="that question, for semantic hits")
-    degraded: tuple[str, ...] = Field((), description="what was not done as it should have been; empty when all was")
-    tokens: dict[str, int] = Field(default_factory=dict[str, int], description="prompt and completion tokens paid for")
-    timings: dict[str, float] = Field(default_factory=dict[str, float], description="milliseconds by phase, and total")
+    degraded: tuple[str, ...] = Field(
+        (), description="what was not done as it should have been; empty when all was"
+    )
+    tokens: dict[str, int] = Field(
+        default_factory=dict[str, int], description="prompt and completion tokens paid for"
+    )
+    timings: dict[str, float] = Field(
+        default_factory=dict[str, float], description="milliseconds by phase, and total"
+    )

@@ -25,7 +25,19 @@ if TYPE_CHECKING:
 _FUSION = 60
 _OPEN_TABLES = 512
 _COLUMNS = [
-    *("chunk_id", "doc_id", "text", "vector", "source", "type", "title", "heading_path", "page", "start", "end"),
+    *(
+        "chunk_id",
+        "doc_id",
+        "text",
+        "vector",
+        "source",
+        "type",
+        "title",
+        "heading_path",
+        "page",
+        "start",
+        "end",
+    ),
     *("region", "department", "modified_at"),
 ]
 
@@ -40,7 +52,11 @@ class Searcher:
         self._tables: OrderedDict[tuple[Shard, int], Any] = OrderedDict()
 
     async def search(
-        self, question: str, vectors: Mapping[str, npt.NDArray[np.float32]], entries: Sequence[CatalogEntry], k: int
+        self,
+        question: str,
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+        entries: Sequence[CatalogEntry],
+        k: int,
     ) -> tuple[list[Hit], tuple[str, ...]]:
         """The `k` best passages of those shards, and the shards that could not be searched (marked, not hidden).
 
@@ -48,7 +64,10 @@ class Searcher:
         """
         searched = [entry for entry in entries if entry.current.chunks]
         results = await asyncio.gather(
-            *(self._search_shard(question, vectors[entry.current.fingerprint], entry, k) for entry in searched),
+            *(
+                self._search_shard(question, vectors[entry.current.fingerprint], entry, k)
+                for entry in searched
+            ),
             return_exceptions=True,
         )
         by_vector: list[dict[str, Any]] = []
@@ -65,7 +84,9 @@ class Searcher:
                 by_vector += result[0]
                 by_text += result[1]
         if problem is not None and len(failed) == len(searched):
-            raise LakeUnavailable(f"no shard could be searched: {str(problem).splitlines()[0][:200]}") from problem
+            raise LakeUnavailable(
+                f"no shard could be searched: {str(problem).splitlines()[0][:200]}"
+            ) from problem
         return _fuse(by_vector, by_text, vectors, entries, k), tuple(failed)
 
     async def _search_shard(
@@ -84,7 +105,12 @@ class Searcher:
                 .limit(k)
                 .select([*_COLUMNS, "_distance"])
             )
-            matching = table.query().nearest_to_text(MatchQuery(question, "text")).limit(k).select([*_COLUMNS, "_score"])
+            matching = (
+                table.query()
+                .nearest_to_text(MatchQuery(question, "text"))
+                .limit(k)
+                .select([*_COLUMNS, "_score"])
+            )
             return (await nearest.to_arrow()).to_pylist(), (await matching.to_arrow()).to_pylist()
 
     async def _table(self, entry: CatalogEntry) -> Any:
@@ -134,7 +160,17 @@ def _fuse(
                 heading_path=tuple(row["heading_path"] or ()),
                 **{
                     name: row[name]
-                    for name in ("chunk_id", "doc_id", "text", "source", "type", "title", "page", "start", "end")
+                    for name in (
+                        "chunk_id",
+                        "doc_id",
+                        "text",
+                        "source",
+                        "type",
+                        "title",
+                        "page",
+                        "start",
+                        "end",
+                    )
                 },
                 modified_at=row["modified_at"],
             )

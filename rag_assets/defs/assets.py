@@ -51,7 +51,9 @@ source_objects = dg.AssetSpec(
     "Pipeline and serving load these same files. Materialize it again after changing RAG_EMBEDDING_MODEL; a shard's "
     "run exports a missing model by itself.",
 )
-def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[None]:
+def embedding_model(
+    context: dg.AssetExecutionContext, pipeline: PipelineResource
+) -> dg.MaterializeResult[None]:
     with named_failures():
         export = ensure_exported(pipeline.lake().objects, pipeline.embedding_model, force=True)
     context.log.info("exported %s as %s", export.identity.model, export.identity.fingerprint)
@@ -75,7 +77,9 @@ def _columns(schema: pa.Schema) -> dict[str, Any]:
 
 def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
     """A step's report as metadata; `rows` becomes the headline of the partition in the UI."""
-    numbers = {name: value for name, value in dataclasses.asdict(report).items() if isinstance(value, int | float)}
+    numbers = {
+        name: value for name, value in dataclasses.asdict(report).items() if isinstance(value, int | float)
+    }
     numbers["seconds"] = round(numbers["seconds"], 3)
     return {**numbers, "dagster/partition_row_count": rows}
 
@@ -120,7 +124,9 @@ def raw_documents(
                 dg.TableRecord({"document": row["key"], "reason": row["reason"], "detail": row["detail"]})
                 for row in refused
             ],
-            schema=dg.TableSchema.from_name_type_dict({"document": "string", "reason": "string", "detail": "string"}),
+            schema=dg.TableSchema.from_name_type_dict(
+                {"document": "string", "reason": "string", "detail": "string"}
+            ),
         )
     return dg.MaterializeResult(metadata=metadata)
 

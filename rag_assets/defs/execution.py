@@ -1,7 +1,7 @@
 """The one place that chooses how the steps of a run are executed, and how steps are retried."""
 
-from contextlib import contextmanager
 from collections.abc import Generator
+from contextlib import contextmanager
 
 import dagster as dg
 

@@ -44,12 +44,12 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         description="Lists the source, and asks for one run of every shard whose listing differs from the one that its "
         "published version was made from. New regions and departments become partitions by themselves.",
     )
-    def s3_arrivals(
-        context: dg.SensorEvaluationContext, pipeline: PipelineResource
-    ) -> dg.SensorResult:
+    def s3_arrivals(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
         cursor = Cursor.loads(context.cursor)
         # The listing comes first: a run that ends meanwhile is then judged by a listing older than its publish.
-        seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
+        seen = sweep(
+            pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds
+        )
         active = active_shards(context.instance)
         snapshot = pipeline.catalog().snapshot()
         decision = decide(
@@ -65,7 +65,11 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         summary = (
             f"{seen.objects} objects in {len(seen.digests)} shards; {decision.dirty} dirty, "
             f"{len(decision.requests)} asked for, {decision.waiting} waiting"
-            + (f"; {seen.outside} keys outside region/department/, such as {seen.outside_examples}" if seen.outside else "")
+            + (
+                f"; {seen.outside} keys outside region/department/, such as {seen.outside_examples}"
+                if seen.outside
+                else ""
+            )
             + ("; the sweep goes on in the next tick" if seen.resume_after else "")
         )
         context.log.info(summary)

@@ -1,5 +1,4 @@
-"""Bytes to clean text: finding the encoding, and the one normalisation that every extracted text goes
-through."""
+"""Bytes to clean text: finding the encoding, and the one normalisation for every extracted text."""
 
 from __future__ import annotations
 
@@ -44,8 +43,7 @@ def refuse_oversized(data: bytes) -> None:
 
 
 def looks_binary(data: bytes) -> bool:
-    """Whether the first kilobytes hold more control bytes than any text encoding without wide characters
-    would."""
+    """Whether the first kilobytes hold more control bytes than text does."""
     if any(data.startswith(mark) for mark, _ in _BYTE_ORDER_MARKS):
         return False
     head = data[:4096]

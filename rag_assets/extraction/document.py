@@ -76,8 +76,7 @@ class DocumentBuilder:
     _length: int = 0
 
     def add(self, kind: BlockKind, text: str, *, level: int = 0, page: int | None = None) -> None:
-        """Append one block, separated from the last by an empty line; text that is only white space adds
-        nothing."""
+        """Append one block after an empty line; text that is only white space adds nothing."""
         text = _SPACE_AT_LINE_END.sub("", normalise(text)).strip()
         if not text:
             return

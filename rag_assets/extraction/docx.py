@@ -60,8 +60,7 @@ def zip_names(data: bytes) -> list[str]:
 
 
 def extract_docx(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError: too_large for a container that inflates beyond the limits, malformed for a
-    broken one."""
+    """Raises ExtractionError: too_large where the container inflates beyond the limits, else malformed."""
     _refuse_bomb(data)
 
     import docx
@@ -144,8 +143,7 @@ class _Style:
 
 
 def _styles(document: Document) -> dict[str, _Style]:
-    """Style id to structure. Ids are translated by localised versions of Word; the names of built-in styles
-    are not."""
+    """Style id to structure. Localised versions of Word translate ids, never the names of their styles."""
     elements: dict[str, Any] = {}
     default = ""
     root: Any = document.styles.element

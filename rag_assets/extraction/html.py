@@ -1,5 +1,4 @@
-"""HTML: the words of the page in reading order, without its navigation, as headings, paragraphs, lists,
-tables, code."""
+"""HTML: the words of a page in reading order and with their structure, without the navigation around them."""
 
 from __future__ import annotations
 

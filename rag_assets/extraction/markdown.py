@@ -39,7 +39,7 @@ _ATX_MARKS = re.compile(r"\A#{1,6}(?=\s|\Z)|(?:(?<=\s)|\A)#+\s*\Z")
 _ATTRIBUTES = re.compile(r"\{[:#.%][^{}]*\}\s*\Z")
 _LINK = re.compile(r"!?\[([^\[\]]*)\](?:\([^()]*\)|\[[^\[\]]*\])")
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-_EMPHASIS = re.compile(r"\*+|`+|~~|(?<!\w)_+(?=\S)|(?<=\S)_+(?!\w)")
+_EMPHASIS = re.compile(r"(?<!\\)\*+|`+|~~|(?<!\w)_+(?=\S)|(?<=\S)_+(?!\w)")
 _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 
 

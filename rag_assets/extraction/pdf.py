@@ -21,7 +21,9 @@ _HEADER_WITHIN: Final = 1024
 _ERR_PASSWORD: Final = 4
 _ERR_SECURITY: Final = 5
 
-# PDFium marks a hyphen that it found at a line's end with this character, and joins the lines.
+# PDFium marks a hyphen that it found at a line's end with the first, and joins the lines. The second survives
+# normalisation, which takes control characters out.
+_PDFIUM_HYPHEN: Final = "\x02"
 _LINE_END_HYPHEN: Final = "\ufffe"
 _HYPHENATED = re.compile(r"(\w+)(?:\ufffe|[-\u2010]\n)(\w+)")
 _COMPOUND = re.compile(r"\w+-\w+")
@@ -83,7 +85,7 @@ def _page_text(pdf: Any, index: int) -> str:
     try:
         text_page = page.get_textpage()
         try:
-            return text_page.get_text_bounded()
+            return text_page.get_text_bounded().replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
         finally:
             text_page.close()
     finally:

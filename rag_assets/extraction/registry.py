@@ -34,10 +34,10 @@ EXTRACTOR_VERSION: Final = "1"
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format: `recognise` tells it by content; `suffixes` (lower case, with dot) tell it where content
-    cannot.
+    """One format: how it is told and how it is read.
 
-    `heading` turns a heading block's text into what a reader sees of it.
+    `recognise` tells it by content, `suffixes` (lower case, with dot) where content cannot. `heading` turns
+    a heading block's text into what a reader sees of it.
     """
 
     name: str
@@ -122,8 +122,7 @@ def heading_text(document: ExtractedDocument, block: Block) -> str:
 
 
 def title_of_key(key: str) -> str:
-    """A readable title from a file's name, or from its folder's where the name says nothing (`index`,
-    `readme`)."""
+    """A readable title from a file's name, or its folder's where the name says nothing (`index`)."""
     path = PurePosixPath(key)
     stem = path.stem.strip("_-. ")
     if stem.lower() in ("", "index", "readme") and path.parent.name:
@@ -157,8 +156,7 @@ def _format_of(data: bytes, key: str) -> Format:
 
 
 def _name_what_it_is(data: bytes) -> str | None:
-    """Words for content that is certainly not text, None where it may be. Raises for documents under a
-    password."""
+    """Words for content that is certainly not text, else None. Raises where a password or damage shows."""
     if data.startswith(_OLE_SIGNATURE):
         if _ENCRYPTED_PACKAGE in data:
             detail = "the Office file opens with a password only; upload a copy without it"

@@ -1,0 +1,51 @@
+# The commands of this project; each makes what it needs first. See the README.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := $(CURDIR)/.demo
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+DEMO_ENV := DAGSTER_HOME=$${DAGSTER_HOME:-$(DEMO)/dagster} RAG_LAKE_URI=$${RAG_LAKE_URI:-$(DEMO)/lake} \
+  RAG_SOURCE_URI=$${RAG_SOURCE_URI:-$(CURDIR)/examples/corpus}
+
+.PHONY: demo dev ask test lint check-definitions servers lock clean
+
+demo: $(VENV)/.run  ## index the sample corpus and ask it some questions
+	@$(BIN)/python examples/demo.py
+
+dev: $(VENV)/.run  ## the Dagster UI and daemon on what the demo indexed (or on your RAG_* settings)
+	@mkdir -p $(DEMO)/dagster && test -e $(DEMO)/dagster/dagster.yaml || cp dagster.yaml $(DEMO)/dagster/
+	@$(DEMO_ENV) $(BIN)/dg dev --host 127.0.0.1 --port $${PORT:-3000}
+
+ask: $(VENV)/.run  ## make ask Q='…'
+	@$(DEMO_ENV) $(BIN)/rag-serving ask "$(Q)"
+
+test: $(VENV)/.dev servers lint check-definitions  ## everything that must hold
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
+
+check-definitions: $(VENV)/.dev
+	@$(BIN)/dg check toml
+	@RAG_SOURCE_URI=examples/corpus $(BIN)/dg check defs
+	@RAG_SOURCE_URI=examples/corpus $(BIN)/python -W ignore -m dagster definitions validate -w workspace.yaml
+
+servers: $(VENV)/.dev  ## the Redis and S3 servers that the tests start on loopback
+	@$(BIN)/python -m tests.servers install .servers
+
+lock: $(VENV)/.dev  ## pin what is installed now as the development environment
+	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' > requirements/dev.lock
+
+$(VENV)/.run: pyproject.toml requirements/dev.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (some minutes the first time)"
+	@$(PIP) install --constraint requirements/dev.lock --editable '.[assets,serving]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(PIP) install --constraint requirements/dev.lock --editable '.[dev]'
+	@touch $@
+
+clean:  ## remove the environment, the demo and the test servers
+	rm -rf $(VENV) .venv-* .demo .servers

