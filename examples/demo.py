@@ -47,9 +47,7 @@ def main() -> int:
 
     print("\n── Asking (rag_serving.RagClient)")
     with RagClient.from_env() as rag:
-        rag.search(
-            "warm up"
-        )  # loads the model and opens the tables, so that the times below are those of a server
+        rag.search("warm up")  # loads the model and opens the tables, so that the times below are those of a server
         for question, regions in QUESTIONS:
             print(f"\n? {question}" + (f"   [{', '.join(regions)}]" if regions else ""))
             print(render(rag.ask(question, regions=regions)))

@@ -142,9 +142,7 @@ class Cursor:
             return cls()
         try:
             data = json.loads(text)
-            asked = {
-                Shard.parse(k): Asked(str(d), float(at), int(n)) for k, (d, at, n) in data["asked"].items()
-            }
+            asked = {Shard.parse(k): Asked(str(d), float(at), int(n)) for k, (d, at, n) in data["asked"].items()}
             swept = frozenset(Shard.parse(key) for key in data["swept"])
             return cls(int(data["serial"]), str(data["resume_after"]), asked, swept)
         except (ValueError, KeyError, TypeError, AttributeError, RagError):
@@ -206,9 +204,7 @@ def decide(
         attempts = last.attempts + 1 if last is not None and same else 1
         asked[shard] = Asked(digest, now, attempts)
         requests.append(Request(shard, digest, f"{shard.key}@{digest[:12]}#{cursor.serial + 1}"))
-    after = Cursor(
-        cursor.serial + 1 if requests else cursor.serial, seen.resume_after, asked, frozenset(swept)
-    )
+    after = Cursor(cursor.serial + 1 if requests else cursor.serial, seen.resume_after, asked, frozenset(swept))
     return Decision(tuple(requests), len(dirty), len(dirty) - len(requests), after)
 
 

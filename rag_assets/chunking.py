@@ -81,16 +81,12 @@ class StructureChunker:
     the tokenizer before it is returned, and cut again if the count is over the window.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, *, max_tokens: int, min_tokens: int = DEFAULT_MIN_TOKENS
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, min_tokens: int = DEFAULT_MIN_TOKENS) -> None:
         """Copies the tokenizer, without truncation and padding. Raises ValueError for an unusable window."""
         from tokenizers import Tokenizer as TokenizerClass
 
         if max_tokens < SMALLEST_WINDOW:
-            raise ValueError(
-                f"max_tokens is {max_tokens}; a window below {SMALLEST_WINDOW} cannot hold every text"
-            )
+            raise ValueError(f"max_tokens is {max_tokens}; a window below {SMALLEST_WINDOW} cannot hold every text")
         if not 0 <= min_tokens <= max_tokens:
             raise ValueError(f"min_tokens is {min_tokens}; it lies between 0 and max_tokens ({max_tokens})")
         self._tokenizer = TokenizerClass.from_str(tokenizer.to_str())
@@ -299,12 +295,7 @@ def _group(sections: list[_Section], budget: int, min_tokens: int) -> list[list[
     merged: list[list[_Section]] = []
     totals: list[int] = []
     for group, size in zip(groups, sizes, strict=True):
-        if (
-            merged
-            and size < min_tokens
-            and totals[-1] + size <= budget
-            and _is_beside(merged[-1][0], group[0])
-        ):
+        if merged and size < min_tokens and totals[-1] + size <= budget and _is_beside(merged[-1][0], group[0]):
             merged[-1] += group
             totals[-1] += size
         else:
@@ -378,9 +369,7 @@ def _mend_tail(packed: list[list[_Atom]], sizes: _Sizes, min_tokens: int) -> Non
     size_before, size = (sum(atom.tokens for atom in passage) for passage in (before, tail))
     while size < min_tokens and len(before) > 1 and not before[-2].is_heading:
         atom = before[-1]
-        if size + atom.tokens > size_before - atom.tokens or not sizes.fit(
-            [atom, tail[-1]], size + atom.tokens
-        ):
+        if size + atom.tokens > size_before - atom.tokens or not sizes.fit([atom, tail[-1]], size + atom.tokens):
             return
         tail.insert(0, before.pop())
         size += atom.tokens

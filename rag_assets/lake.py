@@ -9,14 +9,14 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
 from rag_serving.errors import LakeUnavailable
 from rag_serving.objects import Objects, open_objects
 from rag_serving.shards import Shard
-from rag_serving.tables import SHARDS, database_uri, sql_in, storage_options
+from rag_serving.tables import database_uri, sql_in, storage_options
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -123,9 +123,7 @@ class Lake:
         if folder not in self._connections:
             options = storage_options(self.uri)
             try:
-                self._connections[folder] = lancedb.connect(
-                    database_uri(self.uri, folder), storage_options=options
-                )
+                self._connections[folder] = lancedb.connect(database_uri(self.uri, folder), storage_options=options)
             except (OSError, RuntimeError, ValueError) as error:
                 raise LakeUnavailable(
                     f"cannot open the lake {self.uri}: {str(error).splitlines()[0][:200]}; check RAG_LAKE_URI"
@@ -140,9 +138,7 @@ class Lake:
         except (ValueError, FileNotFoundError) as error:
             if "not found" in str(error).lower():
                 return None
-            raise LakeUnavailable(
-                f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}"
-            ) from error
+            raise LakeUnavailable(f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}") from error
 
     def ensure(self, stage: str, shard: Shard, schema: pa.Schema, *, fingerprint: str = "") -> Table:
         """The stage's table of the shard, made now if it is not there."""
@@ -153,9 +149,7 @@ class Lake:
 
     def overwrite(self, stage: str, shard: Shard, schema: pa.Schema) -> Table:
         """An empty table of that schema as the next version; older versions stay readable."""
-        return self._connect(_folder(stage, "")).create_table(
-            shard.table_name, schema=schema, mode="overwrite"
-        )
+        return self._connect(_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
 
 
 def _folder(stage: str, fingerprint: str) -> str:
@@ -176,6 +170,16 @@ def read(table: Table, columns: list[str], *, where: str | None = None) -> pa.Ta
     """The table's rows at once; for narrow columns or a bounded filter."""
     query = table.search().select(columns)
     return (query.where(where) if where is not None else query).to_arrow()
+
+
+def columns(rows: pa.RecordBatch | pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
+    """The rows as tuples of Python values of those columns."""
+    return zip(*(values(rows, name) for name in names), strict=True)
+
+
+def values(rows: pa.RecordBatch | pa.Table, name: str) -> list[Any]:
+    """One column as Python values."""
+    return cast("Any", rows).column(name).to_pylist()
 
 
 def commit_replacement(
@@ -203,22 +207,3 @@ def commit_replacement(
 def document_id(key: str) -> str:
     """The id of a source object: 32 hex digits of its key's hash."""
     return hashlib.sha256(key.encode()).hexdigest()[:32]
-
-
-__all__ = [
-    "BLOCKS",
-    "CHUNKS",
-    "CHUNK_SCHEMA",
-    "EMBEDDINGS",
-    "QUARANTINE",
-    "QUARANTINE_SCHEMA",
-    "RAW_DOCUMENTS",
-    "RAW_SCHEMA",
-    "SHARDS",
-    "Lake",
-    "commit_replacement",
-    "document_id",
-    "embedding_schema",
-    "read",
-    "scan",
-]

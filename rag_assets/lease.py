@@ -76,9 +76,7 @@ class Lease:
             deadline = time.monotonic() + self._seconds
             record = self._record.model_copy(update={"expires_at": _expiry(self._seconds)})
             try:
-                self._etag = self._objects.put(
-                    _key(self.shard), record.model_dump_json().encode(), expect=self._etag
-                )
+                self._etag = self._objects.put(_key(self.shard), record.model_dump_json().encode(), expect=self._etag)
             except WriteConflict:
                 self._lost = "another writer took it over"
                 return
@@ -152,6 +150,4 @@ def _read(shard: Shard, data: bytes) -> LeaseRecord:
     try:
         return LeaseRecord.model_validate_json(data)
     except ValidationError as error:
-        raise LakeCorrupt(
-            f"the lease object of {shard} is malformed; delete {_key(shard)} in the lake"
-        ) from error
+        raise LakeCorrupt(f"the lease object of {shard} is malformed; delete {_key(shard)} in the lake") from error

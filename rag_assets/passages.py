@@ -18,7 +18,7 @@ import pyarrow as pa
 from rag_assets.chunking import Chunker
 from rag_assets.extraction import Block, BlockKind, ExtractedDocument
 from rag_assets.ingestion import Log
-from rag_assets.lake import CHUNK_SCHEMA, CHUNKS, RAW_DOCUMENTS, Lake, commit_replacement, read, scan
+from rag_assets.lake import CHUNK_SCHEMA, CHUNKS, RAW_DOCUMENTS, Lake, columns, commit_replacement, read, scan
 from rag_assets.lease import Lease
 from rag_serving.shards import Shard
 from rag_serving.tables import sql_in
@@ -58,12 +58,12 @@ def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: L
         lease.check()
         table.delete(sql_in("doc_id", gone))
     documents = lake.open(RAW_DOCUMENTS, shard)
-    columns = ["doc_id", "title", "type", "text", "blocks", "content_hash"]
+    names = ["doc_id", "title", "type", "text", "blocks", "content_hash"]
     for start in range(0, len(todo), _BATCH_DOCUMENTS):
         batch = todo[start : start + _BATCH_DOCUMENTS]
         rows = [
             row
-            for records in scan(documents, columns, where=sql_in("doc_id", batch))
+            for records in scan(documents, names, where=sql_in("doc_id", batch))
             for record in records.to_pylist()
             for row in _rows(record, chunker)
         ]
@@ -79,9 +79,7 @@ def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: L
         report.documents_chunked += len(batch)
         report.chunks_written += len(rows)
         report.tokens_written += sum(row["tokens"] for row in rows)
-        log(
-            f"{shard}: {report.documents_chunked} of {len(todo)} documents cut into {report.chunks_written} chunks"
-        )
+        log(f"{shard}: {report.documents_chunked} of {len(todo)} documents cut into {report.chunks_written} chunks")
     report.chunks = _count(lake, shard)
     report.seconds = time.monotonic() - started
     return report
@@ -98,11 +96,11 @@ def _content_hashes(lake: Lake, stage: str, shard: Shard, chunker: str | None = 
     if table is None:
         return {}
     if chunker is None:
-        rows = read(table, ["doc_id", "content_hash"])
-        return dict(zip(rows["doc_id"].to_pylist(), rows["content_hash"].to_pylist(), strict=True))
+        return dict(columns(read(table, ["doc_id", "content_hash"]), "doc_id", "content_hash"))
     rows = read(table, ["doc_id", "content_hash", "chunker"])
-    columns = (rows[name].to_pylist() for name in ("doc_id", "content_hash", "chunker"))
-    return {doc: content if by == chunker else "" for doc, content, by in zip(*columns, strict=True)}
+    return {
+        doc: content if by == chunker else "" for doc, content, by in columns(rows, "doc_id", "content_hash", "chunker")
+    }
 
 
 def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Checks of a shard's new table, and the publish that puts it before readers: one conditional write of its catalog object."""
+"""Checks of a shard's new table, and the publish that puts it before readers by one write of its catalog object."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rag_assets.errors import ChecksFailed, LeaseLost
 from rag_assets.indexing import UNINDEXED_ROWS, table_fingerprint, unindexed_rows
 from rag_assets.ingestion import held_digest
-from rag_assets.lake import CHUNKS, QUARANTINE, RAW_DOCUMENTS, SHARDS, Lake, read, scan
+from rag_assets.lake import CHUNKS, QUARANTINE, RAW_DOCUMENTS, Lake, read, scan, values
 from rag_assets.lease import Lease
 from rag_serving.catalog import HISTORY_LENGTH, CatalogEntry, Publication, catalog_key, read_catalog_entry
 from rag_serving.embedding import EmbedderIdentity
 from rag_serving.errors import WriteConflict
 from rag_serving.objects import ABSENT
 from rag_serving.shards import Shard
+from rag_serving.tables import SHARDS
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -64,8 +65,9 @@ def check_vectors(lake: Lake, shard: Shard, identity: EmbedderIdentity) -> Verdi
     found = table_fingerprint(table)
     if found != identity.fingerprint:
         problems.append(f"vectors of embedder {found or 'unknown'}, not of {identity.fingerprint}")
-    sample = table.search().select(["vector"]).limit(_SAMPLED_VECTORS).to_arrow()["vector"].combine_chunks()
-    lengths = np.linalg.norm(np.asarray(sample.flatten()).reshape(len(sample), identity.dimensions), axis=1)
+    sampled: list[Any] = table.search().select(["vector"]).limit(_SAMPLED_VECTORS).to_arrow()["vector"].to_pylist()
+    sample = np.asarray(sampled, dtype=np.float32).reshape(len(sampled), -1 if sampled else identity.dimensions)
+    lengths = np.linalg.norm(sample, axis=1)
     wrong = int((np.abs(lengths - 1) > 0.02).sum()) if identity.normalized else 0
     if wrong:
         problems.append(f"{wrong} of {len(sample)} sampled vectors are not of unit length")
@@ -84,9 +86,7 @@ class Published:
     content_changed: bool
 
 
-def publish(
-    lake: Lake, shard: Shard, lease: Lease, identity: EmbedderIdentity, *, run_id: str, keep: int
-) -> Published:
+def publish(lake: Lake, shard: Shard, lease: Lease, identity: EmbedderIdentity, *, run_id: str, keep: int) -> Published:
     """Put the head of the shard's table before readers, unless they have exactly that already.
 
     Raises `ChecksFailed` when the head is not consistent and `LeaseLost` when a writer of a later epoch has published;
@@ -142,7 +142,7 @@ def publish(
 def content_digest(table: Table, fingerprint: str) -> str:
     """Identity of what can be retrieved: the set of chunks and the embedder. Compaction does not change it."""
     digest = hashlib.sha256(fingerprint.encode())
-    for chunk_id in sorted(read(table, ["chunk_id"])["chunk_id"].to_pylist()):
+    for chunk_id in sorted(values(read(table, ["chunk_id"]), "chunk_id")):
         digest.update(chunk_id.encode())
     return digest.hexdigest()[:32]
 
@@ -150,7 +150,7 @@ def content_digest(table: Table, fingerprint: str) -> str:
 def _ids(table: Table | None, column: str) -> Counter[str]:
     counted: Counter[str] = Counter()
     for batch in scan(table, [column]):
-        counted.update(batch[column].to_pylist())
+        counted.update(values(batch, column))
     return counted
 
 

@@ -15,12 +15,8 @@ ExecutorName = Literal["in_process", "multiprocess", "k8s"]
 class PipelineSettings(EnvironmentSettings):
     """What the assets, sensors and schedules need."""
 
-    source_uri: NonEmpty | None = Field(
-        None, description="folder or s3://bucket/prefix where documents arrive"
-    )
-    embedding_model: NonEmpty = Field(
-        PACKAGED_MODEL, description="sentence-transformers name, or a model's folder"
-    )
+    source_uri: NonEmpty | None = Field(None, description="folder or s3://bucket/prefix where documents arrive")
+    embedding_model: NonEmpty = Field(PACKAGED_MODEL, description="sentence-transformers name, or a model's folder")
     executor: ExecutorName = Field("in_process", description="how the steps of one run are executed")
     reconcile_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
         "0 2 * * *", description="when all shards are reconciled with the source, in UTC"
@@ -36,10 +32,6 @@ class PipelineSettings(EnvironmentSettings):
     )
     fetch_concurrency: int = Field(8, ge=1, le=64, description="objects fetched at once")
     vector_index_rows: int = Field(2_000, ge=256, description="rows from which a shard gets a vector index")
-    keep_published: int = Field(
-        5, ge=1, le=20, description="published versions of a shard that are tagged and kept"
-    )
+    keep_published: int = Field(5, ge=1, le=20, description="published versions of a shard that are tagged and kept")
     lease_seconds: float = Field(30.0, ge=1, le=600, description="a dead writer's shard is free after this")
-    lease_wait: float = Field(
-        45.0, ge=0, le=3600, description="seconds to wait for another writer of the same shard"
-    )
+    lease_wait: float = Field(45.0, ge=0, le=3600, description="seconds to wait for another writer of the same shard")

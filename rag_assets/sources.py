@@ -42,11 +42,11 @@ class FetchedObject:
     modified_at: datetime
 
 
-class ObjectGone(Exception):  # noqa: N818 - an event of the source, not a fault
+class ObjectGone(Exception):
     """The object was deleted between the listing and the fetch."""
 
 
-class ObjectUnreadable(Exception):  # noqa: N818
+class ObjectUnreadable(Exception):
     """This one object cannot be read (permissions, archived storage class); others can."""
 
 
@@ -85,9 +85,7 @@ def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
 def open_source(uri: str | None, client: S3Client | None = None) -> Source:
     """The source that `RAG_SOURCE_URI` names. `client` is needed for ``s3://`` only."""
     if uri is None:
-        raise SettingsError(
-            "RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive"
-        )
+        raise SettingsError("RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive")
     if is_s3(uri):
         if client is None:
             import boto3
@@ -125,9 +123,7 @@ class FolderSource:
             if page:
                 yield page
         except OSError as error:
-            raise SourceUnavailable(
-                f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI"
-            ) from error
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
 
     def fetch(self, key: str) -> FetchedObject:
         try:
@@ -136,9 +132,7 @@ class FolderSource:
                 stat = os.fstat(file.fileno())
         except (FileNotFoundError, NotADirectoryError) as error:
             if not self._root.is_dir():
-                raise SourceUnavailable(
-                    f"the source folder {self._root} is gone; check RAG_SOURCE_URI"
-                ) from error
+                raise SourceUnavailable(f"the source folder {self._root} is gone; check RAG_SOURCE_URI") from error
             raise ObjectGone(key) from error
         except OSError as error:
             raise ObjectUnreadable(f"{key}: {error.strerror}") from error
@@ -153,10 +147,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     if not folder.is_dir():
         return
     with os.scandir(folder) as found:
-        entries = [
-            (entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry)
-            for entry in found
-        ]
+        entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in found]
     for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
         try:
             name.encode()

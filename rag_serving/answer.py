@@ -93,9 +93,7 @@ def _litellm_completion() -> Completion:
 
 def _messages(question: str, hits: Sequence[Hit]) -> list[dict[str, str]]:
     sources = "\n\n".join(
-        f"[{number}] {hit.title}"
-        + (f" > {' > '.join(hit.heading_path)}" if hit.heading_path else "")
-        + f"\n{hit.text}"
+        f"[{number}] {hit.title}" + (f" > {' > '.join(hit.heading_path)}" if hit.heading_path else "") + f"\n{hit.text}"
         for number, hit in enumerate(hits, start=1)
     )
     return [
@@ -135,19 +133,13 @@ def extract(
 ) -> Answer:
     """The sentences of the best passages that are nearest to the question, quoted as they stand."""
     if not hits:
-        return Answer(
-            question=question, text=NOT_FOUND, citations=(), kind="none", model=None, degraded=degraded
-        )
+        return Answer(question=question, text=NOT_FOUND, citations=(), kind="none", model=None, degraded=degraded)
     candidates = [
-        (number, sentence)
-        for number, hit in enumerate(hits[:4], start=1)
-        for sentence in split_sentences(hit.text)
+        (number, sentence) for number, hit in enumerate(hits[:4], start=1) for sentence in split_sentences(hit.text)
     ][:64]
     if not candidates:
         candidates = [(1, hits[0].text.strip())]
-    cosines = embedder.embed_documents([sentence for _, sentence in candidates]) @ embedder.embed_query(
-        question
-    )
+    cosines = embedder.embed_documents([sentence for _, sentence in candidates]) @ embedder.embed_query(question)
     asked = _words(question)
     shared = [len(asked & _words(sentence)) / max(len(asked), 1) for _, sentence in candidates]
     # Words in common tell apart what vectors see as one topic; a better passage breaks near ties.

@@ -13,9 +13,9 @@ import re
 import time
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,7 +33,31 @@ _BREAKER_SECONDS = 5.0
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
 _NEGATIONS = frozenset(
-    ["no", "not", "never", "none", "nobody", "nothing", "neither", "nor", "without", "cannot", "except", "unless", "unable", "exclude", "excluding", "kein", "keine", "nicht", "non", "sem", "não", "ikke", "aldri"]
+    [
+        "no",
+        "not",
+        "never",
+        "none",
+        "nobody",
+        "nothing",
+        "neither",
+        "nor",
+        "without",
+        "cannot",
+        "except",
+        "unless",
+        "unable",
+        "exclude",
+        "excluding",
+        "kein",
+        "keine",
+        "nicht",
+        "non",
+        "sem",
+        "não",
+        "ikke",
+        "aldri",
+    ]
 )
 
 
@@ -239,15 +263,13 @@ class RedisStore:
             .paging(0, _NEIGHBOURS)
             .dialect(2)
         )
-        search = self._client.ft(self._index(len(vector))).search(query, {"vector": _bytes(vector)})
+        search: Any = self._commands(len(vector)).search(query, {"vector": _bytes(vector)})
         try:
             answer = await self._guarded(search)
         except ResponseError as error:
             if "no such index" not in str(error).lower() and "not found" not in str(error).lower():
                 raise CacheUnavailable(f"the cache refused a search: {error}") from error
-            self._indexed.discard(
-                len(vector)
-            )  # the server was flushed; the next question makes the index anew
+            self._indexed.discard(len(vector))  # the server was flushed; the next question makes the index anew
             return []
         found: list[Found] = []
         for document in _documents(answer):
@@ -273,6 +295,9 @@ class RedisStore:
     def _index(self, dimensions: int) -> str:
         return f"{self._prefix}:index:{dimensions}"
 
+    def _commands(self, dimensions: int) -> Any:
+        return self._client.ft(self._index(dimensions))
+
     async def _ensure_index(self, dimensions: int) -> bool:
         if not self.searchable:
             return False
@@ -282,13 +307,9 @@ class RedisStore:
         from redis.commands.search.index_definition import IndexDefinition, IndexType
         from redis.exceptions import ResponseError
 
-        vector = VectorField(
-            "vector", "FLAT", {"TYPE": "FLOAT32", "DIM": dimensions, "DISTANCE_METRIC": "COSINE"}
-        )
+        vector = VectorField("vector", "FLAT", {"TYPE": "FLOAT32", "DIM": dimensions, "DISTANCE_METRIC": "COSINE"})
         definition = IndexDefinition(prefix=[f"{self._prefix}:v{dimensions}:"], index_type=IndexType.HASH)
-        create = self._client.ft(self._index(dimensions)).create_index(
-            [TagField("tag"), vector], definition=definition
-        )
+        create: Any = self._commands(dimensions).create_index([TagField("tag"), vector], definition=definition)
         try:
             await self._guarded(create)
         except ResponseError as error:
@@ -313,9 +334,7 @@ class RedisStore:
             raise
         except (RedisError, OSError, TimeoutError) as error:
             self._broken_until = time.monotonic() + self._breaker
-            raise CacheUnavailable(
-                f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL"
-            ) from error
+            raise CacheUnavailable(f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL") from error
 
 
 def open_redis(url: str, *, timeout: float, prefix: str) -> RedisStore:
@@ -357,15 +376,13 @@ def _read_entry(data: Any) -> Entry | None:
         return None
 
 
-def _documents(answer: Any) -> Sequence[dict[str, Any]]:
+def _documents(answer: Any) -> list[dict[str, Any]]:
     """The fields of each found hash, whether the client speaks RESP2 or RESP3."""
-    if isinstance(answer, dict):
-        rows = [
-            row.get(b"extra_attributes", row.get("extra_attributes", {}))
-            for row in answer.get(b"results", answer.get("results", []))
-        ]
-        return [{_text(name): value for name, value in row.items()} for row in rows]
-    return [vars(document) for document in answer.docs]
+    if not isinstance(answer, dict):
+        return [vars(document) for document in answer.docs]
+    by_name = {_text(name): value for name, value in cast("dict[Any, Any]", answer).items()}
+    rows = [{_text(name): value for name, value in row.items()} for row in by_name.get("results", [])]
+    return [{_text(name): value for name, value in row["extra_attributes"].items()} for row in rows]
 
 
 def _text(name: Any) -> str:

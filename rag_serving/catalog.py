@@ -30,9 +30,7 @@ class Publication(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: int = Field(ge=1, description="version of the Lance table")
-    content_digest: str = Field(
-        min_length=8, description="changes exactly when the chunks or their vectors' model do"
-    )
+    content_digest: str = Field(min_length=8, description="changes exactly when the chunks or their vectors' model do")
     source_digest: str = Field(description="the listing (keys, etags, sizes) that this version was made from")
     fingerprint: str = Field(min_length=8, description="embedder of the vectors")
     documents: int = Field(ge=0)
@@ -53,9 +51,7 @@ class CatalogEntry(BaseModel):
     table: str
     epoch: int = Field(ge=0, description="lease epoch of the writer that published")
     current: Publication
-    history: tuple[Publication, ...] = Field(
-        (), max_length=HISTORY_LENGTH, description="newest first, without current"
-    )
+    history: tuple[Publication, ...] = Field((), max_length=HISTORY_LENGTH, description="newest first, without current")
 
     @property
     def shard(self) -> Shard:
@@ -75,13 +71,9 @@ def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
     try:
         entry = CatalogEntry.model_validate_json(data)
         if entry.shard != shard or entry.table != shard.table_name:
-            raise LakeCorrupt(
-                f"the catalog object of {shard} speaks of {entry.table!r}; publish the shard again"
-            )
+            raise LakeCorrupt(f"the catalog object of {shard} speaks of {entry.table!r}; publish the shard again")
     except (ValidationError, InvalidShardName) as error:
-        raise LakeCorrupt(
-            f"the catalog object of {shard} is malformed ({_brief(error)}); publish it again"
-        ) from error
+        raise LakeCorrupt(f"the catalog object of {shard} is malformed ({_brief(error)}); publish it again") from error
     return entry
 
 
@@ -106,9 +98,7 @@ class Snapshot:
         matches nothing or nothing is left.
         """
         chosen_regions = self._known("region", regions, {shard.region for shard in self.entries})
-        chosen_departments = self._known(
-            "department", departments, {shard.department for shard in self.entries}
-        )
+        chosen_departments = self._known("department", departments, {shard.department for shard in self.entries})
         routed = [
             self.entries[shard]
             for shard in sorted(self.entries)
@@ -117,9 +107,7 @@ class Snapshot:
         ]
         if not routed:
             if not self.entries:
-                raise UnknownScope(
-                    "nothing is published yet; index something first (rag-assets backfill --all)"
-                )
+                raise UnknownScope("nothing is published yet; index something first (rag-assets backfill --all)")
             raise UnknownScope(
                 "no published shard lies in those regions and departments together; see rag-serving shards"
             )
@@ -172,18 +160,12 @@ class Catalog:
 
     def _refreshed(self) -> Snapshot:
         taken = self._clock()
-        listing = {
-            entry.key: entry.etag for entry in self._objects.list(CATALOG) if entry.key.endswith(".json")
-        }
-        changed = [
-            key for key, etag in listing.items() if key not in self._read or self._read[key][0] != etag
-        ]
+        listing = {entry.key: entry.etag for entry in self._objects.list(CATALOG) if entry.key.endswith(".json")}
+        changed = [key for key, etag in listing.items() if key not in self._read or self._read[key][0] != etag]
         kept = {key: value for key, value in self._read.items() if key in listing}
         if changed:
             with ThreadPoolExecutor(max_workers=min(16, len(changed))) as pool:
-                kept.update(
-                    (key, value) for key, value in pool.map(self._fetch, changed) if value is not None
-                )
+                kept.update((key, value) for key, value in pool.map(self._fetch, changed) if value is not None)
         unchanged = self._snapshot is not None and not changed and kept.keys() == self._read.keys()
         self._read = kept
         self._taken = taken

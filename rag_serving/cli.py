@@ -31,12 +31,8 @@ class _Group(click.Group):
 def _scope(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--region", "regions", multiple=True, help="Only this region; may be repeated."),
-        click.option(
-            "--department", "departments", multiple=True, help="Only this department; may be repeated."
-        ),
-        click.option(
-            "-k", "k", type=int, default=8, show_default=True, help="Passages to look for, 1 to 100."
-        ),
+        click.option("--department", "departments", multiple=True, help="Only this department; may be repeated."),
+        click.option("-k", "k", type=int, default=8, show_default=True, help="Passages to look for, 1 to 100."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
         command = option(command)
@@ -62,9 +58,7 @@ def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k
 @main.command()
 @click.argument("question")
 @_scope
-def search(
-    question: str, regions: tuple[str, ...], departments: tuple[str, ...], k: int, as_json: bool
-) -> None:
+def search(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k: int, as_json: bool) -> None:
     """List the passages nearest to QUESTION."""
     with RagClient.from_env() as client:
         hits = client.search(question, regions=regions or None, departments=departments or None, k=k)
@@ -84,9 +78,7 @@ def shards(as_json: bool) -> None:
     with RagClient.from_env() as client:
         entries = client.shards()
     if as_json:
-        click.echo(
-            json.dumps([entry.model_dump(mode="json") for entry in entries], ensure_ascii=False, indent=1)
-        )
+        click.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], ensure_ascii=False, indent=1))
         return
     for entry in entries:
         current = entry.current
@@ -102,10 +94,7 @@ def shards(as_json: bool) -> None:
 def render(answer: Answer) -> str:
     """An answer as text: what it says, the sources, how the cache and the clock stood."""
     lines = [answer.text, ""]
-    lines += [
-        f"  [{citation.number}] {place(citation)}  score {citation.score:.3f}"
-        for citation in answer.citations
-    ]
+    lines += [f"  [{citation.number}] {place(citation)}  score {citation.score:.3f}" for citation in answer.citations]
     state = answer.cache
     if answer.similarity is not None and state == "semantic":
         state += f" (similarity {answer.similarity:.3f} with “{answer.cached_question}”)"

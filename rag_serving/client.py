@@ -252,9 +252,7 @@ class RagClient:
         tenant: str = "default",
     ) -> Answer:
         """See `AsyncRagClient.ask`."""
-        return self._run(
-            self._core.ask(question, regions=regions, departments=departments, k=k, tenant=tenant)
-        )
+        return self._run(self._core.ask(question, regions=regions, departments=departments, k=k, tenant=tenant))
 
     def shards(self) -> list[CatalogEntry]:
         """See `AsyncRagClient.shards`."""
@@ -339,6 +337,4 @@ def _open_store(settings: ServingSettings) -> CacheStore:
 def _configured_model(settings: ServingSettings) -> LanguageModel | None:
     if settings.llm_model is None:
         return None
-    return LanguageModel(
-        settings.llm_model, settings.llm_timeout, settings.llm_retries, settings.llm_max_tokens
-    )
+    return LanguageModel(settings.llm_model, settings.llm_timeout, settings.llm_retries, settings.llm_max_tokens)

@@ -43,9 +43,7 @@ class EmbedderIdentity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: int = Field(1, ge=1, le=1)
-    model: str = Field(
-        description="name the model was configured by; for people, not part of the fingerprint"
-    )
+    model: str = Field(description="name the model was configured by; for people, not part of the fingerprint")
     weights_sha256: str = Field(min_length=64, max_length=64)
     dimensions: int = Field(ge=1, le=65_536)
     window: int = Field(ge=8, description="most tokens the model reads, special tokens included")
@@ -53,14 +51,10 @@ class EmbedderIdentity(BaseModel):
     normalized: bool
     query_prompt: str = ""
     document_prompt: str = ""
-    precision: str = Field(
-        "float", description="class of arithmetic: fp32 and bf16 agree to 0.9999, int8 does not"
-    )
+    precision: str = Field("float", description="class of arithmetic: fp32 and bf16 agree to 0.9999, int8 does not")
     inputs: tuple[str, ...] = Field(description="names of the graph's inputs, in order")
     files: dict[str, str] = Field(description="file name to sha256")
-    self_test: tuple[float, ...] = Field(
-        description="unit vector of SELF_TEST_TEXT by the reference implementation"
-    )
+    self_test: tuple[float, ...] = Field(description="unit vector of SELF_TEST_TEXT by the reference implementation")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -182,13 +176,9 @@ def read_manifest(objects: Objects, fingerprint: str) -> EmbedderIdentity | None
     try:
         identity = EmbedderIdentity.model_validate_json(stored.data)
     except ValidationError as error:
-        raise LakeCorrupt(
-            f"the manifest of embedder {fingerprint} is malformed; export the model again"
-        ) from error
+        raise LakeCorrupt(f"the manifest of embedder {fingerprint} is malformed; export the model again") from error
     if identity.fingerprint != fingerprint:
-        raise LakeCorrupt(
-            f"the manifest under {fingerprint} describes {identity.fingerprint}; export the model again"
-        )
+        raise LakeCorrupt(f"the manifest under {fingerprint} describes {identity.fingerprint}; export the model again")
     return identity
 
 
@@ -227,9 +217,7 @@ def passage_tokens(identity: EmbedderIdentity, tokenizer: Tokenizer) -> int:
 def _read_file(objects: Objects, identity: EmbedderIdentity, name: str) -> bytes:
     stored = objects.get(f"{MODELS}/{identity.fingerprint}/{name}")
     if stored is None or hashlib.sha256(stored.data).hexdigest() != identity.files.get(name):
-        raise LakeCorrupt(
-            f"{name} of embedder {identity.fingerprint} is missing or altered; export the model again"
-        )
+        raise LakeCorrupt(f"{name} of embedder {identity.fingerprint} is missing or altered; export the model again")
     return stored.data
 
 
@@ -239,6 +227,6 @@ def check_self_test(embedder: Embedder) -> float:
     cosine = float(vector @ np.asarray(embedder.identity.self_test, dtype=np.float32))
     if cosine < SELF_TEST_COSINE:
         raise LakeCorrupt(
-            f"embedder {embedder.identity.fingerprint} fails its self-test (cosine {cosine:.4f}); export the model again"
+            f"embedder {embedder.identity.fingerprint} fails its self-test (cosine {cosine:.4f}); export it again"
         )
     return cosine

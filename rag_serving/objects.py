@@ -83,9 +83,7 @@ def folder_path(uri: str) -> Path:
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path)).absolute()
     if "://" in uri:
-        raise SettingsError(
-            f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix"
-        )
+        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix")
     return Path(uri).expanduser().absolute()
 
 
@@ -252,7 +250,7 @@ class S3Objects:
             yield
         except (BaseError, OSError) as error:
             raise LakeUnavailable(
-                f"cannot {what} in {self._uri}: {_reason(error)}; check RAG_LAKE_URI, the bucket and the AWS_* variables"
+                f"cannot {what} in {self._uri}: {_reason(error)}; check RAG_LAKE_URI and the AWS_* variables"
             ) from error
 
 

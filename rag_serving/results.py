@@ -35,9 +35,7 @@ class Hit(Place):
     """One found passage."""
 
     rank: int = Field(description="1 for the best")
-    fused: float = Field(
-        description="reciprocal rank fusion of the vector and the full-text ranking; orders the hits"
-    )
+    fused: float = Field(description="reciprocal rank fusion of the vector and the full-text ranking; orders the hits")
     doc_id: str
     type: str
     modified_at: datetime
@@ -52,9 +50,7 @@ class Citation(Place):
 class Hits(Sequence[Hit]):
     """Found passages, best first. `degraded` names what was not done as it should have been."""
 
-    def __init__(
-        self, hits: Sequence[Hit], timings: dict[str, float], degraded: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, hits: Sequence[Hit], timings: dict[str, float], degraded: tuple[str, ...] = ()) -> None:
         self._hits = tuple(hits)
         self.timings = timings
         self.degraded = degraded
@@ -95,16 +91,10 @@ class Answer(BaseModel):
     )
     model: str | None = Field(description="the language model, for generated answers")
     cache: CacheState = Field(
-        "miss", description="exact or semantic hit, miss, or bypass when the cache could not be asked"
+        default="miss", description="exact or semantic hit, miss, or bypass when the cache could not be asked"
     )
-    similarity: float | None = Field(None, description="cosine with the question that the hit was stored for")
-    cached_question: str | None = Field(None, description="that question, for semantic hits")
-    degraded: tuple[str, ...] = Field(
-        (), description="what was not done as it should have been; empty when all was"
-    )
-    tokens: dict[str, int] = Field(
-        default_factory=dict[str, int], description="prompt and completion tokens paid for"
-    )
-    timings: dict[str, float] = Field(
-        default_factory=dict[str, float], description="milliseconds by phase, and total"
-    )
+    similarity: float | None = Field(default=None, description="cosine with the question that the hit was stored for")
+    cached_question: str | None = Field(default=None, description="that question, for semantic hits")
+    degraded: tuple[str, ...] = Field((), description="what was not done as it should have been; empty when all was")
+    tokens: dict[str, int] = Field(default_factory=dict[str, int], description="prompt and completion tokens paid for")
+    timings: dict[str, float] = Field(default_factory=dict[str, float], description="milliseconds by phase, and total")

@@ -64,10 +64,7 @@ class Searcher:
         """
         searched = [entry for entry in entries if entry.current.chunks]
         results = await asyncio.gather(
-            *(
-                self._search_shard(question, vectors[entry.current.fingerprint], entry, k)
-                for entry in searched
-            ),
+            *(self._search_shard(question, vectors[entry.current.fingerprint], entry, k) for entry in searched),
             return_exceptions=True,
         )
         by_vector: list[dict[str, Any]] = []
@@ -84,9 +81,7 @@ class Searcher:
                 by_vector += result[0]
                 by_text += result[1]
         if problem is not None and len(failed) == len(searched):
-            raise LakeUnavailable(
-                f"no shard could be searched: {str(problem).splitlines()[0][:200]}"
-            ) from problem
+            raise LakeUnavailable(f"no shard could be searched: {str(problem).splitlines()[0][:200]}") from problem
         return _fuse(by_vector, by_text, vectors, entries, k), tuple(failed)
 
     async def _search_shard(
@@ -105,12 +100,8 @@ class Searcher:
                 .limit(k)
                 .select([*_COLUMNS, "_distance"])
             )
-            matching = (
-                table.query()
-                .nearest_to_text(MatchQuery(question, "text"))
-                .limit(k)
-                .select([*_COLUMNS, "_score"])
-            )
+            words = MatchQuery(question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
+            matching = table.query().nearest_to_text(words).limit(k).select([*_COLUMNS, "_score"])
             return (await nearest.to_arrow()).to_pylist(), (await matching.to_arrow()).to_pylist()
 
     async def _table(self, entry: CatalogEntry) -> Any:

@@ -25,7 +25,7 @@ class EnvironmentSettings(BaseSettings):
     def from_env(cls) -> Self:
         """Read the environment; raises `SettingsError` that names each wrong variable, never its value."""
         try:
-            return cls()
+            return cls()  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
         except ValidationError as error:
             problems = "; ".join(
                 f"RAG_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
@@ -37,26 +37,18 @@ class EnvironmentSettings(BaseSettings):
 class ServingSettings(EnvironmentSettings):
     """What the client needs to answer."""
 
-    redis_url: SecretStr | None = Field(
-        None, description="redis:// or rediss:// URL of the cache; in memory without"
-    )
-    llm_model: NonEmpty | None = Field(
-        None, description="litellm model name; without it answers are extracts"
-    )
+    redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL of the cache; in memory without")
+    llm_model: NonEmpty | None = Field(None, description="litellm model name; without it answers are extracts")
     llm_timeout: float = Field(30.0, gt=0, le=600, description="seconds for one call of the model")
     llm_retries: int = Field(2, ge=0, le=10, description="further tries after a failed call of the model")
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="longest generated answer, in tokens")
-    catalog_refresh: float = Field(
-        2.0, ge=0, le=3600, description="seconds that a catalog snapshot is used for"
-    )
+    catalog_refresh: float = Field(2.0, ge=0, le=3600, description="seconds that a catalog snapshot is used for")
     search_concurrency: int = Field(8, ge=1, le=256, description="table searches in flight at once")
     cache_ttl: int = Field(86_400, ge=1, description="seconds from the making of an answer to its end")
     cache_similarity: float = Field(
         0.98, ge=0.5, le=1.0, description="cosine from which a reworded question is the same"
     )
-    cache_timeout: float = Field(
-        0.25, gt=0, le=30, description="seconds that the cache may take before it is bypassed"
-    )
+    cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds that the cache may take before it is bypassed")
     cache_memory_entries: int = Field(10_000, ge=1, description="bound of the in-memory cache, without Redis")
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
         "rag", description="first part of every Redis key, so that several deployments share a server"

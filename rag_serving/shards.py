@@ -59,9 +59,7 @@ class Shard:
         """Read ``region/department``; raises `InvalidShardName`."""
         region, slash, department = key.partition("/")
         if not slash or "/" in department:
-            raise InvalidShardName(
-                f"{_shown(key)} is not a shard: write region/department, for example london/people"
-            )
+            raise InvalidShardName(f"{_shown(key)} is not a shard: write region/department, for example london/people")
         return cls(region, department)
 
     @classmethod
@@ -72,9 +70,7 @@ class Shard:
             raise InvalidShardName(f"{_shown(name)} is not the table name of a shard")
         shard = cls(_decode(region), _decode(department))
         if shard.table_name != name:
-            raise InvalidShardName(
-                f"{_shown(name)} is not the table name of a shard; {shard} has {shard.table_name}"
-            )
+            raise InvalidShardName(f"{_shown(name)} is not the table name of a shard; {shard} has {shard.table_name}")
         return shard
 
 
@@ -104,9 +100,7 @@ def _validate(kind: str, name: str) -> None:
             f"the {kind} {_shown(name)} holds {listed}; letters, digits, space and - _ . & + ( ) @ are allowed"
         )
     if ".." in name or name[0] in " ." or name[-1] in " .":
-        raise InvalidShardName(
-            f"the {kind} {_shown(name)} may not hold '..' nor begin or end with a dot or a space"
-        )
+        raise InvalidShardName(f"the {kind} {_shown(name)} may not hold '..' nor begin or end with a dot or a space")
 
 
 def _encode(name: str) -> str:

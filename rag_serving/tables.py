@@ -67,9 +67,7 @@ async def connect_async(lake_uri: str, folder: str) -> lancedb.AsyncConnection:
     """An asynchronous connection to one folder of tables."""
     import lancedb
 
-    return await lancedb.connect_async(
-        database_uri(lake_uri, folder), storage_options=storage_options(lake_uri)
-    )
+    return await lancedb.connect_async(database_uri(lake_uri, folder), storage_options=storage_options(lake_uri))
 
 
 def sql_in(column: str, values: Iterable[str]) -> str:

@@ -47,13 +47,11 @@ source_objects = dg.AssetSpec(
     kinds={"python", "openvino"},
     retry_policy=step_retries,
     code_version="1",
-    description="The embedding model, exported once into the lake: OpenVINO graph with pooling, tokenizer, fingerprint. "
+    description="The embedding model, exported once into the lake: OpenVINO graph with pooling, tokenizer, identity. "
     "Pipeline and serving load these same files. Materialize it again after changing RAG_EMBEDDING_MODEL; a shard's "
     "run exports a missing model by itself.",
 )
-def embedding_model(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource
-) -> dg.MaterializeResult[None]:
+def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[Any]:
     with named_failures():
         export = ensure_exported(pipeline.lake().objects, pipeline.embedding_model, force=True)
     context.log.info("exported %s as %s", export.identity.model, export.identity.fingerprint)
@@ -71,22 +69,22 @@ def embedding_model(
 
 
 def _columns(schema: pa.Schema) -> dict[str, Any]:
-    columns = [dg.TableColumn(field.name, str(field.type)) for field in schema]
+    fields: list[Any] = list(schema)
+    columns = [dg.TableColumn(field.name, str(field.type)) for field in fields]
     return {"dagster/column_schema": dg.TableSchema(columns)}
 
 
 def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
     """A step's report as metadata; `rows` becomes the headline of the partition in the UI."""
-    numbers = {
-        name: value for name, value in dataclasses.asdict(report).items() if isinstance(value, int | float)
-    }
+    numbers = {name: value for name, value in dataclasses.asdict(report).items() if isinstance(value, int | float)}
     numbers["seconds"] = round(numbers["seconds"], 3)
     return {**numbers, "dagster/partition_row_count": rows}
 
 
 def _shard_asset(**options: Any) -> Any:
     """What every partitioned asset shares."""
-    return dg.asset(
+    decorate: Any = dg.asset
+    return decorate(
         partitions_def=shard_partitions, group_name=GROUP, owners=OWNERS, retry_policy=step_retries, **options
     )
 
@@ -103,7 +101,7 @@ def raw_documents(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
     shard_lease: dg.ResourceParam[Lease],
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult[Any]:
     shard = Shard.parse(context.partition_key)
     allow = context.run.tags.get(ALLOW_MASS_DELETE_TAG, "").lower() == "true"
     with named_failures():
@@ -124,9 +122,7 @@ def raw_documents(
                 dg.TableRecord({"document": row["key"], "reason": row["reason"], "detail": row["detail"]})
                 for row in refused
             ],
-            schema=dg.TableSchema.from_name_type_dict(
-                {"document": "string", "reason": "string", "detail": "string"}
-            ),
+            schema=dg.TableSchema.from_name_type_dict({"document": "string", "reason": "string", "detail": "string"}),
         )
     return dg.MaterializeResult(metadata=metadata)
 
@@ -141,7 +137,7 @@ def raw_documents(
 )
 def chunks(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult[Any]:
     shard = Shard.parse(context.partition_key)
     with named_failures():
         report = sync_chunks(pipeline.lake(), shard, shard_lease, pipeline.chunker(), context.log.info)
@@ -157,13 +153,11 @@ def chunks(
 )
 def embeddings(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult[Any]:
     shard = Shard.parse(context.partition_key)
     with named_failures():
         identity = pipeline.identity()
-        report = sync_embeddings(
-            pipeline.lake(), shard, shard_lease, identity, pipeline.embedder, context.log.info
-        )
+        report = sync_embeddings(pipeline.lake(), shard, shard_lease, identity, pipeline.embedder, context.log.info)
     metadata = _metadata(report, rows=report.embedded + report.reused)
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
@@ -178,13 +172,11 @@ def embeddings(
 )
 def shards(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult[Any]:
     shard = Shard.parse(context.partition_key)
     with named_failures():
         identity = pipeline.identity()
-        report = sync_shard(
-            pipeline.lake(), shard, shard_lease, identity, pipeline.vector_index_rows, context.log.info
-        )
+        report = sync_shard(pipeline.lake(), shard, shard_lease, identity, pipeline.vector_index_rows, context.log.info)
     metadata = _metadata(report, rows=report.rows)
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
@@ -198,7 +190,7 @@ def shards(
 )
 def published(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
-) -> dg.MaterializeResult[None]:
+) -> dg.MaterializeResult[Any]:
     shard = Shard.parse(context.partition_key)
     with named_failures():
         result = publish(

@@ -47,9 +47,7 @@ def vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineReso
     partitions_def=shard_partitions,
     description="No document of the shard is quarantined. Warns; the other documents are published all the same.",
 )
-def nothing_quarantined(
-    context: dg.AssetCheckExecutionContext, pipeline: PipelineResource
-) -> dg.AssetCheckResult:
+def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
     with named_failures():
         refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key), limit=1000)
     return dg.AssetCheckResult(

@@ -11,9 +11,7 @@ from rag_serving.errors import LakeUnavailable, RagError, WriteConflict
 
 TRANSIENT = (SourceUnavailable, LakeUnavailable, WriteConflict, ShardLocked)
 
-step_retries = dg.RetryPolicy(
-    max_retries=3, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS
-)
+step_retries = dg.RetryPolicy(max_retries=3, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
 def executor(name: ExecutorName) -> dg.ExecutorDefinition:

@@ -1,7 +1,7 @@
 """Starting runs from the command line: a backfill that the daemon owns, or the bulk path in this process."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ mutation Launch($params: LaunchBackfillParams!) {
 
 
 @contextmanager
-def open_instance() -> Iterator[dg.DagsterInstance]:
+def open_instance() -> Generator[dg.DagsterInstance]:
     """The instance of $DAGSTER_HOME; raises `OrchestrationError` without one."""
     from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
 
@@ -39,7 +39,7 @@ def open_instance() -> Iterator[dg.DagsterInstance]:
         instance = dg.DagsterInstance.get()
     except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
         raise OrchestrationError(
-            "DAGSTER_HOME names no folder; create one, put dagster.yaml into it and export DAGSTER_HOME=/its/absolute/path"
+            "DAGSTER_HOME names no folder; make one, put dagster.yaml into it and export DAGSTER_HOME=/its/full/path"
         ) from error
     with instance:
         yield instance
@@ -73,9 +73,7 @@ def failed_shards(instance: dg.DagsterInstance, shards: Sequence[Shard]) -> set[
     failed: set[Shard] = set()
     for asset in ("raw_documents", "chunks", "embeddings", "shards", "published"):
         statuses = instance.get_status_by_partition(dg.AssetKey(asset), list(by_key), shard_partitions) or {}
-        failed |= {
-            by_key[key] for key, status in statuses.items() if status is not None and status.name == "FAILED"
-        }
+        failed |= {by_key[key] for key, status in statuses.items() if status is not None and status.name == "FAILED"}
     return failed
 
 
@@ -83,9 +81,7 @@ def require_daemon(instance: dg.DagsterInstance) -> None:
     """Raise `OrchestrationError` unless a daemon that launches backfills and runs has been heard of lately."""
     statuses = instance.get_daemon_statuses()
     silent = [
-        name
-        for name in ("BACKFILL", "QUEUED_RUN_COORDINATOR")
-        if name in statuses and not statuses[name].healthy
+        name for name in ("BACKFILL", "QUEUED_RUN_COORDINATOR") if name in statuses and not statuses[name].healthy
     ]
     if silent:
         raise OrchestrationError(
@@ -120,9 +116,7 @@ def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags:
         answer = execute_query(workspace, _LAUNCH, {"params": params})
     result: dict[str, Any] = (answer.get("data") or {}).get("launchPartitionBackfill") or {}
     if result.get("__typename") != "LaunchBackfillSuccess":
-        message = result.get("message") or "; ".join(
-            str(error.get("message")) for error in answer.get("errors", [])
-        )
+        message = result.get("message") or "; ".join(str(error.get("message")) for error in answer.get("errors", []))
         raise OrchestrationError(f"Dagster refused the backfill: {message or result}")
     return result["backfillId"]
 
@@ -146,20 +140,14 @@ def watch_backfill(
         if backfill is None:
             raise OrchestrationError(f"backfill {backfill_id} is gone from the instance")
         latest: dict[str, dg.DagsterRun] = {}
-        for run in instance.get_runs(
-            filters=dg.RunsFilter(tags={_BACKFILL_TAG: backfill_id})
-        ):  # newest first
+        for run in instance.get_runs(filters=dg.RunsFilter(tags={_BACKFILL_TAG: backfill_id})):  # newest first
             latest.setdefault(run.tags.get("dagster/partition", run.run_id), run)
         total = len(backfill.partition_names or ()) or len(latest)
         succeeded = sum(run.status == dg.DagsterRunStatus.SUCCESS for run in latest.values())
         over = backfill.status.value not in ("REQUESTED", "CANCELING", "FAILING") and all(
             run.is_finished for run in latest.values()
         )
-        failed = [
-            key
-            for key, run in latest.items()
-            if run.is_finished and run.status != dg.DagsterRunStatus.SUCCESS
-        ]
+        failed = [key for key, run in latest.items() if run.is_finished and run.status != dg.DagsterRunStatus.SUCCESS]
         yield BackfillProgress(total, succeeded, tuple(sorted(failed)), over)
         if over:
             return

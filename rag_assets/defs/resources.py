@@ -74,7 +74,7 @@ class PipelineResource(dg.ConfigurableResource[None]):
 
 @dg.resource(
     required_resource_keys={"pipeline"},
-    description="The lease of the run's shard, held from the run's first step to its last (or for each step's process).",
+    description="The lease of the run's shard, held from the run's first step to its last (or by each step's process).",
 )
 def shard_lease(context: dg.InitResourceContext) -> Generator[Lease]:
     pipeline: PipelineResource = context.resources.pipeline

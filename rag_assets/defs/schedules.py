@@ -20,9 +20,7 @@ def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinitio
         description="Runs every shard: those that the source lists now and those that are known from before. A shard "
         "with nothing to do fetches, embeds and writes nothing.",
     )
-    def reconcile(
-        context: dg.ScheduleEvaluationContext, pipeline: PipelineResource
-    ) -> Iterator[dg.RunRequest]:
+    def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineResource) -> Iterator[dg.RunRequest]:
         seen = sweep(pipeline.source(), seconds=settings.arrivals_tick_seconds)
         add_shards(context.instance, seen.digests)
         at = context.scheduled_execution_time.isoformat()

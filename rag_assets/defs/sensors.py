@@ -1,7 +1,7 @@
 """The sensor that turns arrivals into runs: a thin shell over `rag_assets.arrivals`."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import dagster as dg
 
@@ -28,7 +28,7 @@ def active_shards(instance: dg.DagsterInstance) -> frozenset[Shard]:
     return frozenset(_shards_of(instance.get_runs(filters=dg.RunsFilter(statuses=ACTIVE))))
 
 
-def _shards_of(runs: list[dg.DagsterRun]) -> Iterator[Shard]:
+def _shards_of(runs: Sequence[dg.DagsterRun]) -> Iterator[Shard]:
     for run in runs:
         try:
             yield Shard.parse(run.tags.get(PARTITION_TAG, ""))
@@ -47,9 +47,7 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     def s3_arrivals(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
         cursor = Cursor.loads(context.cursor)
         # The listing comes first: a run that ends meanwhile is then judged by a listing older than its publish.
-        seen = sweep(
-            pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds
-        )
+        seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
         active = active_shards(context.instance)
         snapshot = pipeline.catalog().snapshot()
         decision = decide(
@@ -75,8 +73,7 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         context.log.info(summary)
         return dg.SensorResult(
             run_requests=[
-                dg.RunRequest(run_key=request.run_key, partition_key=request.shard.key)
-                for request in decision.requests
+                dg.RunRequest(run_key=request.run_key, partition_key=request.shard.key) for request in decision.requests
             ],
             skip_reason=None if decision.requests else summary,
             cursor=decision.cursor.dumps(),

@@ -36,9 +36,7 @@ def normalise(text: str) -> str:
 def refuse_oversized(data: bytes) -> None:
     """Raise ExtractionError(too_large) for a text input of more than `MAX_TEXT_BYTES`."""
     if len(data) > MAX_TEXT_BYTES:
-        detail = (
-            f"text of {len(data) / 2**20:.0f} MiB; the limit is {MAX_TEXT_BYTES // 2**20} MiB, split the file"
-        )
+        detail = f"text of {len(data) / 2**20:.0f} MiB; the limit is {MAX_TEXT_BYTES // 2**20} MiB, split the file"
         raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
 
 

@@ -90,17 +90,13 @@ def _refuse_bomb(data: bytes) -> None:
     limit = min(MAX_INFLATED_BYTES, max(_RATIO_APPLIES_FROM, MAX_RATIO * len(data)))
     for entry in entries:
         if entry.flag_bits & 1:
-            raise ExtractionError(
-                QuarantineReason.ENCRYPTED, "an entry of the container is encrypted; save it without"
-            )
+            raise ExtractionError(QuarantineReason.ENCRYPTED, "an entry of the container is encrypted; save it without")
         size = 0
         for produced in _inflate(data, entry):
             size += produced
             total += produced
             if total > limit:
-                detail = (
-                    f"{len(data)} bytes inflate to more than {limit // 2**20} MiB; save the document anew"
-                )
+                detail = f"{len(data)} bytes inflate to more than {limit // 2**20} MiB; save the document anew"
                 raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
         # Libraries allocate by the declared size and read past it: only an honest container goes on.
         if size != entry.file_size:
@@ -114,16 +110,12 @@ def _inflate(data: bytes, entry: zipfile.ZipInfo) -> Iterator[int]:
     start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     stop = start + entry.compress_size
     if signature != ZIP_SIGNATURE or stop > len(data):
-        raise ExtractionError(
-            QuarantineReason.MALFORMED, "the container is cut off or damaged; upload it again"
-        )
+        raise ExtractionError(QuarantineReason.MALFORMED, "the container is cut off or damaged; upload it again")
     if entry.compress_type == zipfile.ZIP_STORED:
         yield entry.compress_size
         return
     if entry.compress_type != zipfile.ZIP_DEFLATED:
-        raise ExtractionError(
-            QuarantineReason.MALFORMED, "the container uses a compression that Word does not"
-        )
+        raise ExtractionError(QuarantineReason.MALFORMED, "the container uses a compression that Word does not")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     for position in range(start, stop, _STEP):
         waiting = data[position : min(stop, position + _STEP)]
@@ -262,8 +254,7 @@ def _own(element: Any, name: str, boundary: str = "") -> Iterator[Any]:
 
 def _row(row: Any) -> str:
     cells = [
-        " ".join(" ".join(_text(paragraph) for paragraph in _own(cell, "p")).split())
-        for cell in _own(row, "tc", "tbl")
+        " ".join(" ".join(_text(paragraph) for paragraph in _own(cell, "p")).split()) for cell in _own(row, "tc", "tbl")
     ]
     return " | ".join(cells) if any(cells) else ""
 
@@ -285,9 +276,7 @@ def _text(paragraph: Any) -> str:
         elif element.tag == f"{_W}noBreakHyphen":
             parts.append("-")
         elif element.tag == f"{_W}p":
-            parts.append(
-                "\n" + _text(element)
-            )  # a text box; Word nests them no deeper than the parser allows
+            parts.append("\n" + _text(element))  # a text box; Word nests them no deeper than the parser allows
         # Properties hold tab stops, not tabs; a fallback repeats what its alternative says.
         elif element.tag not in (f"{_W}pPr", f"{_W}rPr", f"{_W}del", f"{_W}moveFrom", _FALLBACK):
             pending.append(element.iterchildren())

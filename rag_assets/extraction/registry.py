@@ -137,11 +137,7 @@ def _format_of(data: bytes, key: str) -> Format:
     for known in FORMATS:
         if known.recognise is not None and known.recognise(data):
             # Prose about PDF files may mention their header; in a file named as text it has to come first.
-            if (
-                known.media_type == PDF_MEDIA_TYPE
-                and by_name is not None
-                and not data.lstrip().startswith(b"%PDF-")
-            ):
+            if known.media_type == PDF_MEDIA_TYPE and by_name is not None and not data.lstrip().startswith(b"%PDF-"):
                 continue
             return known
     seen = _name_what_it_is(data)

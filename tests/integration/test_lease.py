@@ -210,7 +210,7 @@ def test_a_short_outage_of_the_lake_does_not_lose_the_lease(tmp_path: Path) -> N
 
 def test_the_heartbeat_keeps_the_lease_beyond_its_time(objects: Objects) -> None:
     with hold(objects, SHARD, "me", seconds=0.9) as lease:
-        for _ in range(5):
+        for _ in range(3):
             time.sleep(0.4)
             lease.check()
         with pytest.raises(ShardLocked), hold(objects, SHARD, "you", wait=0):

@@ -307,7 +307,5 @@ def test_the_sample_corpus_lies_in_shards(corpus: Path) -> None:
         ("a\n/b/d.md", None),
     ],
 )
-def test_a_key_belongs_to_the_shard_of_its_first_two_folders_or_to_none(
-    key: str, shard: Shard | None
-) -> None:
+def test_a_key_belongs_to_the_shard_of_its_first_two_folders_or_to_none(key: str, shard: Shard | None) -> None:
     assert shard_of(key) == shard

@@ -67,9 +67,7 @@ def install(folder: Path) -> str:
         ]
         result = subprocess.run(command, check=False)
         if result.returncode:
-            raise ServersMissingError(
-                f"pip could not install the test servers (exit status {result.returncode})"
-            )
+            raise ServersMissingError(f"pip could not install the test servers (exit status {result.returncode})")
         shutil.copyfile(_REQUIREMENTS, folder / _MARKER)
         return f"installed the test servers in {folder}"
 

@@ -188,9 +188,7 @@ def _with_other_ports(start: Callable[[], _Server]) -> _Server:
     try:
         return start()
     except _PortTakenError as error:
-        raise ServerFailedError(
-            f"every one of {_STARTS} starts met a taken port; the last: {error}"
-        ) from error
+        raise ServerFailedError(f"every one of {_STARTS} starts met a taken port; the last: {error}") from error
 
 
 def _start(stack: contextlib.ExitStack, command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -226,12 +224,6 @@ def _wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], fol
         if ended and any(words in log for words in _PORT_TAKEN):
             raise _PortTakenError(log[-300:])
         if ended or time.monotonic() > deadline:
-            state = (
-                f"ended with status {process.returncode}"
-                if ended
-                else f"is not ready after {_READY_SECONDS:.0f} s"
-            )
-            raise ServerFailedError(
-                f"{Path(str(process.args[0])).name} {state}; the end of its log:\n{log[-2000:]}"
-            )
+            state = f"ended with status {process.returncode}" if ended else f"is not ready after {_READY_SECONDS:.0f} s"
+            raise ServerFailedError(f"{Path(str(process.args[0])).name} {state}; the end of its log:\n{log[-2000:]}")
         time.sleep(0.05)

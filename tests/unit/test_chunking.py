@@ -43,9 +43,7 @@ def markdown(source: str) -> ExtractedDocument:
     return extract(source.encode(), "a.md")
 
 
-def assert_passages_hold_the_text(
-    document: ExtractedDocument, passages: list[Passage], max_tokens: int
-) -> None:
+def assert_passages_hold_the_text(document: ExtractedDocument, passages: list[Passage], max_tokens: int) -> None:
     covered = 0
     for passage in passages:
         assert passage.start >= covered

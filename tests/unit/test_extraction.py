@@ -198,9 +198,7 @@ def test_no_bytes_make_it_raise_anything_but_an_extraction_error(data: bytes, ke
         (b"A PDF begins with %PDF-1.7", "a/b.md", "text/markdown"),
     ],
 )
-def test_content_decides_the_format_and_the_name_where_content_cannot(
-    data: bytes, key: str, media_type: str
-) -> None:
+def test_content_decides_the_format_and_the_name_where_content_cannot(data: bytes, key: str, media_type: str) -> None:
     assert extract(data, key).media_type == media_type
 
 
@@ -236,9 +234,7 @@ def test_another_kind_of_zip_is_named_in_the_refusal(entry: str, words: str) -> 
     assert words in error.detail
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b" \n\t", b"---\ntitle: Only this\n---\n", b"***\n\n- \n", "—！？".encode()]
-)
+@pytest.mark.parametrize("data", [b"", b" \n\t", b"---\ntitle: Only this\n---\n", b"***\n\n- \n", "—！？".encode()])
 def test_a_document_without_letters_or_digits_is_empty(data: bytes) -> None:
     assert refusal(data, "a.md").reason is QuarantineReason.EMPTY
 

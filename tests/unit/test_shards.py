@@ -10,9 +10,7 @@ from rag_serving.errors import InvalidShardName, RagError
 from rag_serving.shards import MAX_SEGMENT_CHARACTERS, MAX_TABLE_NAME, Shard, check_name, same_name
 
 names = (
-    st.text(
-        st.characters(categories=["L", "M", "N"], include_characters=" -_.&+()@"), min_size=1, max_size=11
-    )
+    st.text(st.characters(categories=["L", "M", "N"], include_characters=" -_.&+()@"), min_size=1, max_size=11)
     .map(lambda name: name.strip(" ."))
     .filter(lambda name: name and ".." not in name)
 )
@@ -93,9 +91,7 @@ def test_a_table_name_is_plain_lower_case_and_fits_a_file_name(shard: Shard) -> 
 
 
 @given(shards, shards)
-def test_distinct_shards_have_distinct_table_names_even_where_case_is_folded(
-    one: Shard, other: Shard
-) -> None:
+def test_distinct_shards_have_distinct_table_names_even_where_case_is_folded(one: Shard, other: Shard) -> None:
     assert (one == other) == (one.table_name.casefold() == other.table_name.casefold())
 
 
@@ -130,9 +126,9 @@ def test_a_bad_name_is_refused_with_what_is_allowed(kind: str) -> None:
 
 
 def test_a_bad_name_is_said_to_be_the_region_or_the_department() -> None:
-    with pytest.raises(InvalidShardName, match="the region 'a|b'"):
+    with pytest.raises(InvalidShardName, match=r"the region 'a\|b'"):
         Shard("a|b", "people")
-    with pytest.raises(InvalidShardName, match="the department 'a|b'"):
+    with pytest.raises(InvalidShardName, match=r"the department 'a\|b'"):
         Shard("london", "a|b")
 
 
@@ -152,9 +148,7 @@ def test_two_names_that_are_too_long_only_together_are_refused() -> None:
         Shard("東" * 20, "京" * 20)
 
 
-@pytest.mark.parametrize(
-    "key", ["", "london", "/", "a/", "/b", "a/b/c", "a/b/", "//", "a|b", "london\n/people"]
-)
+@pytest.mark.parametrize("key", ["", "london", "/", "a/", "/b", "a/b/c", "a/b/", "//", "a|b", "london\n/people"])
 def test_a_key_that_is_not_region_and_department_is_refused(key: str) -> None:
     with pytest.raises(InvalidShardName):
         Shard.parse(key)
