@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from tests.servers import (
 )
 
 if TYPE_CHECKING:
+    import dagster as dg
     from mypy_boto3_s3 import S3Client
 
 # No deadline: a busy machine is not a bug. The same examples on every run: a failure in CI is a failure here.
@@ -124,3 +126,42 @@ def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.Monkey
     bucket = f"test-{uuid.uuid4().hex}"
     s3_client.create_bucket(Bucket=bucket)
     return bucket
+
+
+@pytest.fixture(scope="session")
+def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A lake that holds nothing but the exported packaged model."""
+    from rag_assets.export import PACKAGED_MODEL, ensure_exported
+    from rag_serving.objects import open_objects
+
+    lake = str(tmp_path_factory.mktemp("model-lake"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
+        ensure_exported(open_objects(lake), PACKAGED_MODEL)
+    return lake
+
+
+@pytest.fixture(scope="session")
+def sample_lake(model_lake: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A lake with the whole sample corpus published through Dagster. Shared: read it, do not write to it."""
+    import dagster as dg
+
+    from tests.pipelines import failure_of, listed_shards, run_shard, seed_model, settings_for
+
+    lake = str(tmp_path_factory.mktemp("sample-lake"))
+    seed_model(model_lake, lake)
+    settings = settings_for(str(corpus), lake)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for shard in listed_shards(settings):
+            result = run_shard(instance, settings, shard.key)
+            assert result.success, failure_of(result)
+    return lake
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """A Dagster instance of this test alone, in memory."""
+    import dagster as dg
+
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral

@@ -3,14 +3,12 @@
 import dagster as dg
 
 from rag_assets.defs.assets import SHARD_ASSETS, embedding_model
-from rag_assets.defs.partitions import shard_partitions
 
 INDEX_SHARD = "index_shard"
 
 index_shard = dg.define_asset_job(
     INDEX_SHARD,
     selection=dg.AssetSelection.assets(*SHARD_ASSETS),
-    partitions_def=shard_partitions,
     description="Bring one shard from its source objects to its published table. Safe to run again at any time.",
 )
 
