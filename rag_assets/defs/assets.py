@@ -198,7 +198,7 @@ def published(
             shard,
             shard_lease,
             pipeline.identity(),
-            run_id=context.run_id,
+            run_id=context.run.run_id,
             keep=pipeline.keep_published,
         )
     publication = result.publication
