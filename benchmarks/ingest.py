@@ -1,0 +1,152 @@
+"""The whole pipeline on a folder, bulk path through Dagster: documents and tokens a second, beside the raw limit.
+
+The raw limit is the same graph on the same machine in the same run, fed with full batches of one length and nothing
+else to do. Each run starts on an empty lake in a process of its own; the export of the model is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import arguments, show
+
+SAMPLE = Path(__file__).parents[1] / "examples" / "corpus"
+
+
+def ingest(source: str, lake: str, scratch: str) -> dict[str, Any]:
+    """One run, to be called in a fresh process: index every shard of the source into the lake."""
+    warnings.simplefilter("ignore")
+    import dagster as dg
+
+    from rag_assets.defs.launching import run_here, survey
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.embedding import warm_embedder
+    from rag_assets.settings import PipelineSettings
+
+    settings = PipelineSettings.model_validate({"source_uri": source, "lake_uri": lake})
+    home = Path(tempfile.mkdtemp(dir=scratch))
+    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        warm_embedder(lake, settings.embedding_model)
+        started, cpu = time.perf_counter(), time.process_time()
+        state = survey(PipelineResource.from_settings(settings))
+        result = run_here(instance, settings, sorted(state.listed), tags={}, done=lambda _shard, _reason: None)
+        seconds = time.perf_counter() - started
+    if result.failed:
+        raise SystemExit(f"shards failed: {result.failed}")
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "shards": len(result.succeeded),
+        "documents": result.totals["added"],
+        "quarantined": result.totals["newly_quarantined"],
+        "chunks": result.totals["chunks_written"],
+        "tokens": result.totals["tokens"],
+        "seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    }
+
+
+def raw_limit(lake: str, *, seconds: float) -> float:
+    """Tokens a second of the exported graph alone, on full batches of 128 tokens."""
+    import numpy as np
+    import openvino
+
+    from rag_assets.export import PACKAGED_MODEL, find_exported
+    from rag_serving.embedding import GRAPH, MODELS, WEIGHTS
+    from rag_serving.objects import open_objects
+
+    objects = open_objects(lake)
+    identity = find_exported(objects, PACKAGED_MODEL)
+    assert identity is not None
+    graph, weights = (objects.get(f"{MODELS}/{identity.fingerprint}/{name}") for name in (GRAPH, WEIGHTS))
+    assert graph is not None
+    assert weights is not None
+    core = openvino.Core()
+    model = core.read_model(graph.data, weights.data)
+    rows, length = 16, 128
+    model.reshape({port: [rows, length] for port in model.inputs})
+    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "2"})
+    queue = openvino.AsyncInferQueue(compiled, 2)
+    ids = np.random.default_rng(0).integers(1000, 20_000, (rows, length))
+    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    inputs = {name: known[name] for name in identity.inputs}
+    for _ in range(8):
+        queue.start_async(inputs)
+    queue.wait_all()
+    batches, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        queue.start_async(inputs)
+        batches += 1
+    queue.wait_all()
+    return batches * rows * length / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument(
+        "--source", type=Path, help="folder to index (default: the corpus of RAG_TEST_DATA, or the sample)"
+    )
+    parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
+    options = parser.parse_args()
+    data = os.environ.get("RAG_TEST_DATA")
+    source = options.source or (Path(data, "bucket") if data and not options.quick else SAMPLE)
+    runs = options.runs or (1 if options.quick else 3)
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="rag-bench-") as scratch:
+        model_lake = Path(scratch, "model")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            pool.submit(export, str(model_lake)).result()
+        results: list[dict[str, Any]] = []
+        limits: list[float] = []
+        for run in range(runs):
+            lake = Path(scratch, f"lake-{run}")
+            shutil.copytree(model_lake, lake)
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                limits.append(pool.submit(raw_limit, str(lake), seconds=2 if options.quick else 8).result())
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                results.append(pool.submit(ingest, str(source.resolve()), str(lake), scratch).result())
+            shutil.rmtree(lake)
+    results.sort(key=lambda result: result["seconds"])
+    median = results[len(results) // 2]
+    limit = statistics.median(limits)
+    rate = median["tokens"] / median["seconds"]
+    row = {
+        "source": source.name,
+        "shards": median["shards"],
+        "documents": median["documents"],
+        "chunks": median["chunks"],
+        "seconds": round(median["seconds"], 1),
+        "documents/s": round(median["documents"] / median["seconds"], 2),
+        "tokens/s": round(rate),
+        "raw tokens/s": round(limit),
+        "of raw limit": f"{rate / limit:.0%}",
+        "CPU s": round(median["cpu_seconds"], 1),
+        "peak MiB": round(median["peak_bytes"] / 2**20),
+    }
+    show(f"ingest, median of {runs}", [row], options.json, runs=results, raw_limits=limits)
+
+
+def export(lake: str) -> None:
+    """Export the packaged model into a lake, in a process of its own: torch's memory is not the pipeline's."""
+    warnings.simplefilter("ignore")
+    from rag_assets.export import PACKAGED_MODEL, ensure_exported
+    from rag_serving.objects import open_objects
+
+    ensure_exported(open_objects(lake), PACKAGED_MODEL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What every benchmark shares: its command line, its table, its JSON, and the machine it ran on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="a small input and one run: does it work at all")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    flags = sorted(flag for flag in ("amx_bf16", "avx512_bf16", "avx512_vnni", "avx2") if flag in text)
+    return {"cpu": name or platform.processor(), "cores": os.cpu_count(), "flags": flags, "system": platform.platform()}
+
+
+def show(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | None, **more: object) -> None:
+    """Print the rows as a table, and write them with everything else as JSON."""
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
+    for row in rows:
+        table.add_row(*(f"{value:,.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=160).print(table)
+    if json_file is not None:
+        figures = {"benchmark": title, "machine": machine(), "rows": list(rows), **more}
+        json_file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
