@@ -11,7 +11,7 @@ import click
 
 from rag_assets.backfills import Which, select_shards
 from rag_assets.settings import PipelineSettings
-from rag_serving.errors import RagError
+from rag_serving.cli import NamedClickError, NamedErrorGroup
 from rag_serving.shards import Shard
 
 if TYPE_CHECKING:
@@ -20,21 +20,7 @@ if TYPE_CHECKING:
     from rag_assets.defs.launching import BulkResult
 
 
-class _Named(click.ClickException):
-    """A deliberate error, shown as its name and message without a trace; exit status 2."""
-
-    exit_code = 2
-
-
-class _Group(click.Group):
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RagError as error:
-            raise _Named(f"{type(error).__name__}: {error}") from error
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rag-shards")
 def main() -> None:
     """Indexes the documents of RAG_SOURCE_URI into the lake RAG_LAKE_URI through Dagster."""
@@ -91,10 +77,14 @@ def backfill(
             click.echo("\n".join(shard.key for shard in shards) if shards else "nothing to do")
             return
         tags = launching.mass_delete_tags(allow=allow_mass_delete)
+        if not here:
+            launching.require_daemon(instance)
+        if not launching.model_is_exported(settings):
+            click.echo(f"exporting the embedding model {settings.embedding_model} into the lake, once")
+            launching.export_model_here(instance, settings)
         if here:
             _finish(_run_here(instance, settings, shards, tags, verbose))
             return
-        launching.require_daemon(instance)
         add_shards(instance, shards)
         backfill_id = launching.launch_backfill(instance, shards, tags)
         click.echo(f"backfill {backfill_id} of {len(shards)} shards is with the daemon")
@@ -155,7 +145,7 @@ def _finish(result: BulkResult) -> None:
         f"{documents / max(result.seconds, 1e-9):.1f} documents/s"
     )
     if result.failed:
-        raise _Named(
+        raise NamedClickError(
             f"{len(result.failed)} shards failed: {', '.join(shard.key for shard in sorted(result.failed))}; "
             "mend the cause, then run rag-assets backfill --failed"
         )
@@ -175,7 +165,7 @@ def _watch(instance: dg.DagsterInstance, backfill_id: str) -> None:
             click.echo(f"\nbackfill {backfill_id} goes on in the daemon; stop it in the UI", err=True)
             raise SystemExit(130) from None
     if failed:
-        raise _Named(f"{len(failed)} shards failed: {', '.join(failed)}; then: rag-assets backfill --failed")
+        raise NamedClickError(f"{len(failed)} shards failed: {', '.join(failed)}; then: rag-assets backfill --failed")
     click.echo("all shards are published")
 
 

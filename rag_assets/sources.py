@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from rag_assets.errors import SourceRefused, SourceUnavailable
 from rag_serving.errors import InvalidShardName, SettingsError
-from rag_serving.objects import folder_path, is_s3, split_s3
+from rag_serving.objects import file_etag, folder_path, is_s3, split_s3
 from rag_serving.shards import Shard
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class FolderSource:
                     stat = path.stat()
                 except FileNotFoundError:  # deleted since its folder was read
                     continue
-                page.append(SourceObject(key, _file_etag(stat), stat.st_size, _time(stat.st_mtime)))
+                page.append(SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime)))
                 if len(page) == 1000:
                     yield page
                     page = []
@@ -136,7 +136,7 @@ class FolderSource:
             raise ObjectGone(key) from error
         except OSError as error:
             raise ObjectUnreadable(f"{key}: {error.strerror}") from error
-        return FetchedObject(data, _file_etag(stat), _time(stat.st_mtime))
+        return FetchedObject(data, file_etag(stat), _time(stat.st_mtime))
 
     def uri(self, key: str) -> str:
         return (self._root / key).as_uri()
@@ -157,10 +157,6 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield from _walk(Path(entry.path))
         elif entry.is_file(follow_symlinks=False):
             yield Path(entry.path)
-
-
-def _file_etag(stat: os.stat_result) -> str:
-    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{stat.st_ino:x}"
 
 
 def _time(seconds: float) -> datetime:

@@ -16,6 +16,9 @@ from rag_serving.results import Answer, Citation, Hit
 PROMPT_VERSION = "1"
 """Part of every cache key: raise it with every change of the prompt or of the extract."""
 
+MODEL_UNAVAILABLE = "model_unavailable"
+"""In `Answer.degraded` when a model is configured and gave no answer."""
+
 NOT_FOUND = "The documents in scope do not answer this question."
 _EXTRACT_NOTE = "Quoted from the documents (no language model is configured):"
 _DEGRADED_NOTE = "Quoted from the documents (the language model did not answer):"
@@ -28,7 +31,7 @@ _SYSTEM = (
 )
 _MARK = re.compile(r"\[(\d{1,3})\]")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\w\"'(*])|(?<=[。！？])")
-_ITEM = re.compile(r"\s*(?:[-*+>|]|\d+[.)]\s)")
+_ITEM = re.compile(r"\s*(?:[-*+]\s|[>|]|\d+[.)]\s)")
 _MARKUP = re.compile(r"^\s*(?:[-*+]\s+|\d+[.)]\s+|>\s*)|\*\*|__|`")
 _RULE = re.compile(r"^[\s|:=*#~`_-]+$")
 
@@ -154,7 +157,7 @@ def extract(
             chosen.append(candidates[row])
         if len(chosen) == sentences:
             break
-    note = _DEGRADED_NOTE if degraded else _EXTRACT_NOTE
+    note = _DEGRADED_NOTE if MODEL_UNAVAILABLE in degraded else _EXTRACT_NOTE
     text = note + " " + " … ".join(f"“{sentence}” [{number}]" for number, sentence in chosen)
     cited = {number for number, _ in chosen}
     return Answer(

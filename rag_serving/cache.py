@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _NEIGHBOURS = 3
 _BREAKER_SECONDS = 5.0
 
-_NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)*")
+_TERM = re.compile(r"[a-z\d]+(?:[.,:/-][a-z\d]+)*")
 _WORD = re.compile(r"\w+(?:['’]\w+)?")
 _NEGATIONS = frozenset(
     [
@@ -58,6 +58,11 @@ _NEGATIONS = frozenset(
         "ikke",
         "aldri",
     ]
+)
+# By their first three letters. Without May, which is a verb more often: "12 May" still differs from "12 June".
+_CALENDAR = re.compile(
+    r"(?:mon|tues|wednes|thurs|fri|satur|sun)days?"
+    r"|january|february|march|april|june|july|august|september|october|november|december"
 )
 
 
@@ -116,15 +121,18 @@ def scope_tag(**parts: object) -> str:
 
 
 def same_particulars(left: str, right: str) -> bool:
-    """Whether two questions agree in their numbers and in how often they negate.
+    """Whether two questions agree in their numbers, codes, months and weekdays, and in how often they negate.
 
-    Embeddings hardly tell 2024 from 2025, or may from may not, apart.
+    Embeddings hardly tell 2024 from 2025, 12 March from 12 April, or may from may not, apart.
     """
 
-    def particulars(text: str) -> tuple[list[str], int]:
-        words = _WORD.findall(normalise(text))
+    def particulars(text: str) -> tuple[list[str], list[str], int]:
+        folded = normalise(text)
+        words = _WORD.findall(folded)
+        numbers = sorted(term for term in _TERM.findall(folded) if any(c.isdigit() for c in term))
+        days = sorted(word[:3] for word in words if _CALENDAR.fullmatch(word))
         negations = sum(word in _NEGATIONS or word.endswith(("n't", "n’t")) for word in words)
-        return sorted(_NUMBER.findall(unicodedata.normalize("NFKC", text))), negations
+        return numbers, days, negations
 
     return particulars(left) == particulars(right)
 
@@ -247,8 +255,7 @@ class RedisStore:
 
     async def get(self, tag: str, key: str) -> Entry | None:
         # The dimension count is part of an entry's key, so the exact tier keeps a pointer beside it.
-        data = await self._guarded(self._client.get(f"{self._prefix}:x:{tag}:{key}"))
-        return _read_entry(data)
+        return _read_entry(await self._answered(self._client.get(f"{self._prefix}:x:{tag}:{key}")))
 
     async def nearest(self, tag: str, vector: npt.NDArray[np.float32]) -> list[Found]:
         from redis.commands.search.query import Query
@@ -287,7 +294,7 @@ class RedisStore:
             name = f"{self._prefix}:v{len(vector)}:{tag}:{key}"
             pipeline.hset(name, mapping={"tag": tag, "vector": _bytes(vector), "entry": data})
             pipeline.expire(name, seconds)
-        await self._guarded(pipeline.execute())
+        await self._answered(pipeline.execute())
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -322,6 +329,15 @@ class RedisStore:
         self._indexed.add(dimensions)
         return True
 
+    async def _answered(self, operation: Any) -> Any:
+        """As `_guarded`, for what no server should refuse: a full or read-only one does."""
+        from redis.exceptions import ResponseError
+
+        try:
+            return await self._guarded(operation)
+        except ResponseError as error:
+            raise CacheUnavailable(f"the cache refused a command ({type(error).__name__}): {error}") from error
+
     async def _guarded(self, operation: Any) -> Any:
         from redis.exceptions import RedisError, ResponseError
 
@@ -351,8 +367,11 @@ def open_redis(url: str, *, timeout: float, prefix: str) -> RedisStore:
             retry=Retry(ExponentialWithJitterBackoff(cap=0.05, base=0.01), 1),
             decode_responses=False,
         )
-    except ValueError as error:
-        raise SettingsError("RAG_REDIS_URL is malformed; write redis://host:6379/0 or rediss://…") from error
+        # Options behind the question mark are checked only here: a connection is made, and not opened.
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except (ValueError, TypeError):
+        # Not chained: the cause quotes the URL, and with it a part of a password that holds a slash.
+        raise SettingsError("RAG_REDIS_URL is malformed; write redis://host:6379/0 or rediss://…") from None
     return RedisStore(client, prefix=prefix)
 
 

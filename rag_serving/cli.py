@@ -14,18 +14,20 @@ from rag_serving.errors import RagError
 from rag_serving.results import Answer, Place
 
 
-class _Named(click.ClickException):
+class NamedClickError(click.ClickException):
     """A deliberate error, shown as its name and message without a trace; exit status 2."""
 
     exit_code = 2
 
 
-class _Group(click.Group):
+class NamedErrorGroup(click.Group):
+    """Commands whose deliberate errors (`RagError`) are shown by name and message, without a trace."""
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except RagError as error:
-            raise _Named(f"{type(error).__name__}: {error}") from error
+            raise NamedClickError(f"{type(error).__name__}: {error}") from error
 
 
 def _scope(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,7 +41,7 @@ def _scope(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rag-shards")
 def main() -> None:
     """Answers from the published shards of a lake (RAG_LAKE_URI)."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from rag_serving.answer import PROMPT_VERSION, LanguageModel, extract, generate
+from rag_serving.answer import MODEL_UNAVAILABLE, PROMPT_VERSION, LanguageModel, extract, generate
 from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, open_redis, scope_tag
 from rag_serving.catalog import Catalog, CatalogEntry, Snapshot
 from rag_serving.embedding import OpenVinoEmbedder, load_embedder
@@ -195,7 +195,7 @@ class AsyncRagClient:
                 return answer.model_copy(update={"degraded": answer.degraded + degraded})
             except ModelUnavailable as error:
                 _log.warning("answering with an extract: %s", error)
-                degraded = (*degraded, "model_unavailable")
+                degraded = (*degraded, MODEL_UNAVAILABLE)
         embedder = await self._embedder(entries[0].current.fingerprint)
         return await asyncio.to_thread(extract, embedder, question, hits, degraded=degraded)
 
@@ -312,7 +312,9 @@ def _served(answer: Answer, state: CacheState, question: str, clock: _Clock, **f
 def _checked_question(question: str) -> str:
     if not isinstance(question, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
         raise InvalidQuestion(f"the question must be a string, not {type(question).__name__}")
-    text = "".join(c for c in question if c in "\n\t" or c.isprintable()).strip()
+    # Spaces that are not printable (no-break, full-width, carriage return) part words too.
+    spaced = (" " if c.isspace() and c not in "\n\t" else c for c in question)
+    text = "".join(c for c in spaced if c in "\n\t" or c.isprintable()).strip()
     if not text:
         raise InvalidQuestion("the question is empty")
     if len(text) > MAX_QUESTION_CHARACTERS:

@@ -141,7 +141,7 @@ class FolderObjects:
     def get(self, key: str) -> StoredObject | None:
         try:
             with (self._root / key).open("rb") as file:
-                return StoredObject(file.read(), _file_etag(os.fstat(file.fileno())))
+                return StoredObject(file.read(), file_etag(os.fstat(file.fileno())))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -156,7 +156,7 @@ class FolderObjects:
                     before = path.stat()
                 except FileNotFoundError:
                     before = None
-                if expect not in (ANY, ABSENT if before is None else _file_etag(before)):
+                if expect not in (ANY, ABSENT if before is None else file_etag(before)):
                     raise WriteConflict(f"{key} was written by another process meanwhile")
                 return _replace(path, data, after=0 if before is None else before.st_mtime_ns)
         except OSError as error:
@@ -170,7 +170,7 @@ class FolderObjects:
                     with contextlib.suppress(FileNotFoundError):  # gone since the listing
                         stat = path.stat()
                         key = path.relative_to(self._root).as_posix()
-                        entries.append(ObjectEntry(key, _file_etag(stat), stat.st_size))
+                        entries.append(ObjectEntry(key, file_etag(stat), stat.st_size))
         except OSError as error:
             raise LakeUnavailable(f"cannot list {self._root / prefix}: {error.strerror}") from error
         return entries
@@ -273,7 +273,8 @@ def _required_etag(etag: str | None) -> str:
     return etag
 
 
-def _file_etag(stat: os.stat_result) -> str:
+def file_etag(stat: os.stat_result) -> str:
+    """The etag of a file: size, modification time and inode."""
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{stat.st_ino:x}"
 
 
@@ -305,7 +306,7 @@ def _replace(path: Path, data: bytes, *, after: int) -> str:
             os.fsync(file.fileno())
             if os.fstat(file.fileno()).st_mtime_ns <= after:
                 os.utime(file.fileno(), ns=(after + 1, after + 1))
-            etag = _file_etag(os.fstat(file.fileno()))
+            etag = file_etag(os.fstat(file.fileno()))
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

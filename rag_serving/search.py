@@ -81,7 +81,7 @@ class Searcher:
                 by_vector += result[0]
                 by_text += result[1]
         if problem is not None and len(failed) == len(searched):
-            raise LakeUnavailable(f"no shard could be searched: {str(problem).splitlines()[0][:200]}") from problem
+            raise LakeUnavailable(f"no shard could be searched: {_first_line(problem)}") from problem
         return _fuse(by_vector, by_text, vectors, entries, k), tuple(failed)
 
     async def _search_shard(
@@ -117,6 +117,10 @@ class Searcher:
         while len(self._tables) > _OPEN_TABLES:
             self._tables.popitem(last=False)
         return table
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _fuse(

@@ -5,6 +5,7 @@ import dagster as dg
 from rag_assets.defs.assets import SHARD_ASSETS, embedding_model
 
 INDEX_SHARD = "index_shard"
+EXPORT_MODEL = "export_model"
 
 index_shard = dg.define_asset_job(
     INDEX_SHARD,
@@ -13,7 +14,7 @@ index_shard = dg.define_asset_job(
 )
 
 export_model = dg.define_asset_job(
-    "export_model",
+    EXPORT_MODEL,
     selection=dg.AssetSelection.assets(embedding_model),
     description="Export the configured embedding model into the lake.",
 )

@@ -10,10 +10,12 @@ import dagster as dg
 
 from rag_assets.arrivals import listing_digest, sweep
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.jobs import INDEX_SHARD
+from rag_assets.defs.jobs import EXPORT_MODEL, INDEX_SHARD
 from rag_assets.defs.partitions import add_shards, shard_partitions
 from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource
 from rag_assets.errors import OrchestrationError
+from rag_assets.export import find_exported
+from rag_assets.lake import Lake
 from rag_assets.settings import PipelineSettings
 from rag_serving.shards import Shard
 
@@ -121,6 +123,25 @@ def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags:
     return result["backfillId"]
 
 
+def model_is_exported(settings: PipelineSettings) -> bool:
+    """Whether the lake holds the configured embedding model."""
+    return find_exported(Lake(settings.lake_uri).objects, settings.embedding_model) is not None
+
+
+def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings) -> None:
+    """Materialize `embedding_model` in this process, so that the shards' runs need not each wait for it.
+
+    Raises `OrchestrationError` with the reason when it fails.
+    """
+    run = (
+        build_definitions(settings)
+        .resolve_job_def(EXPORT_MODEL)
+        .execute_in_process(instance=instance, raise_on_error=False, run_config=_quiet(verbose=False))
+    )
+    if not run.success:
+        raise OrchestrationError(f"the embedding model was not exported: {_reason(run.all_events)}")
+
+
 @dataclass(frozen=True)
 class BackfillProgress:
     """How far a backfill is."""
@@ -190,14 +211,13 @@ def run_here(
     job = build_definitions(settings).resolve_job_def(INDEX_SHARD)
     add_shards(instance, shards)
     result = BulkResult()
-    level = "INFO" if verbose else "CRITICAL"
     for shard in shards:
         run = job.execute_in_process(
             partition_key=shard.key,
             instance=instance,
             raise_on_error=False,
             tags=dict(tags),
-            run_config={"loggers": {"console": {"config": {"log_level": level}}}},
+            run_config=_quiet(verbose=verbose),
         )
         if run.success:
             result.succeeded.append(shard)
@@ -213,6 +233,11 @@ def run_here(
         done(shard, result.failed.get(shard))
     result.seconds = time.monotonic() - started
     return result
+
+
+def _quiet(*, verbose: bool) -> dict[str, Any]:
+    """Run configuration that keeps Dagster's console log to what was asked for; the event log has everything."""
+    return {"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}}
 
 
 def _reason(events: Sequence[dg.DagsterEvent]) -> str:
