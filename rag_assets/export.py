@@ -200,5 +200,9 @@ def _write_graph(reference: SentenceTransformer, folder: Path) -> tuple[str, ...
         port.get_tensor().set_names({name})
         port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     model.validate_nodes_and_infer_types()
+    # OpenVINO numbers nodes by a counter of the process; the file must be the same whoever writes it.
+    model.set_friendly_name("embedder")
+    for number, node in enumerate(model.get_ordered_ops()):
+        node.set_friendly_name(f"{node.get_type_name()}_{number}")
     openvino.save_model(model, folder / GRAPH, compress_to_fp16=False)
     return names

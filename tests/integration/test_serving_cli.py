@@ -1,0 +1,167 @@
+"""The command `rag-serving` as people run it: in a process of its own, on a real lake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rag_serving.catalog import CatalogEntry
+from rag_serving.results import Answer, Hit
+
+BRATTHOLM = "What was the cause of the Brattholm outage in November 2023?"
+OUTAGE = "oslo/engineering/reviews/2023-11-brattholm-outage.md"
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`rag-serving` with those variables and none of this process's RAG_* ones."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("rag-serving")), *arguments],
+        env={**env, "PYTHONIOENCODING": "utf-8", **variables},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+
+
+def test_ask_shows_the_answer_its_citations_and_the_state_of_the_cache(sample_lake: str) -> None:
+    result = run("ask", BRATTHOLM, "--region", "oslo", RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 0, result.stderr
+    assert "Quoted from the documents" in result.stdout
+    (cited,) = (line for line in result.stdout.splitlines() if OUTAGE in line and "[oslo/engineering]" in line)
+    assert "characters" in cited
+    assert "cache: miss" in result.stdout
+    assert "degraded" not in result.stdout
+
+
+def test_ask_as_json_is_the_answer(sample_lake: str) -> None:
+    result = run("ask", BRATTHOLM, "--department", "engineering", "-k", "3", "--json", RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 0, result.stderr
+    answer = Answer.model_validate_json(result.stdout)
+    assert answer.kind == "extract"
+    assert answer.cache == "miss"
+    assert {citation.shard for citation in answer.citations} <= {"oslo/engineering", "lisbon/engineering"}
+
+
+def test_ask_from_redis_shows_the_question_that_the_answer_was_stored_for(sample_lake: str, redis_clean: str) -> None:
+    variables = {"RAG_LAKE_URI": sample_lake, "RAG_REDIS_URL": redis_clean, "RAG_CACHE_TIMEOUT": "5"}
+    assert "cache: miss" in run("ask", BRATTHOLM, **variables).stdout
+    assert "cache: exact" in run("ask", BRATTHOLM.lower(), **variables).stdout
+    reworded = run("ask", "What caused the Brattholm outage in November 2023?", **variables).stdout
+    assert f"with “{BRATTHOLM}”" in reworded
+    assert "cache: semantic (similarity 0.9" in reworded
+
+
+def test_ask_without_a_working_cache_says_so_and_answers(sample_lake: str) -> None:
+    result = run("ask", BRATTHOLM, RAG_LAKE_URI=sample_lake, RAG_REDIS_URL="redis://127.0.0.1:1/0")
+    assert result.returncode == 0, result.stderr
+    assert "cache: bypass" in result.stdout
+    assert "degraded: cache_unavailable" in result.stdout
+
+
+def test_search_lists_the_passages_with_rank_score_and_place(sample_lake: str) -> None:
+    result = run("search", BRATTHOLM, "-k", "2", RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[0].split()[0] == "1"
+    assert OUTAGE in lines[0]
+    assert lines[2].split()[0] == "2"
+
+
+def test_search_as_json_is_a_list_of_hits(sample_lake: str) -> None:
+    result = run("search", "有給休暇", "--region", "nagoya", "--json", RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 0, result.stderr
+    hits = [Hit.model_validate(each) for each in json.loads(result.stdout)]
+    assert [hit.rank for hit in hits] == list(range(1, 9))
+    assert "有給休暇" in result.stdout
+
+
+def test_options_of_scope_may_be_repeated(sample_lake: str) -> None:
+    scope = ("--region", "oslo", "--region", "lisbon", "--department", "people")
+    result = run("search", "parental leave", *scope, "--json", RAG_LAKE_URI=sample_lake)
+    assert {each["shard"] for each in json.loads(result.stdout)} == {"oslo/people", "lisbon/people"}
+
+
+def test_shards_lists_what_is_published(sample_lake: str) -> None:
+    result = run("shards", RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 11
+    assert all("documents" in line and "chunks" in line for line in lines)
+    assert "1 quarantined" in next(line for line in lines if line.startswith("lisbon/finance"))
+
+
+def test_shards_as_json_are_catalog_entries(sample_lake: str) -> None:
+    result = run("shards", "--json", RAG_LAKE_URI=sample_lake)
+    entries = [CatalogEntry.model_validate(each) for each in json.loads(result.stdout)]
+    assert len(entries) == 11
+
+
+def test_shards_of_an_empty_lake_says_that_nothing_is_published(tmp_path: Path) -> None:
+    result = run("shards", RAG_LAKE_URI=str(tmp_path))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert "nothing is published yet" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("ask", ""), "InvalidQuestion"),
+        (("ask", BRATTHOLM, "--region", "olso"), "UnknownScope"),
+        (("search", BRATTHOLM, "--region", "../oslo"), "InvalidShardName"),
+        (("search", BRATTHOLM, "-k", "0"), "InvalidArgument"),
+    ],
+)
+def test_what_is_refused_ends_with_status_2_and_a_named_error(
+    sample_lake: str, arguments: tuple[str, ...], name: str
+) -> None:
+    result = run(*arguments, RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"Error: {name}: ")
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"RAG_CACHE_TTL": "banana"}, "SettingsError"),
+        ({"RAG_REDIS_URL": "redis://:correct-horse@127.0.0.1:banana/0"}, "SettingsError"),
+        ({"RAG_LAKE_URI": "gs://bucket/lake"}, "SettingsError"),
+        ({"RAG_LAKE_URI": "/no/such/lake"}, "UnknownScope"),
+        ({"RAG_LAKE_URI": "/dev/null/lake"}, "LakeUnavailable"),
+        (
+            {"RAG_LAKE_URI": "s3://bucket/lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "x"},
+            "LakeUnavailable",
+        ),
+    ],
+    ids=["a setting", "the URL of Redis", "a scheme", "nothing there", "no folder", "no S3"],
+)
+def test_a_wrong_environment_ends_with_status_2_and_a_named_error(
+    sample_lake: str, variables: dict[str, str], name: str
+) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "correct-horse"}
+    result = run("ask", BRATTHOLM, **{"RAG_LAKE_URI": sample_lake, **keys, **variables})
+    assert result.returncode == 2
+    assert f"Error: {name}: " in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "correct-horse" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_missing_question_is_a_usage_error(sample_lake: str) -> None:
+    result = run("ask", RAG_LAKE_URI=sample_lake)
+    assert result.returncode == 2
+    assert "Usage:" in result.stderr
+
+
+def test_help_and_version_need_no_lake() -> None:
+    assert run("--version").stdout.startswith("rag-serving")
+    assert "ask" in run("-h").stdout

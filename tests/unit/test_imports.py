@@ -1,0 +1,72 @@
+"""What importing costs: nothing heavy is loaded and no variable is read before it is needed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import pytest
+
+import rag_serving
+
+
+def modules_after(statement: str, environment: Mapping[str, str] | None = None) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after that statement."""
+    code = f"import sys, json\n{statement}\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**env, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def test_importing_serving_loads_none_of_its_dependencies() -> None:
+    heavy = {"lancedb", "litellm", "pyarrow", "openvino", "torch", "dagster", "pandas", "redis", "pydantic", "numpy"}
+    assert not modules_after("import rag_serving") & heavy
+
+
+def test_importing_the_client_loads_no_engine_before_the_first_question() -> None:
+    heavy = {"lancedb", "litellm", "openvino", "torch", "dagster", "pandas", "redis", "rag_assets"}
+    assert not modules_after("from rag_serving import RagClient, AsyncRagClient, Answer") & heavy
+
+
+def test_the_code_location_loads_without_the_model_stack() -> None:
+    heavy = {"torch", "sentence_transformers", "openvino", "lancedb", "litellm"}
+    loaded = modules_after("import rag_assets.definitions")
+    assert "dagster" in loaded
+    assert not loaded & heavy
+
+
+@pytest.mark.parametrize("module", ["rag_assets.definitions", "rag_serving.cli", "rag_assets.cli"])
+def test_importing_reads_no_variable(module: str) -> None:
+    malformed = {
+        "RAG_LEASE_SECONDS": "banana",
+        "RAG_CACHE_TTL": "banana",
+        "RAG_REDIS_URL": "banana",
+        "RAG_LAKE_URI": "banana://",
+    }
+    assert module.partition(".")[0] in modules_after(f"import {module}", malformed)
+
+
+def test_importing_serving_does_not_import_the_pipeline() -> None:
+    assert "rag_assets" not in modules_after("import rag_serving.cli")
+
+
+@pytest.mark.parametrize("name", rag_serving.__all__)
+def test_every_public_name_resolves(name: str) -> None:
+    assert getattr(rag_serving, name).__name__ == name
+
+
+def test_a_star_import_gives_the_public_names() -> None:
+    modules_after(
+        "from rag_serving import *\nassert RagClient and AsyncRagClient and Answer and Citation and Hit and Hits"
+    )
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="rag_serving"):
+        rag_serving.no_such_name  # noqa: B018

@@ -1,0 +1,136 @@
+"""Serving settings: defaults, variables, and errors that name the variable and keep its value to themselves."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from rag_serving.client import AsyncRagClient, RagClient
+from rag_serving.errors import SettingsError
+from rag_serving.settings import ServingSettings
+
+PASSWORD = "correct-horse"
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("RAG_")]:
+        monkeypatch.delenv(name)
+
+
+def test_without_variables_the_lake_is_a_folder_and_neither_redis_nor_a_model_is_used() -> None:
+    settings = ServingSettings.from_env()
+    assert settings.lake_uri == "./lake"
+    assert settings.redis_url is None
+    assert settings.llm_model is None
+    assert settings.cache_similarity == 0.98
+    assert settings.cache_ttl == 86_400
+    assert settings.cache_prefix == "rag"
+
+
+def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {
+        "lake_uri": "s3://bucket/lake",
+        "redis_url": f"redis://:{PASSWORD}@cache:6379/0",
+        "llm_model": "openai/gpt",
+        "llm_timeout": 1.5,
+        "llm_retries": 0,
+        "llm_max_tokens": 99,
+        "catalog_refresh": 0.0,
+        "search_concurrency": 3,
+        "cache_ttl": 60,
+        "cache_similarity": 0.9,
+        "cache_timeout": 0.5,
+        "cache_memory_entries": 7,
+        "cache_prefix": "team-a",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(f"RAG_{name.upper()}", str(value))
+    settings = ServingSettings.from_env()
+    assert settings.redis_url is not None
+    read = {**settings.model_dump(), "redis_url": settings.redis_url.get_secret_value()}
+    assert read == values
+    assert set(values) == set(ServingSettings.model_fields)
+
+
+def test_an_empty_variable_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_REDIS_URL", "")
+    monkeypatch.setenv("RAG_CACHE_TTL", "")
+    settings = ServingSettings.from_env()
+    assert settings.redis_url is None
+    assert settings.cache_ttl == 86_400
+
+
+def test_variables_are_read_when_asked_for_and_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_CACHE_TTL", "5")
+    assert ServingSettings.from_env().cache_ttl == 5
+    monkeypatch.setenv("RAG_CACHE_TTL", "6")
+    assert ServingSettings.from_env().cache_ttl == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RAG_LAKE_URI", "   "),
+        ("RAG_LLM_MODEL", "   "),
+        ("RAG_LLM_TIMEOUT", "banana"),
+        ("RAG_LLM_TIMEOUT", "-17"),
+        ("RAG_LLM_TIMEOUT", "nan"),
+        ("RAG_LLM_RETRIES", "-17"),
+        ("RAG_LLM_RETRIES", "1.75"),
+        ("RAG_LLM_MAX_TOKENS", "banana"),
+        ("RAG_CATALOG_REFRESH", "banana"),
+        ("RAG_CATALOG_REFRESH", "nan"),
+        ("RAG_SEARCH_CONCURRENCY", "-17"),
+        ("RAG_CACHE_TTL", "banana"),
+        ("RAG_CACHE_TTL", "-17"),
+        ("RAG_CACHE_SIMILARITY", "17.5"),
+        ("RAG_CACHE_SIMILARITY", "nan"),
+        ("RAG_CACHE_TIMEOUT", "-17"),
+        ("RAG_CACHE_MEMORY_ENTRIES", "-17"),
+        ("RAG_CACHE_PREFIX", "Banana{}"),
+        ("RAG_CACHE_PREFIX", "banana:banana"),
+    ],
+)
+def test_a_malformed_variable_is_named_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=name) as caught:
+        ServingSettings.from_env()
+    assert not value.strip() or value not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_all_malformed_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_CACHE_TTL", "banana")
+    monkeypatch.setenv("RAG_LLM_TIMEOUT", "banana")
+    with pytest.raises(SettingsError, match=r"RAG_LLM_TIMEOUT.*RAG_CACHE_TTL"):
+        ServingSettings.from_env()
+
+
+def test_a_malformed_redis_url_fails_when_the_client_is_made_and_shows_no_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAG_REDIS_URL", f"redis://:{PASSWORD}@cache:banana/0")
+    for client in (AsyncRagClient, RagClient):
+        with pytest.raises(SettingsError, match="RAG_REDIS_URL") as caught:
+            client.from_env()
+        assert PASSWORD not in str(caught.value)
+        assert "banana" not in str(caught.value)
+
+
+def test_the_redis_password_does_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_REDIS_URL", f"redis://:{PASSWORD}@cache:6379/0")
+    settings = ServingSettings.from_env()
+    assert PASSWORD not in repr(settings)
+    assert PASSWORD not in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/lake", "http://bucket", "s3://"])
+def test_a_lake_uri_of_an_unknown_kind_is_a_settings_error(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("RAG_LAKE_URI", uri)
+    with pytest.raises(SettingsError):
+        RagClient.from_env()
