@@ -30,6 +30,7 @@ _SYSTEM = (
     "language of the question, briefly."
 )
 _MARK = re.compile(r"\[(\d{1,3})\]")
+_BOUNDARY = re.compile(r"<(?=\s*/?\s*sources)", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\w\"'(*])|(?<=[。！？])")
 _ITEM = re.compile(r"\s*(?:[-*+]\s|[>|]|\d+[.)]\s)")
 _MARKUP = re.compile(r"^\s*(?:[-*+]\s+|\d+[.)]\s+|>\s*)|\*\*|__|`")
@@ -95,8 +96,9 @@ def _litellm_completion() -> Completion:
 
 
 def _messages(question: str, hits: Sequence[Hit]) -> list[dict[str, str]]:
+    # A document must not be able to end the block of sources that it is quoted in.
     sources = "\n\n".join(
-        f"[{number}] {hit.title}" + (f" > {' > '.join(hit.heading_path)}" if hit.heading_path else "") + f"\n{hit.text}"
+        f"[{number}] {_BOUNDARY.sub('‹', ' > '.join((hit.title, *hit.heading_path)))}\n{_BOUNDARY.sub('‹', hit.text)}"
         for number, hit in enumerate(hits, start=1)
     )
     return [
@@ -114,11 +116,13 @@ async def generate(model: LanguageModel, question: str, hits: Sequence[Hit]) -> 
     cited = [hit for number, hit in enumerate(hits, start=1) if number in named]
     text = _MARK.sub(lambda mark: mark[0] if 1 <= int(mark[1]) <= len(hits) else "", result.text).strip()
     invented = sum(not 1 <= number <= len(hits) for number in named)
+    if not text:
+        raise ModelUnavailable(f"{model.name} gave nothing but citations")
     return Answer(
         question=question,
         text=text,
-        # A model that cites nothing has still seen all of the sources; they are shown rather than none.
-        citations=_citations(hits, cited or hits),
+        # A model that cites nothing has still seen all of the sources; they are shown, unless it found nothing there.
+        citations=_citations(hits, cited or ([] if NOT_FOUND in text else hits)),
         kind="generated",
         model=model.name,
         tokens=result.tokens,

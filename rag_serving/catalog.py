@@ -66,6 +66,10 @@ def catalog_key(shard: Shard) -> str:
     return f"{CATALOG}/{shard.table_name}.json"
 
 
+def _table_of(key: str) -> str:
+    return key.removeprefix(f"{CATALOG}/").removesuffix(".json")
+
+
 def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
     """Validate a catalog object; raises `LakeCorrupt`."""
     try:
@@ -112,6 +116,19 @@ class Snapshot:
                 "no published shard lies in those regions and departments together; see rag-serving shards"
             )
         return routed
+
+    def broken_in(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> tuple[str, ...]:
+        """Marks for the shards of that scope whose catalog object does not validate, so that none is missed unseen."""
+        marks: list[str] = []
+        for key in sorted(self.broken):
+            try:
+                shard = Shard.from_table_name(_table_of(key))
+            except InvalidShardName:  # an object that no pipeline wrote
+                continue
+            in_region = regions is None or any(same_name(shard.region, name) for name in regions)
+            if in_region and (departments is None or any(same_name(shard.department, name) for name in departments)):
+                marks.append(f"catalog_broken:{shard}")
+        return tuple(marks)
 
     @staticmethod
     def _known(kind: str, names: Iterable[str] | None, known: set[str]) -> set[str] | None:
@@ -180,7 +197,7 @@ class Catalog:
         if stored is None:
             return key, None
         try:
-            shard = Shard.from_table_name(key.removeprefix(f"{CATALOG}/").removesuffix(".json"))
+            shard = Shard.from_table_name(_table_of(key))
             return key, (stored.etag, read_entry(shard, stored.data))
         except (LakeCorrupt, InvalidShardName) as error:
             return key, (stored.etag, str(error))

@@ -82,12 +82,13 @@ class AsyncRagClient:
         clock = _Clock()
         question = _checked_question(question)
         _check_k(k)
-        entries = (await self._snapshot()).route(regions, departments)
-        vectors, degraded = await self._vectors(question, entries)
+        snapshot = await self._snapshot()
+        entries, broken = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
+        vectors, cut = await self._vectors(question, entries)
         clock.lap("embed")
         hits, failed = await self._searcher.search(question, vectors, entries, k)
         clock.lap("search")
-        return Hits(hits, clock.timings(), degraded + failed)
+        return Hits(hits, clock.timings(), broken + cut + failed)
 
     async def ask(
         self,
@@ -106,7 +107,8 @@ class AsyncRagClient:
         clock = _Clock()
         question = _checked_question(question)
         _check_k(k)
-        entries = (await self._snapshot()).route(regions, departments)
+        snapshot = await self._snapshot()
+        entries, broken = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
         digests = {entry.shard.key: entry.current.content_digest for entry in entries}
         tag = scope_tag(
             tenant=tenant,
@@ -121,7 +123,8 @@ class AsyncRagClient:
         clock.lap("cache")
         if exact is not None:
             return _served(exact.answer, "exact", question, clock, similarity=1.0)
-        vectors, degraded = await self._vectors(question, entries)
+        vectors, cut = await self._vectors(question, entries)
+        degraded = broken + cut
         clock.lap("embed")
         vector = next(iter(vectors.values())) if len(vectors) == 1 and not degraded else None
         if vector is not None and not problems:

@@ -350,7 +350,10 @@ def test_a_shard_with_a_corrupt_catalog_object_is_left_out_and_the_others_serve(
         hits = client.search(BRATTHOLM)
         assert len(hits) == 8
         assert "oslo/engineering" not in {hit.shard for hit in hits}
-        assert client.search(BRATTHOLM, regions=["oslo"])
+        assert hits.degraded == ("catalog_broken:oslo/engineering",)
+        assert client.ask(BRATTHOLM).degraded == ("catalog_broken:oslo/engineering",)
+        assert client.search(BRATTHOLM, regions=["oslo"]).degraded == ("catalog_broken:oslo/engineering",)
+        assert client.search(BRATTHOLM, regions=["lisbon"]).degraded == ()
         with pytest.raises(UnknownScope):
             client.search(BRATTHOLM, regions=["oslo"], departments=["engineering"])
 
@@ -366,6 +369,7 @@ def test_a_file_in_the_catalog_that_names_no_shard_harms_nothing(own_lake: Path)
     (own_lake / "catalog" / "readme.txt").write_text("hello")
     with open_client(str(own_lake)) as client:
         assert len(client.shards()) == 11
+        assert client.search(BRATTHOLM).degraded == ()
 
 
 def written_after_publication(lake: Path, shard: str) -> str:
