@@ -35,7 +35,8 @@ servers: $(VENV)/.dev  ## the Redis and S3 servers that the tests start on loopb
 	@$(BIN)/python -m tests.servers install .servers
 
 lock: $(VENV)/.dev  ## pin what is installed now as the development environment
-	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' > requirements/dev.lock
+	@echo '# The development environment, pinned by make lock; users install what pyproject.toml asks for.' > requirements/dev.lock
+	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' >> requirements/dev.lock
 
 $(VENV)/.run: pyproject.toml requirements/dev.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
