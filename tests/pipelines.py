@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import dagster as dg
+import numpy as np
 
 from rag_assets.defs.build import build_definitions
 from rag_assets.defs.jobs import INDEX_SHARD
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import PipelineResource
 from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
+from rag_assets.lake import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS, Lake
 from rag_assets.settings import PipelineSettings
+from rag_serving.catalog import Publication, catalog_key, read_catalog_entry
 from rag_serving.embedding import MODELS
 from rag_serving.objects import open_objects
 from rag_serving.shards import Shard
+from rag_serving.tables import SHARDS
 
 
 def seed_model(model_lake: str, lake_uri: str) -> None:
@@ -36,11 +41,16 @@ def settings_for(source_uri: str, lake_uri: str, **overrides: object) -> Pipelin
 
 
 def run_shard(
-    instance: dg.DagsterInstance, settings: PipelineSettings, key: str, tags: Mapping[str, str] | None = None
+    instance: dg.DagsterInstance,
+    settings: PipelineSettings,
+    key: str,
+    tags: Mapping[str, str] | None = None,
+    pipeline: PipelineResource | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """One run of `index_shard` for one shard; look at `.success`."""
+    """One run of `index_shard` for one shard; look at `.success`. `pipeline` replaces that of the settings."""
     add_shards(instance, [Shard.parse(key)])
-    job = build_definitions(settings).resolve_job_def(INDEX_SHARD)
+    resources = {} if pipeline is None else {"pipeline": pipeline}
+    job = build_definitions(settings, resources).resolve_job_def(INDEX_SHARD)
     return job.execute_in_process(
         partition_key=key,
         instance=instance,
@@ -60,6 +70,61 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
             error = getattr(event.event_specific_data, "error", None)
             return str(error) if error is not None else (event.message or "")
     return ""
+
+
+def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
+    """What each asset of a run says of itself, by asset and name."""
+    return {
+        event.asset_key.to_user_string(): {name: value.value for name, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+
+
+def publication(lake_uri: str, key: str) -> Publication | None:
+    """What readers of the shard are sent to, or None before it was published."""
+    found = read_catalog_entry(open_objects(lake_uri), Shard.parse(key))
+    return None if found is None else found[0].current
+
+
+def published_rows(lake_uri: str, key: str) -> list[dict[str, Any]]:
+    """The rows that readers of the shard see, ordered by document and place in it."""
+    current = publication(lake_uri, key)
+    assert current is not None, f"{key} was never published"
+    table = Lake(lake_uri).open(SHARDS, Shard.parse(key))
+    assert table is not None
+    table.checkout(current.version)
+    return sorted(table.to_arrow().to_pylist(), key=lambda row: (row["source"], row["ordinal"]))
+
+
+def stage_rows(lake_uri: str, stage: str, key: str, fingerprint: str = "") -> list[dict[str, Any]]:
+    """The rows that a stage's table of the shard holds; none where there is no table."""
+    table = Lake(lake_uri).open(stage, Shard.parse(key), fingerprint=fingerprint)
+    return [] if table is None else table.to_arrow().to_pylist()
+
+
+def assert_same_tables(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    """The rows are those of the other run, vectors within 1e-3; only the time of the indexing may differ."""
+    different = {"vector", "indexed_at"}
+    assert [{k: v for k, v in row.items() if k not in different} for row in one] == [
+        {k: v for k, v in row.items() if k not in different} for row in other
+    ]
+    if one:
+        np.testing.assert_allclose([row["vector"] for row in one], [row["vector"] for row in other], atol=1e-3)
+
+
+def lake_state(lake_uri: str, key: str) -> dict[str, object]:
+    """Version of every table of the shard and etag of its catalog object: equal exactly if nothing was written."""
+    lake, shard = Lake(lake_uri), Shard.parse(key)
+    current = publication(lake_uri, key)
+    fingerprint = "" if current is None else current.fingerprint
+    state: dict[str, object] = {}
+    for stage in (RAW_DOCUMENTS, QUARANTINE, CHUNKS, EMBEDDINGS, SHARDS):
+        table = lake.open(stage, shard, fingerprint=fingerprint if stage == EMBEDDINGS else "")
+        state[stage] = None if table is None else table.version
+    stored = lake.objects.get(catalog_key(shard))
+    state["catalog"] = None if stored is None else stored.etag
+    return state
 
 
 def listed_shards(settings: PipelineSettings) -> list[Shard]:

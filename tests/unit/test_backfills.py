@@ -70,7 +70,7 @@ def test_an_unknown_region_is_an_error_that_names_the_nearest() -> None:
 
 
 def test_an_unknown_department_is_an_error() -> None:
-    with pytest.raises(UnknownScope, match="the department 'catering'$"):
+    with pytest.raises(UnknownScope, match=r"the department 'catering'$"):
         select(Which.ALL, departments=["catering"])
 
 
