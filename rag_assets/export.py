@@ -7,11 +7,8 @@ sentence-transformers.
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +26,7 @@ from rag_serving.embedding import (
     WEIGHTS,
     EmbedderIdentity,
     OpenVinoEmbedder,
+    no_usage_reports,
     read_manifest,
 )
 from rag_serving.objects import Objects
@@ -85,7 +83,7 @@ def _export(objects: Objects, model: str) -> Export:
     reference = _load_reference(model)
     expected = np.asarray(reference.encode(list(_PROBE), normalize_embeddings=True, convert_to_numpy=True))
     with tempfile.TemporaryDirectory(prefix="rag-export-") as scratch:
-        with _no_usage_reports():
+        with no_usage_reports():
             inputs = _write_graph(reference, Path(scratch))
         files = {name: (Path(scratch) / name).read_bytes() for name in (GRAPH, WEIGHTS)}
     files[TOKENIZER] = _backend_tokenizer(reference).to_str().encode()
@@ -119,20 +117,6 @@ def _export(objects: Objects, model: str) -> Export:
     objects.put(f"{MODELS}/{identity.fingerprint}/{MANIFEST}", identity.model_dump_json(indent=1).encode())
     objects.put(_pointer_key(model), identity.fingerprint.encode())
     return Export(identity, True, sum(len(data) for data in files.values()), float(cosines.min()))
-
-
-@contextmanager
-def _no_usage_reports() -> Generator[None]:
-    """Keep OpenVINO's converter from sending usage statistics (by a forked process); it asks for this variable only."""
-    before = os.environ.get("CI")
-    os.environ["CI"] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["CI"]
-        else:
-            os.environ["CI"] = before
 
 
 def _self_test_vector(reference: SentenceTransformer, prompts: dict[str, str]) -> Any:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,6 +88,23 @@ class Embedder(Protocol):
         ...
 
 
+@contextmanager
+def no_usage_reports() -> Generator[None]:
+    """Keep OpenVINO, imported or converting, from sending usage statistics by a forked process.
+
+    It honours no switch of its own, only the variable by which it knows continuous integration.
+    """
+    before = os.environ.get("CI")
+    os.environ["CI"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["CI"]
+        else:
+            os.environ["CI"] = before
+
+
 class OpenVinoEmbedder:
     """An exported graph (transformer, pooling, normalisation) run by OpenVINO on the CPU.
 
@@ -96,9 +115,10 @@ class OpenVinoEmbedder:
     def __init__(
         self, identity: EmbedderIdentity, graph: bytes, weights: bytes, tokenizer: bytes, *, streams: int = 1
     ) -> None:
-        import openvino
         from tokenizers import Tokenizer
 
+        with no_usage_reports():
+            import openvino
         self._identity = identity
         self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer.decode())
         self._tokenizer.enable_truncation(identity.window)

@@ -35,13 +35,21 @@ mutation Launch($params: LaunchBackfillParams!) {
 @contextmanager
 def open_instance() -> Generator[dg.DagsterInstance]:
     """The instance of $DAGSTER_HOME; raises `OrchestrationError` without one."""
+    from alembic.util import CommandError
     from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         instance = dg.DagsterInstance.get()
     except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
         raise OrchestrationError(
             "DAGSTER_HOME names no folder; make one, put dagster.yaml into it and export DAGSTER_HOME=/its/full/path"
+        ) from error
+    except (CommandError, SQLAlchemyError) as error:
+        # Two processes that open a new DAGSTER_HOME at once both make its database; one of them loses.
+        raise OrchestrationError(
+            f"Dagster's database in DAGSTER_HOME cannot be opened ({type(error).__name__}); another process may be "
+            "making it now: try again in some seconds"
         ) from error
     with instance:
         yield instance

@@ -121,7 +121,7 @@ def test_here_indexes_everything_and_the_second_time_finds_nothing_to_do(company
     assert "3 objects in 3 shards; 3 chosen (changed)" in first.stdout
     assert "3 shards indexed" in first.stdout
     assert "3 documents added" in first.stdout
-    assert "PreviewWarning" not in first.stdout + first.stderr
+    assert "Warning" not in first.stdout + first.stderr
     second = company.command("backfill", "--here")
     assert second.returncode == 0, second.stderr
     assert "0 chosen (changed)" in second.stdout

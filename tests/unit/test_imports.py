@@ -70,3 +70,18 @@ def test_a_star_import_gives_the_public_names() -> None:
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="rag_serving"):
         rag_serving.no_such_name  # noqa: B018
+
+
+def test_loading_the_embedding_runtime_starts_no_process() -> None:
+    program = """
+import os, sys
+os.register_at_fork(before=lambda: (print("forked"), os._exit(3)))
+from rag_serving.embedding import no_usage_reports
+with no_usage_reports():
+    import openvino
+import time
+time.sleep(0.5)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
