@@ -13,7 +13,7 @@ import pyarrow as pa
 from rag_assets.chunking import Chunker, StructureChunker
 from rag_assets.export import ensure_exported
 from rag_assets.ingestion import Log
-from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, embedding_schema, scan, values
+from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, delete_rows, embedding_schema, scan, values
 from rag_assets.lease import Lease
 from rag_serving.embedding import (
     Embedder,
@@ -102,8 +102,7 @@ def sync_embeddings(
     unused = have - wanted
     if unused and table is not None:
         report.dropped = len(unused)
-        lease.check()
-        table.delete(sql_in("embed_hash", sorted(unused)))
+        delete_rows(table, lease, "embed_hash", sorted(unused))
     report.seconds = time.monotonic() - started
     return report
 

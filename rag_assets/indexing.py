@@ -20,6 +20,7 @@ from rag_assets.lake import (
     Lake,
     columns,
     commit_replacement,
+    delete_rows,
     read,
     values,
 )
@@ -68,8 +69,7 @@ def sync_shard(
     gone = [doc_id for doc_id in have if doc_id not in wanted]
     if gone:
         report.documents_deleted = len(gone)
-        lease.check()
-        table.delete(sql_in("doc_id", gone))
+        delete_rows(table, lease, "doc_id", gone)
     for batch in _batches(todo, wanted):
         rows = _rows(lake, shard, identity, batch)
         commit_replacement(

@@ -33,13 +33,13 @@ from rag_assets.lake import (
     Lake,
     columns,
     commit_replacement,
+    delete_rows,
     document_id,
     scan,
 )
 from rag_assets.lease import Lease
 from rag_assets.sources import FetchedObject, ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard
 from rag_serving.shards import Shard
-from rag_serving.tables import sql_in
 
 _BATCH_DOCUMENTS = 200
 _BATCH_BYTES = 32 * 2**20
@@ -263,8 +263,7 @@ def _ingest_batch(
         _store_refusals(lake, shard, lease, bad, refused, report, now)
     recovered = [document_id(item.entry.key) for item in good if document_id(item.entry.key) in refused]
     if recovered:
-        lease.check()
-        lake.ensure(QUARANTINE, shard, QUARANTINE_SCHEMA).delete(sql_in("doc_id", recovered))
+        delete_rows(lake.ensure(QUARANTINE, shard, QUARANTINE_SCHEMA), lease, "doc_id", recovered)
         for doc_id in recovered:
             del refused[doc_id]
 
@@ -379,8 +378,7 @@ def _delete(
         present = [doc_id for doc_id in doc_ids if doc_id in known]
         table = lake.open(stage, shard) if present else None
         if table is not None:
-            lease.check()
-            table.delete(sql_in("doc_id", present))
+            delete_rows(table, lease, "doc_id", present)
         for doc_id in present:
             del known[doc_id]
 

@@ -6,7 +6,7 @@ Every stage keeps one LanceDB table per shard, in a folder of the lake of its ow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -27,6 +27,9 @@ RAW_DOCUMENTS = "raw_documents"
 QUARANTINE = "quarantine"
 CHUNKS = "chunks"
 EMBEDDINGS = "embeddings"
+
+_FILTER_VALUES = 2000
+"""Values that one filter names at most: the engine parses the whole of it."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -202,6 +205,13 @@ def commit_replacement(
         .use_index(False)  # a scalar index on the key would let concurrent merges duplicate rows
         .execute(rows)
     )
+
+
+def delete_rows(table: Table, lease: Lease, column: str, among: Sequence[str]) -> None:
+    """Delete the rows whose column has one of the values, in commits of a bounded filter each."""
+    for start in range(0, len(among), _FILTER_VALUES):
+        lease.check()
+        table.delete(sql_in(column, among[start : start + _FILTER_VALUES]))
 
 
 def document_id(key: str) -> str:

@@ -18,7 +18,17 @@ import pyarrow as pa
 from rag_assets.chunking import Chunker
 from rag_assets.extraction import Block, BlockKind, ExtractedDocument
 from rag_assets.ingestion import Log
-from rag_assets.lake import CHUNK_SCHEMA, CHUNKS, RAW_DOCUMENTS, Lake, columns, commit_replacement, read, scan
+from rag_assets.lake import (
+    CHUNK_SCHEMA,
+    CHUNKS,
+    RAW_DOCUMENTS,
+    Lake,
+    columns,
+    commit_replacement,
+    delete_rows,
+    read,
+    scan,
+)
 from rag_assets.lease import Lease
 from rag_serving.shards import Shard
 from rag_serving.tables import sql_in
@@ -55,8 +65,7 @@ def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: L
         return report
     table = lake.ensure(CHUNKS, shard, CHUNK_SCHEMA)
     if gone:
-        lease.check()
-        table.delete(sql_in("doc_id", gone))
+        delete_rows(table, lease, "doc_id", gone)
     documents = lake.open(RAW_DOCUMENTS, shard)
     names = ["doc_id", "title", "type", "text", "blocks", "content_hash"]
     for start in range(0, len(todo), _BATCH_DOCUMENTS):
