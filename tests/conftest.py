@@ -99,6 +99,7 @@ def s3(server_binaries: Path) -> Iterator[S3Server]:
 def s3_client(s3: S3Server) -> S3Client:
     """What tests prepare buckets with: whatever the AWS_* variables say, it speaks to that server."""
     import boto3
+    from botocore.config import Config
 
     return boto3.session.Session().client(
         "s3",
@@ -106,6 +107,8 @@ def s3_client(s3: S3Server) -> S3Client:
         aws_access_key_id=s3.access_key,
         aws_secret_access_key=s3.secret_key,
         region_name=s3.region,
+        # The server makes a volume for each new bucket, and answers InternalError until there is one.
+        config=Config(retries={"max_attempts": 8, "mode": "standard"}),
     )
 
 
