@@ -107,14 +107,15 @@ def s3_client(s3: S3Server) -> S3Client:
         aws_access_key_id=s3.access_key,
         aws_secret_access_key=s3.secret_key,
         region_name=s3.region,
-        # The server makes a volume for each new bucket, and answers InternalError until there is one.
         config=Config(retries={"max_attempts": 8, "mode": "standard"}),
     )
 
 
 @pytest.fixture
-def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
-    """Name of a new bucket on the S3 server that the AWS_* variables point at in this test."""
+def s3_environment(
+    s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[str]:
+    """Name of a bucket of this test alone on the S3 server; the AWS_* variables point at that server."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
@@ -128,7 +129,12 @@ def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.Monkey
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     bucket = f"test-{uuid.uuid4().hex}"
     s3_client.create_bucket(Bucket=bucket)
-    return bucket
+    yield bucket
+    # The server gives each bucket volumes of its own, and runs out of them after some sixty buckets.
+    for page in s3_client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        if found := [{"Key": item["Key"]} for item in page.get("Contents", [])]:
+            s3_client.delete_objects(Bucket=bucket, Delete={"Objects": found, "Quiet": True})
+    s3_client.delete_bucket(Bucket=bucket)
 
 
 @pytest.fixture(scope="session")
