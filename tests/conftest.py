@@ -112,9 +112,7 @@ def s3_client(s3: S3Server) -> S3Client:
 
 
 @pytest.fixture
-def s3_environment(
-    s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[str]:
+def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """Name of a bucket of this test alone on the S3 server; the AWS_* variables point at that server."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)

@@ -115,6 +115,42 @@ def extract(data: bytes, key: str) -> ExtractedDocument:
     return document if document.title else replace(document, title=title_of_key(key))
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One document of an object: the object itself (`name` is empty), or something attached to it.
+
+    Names are unique within the object and stay the same while its bytes do.
+    """
+
+    name: str
+    document: ExtractedDocument
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedPart:
+    """Something attached to an object that cannot be read."""
+
+    name: str
+    reason: QuarantineReason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All that was read of one object, and what was not."""
+
+    parts: tuple[Part, ...]
+    refused: tuple[RefusedPart, ...] = ()
+
+
+def read_object(data: bytes, key: str) -> Reading:
+    """The documents of one source object: itself, and its attachments as documents of their own.
+
+    Raises ExtractionError, and nothing else that depends on the content, where the object itself cannot be read.
+    """
+    return Reading((Part("", extract(data, key)),))
+
+
 def heading_text(document: ExtractedDocument, block: Block) -> str:
     """The words of a heading block on one line, without the markup of its format."""
     clean = next((known.heading for known in FORMATS if known.media_type == document.media_type), one_line)
