@@ -38,8 +38,9 @@ from rag_assets.lake import (
     scan,
 )
 from rag_assets.lease import Lease
-from rag_assets.sources import FetchedObject, ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard
+from rag_assets.sources import FetchedObject, ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard, shard_of
 from rag_serving.shards import Shard
+from rag_serving.tables import sql_in
 
 _BATCH_DOCUMENTS = 200
 _BATCH_BYTES = 32 * 2**20
@@ -123,18 +124,32 @@ def plan(listing: Sequence[SourceObject], held: dict[str, _Held], refused: dict[
 
 
 def sync_documents(
-    lake: Lake, source: Source, shard: Shard, lease: Lease, limits: IngestionLimits, log: Log
+    lake: Lake,
+    source: Source,
+    shard: Shard,
+    lease: Lease,
+    limits: IngestionLimits,
+    log: Log,
+    *,
+    keys: Sequence[str] = (),
 ) -> IngestionReport:
     """Bring `raw_documents` and `quarantine` of the shard to what the source lists now.
 
+    With `keys`, only those objects are looked at, each by itself; keys outside the shard are ignored.
     Raises `SourceUnavailable` before anything is written when the listing fails, and `MassDeleteRefused` when it would
     delete all of the shard or more than `limits.max_delete_share` of it.
     """
     started = time.monotonic()
-    listing = list_shard(source, shard)
-    held, refused = _held(lake, shard), _refused(lake, shard)
+    if keys:
+        named = sorted({key for key in keys if shard_of(key) == shard})
+        listing = [entry for entry in map(source.head, named) if entry is not None]
+        where = sql_in("doc_id", map(document_id, named))
+    else:
+        listing, where = list_shard(source, shard), None
+    held, refused = _held(lake, shard, where), _refused(lake, shard, where)
+    total = _count(lake, RAW_DOCUMENTS, shard) if keys else len(held)
     todo = plan(listing, held, refused, EXTRACTOR_VERSION)
-    _guard_deletes(shard, len(listing), todo, held, limits)
+    _guard_deletes(shard, total, todo, held, limits)
     report = IngestionReport(listed=len(listing), unchanged=todo.unchanged)
     if todo.delete:
         report.deleted = sum(doc_id in held for doc_id in todo.delete)
@@ -146,8 +161,8 @@ def sync_documents(
             done += len(batch)
             rate = done / max(time.monotonic() - started, 1e-9)
             log(f"{shard}: {done} of {len(todo.fetch)} documents read ({rate:.0f}/s)")
-    report.documents = len(held)
-    report.quarantined = len(refused)
+    report.documents = _count(lake, RAW_DOCUMENTS, shard)
+    report.quarantined = _count(lake, QUARANTINE, shard)
     report.stale = sum(doc_id in held for doc_id in refused)
     for entry in refused.values():
         report.quarantine_reasons[entry.reason] = report.quarantine_reasons.get(entry.reason, 0) + 1
@@ -171,35 +186,40 @@ def quarantined_documents(lake: Lake, shard: Shard, limit: int) -> list[dict[str
     return sorted(rows, key=lambda row: (row["last_seen"], row["key"]), reverse=True)[:limit]
 
 
-def _held(lake: Lake, shard: Shard) -> dict[str, _Held]:
+def _held(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, _Held]:
     names = ["doc_id", "key", "etag", "size", "extractor"]
     return {
         doc_id: _Held(key, etag, size, extractor)
-        for batch in scan(lake.open(RAW_DOCUMENTS, shard), names)
+        for batch in scan(lake.open(RAW_DOCUMENTS, shard), names, where=where)
         for doc_id, key, etag, size, extractor in columns(batch, *names)
     }
 
 
-def _refused(lake: Lake, shard: Shard) -> dict[str, _Refused]:
+def _refused(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, _Refused]:
     names = ["doc_id", "key", "etag", "size", "extractor", "reason", "first_seen", "attempts"]
     return {
         row["doc_id"]: _Refused(**{name: row[name] for name in names[1:]})
-        for batch in scan(lake.open(QUARANTINE, shard), names)
+        for batch in scan(lake.open(QUARANTINE, shard), names, where=where)
         for row in batch.to_pylist()
     }
 
 
-def _guard_deletes(shard: Shard, listed: int, todo: Plan, held: dict[str, _Held], limits: IngestionLimits) -> None:
+def _count(lake: Lake, stage: str, shard: Shard) -> int:
+    table = lake.open(stage, shard)
+    return 0 if table is None else table.count_rows()
+
+
+def _guard_deletes(shard: Shard, total: int, todo: Plan, held: dict[str, _Held], limits: IngestionLimits) -> None:
     deleted = sum(doc_id in held for doc_id in todo.delete)
     if limits.allow_mass_delete or not deleted:
         return
-    everything = deleted == len(held) and not todo.fetch
+    everything = deleted == total and not todo.fetch
     # Below a handful of documents a share says nothing: one of two is half.
-    if everything or (deleted > 5 and deleted > limits.max_delete_share * len(held)):
+    if everything or (deleted > 5 and deleted > limits.max_delete_share * total):
         raise MassDeleteRefused(
-            f"the source now lists {listed} documents of shard {shard}; indexing that would delete {deleted} of "
-            f"{len(held)}. If this is meant, run it again with the run tag rag/allow_mass_delete=true "
-            "(rag-assets backfill --allow-mass-delete); RAG_MAX_DELETE_SHARE sets the share that passes unasked"
+            f"documents of shard {shard} are gone from the source; indexing that would delete {deleted} of {total}. If "
+            "this is meant, run it again with the run tag rag/allow_mass_delete=true (rag-assets backfill "
+            "--allow-mass-delete); RAG_MAX_DELETE_SHARE sets the share that passes unasked"
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -55,6 +56,10 @@ class Source(Protocol):
 
     def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
         """Objects whose key starts with `prefix`, in key order (UTF-8 bytes), a page at a time."""
+        ...
+
+    def head(self, key: str) -> SourceObject | None:
+        """What the listing would say of one key now; None where there is no such object."""
         ...
 
     def fetch(self, key: str) -> FetchedObject:
@@ -124,6 +129,23 @@ class FolderSource:
                 yield page
         except OSError as error:
             raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+
+    def head(self, key: str) -> SourceObject | None:
+        path = self._root / key
+        try:
+            if not self._root.is_dir():
+                raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+            folders = path.parents[: len(path.relative_to(self._root).parts) - 1]
+            if any(folder.is_symlink() for folder in folders):  # which the listing does not follow
+                return None
+            stat = path.lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise SourceUnavailable(f"cannot look at {path}: {error.strerror}; check RAG_SOURCE_URI") from error
+        if not S_ISREG(stat.st_mode):
+            return None
+        return SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime))
 
     def fetch(self, key: str) -> FetchedObject:
         try:
@@ -195,6 +217,33 @@ class S3Source:
             raise _error_class(error)(
                 f"cannot list s3://{self._bucket}/{self._prefix}: {_reason(error)}; check RAG_SOURCE_URI and the AWS_* "
                 "variables (key, secret, region, AWS_ENDPOINT_URL)"
+            ) from error
+
+    def head(self, key: str) -> SourceObject | None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        except ClientError as error:
+            # An answer to HEAD has no body, so a missing bucket and a missing key look alike.
+            if error.response.get("Error", {}).get("Code", "") in ("404", "NoSuchKey", "NotFound"):
+                self._require_bucket()
+                return None
+            raise _error_class(error)(f"cannot look at {self.uri(key)}: {_reason(error)}") from error
+        except BotoCoreError as error:
+            raise SourceUnavailable(f"cannot look at {self.uri(key)}: {_reason(error)}") from error
+        return SourceObject(
+            key, answer["ETag"].strip('"'), answer["ContentLength"], answer["LastModified"].astimezone(UTC)
+        )
+
+    def _require_bucket(self) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            self._client.head_bucket(Bucket=self._bucket)
+        except (BotoCoreError, ClientError) as error:
+            raise _error_class(error)(
+                f"cannot reach the bucket s3://{self._bucket}: {_reason(error)}; check RAG_SOURCE_URI"
             ) from error
 
     def fetch(self, key: str) -> FetchedObject:

@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import Field
 
 from rag_assets.defs.execution import named_failures, step_retries
 from rag_assets.defs.partitions import shard_partitions
@@ -68,6 +69,15 @@ def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResourc
     )
 
 
+class DocumentsConfig(dg.Config):
+    """What a run of `raw_documents` looks at."""
+
+    keys: list[str] = Field(
+        default_factory=list[str],
+        description="objects of the shard that a feed named; without any, the whole shard is listed",
+    )
+
+
 def _columns(schema: pa.Schema) -> dict[str, Any]:
     fields: list[Any] = list(schema)
     columns = [dg.TableColumn(field.name, str(field.type)) for field in fields]
@@ -101,6 +111,7 @@ def raw_documents(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
     shard_lease: dg.ResourceParam[Lease],
+    config: DocumentsConfig,
 ) -> dg.MaterializeResult[Any]:
     shard = Shard.parse(context.partition_key)
     allow = context.run.tags.get(ALLOW_MASS_DELETE_TAG, "").lower() == "true"
@@ -112,6 +123,7 @@ def raw_documents(
             shard_lease,
             pipeline.limits(allow_mass_delete=allow),
             context.log.info,
+            keys=config.keys,
         )
         refused = quarantined_documents(pipeline.lake(), shard, limit=20)
     metadata = _metadata(report, rows=report.documents)

@@ -153,6 +153,10 @@ class WatchedSource:
         if self._watched.after_listing is not None:
             self._watched.after_listing()
 
+    def head(self, key: str) -> SourceObject | None:
+        self._watched.headed.append(key)
+        return self._source.head(key)
+
     def fetch(self, key: str) -> FetchedObject:
         self._watched.fetched.append(key)
         name = key.rpartition("/")[2]
@@ -169,6 +173,7 @@ class WatchedSource:
 class WatchedPipeline(PipelineResource):
     """The pipeline with such a source. What it notes and is told lies with the class: Dagster copies resources."""
 
+    headed: ClassVar[list[str]]
     fetched: ClassVar[list[str]]
     unreadable: ClassVar[set[str]]
     vanished: ClassVar[set[str]]
@@ -180,6 +185,7 @@ class WatchedPipeline(PipelineResource):
 
 def watched(bench: Bench) -> tuple[type[WatchedPipeline], WatchedPipeline]:
     class Watched(WatchedPipeline):
+        headed: ClassVar[list[str]] = []
         fetched: ClassVar[list[str]] = []
         unreadable: ClassVar[set[str]] = set()
         vanished: ClassVar[set[str]] = set()

@@ -181,6 +181,32 @@ def test_an_empty_source_lists_nothing(source_root: SourceRoot) -> None:
     assert keys(opened(source_root)) == []
 
 
+def test_a_look_at_one_key_says_what_the_listing_says(source_root: SourceRoot) -> None:
+    for key in ("oslo/people/a.md", "oslo/people/a.md.d/b.md", "köln/büro/ä b+c%20.md"):
+        source_root.put(key, key.encode())
+    source = opened(source_root)
+    for entry in listing(source):
+        seen = source.head(entry.key)  # whose time may be of whole seconds
+        assert seen is not None
+        assert (seen.key, seen.etag, seen.size) == (entry.key, entry.etag, entry.size)
+
+
+@pytest.mark.parametrize("key", ["oslo/people/b.md", "oslo/people", "oslo/people/a.md/c.md", "nowhere/at/all.md"])
+def test_a_look_at_a_key_that_is_not_there_finds_none(source_root: SourceRoot, key: str) -> None:
+    source_root.put("oslo/people/a.md", b"x")
+    assert opened(source_root).head(key) is None
+
+
+def test_a_look_at_a_key_behind_a_link_finds_none_as_the_listing_does(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.md").write_text("x")
+    (tmp_path / "root" / "oslo").mkdir(parents=True)
+    (tmp_path / "root" / "oslo" / "people").symlink_to(tmp_path / "elsewhere")
+    source = FolderSource(tmp_path / "root")
+    assert list(source.pages()) == []
+    assert source.head("oslo/people/a.md") is None
+
+
 def test_the_uri_of_an_object_leads_a_person_to_it(source_root: SourceRoot) -> None:
     source_root.put("köln/büro/a b.md", b"x")
     uri = opened(source_root).uri("köln/büro/a b.md")

@@ -48,6 +48,9 @@ class Listing:
         while page := [document(key, self.etags[key]) for key in itertools.islice(after, self._page)]:
             yield page
 
+    def head(self, key: str) -> SourceObject | None:
+        raise NotImplementedError
+
     def fetch(self, key: str) -> FetchedObject:
         raise NotImplementedError
 
