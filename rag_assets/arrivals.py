@@ -6,46 +6,67 @@ failed is not forgotten; it is asked for again with growing pauses while nothing
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from rag_assets.digests import DigestSum
 from rag_assets.sources import Source, SourceObject, shard_of
 from rag_serving.errors import RagError
 from rag_serving.shards import Shard
 
 RETRY_SECONDS = 120.0
 RETRY_CEILING = 6 * 3600.0
-_DIGEST_LENGTH = 24
 
 
 class ListingDigest:
     """Digest of a shard's listing: changes when an object is added, changed, removed or renamed.
 
-    The order of the entries is all one: some S3 servers list folder by folder instead of by the bytes of the keys.
+    A sum of hashes, so that the order of the entries is all one (some S3 servers list folder by folder instead of by
+    the bytes of the keys) and that one object's change is worked in without the others.
     """
 
     def __init__(self) -> None:
-        self._sum = 0
-        self.objects = 0
+        self._sum = DigestSum()
+
+    @classmethod
+    def parse(cls, text: str) -> ListingDigest:
+        """Go on from a digest; raises ValueError for what is none."""
+        digest = cls()
+        digest._sum = DigestSum.parse(text)
+        return digest
+
+    @classmethod
+    def of(cls, entries: Iterable[SourceObject]) -> ListingDigest:
+        """The digest of one shard's complete listing."""
+        digest = cls()
+        for entry in entries:
+            digest.add(entry)
+        return digest
+
+    @property
+    def objects(self) -> int:
+        return self._sum.items
 
     def add(self, entry: SourceObject) -> None:
-        line = f"{len(entry.key)}:{entry.key}\0{entry.etag}\0{entry.size}\n"
-        self._sum += int.from_bytes(hashlib.sha256(line.encode()).digest(), "big")
-        self.objects += 1
+        self._sum.add(_line(entry))
 
-    def hexdigest(self) -> str:
-        return hashlib.sha256(f"{self.objects}:{self._sum % 2**256:x}".encode()).hexdigest()[:_DIGEST_LENGTH]
+    def remove(self, entry: SourceObject) -> None:
+        """Take out an entry that was added before."""
+        self._sum.remove(_line(entry))
+
+    def __str__(self) -> str:
+        return str(self._sum)
+
+
+def _line(entry: SourceObject) -> str:
+    return f"{len(entry.key)}:{entry.key}\0{entry.etag}\0{entry.size}"
 
 
 def listing_digest(entries: Iterable[SourceObject]) -> str:
-    """Digest of one shard's complete listing."""
-    digest = ListingDigest()
-    for entry in entries:
-        digest.add(entry)
-    return digest.hexdigest()
+    """The digest of one shard's complete listing, as it is published."""
+    return str(ListingDigest.of(entries))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +100,7 @@ def sweep(
     for page in source.pages(start_after=start_after):
         for entry in page:
             if current is not None and not entry.key.startswith(f"{current.key}/"):
-                digests[current] = running.hexdigest()
+                digests[current] = str(running)
                 current = None
                 if clock() > deadline:
                     return Sweep(digests, objects, outside, tuple(examples), previous_key)
@@ -99,7 +120,7 @@ def sweep(
         if clock() > deadline and digests and current is not None:
             return Sweep(digests, objects - running.objects, outside, tuple(examples), before_current)
     if current is not None:
-        digests[current] = running.hexdigest()
+        digests[current] = str(running)
     return Sweep(digests, objects, outside, tuple(examples), "")
 
 
@@ -203,7 +224,7 @@ def decide(
             continue
         attempts = last.attempts + 1 if last is not None and same else 1
         asked[shard] = Asked(digest, now, attempts)
-        requests.append(Request(shard, digest, f"{shard.key}@{digest[:12]}#{cursor.serial + 1}"))
+        requests.append(Request(shard, digest, f"{shard.key}@{digest[-12:]}#{cursor.serial + 1}"))
     after = Cursor(cursor.serial + 1 if requests else cursor.serial, seen.resume_after, asked, frozenset(swept))
     return Decision(tuple(requests), len(dirty), len(dirty) - len(requests), after)
 

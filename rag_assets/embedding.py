@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,8 +14,8 @@ import pyarrow as pa
 from rag_assets.chunking import Chunker, StructureChunker
 from rag_assets.export import ensure_exported
 from rag_assets.ingestion import Log
-from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, delete_rows, embedding_schema, scan, values
-from rag_assets.lease import Lease
+from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, embedding_schema, scan, values
+from rag_assets.writing import ShardWriter
 from rag_serving.embedding import (
     Embedder,
     EmbedderIdentity,
@@ -23,7 +24,6 @@ from rag_serving.embedding import (
     load_tokenizer,
     passage_tokens,
 )
-from rag_serving.shards import Shard
 from rag_serving.tables import sql_in
 
 if TYPE_CHECKING:
@@ -39,11 +39,13 @@ _FILTERED = 2000
 
 @dataclass(slots=True)
 class EmbeddingReport:
-    """What a run of the step did."""
+    """What a run of the step did. `vectors` counts what the table holds afterwards."""
 
     embedded: int = 0
     reused: int = 0
+    """Distinct texts of the documents looked at that had a vector already."""
     dropped: int = 0
+    vectors: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -69,46 +71,56 @@ def warm_chunker(lake_uri: str, model: str) -> Chunker:
 
 
 def sync_embeddings(
-    lake: Lake, shard: Shard, lease: Lease, identity: EmbedderIdentity, load: Callable[[], Embedder], log: Log
+    writer: ShardWriter, identity: EmbedderIdentity, load: Callable[[], Embedder], log: Log
 ) -> EmbeddingReport:
-    """Bring `embeddings` of the shard to one vector for every distinct text in `chunks`, and no others.
+    """Bring `embeddings` of the shard to one vector for every distinct text in `chunks`.
 
-    `load` gives the embedder of that identity; it is called only when something must be embedded.
+    Vectors that no chunk needs any more are dropped when whole tables are compared. `load` gives the embedder of that
+    identity; it is called only when something must be embedded.
     """
     started = time.monotonic()
     report = EmbeddingReport()
-    chunks = lake.open(CHUNKS, shard)
-    wanted = _hashes(chunks)
-    table = lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
-    have = _hashes(table)
-    missing = wanted - have
+    fingerprint = identity.fingerprint
+    if writer.progress.fingerprint != fingerprint:
+        writer.touch(None)
+    touched = writer.touched
+    chunks, table = writer.table(CHUNKS), writer.table(EMBEDDINGS, fingerprint)
+    wanted = set(_hashes(chunks, None if touched is None else sql_in("doc_id", touched)))
+    found = _hashes(table, None if touched is None else sql_in("embed_hash", sorted(wanted)))
+    repeated = {hashed for hashed, times in found.items() if times > 1}
+    missing = wanted - (found.keys() - repeated)
     report.reused = len(wanted) - len(missing)
+    unused = {*repeated, *(found.keys() - wanted)}
+    if unused:
+        report.dropped = len(unused)
+        writer.delete(EMBEDDINGS, "embed_hash", sorted(unused), fingerprint=fingerprint)
     if missing:
         embedder = load()
         schema = embedding_schema(identity.dimensions)
-        table = lake.ensure(EMBEDDINGS, shard, schema, fingerprint=identity.fingerprint)
-        for hashes, texts, tokens in _windows(lake, shard, missing):
+        writer.ensure(EMBEDDINGS, schema, fingerprint)
+        for hashes, texts, tokens in _windows(chunks, missing):
             vectors = embedder.embed_documents(texts)
-            lease.check()
-            table.add(pa.Table.from_arrays([pa.array(hashes), vector_array(vectors)], schema=schema))
+            rows = pa.Table.from_arrays([pa.array(hashes), vector_array(vectors)], schema=schema)
+            writer.append(EMBEDDINGS, rows, fingerprint=fingerprint)
             report.embedded += len(hashes)
             report.tokens += tokens
             spent = time.monotonic() - started
             left = (len(missing) - report.embedded) * spent / report.embedded
             log(
-                f"{shard}: {report.embedded} of {len(missing)} chunks embedded "
+                f"{writer.shard}: {report.embedded} of {len(missing)} chunks embedded "
                 f"({report.embedded / spent:.0f}/s, {report.tokens / spent:.0f} tokens/s, {left:.0f} s left)"
             )
-    unused = have - wanted
-    if unused and table is not None:
-        report.dropped = len(unused)
-        delete_rows(table, lease, "embed_hash", sorted(unused))
+    table = writer.table(EMBEDDINGS, fingerprint)
+    report.vectors = 0 if table is None else table.count_rows()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _hashes(table: Table | None) -> set[str]:
-    return {hashed for batch in scan(table, ["embed_hash"]) for hashed in values(batch, "embed_hash")}
+def _hashes(table: Table | None, where: str | None) -> Counter[str]:
+    counted: Counter[str] = Counter()
+    for batch in scan(table, ["embed_hash"], where=where):
+        counted.update(values(batch, "embed_hash"))
+    return counted
 
 
 def vector_array(vectors: npt.NDArray[np.float32]) -> pa.Array[Any]:
@@ -117,8 +129,7 @@ def vector_array(vectors: npt.NDArray[np.float32]) -> pa.Array[Any]:
     return cast("pa.Array[Any]", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
-def _windows(lake: Lake, shard: Shard, missing: set[str]) -> Iterator[tuple[list[str], list[str], int]]:
-    chunks = lake.open(CHUNKS, shard)
+def _windows(chunks: Table | None, missing: set[str]) -> Iterator[tuple[list[str], list[str], int]]:
     where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
     left = set(missing)
     hashes: list[str] = []

@@ -7,6 +7,7 @@ RagError
 ├── LeaseLost             this writer's lease was taken over; it must stop
 ├── MassDeleteRefused     a run would delete more of a shard than is allowed without say-so
 ├── ChecksFailed          a table breaks an invariant that publishing depends on
+├── VersionNotKept        a rollback names a version that the shard does not have
 ├── ExportError           the embedding model cannot be loaded or exported faithfully
 └── OrchestrationError    Dagster is not set up for what was asked (no home, no daemon)
 """
@@ -38,6 +39,10 @@ class MassDeleteRefused(RagError):
 
 class ChecksFailed(RagError):
     """The shard's new table is not consistent; the published version stays."""
+
+
+class VersionNotKept(RagError):
+    """There is no such published version to go back to."""
 
 
 class ExportError(RagError):

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
+from rag_assets.digests import DigestSum
 from rag_assets.errors import ChecksFailed
 from rag_assets.ingestion import Log
 from rag_assets.lake import (
     CHUNKS,
     EMBEDDINGS,
     RAW_DOCUMENTS,
-    Lake,
     columns,
-    commit_replacement,
-    delete_rows,
     read,
     values,
 )
-from rag_assets.lease import Lease
+from rag_assets.writing import ShardWriter
 from rag_serving.embedding import EmbedderIdentity
-from rag_serving.shards import Shard
 from rag_serving.tables import FINGERPRINT, SHARDS, shard_schema, sql_in
 
 if TYPE_CHECKING:
@@ -56,43 +53,84 @@ class IndexingReport:
     seconds: float = 0.0
 
 
-def sync_shard(
-    lake: Lake, shard: Shard, lease: Lease, identity: EmbedderIdentity, vector_index_rows: int, log: Log
-) -> IndexingReport:
+def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_rows: int, log: Log) -> IndexingReport:
     """Bring the shard's table to what `chunks` and `embeddings` hold; raises `ChecksFailed` for a missing vector."""
     started = time.monotonic()
     report = IndexingReport()
-    table = _table(lake, shard, identity, lease)
-    wanted = _wanted(lake, shard)
-    have = _have(table)
-    todo = [doc_id for doc_id, signature in wanted.items() if have.get(doc_id) != signature]
+    table = _table(writer, identity)
+    if not writer.progress.content_digest:
+        writer.touch(None)
+    touched = writer.touched
+    where = None if touched is None else sql_in("doc_id", touched)
+    wanted = _wanted(writer, where)
+    have = _have(table, where)
+    digest = ContentDigest(identity.fingerprint, None if touched is None else writer.progress.content_digest)
+    if touched is None:
+        digest.change((), (chunk_id for document in have.values() for chunk_id in document.chunk_ids))
+    todo = [
+        doc_id
+        for doc_id, document in wanted.items()
+        if doc_id not in have or have[doc_id].signature != document.signature
+    ]
     gone = [doc_id for doc_id in have if doc_id not in wanted]
-    if gone:
-        report.documents_deleted = len(gone)
-        delete_rows(table, lease, "doc_id", gone)
+    # A merge would leave a row that is there twice where it is.
+    repeated = [doc_id for doc_id, document in have.items() if len(set(document.chunk_ids)) < len(document.chunk_ids)]
+    report.documents_deleted = len(gone)
+    for batch in _of_at_most(_BATCH_DOCUMENTS, sorted({*gone, *repeated})):
+        digest.change((chunk_id for doc_id in batch for chunk_id in have.pop(doc_id).chunk_ids), ())
+        writer.delete(SHARDS, "doc_id", batch, content_digest=str(digest))
     for batch in _batches(todo, wanted):
-        rows = _rows(lake, shard, identity, batch)
-        commit_replacement(
-            table,
-            lease,
+        rows = _rows(writer, identity, batch)
+        known = [doc_id for doc_id in batch if doc_id in have]
+        digest.change(
+            (chunk_id for doc_id in known for chunk_id in have[doc_id].chunk_ids),
+            (chunk_id for doc_id in batch for chunk_id in wanted[doc_id].chunk_ids),
+        )
+        writer.replace(
+            SHARDS,
             rows,
             key="chunk_id",
             owner="doc_id",
             owners=batch,
-            fresh=not any(doc_id in have for doc_id in batch),
+            fresh=not known,
+            content_digest=str(digest),
         )
         report.documents_replaced += len(batch)
         report.rows_written += rows.num_rows
-        log(f"{shard}: {report.documents_replaced} of {len(todo)} documents in the table ({report.rows_written} rows)")
+        log(
+            f"{writer.shard}: {report.documents_replaced} of {len(todo)} documents in the table "
+            f"({report.rows_written} rows)"
+        )
+    writer.note(content_digest=str(digest), fingerprint=identity.fingerprint)
     rows_now = table.count_rows()
-    report.optimized = _keep_indexes(table, rows_now, vector_index_rows, lease)
+    report.optimized = _keep_indexes(writer, table, rows_now, vector_index_rows)
     report.rows = rows_now
-    report.documents = len(wanted)
+    documents = writer.table(RAW_DOCUMENTS)
+    report.documents = 0 if documents is None else documents.count_rows()
     report.version = table.version
     report.bytes = _stats(table)["total_bytes"]
     report.unindexed_rows = unindexed_rows(table)
     report.seconds = time.monotonic() - started
     return report
+
+
+class ContentDigest:
+    """Identity of what can be retrieved: the set of chunks and the embedder. Compaction does not change it."""
+
+    def __init__(self, fingerprint: str, known: str | None = None) -> None:
+        self._embedder = hashlib.sha256(fingerprint.encode()).hexdigest()[:12]
+        prefix, _, chunks = (known or "").partition(":")
+        self._chunks = DigestSum.parse(chunks) if chunks and prefix == self._embedder else DigestSum()
+
+    def change(self, removed: Iterable[str], added: Iterable[str]) -> None:
+        """Work in the ids of chunks that went and came."""
+        for chunk_id in removed:
+            self._chunks.remove(chunk_id)
+        for chunk_id in added:
+            self._chunks.add(chunk_id)
+
+    def __str__(self) -> str:
+        return f"{self._embedder}:{self._chunks}"
 
 
 def table_fingerprint(table: Table) -> str:
@@ -110,36 +148,46 @@ def _stats(table: Table) -> dict[str, Any]:
     return cast("dict[str, Any]", table.stats())  # declared as an object, but a dictionary
 
 
-def _table(lake: Lake, shard: Shard, identity: EmbedderIdentity, lease: Lease) -> Table:
+def _table(writer: ShardWriter, identity: EmbedderIdentity) -> Table:
     schema = shard_schema(identity.dimensions, identity.fingerprint)
-    table = lake.open(SHARDS, shard)
-    lease.check()
-    if table is None:
-        return lake.ensure(SHARDS, shard, schema)
-    if table_fingerprint(table) != identity.fingerprint:
+    table = writer.ensure(SHARDS, schema)
+    if not table.schema.equals(schema, check_metadata=False) or table_fingerprint(table) != identity.fingerprint:
         # Vectors of two embedders never share a table; the published version stays readable meanwhile.
-        return lake.overwrite(SHARDS, shard, schema)
+        writer.touch(None)
+        return writer.overwrite(SHARDS, schema)
+    if writer.progress.fingerprint != identity.fingerprint:
+        writer.touch(None)
     return table
 
 
-def _wanted(lake: Lake, shard: Shard) -> dict[str, str]:
-    documents, chunks = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard)
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A document's chunks in order, and a hash of all that the rows of the table say of it."""
+
+    chunk_ids: tuple[str, ...]
+    signature: str
+
+
+_FACTS = ["doc_id", "content_hash", "etag", "modified_at", "stale"]
+
+
+def _wanted(writer: ShardWriter, where: str | None) -> dict[str, _Document]:
+    documents, chunks = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
     if documents is None or chunks is None:
         return {}
-    columns = ["doc_id", "content_hash", "etag", "modified_at"]
-    facts = {row["doc_id"]: row for row in read(documents, columns).to_pylist()}
-    rows = read(chunks, ["doc_id", "ordinal", "chunk_id"])
+    facts = {row["doc_id"]: row for row in read(documents, _FACTS, where=where).to_pylist()}
+    rows = read(chunks, ["doc_id", "ordinal", "chunk_id"], where=where)
     return {
-        doc_id: _signature(facts[doc_id], ordered)
+        doc_id: _document(facts[doc_id], ordered)
         for doc_id, ordered in _chunks_by_document(rows).items()
         if doc_id in facts
     }
 
 
-def _have(table: Table) -> dict[str, str]:
-    rows = read(table, ["doc_id", "ordinal", "chunk_id", "content_hash", "etag", "modified_at"])
-    first = {row["doc_id"]: row for row in rows.select(["doc_id", "content_hash", "etag", "modified_at"]).to_pylist()}
-    return {doc_id: _signature(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()}
+def _have(table: Table, where: str | None) -> dict[str, _Document]:
+    rows = read(table, [*_FACTS, "ordinal", "chunk_id"], where=where)
+    first = {row["doc_id"]: row for row in rows.select(_FACTS).to_pylist()}
+    return {doc_id: _document(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()}
 
 
 def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
@@ -149,17 +197,19 @@ def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
     return grouped
 
 
-def _signature(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> str:
-    ordered = ",".join(chunk_id for _, chunk_id in sorted(chunks))
-    text = f"{facts['content_hash']}|{facts['etag']}|{facts['modified_at'].isoformat()}|{len(chunks)}|{ordered}"
-    return f"{len(chunks)}:{hashlib.sha256(text.encode()).hexdigest()}"
+def _document(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> _Document:
+    ordered = tuple(chunk_id for _, chunk_id in sorted(chunks))
+    said = "|".join(
+        (facts["content_hash"], facts["etag"], facts["modified_at"].isoformat(), str(facts["stale"]), *ordered)
+    )
+    return _Document(ordered, hashlib.sha256(said.encode()).hexdigest())
 
 
-def _batches(todo: list[str], wanted: dict[str, str]) -> Iterator[list[str]]:
+def _batches(todo: list[str], wanted: dict[str, _Document]) -> Iterator[list[str]]:
     batch: list[str] = []
     chunks = 0
     for doc_id in todo:
-        count = int(wanted[doc_id].partition(":")[0])
+        count = len(wanted[doc_id].chunk_ids)
         if batch and (chunks + count > _BATCH_CHUNKS or len(batch) == _BATCH_DOCUMENTS):
             yield batch
             batch, chunks = [], 0
@@ -169,13 +219,19 @@ def _batches(todo: list[str], wanted: dict[str, str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _rows(lake: Lake, shard: Shard, identity: EmbedderIdentity, doc_ids: list[str]) -> pa.Table:
-    documents, chunks = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard)
-    embeddings = lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
+def _of_at_most(count: int, doc_ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(doc_ids), count):
+        yield doc_ids[start : start + count]
+
+
+def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -> pa.Table:
+    shard = writer.shard
+    documents, chunks = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
+    embeddings = writer.table(EMBEDDINGS, identity.fingerprint)
     if documents is None or chunks is None or embeddings is None:
         raise ChecksFailed(f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first")
     where = sql_in("doc_id", doc_ids)
-    facts = read(documents, ["doc_id", "source", "type", "title", "etag", "modified_at"], where=where)
+    facts = read(documents, ["doc_id", "source", "type", "title", "etag", "modified_at", "stale"], where=where)
     names = ("chunk_id", "doc_id", "ordinal", "text", "heading_path", "page", "start", "end", "tokens", "content_hash")
     parts = read(chunks, [*names, "embed_hash"], where=where)
     hashes: list[str] = values(parts, "embed_hash")
@@ -189,7 +245,9 @@ def _rows(lake: Lake, shard: Shard, identity: EmbedderIdentity, doc_ids: list[st
     vector_rows = pa.array([at[hashed] for hashed in hashes], pa.int64())
     count = parts.num_rows
     arrays: dict[str, Any] = {name: parts[name] for name in names}
-    arrays |= {name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at")}
+    arrays |= {
+        name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at", "stale")
+    }
     arrays["vector"] = vectors["vector"].take(vector_rows)
     arrays["region"] = pa.array([shard.region] * count, pa.string())
     arrays["department"] = pa.array([shard.department] * count, pa.string())
@@ -198,23 +256,32 @@ def _rows(lake: Lake, shard: Shard, identity: EmbedderIdentity, doc_ids: list[st
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 
-def _keep_indexes(table: Table, rows: int, vector_index_rows: int, lease: Lease) -> bool:
+def _keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows: int) -> bool:
     """Create the indexes that are due and fold new rows in when too many lie outside; whether it compacted."""
-    from lancedb.index import FTS, IvfRq
-
     if rows == 0:
         return False
     indexed = {column for index in table.list_indices() for column in index.columns}
     if "text" not in indexed:
-        lease.check()
-        # The ICU tokenizer finds words in Chinese and Japanese too, and still stems English.
-        table.create_index("text", config=FTS(base_tokenizer="icu", with_position=False))
+        writer.maintain(SHARDS, index_text)
     if "vector" not in indexed and rows >= vector_index_rows:
-        lease.check()
-        table.create_index("vector", config=IvfRq(distance_type="cosine", num_bits=4))
+        writer.maintain(SHARDS, index_vectors)
     small = _stats(table)["fragment_stats"]["num_small_fragments"]
     if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
-        lease.check()
-        table.optimize(cleanup_older_than=_NEVER)
+        writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=_NEVER))
         return True
     return False
+
+
+def index_text(table: Table) -> None:
+    """Make the full-text index anew."""
+    from lancedb.index import FTS
+
+    # The ICU tokenizer finds words in Chinese and Japanese too, and still stems English.
+    table.create_index("text", config=FTS(base_tokenizer="icu", with_position=False), replace=True)
+
+
+def index_vectors(table: Table) -> None:
+    """Make the vector index anew."""
+    from lancedb.index import IvfRq
+
+    table.create_index("vector", config=IvfRq(distance_type="cosine", num_bits=4), replace=True)

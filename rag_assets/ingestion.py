@@ -1,29 +1,31 @@
 """The step from the source's listing to `raw_documents`: fetch and extract what is new or changed, delete what is gone.
 
-What cannot be read goes to the quarantine table with its reason. An older good version of such a document stays.
+What cannot be read goes to the quarantine table with its reason. An older good version of such a document stays, and is
+marked as stale.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 
-from rag_assets.arrivals import listing_digest
+from rag_assets.arrivals import ListingDigest
 from rag_assets.errors import MassDeleteRefused
 from rag_assets.extraction import (
     EXTRACTOR_VERSION,
     ExtractedDocument,
     ExtractionError,
     QuarantineReason,
-    extract,
+    Reading,
 )
 from rag_assets.lake import (
     QUARANTINE,
@@ -31,19 +33,17 @@ from rag_assets.lake import (
     RAW_DOCUMENTS,
     RAW_SCHEMA,
     Lake,
-    columns,
-    commit_replacement,
-    delete_rows,
     document_id,
     scan,
 )
-from rag_assets.lease import Lease
-from rag_assets.sources import FetchedObject, ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard, shard_of
+from rag_assets.sources import ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard, shard_of
+from rag_assets.writing import ShardWriter
 from rag_serving.shards import Shard
 from rag_serving.tables import sql_in
 
 _BATCH_DOCUMENTS = 200
 _BATCH_BYTES = 32 * 2**20
+_BATCH_DELETES = 1000
 
 Log = Callable[[str], None]
 
@@ -76,19 +76,60 @@ class IngestionReport:
     quarantine_reasons: dict[str, int] = field(default_factory=dict[str, int])
 
 
+Read = Callable[[bytes, str], Reading]
+"""Reads the documents of one object: its bytes and key. Raises ExtractionError; must be safe between threads."""
+
+_NEVER = datetime.fromtimestamp(0, UTC)
+
+
 @dataclass(frozen=True, slots=True)
-class _Held:
+class Held:
+    """What the tables hold of one source object."""
+
     key: str
+    etag: str = ""
+    size: int = 0
+    extractor: str = ""
+    documents: frozenset[str] = frozenset()
+    """Ids of its documents in `raw_documents`; none where the object was never read."""
+    stale: bool = False
+    refusals: Mapping[str, Refusal] = field(default_factory=dict[str, "Refusal"])
+    """Its rows in `quarantine`, by part."""
+
+    @property
+    def seen(self) -> tuple[str, int, str]:
+        """Etag, size and extractor of the last attempt to read it; the etag is empty before there was one."""
+        refusal = self.refusals.get("")
+        if refusal is not None:
+            return refusal.etag, refusal.size, refusal.extractor
+        return self.etag, self.size, self.extractor
+
+    @property
+    def entry(self) -> SourceObject:
+        """The line of the listing that it was made from."""
+        etag, size, _ = self.seen
+        return SourceObject(self.key, etag, size, _NEVER)
+
+    @property
+    def retried(self) -> bool:
+        """Whether it is tried again though nothing changed: its fetch alone failed, or somebody asked for it."""
+        return any(r.retry or r.reason == QuarantineReason.FETCH_FAILED for r in self.refusals.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One row of `quarantine`."""
+
+    doc_id: str
     etag: str
     size: int
     extractor: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Refused(_Held):
     reason: str
+    detail: str
     first_seen: datetime
+    last_seen: datetime
     attempts: int
+    retry: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,37 +138,34 @@ class Plan:
 
     fetch: tuple[SourceObject, ...]
     delete: tuple[str, ...]
-    """Ids of documents that left the listing."""
+    """Ids of objects that left the listing."""
     unchanged: int
 
 
-def plan(listing: Sequence[SourceObject], held: dict[str, _Held], refused: dict[str, _Refused], extractor: str) -> Plan:
-    """Compare a shard's listing with its tables; keys are document ids. Pure.
+def plan(listing: Sequence[SourceObject], held: Mapping[str, Held], extractor: str) -> Plan:
+    """Compare a shard's listing with its tables; keys of `held` are object ids. Pure.
 
-    A quarantined document is tried again when its etag or the extractor changed, and always when only its fetch
-    failed.
+    A quarantined document is tried again when its etag or the extractor changed, when somebody asked for it, and always
+    when only its fetch failed.
     """
     fetch: list[SourceObject] = []
     unchanged = 0
     listed: set[str] = set()
     for entry in listing:
-        doc_id = document_id(entry.key)
-        listed.add(doc_id)
-        last = refused.get(doc_id) or held.get(doc_id)
-        retry = isinstance(last, _Refused) and last.reason == QuarantineReason.FETCH_FAILED
-        if last is not None and last.etag == entry.etag and last.extractor == extractor and not retry:
-            unchanged += 1
-        else:
+        object_id = document_id(entry.key)
+        listed.add(object_id)
+        known = held.get(object_id)
+        if known is None or known.retried or (entry.etag, extractor) != (known.seen[0], known.seen[2]):
             fetch.append(entry)
-    gone = sorted((held.keys() | refused.keys()) - listed)
-    return Plan(tuple(fetch), tuple(gone), unchanged)
+        else:
+            unchanged += 1
+    return Plan(tuple(fetch), tuple(sorted(held.keys() - listed)), unchanged)
 
 
 def sync_documents(
-    lake: Lake,
+    writer: ShardWriter,
     source: Source,
-    shard: Shard,
-    lease: Lease,
+    read: Read,
     limits: IngestionLimits,
     log: Log,
     *,
@@ -135,82 +173,85 @@ def sync_documents(
 ) -> IngestionReport:
     """Bring `raw_documents` and `quarantine` of the shard to what the source lists now.
 
-    With `keys`, only those objects are looked at, each by itself; keys outside the shard are ignored.
-    Raises `SourceUnavailable` before anything is written when the listing fails, and `MassDeleteRefused` when it would
-    delete all of the shard or more than `limits.max_delete_share` of it.
+    With `keys`, only those objects are looked at, each by itself; keys outside the shard are ignored, and the whole
+    shard is listed after all when nothing sure is known of it. Raises `SourceUnavailable` before anything is written
+    when the listing fails, and `MassDeleteRefused` when it would delete all of the shard or more than
+    `limits.max_delete_share` of it.
     """
     started = time.monotonic()
-    if keys:
-        named = sorted({key for key in keys if shard_of(key) == shard})
+    shard = writer.shard
+    named = sorted({key for key in keys if shard_of(key) == shard})
+    if keys and writer.touched is not None and writer.progress.source_digest:
         listing = [entry for entry in map(source.head, named) if entry is not None]
-        where = sql_in("doc_id", map(document_id, named))
+        tables = _Tables(writer, named)
     else:
-        listing, where = list_shard(source, shard), None
-    held, refused = _held(lake, shard, where), _refused(lake, shard, where)
-    total = _count(lake, RAW_DOCUMENTS, shard) if keys else len(held)
-    todo = plan(listing, held, refused, EXTRACTOR_VERSION)
-    _guard_deletes(shard, total, todo, held, limits)
+        listing = list_shard(source, shard)
+        tables = _Tables(writer, None)
+    todo = plan(listing, tables.held, EXTRACTOR_VERSION)
+    total = _count(writer, RAW_DOCUMENTS)
+    _guard_deletes(shard, total, todo, tables.held, limits)
     report = IngestionReport(listed=len(listing), unchanged=todo.unchanged)
-    if todo.delete:
-        report.deleted = sum(doc_id in held for doc_id in todo.delete)
-        _delete(lake, shard, lease, todo.delete, held, refused)
+    report.deleted = sum(bool(tables.held[object_id].documents) for object_id in todo.delete)
+    tables.delete(todo.delete)
     done = 0
     with ThreadPoolExecutor(limits.fetch_concurrency, thread_name_prefix="fetch") as pool:
         for batch in _batches(todo.fetch):
-            _ingest_batch(lake, source, shard, lease, pool, batch, held, refused, limits, report)
+            found = list(pool.map(partial(_obtain, source, read, limits.max_document_bytes), batch))
+            tables.store([item for item in found if item is not None], source, report)
             done += len(batch)
             rate = done / max(time.monotonic() - started, 1e-9)
             log(f"{shard}: {done} of {len(todo.fetch)} documents read ({rate:.0f}/s)")
-    report.documents = _count(lake, RAW_DOCUMENTS, shard)
-    report.quarantined = _count(lake, QUARANTINE, shard)
-    report.stale = sum(doc_id in held for doc_id in refused)
-    for entry in refused.values():
-        report.quarantine_reasons[entry.reason] = report.quarantine_reasons.get(entry.reason, 0) + 1
+    tables.note_digest()
+    report.documents = _count(writer, RAW_DOCUMENTS)
+    report.quarantined = _count(writer, QUARANTINE)
+    for held in tables.held.values():
+        report.stale += held.stale * len(held.documents)
+        for refusal in held.refusals.values():
+            report.quarantine_reasons[refusal.reason] = report.quarantine_reasons.get(refusal.reason, 0) + 1
     report.seconds = time.monotonic() - started
     return report
 
 
+def held_objects(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, Held]:
+    """What the tables hold of the shard's objects, by object id."""
+    held: dict[str, Held] = {}
+    names = ["doc_id", "object_id", "key", "etag", "size", "extractor", "stale"]
+    for batch in scan(lake.open(RAW_DOCUMENTS, shard), names, where=where):
+        for row in batch.to_pylist():
+            before = held.get(row["object_id"])
+            documents = {row["doc_id"]} | (before.documents if before is not None else set[str]())
+            facts = {name: row[name] for name in ("key", "etag", "size", "extractor", "stale")}
+            held[row["object_id"]] = Held(**facts, documents=frozenset(documents))
+    for row in refused_documents(lake, shard, where):
+        before = held.get(row["object_id"], Held(row["key"]))
+        refusal = Refusal(**{name: row[name] for name in Refusal.__dataclass_fields__})
+        held[row["object_id"]] = replace(before, refusals={**before.refusals, row["part"]: refusal})
+    return held
+
+
 def held_digest(lake: Lake, shard: Shard) -> str:
     """Digest of the listing that the tables hold: equal to the source's when nothing differs."""
-    entries = {value.key: value for value in _held(lake, shard).values()}
-    entries.update((value.key, value) for value in _refused(lake, shard).values())
-    ordered = sorted(entries.values(), key=lambda entry: entry.key.encode())
-    never = datetime.fromtimestamp(0, UTC)
-    return listing_digest(SourceObject(entry.key, entry.etag, entry.size, never) for entry in ordered)
+    return str(_digest(held_objects(lake, shard)))
 
 
-def quarantined_documents(lake: Lake, shard: Shard, limit: int) -> list[dict[str, Any]]:
-    """The quarantine's rows (key, reason, detail, attempts, first and last seen), newest first."""
-    names = ["key", "reason", "detail", "attempts", "first_seen", "last_seen"]
-    rows = [row for batch in scan(lake.open(QUARANTINE, shard), names) for row in batch.to_pylist()]
-    return sorted(rows, key=lambda row: (row["last_seen"], row["key"]), reverse=True)[:limit]
+def _digest(held: Mapping[str, Held]) -> ListingDigest:
+    return ListingDigest.of(known.entry for known in held.values() if known.seen[0])
 
 
-def _held(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, _Held]:
-    names = ["doc_id", "key", "etag", "size", "extractor"]
-    return {
-        doc_id: _Held(key, etag, size, extractor)
-        for batch in scan(lake.open(RAW_DOCUMENTS, shard), names, where=where)
-        for doc_id, key, etag, size, extractor in columns(batch, *names)
-    }
+def refused_documents(lake: Lake, shard: Shard, where: str | None = None) -> list[dict[str, Any]]:
+    """The rows of the shard's quarantine, newest first."""
+    table = lake.open(QUARANTINE, shard)
+    rows = [row for batch in scan(table, QUARANTINE_SCHEMA.names, where=where) for row in batch.to_pylist()]
+    return sorted(rows, key=lambda row: (row["last_seen"], row["key"], row["part"]), reverse=True)
 
 
-def _refused(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, _Refused]:
-    names = ["doc_id", "key", "etag", "size", "extractor", "reason", "first_seen", "attempts"]
-    return {
-        row["doc_id"]: _Refused(**{name: row[name] for name in names[1:]})
-        for batch in scan(lake.open(QUARANTINE, shard), names, where=where)
-        for row in batch.to_pylist()
-    }
-
-
-def _count(lake: Lake, stage: str, shard: Shard) -> int:
-    table = lake.open(stage, shard)
+def _count(writer: ShardWriter, stage: str) -> int:
+    table = writer.table(stage)
     return 0 if table is None else table.count_rows()
 
 
-def _guard_deletes(shard: Shard, total: int, todo: Plan, held: dict[str, _Held], limits: IngestionLimits) -> None:
-    deleted = sum(doc_id in held for doc_id in todo.delete)
+def _guard_deletes(shard: Shard, total: int, todo: Plan, held: Mapping[str, Held], limits: IngestionLimits) -> None:
+    deleted = sum(len(held[object_id].documents) for object_id in todo.delete)
     if limits.allow_mass_delete or not deleted:
         return
     everything = deleted == total and not todo.fetch
@@ -237,170 +278,212 @@ def _batches(fetch: Sequence[SourceObject]) -> Iterator[list[SourceObject]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _Obtained:
+    """What became of one object: a reading, or the reason why there is none."""
+
     entry: SourceObject
-    document: ExtractedDocument
+    reading: Reading | None = None
+    reason: QuarantineReason = QuarantineReason.MALFORMED
+    detail: str = ""
+    fetched: int = 0
+
+    @property
+    def object_id(self) -> str:
+        return document_id(self.entry.key)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unread:
-    entry: SourceObject
-    reason: QuarantineReason
-    detail: str
-
-
-def _ingest_batch(
-    lake: Lake,
-    source: Source,
-    shard: Shard,
-    lease: Lease,
-    pool: ThreadPoolExecutor,
-    batch: list[SourceObject],
-    held: dict[str, _Held],
-    refused: dict[str, _Refused],
-    limits: IngestionLimits,
-    report: IngestionReport,
-) -> None:
-    good: list[_Read] = []
-    bad: list[_Unread] = []
-    fetched = pool.map(partial(_fetch, source, limits.max_document_bytes), batch)
-    for entry, result in zip(batch, fetched, strict=True):
-        if result is None:  # deleted since it was listed; the next listing no longer has it
-            continue
-        if isinstance(result, _Unread):
-            bad.append(result)
-            continue
-        report.bytes_fetched += len(result.data)
-        seen = SourceObject(entry.key, result.etag, len(result.data), result.modified_at)
-        try:
-            good.append(_Read(seen, extract(result.data, entry.key)))
-        except ExtractionError as error:
-            bad.append(_Unread(seen, error.reason, error.detail))
-    now = datetime.now(UTC)
-    if good:
-        _store_documents(lake, source, shard, lease, good, held, report, now)
-    if bad:
-        _store_refusals(lake, shard, lease, bad, refused, report, now)
-    recovered = [document_id(item.entry.key) for item in good if document_id(item.entry.key) in refused]
-    if recovered:
-        delete_rows(lake.ensure(QUARANTINE, shard, QUARANTINE_SCHEMA), lease, "doc_id", recovered)
-        for doc_id in recovered:
-            del refused[doc_id]
-
-
-def _fetch(source: Source, limit: int, entry: SourceObject) -> FetchedObject | _Unread | None:
+def _obtain(source: Source, read: Read, limit: int, entry: SourceObject) -> _Obtained | None:
+    """Fetch and read one object; None if it was deleted since it was listed: the next listing no longer has it."""
     if entry.size > limit:
         detail = f"{entry.size} bytes; RAG_MAX_DOCUMENT_BYTES is {limit}"
-        return _Unread(entry, QuarantineReason.TOO_LARGE, detail)
+        return _Obtained(entry, reason=QuarantineReason.TOO_LARGE, detail=detail)
     try:
-        return source.fetch(entry.key)
+        fetched = source.fetch(entry.key)
     except ObjectGone:
         return None
     except ObjectUnreadable as error:
-        return _Unread(entry, QuarantineReason.FETCH_FAILED, str(error))
+        return _Obtained(entry, reason=QuarantineReason.FETCH_FAILED, detail=str(error))
+    size = len(fetched.data)
+    seen = SourceObject(entry.key, fetched.etag, size, fetched.modified_at)
+    try:
+        return _Obtained(seen, read(fetched.data, entry.key), fetched=size)
+    except ExtractionError as error:
+        return _Obtained(seen, reason=error.reason, detail=error.detail, fetched=size)
 
 
-def _store_documents(
-    lake: Lake,
-    source: Source,
-    shard: Shard,
-    lease: Lease,
-    good: list[_Read],
-    held: dict[str, _Held],
-    report: IngestionReport,
-    now: datetime,
-) -> None:
-    rows = [
-        {
-            "doc_id": document_id(item.entry.key),
-            "key": item.entry.key,
-            "source": source.uri(item.entry.key),
-            "etag": item.entry.etag,
-            "size": item.entry.size,
-            "modified_at": item.entry.modified_at,
-            "type": item.document.media_type,
-            "title": item.document.title,
-            "text": item.document.text,
-            "blocks": [
-                {"kind": b.kind.value, "start": b.start, "end": b.end, "level": b.level, "page": b.page}
-                for b in item.document.blocks
-            ],
-            "content_hash": content_hash(item.document),
-            "extractor": EXTRACTOR_VERSION,
-            "extracted_at": now,
-        }
-        for item in good
-    ]
-    owners = [str(row["doc_id"]) for row in rows]
-    commit_replacement(
-        lake.ensure(RAW_DOCUMENTS, shard, RAW_SCHEMA),
-        lease,
-        pa.Table.from_pylist(rows, schema=RAW_SCHEMA),
-        key="doc_id",
-        owner="doc_id",
-        owners=owners,
-        fresh=not any(doc_id in held for doc_id in owners),
-    )
-    for doc_id, item in zip(owners, good, strict=True):
-        report.changed += doc_id in held
-        report.added += doc_id not in held
-        held[doc_id] = _Held(item.entry.key, item.entry.etag, item.entry.size, EXTRACTOR_VERSION)
+class _Tables:
+    """`raw_documents` and `quarantine` of the shard, with what they hold of the objects that a run looks at."""
 
+    def __init__(self, writer: ShardWriter, named: Sequence[str] | None) -> None:
+        self._writer = writer
+        where = None if named is None else sql_in("object_id", map(document_id, named))
+        self.held = held_objects(writer.lake, writer.shard, where)
+        if named is None:
+            self._digest = _digest(self.held)
+        else:
+            self._digest = ListingDigest.parse(writer.progress.source_digest)
 
-def _store_refusals(
-    lake: Lake,
-    shard: Shard,
-    lease: Lease,
-    bad: list[_Unread],
-    refused: dict[str, _Refused],
-    report: IngestionReport,
-    now: datetime,
-) -> None:
-    rows: list[dict[str, Any]] = []
-    known = {document_id(item.entry.key) for item in bad} & refused.keys()
-    for item in bad:
-        doc_id = document_id(item.entry.key)
-        before = refused.get(doc_id)
-        report.newly_quarantined += before is None
-        refused[doc_id] = _Refused(
-            key=item.entry.key,
+    def note_digest(self) -> None:
+        """Note the digest also where nothing was written; it may be the first of this shard."""
+        if self._writer.progress.source_digest != str(self._digest):
+            self._writer.note(source_digest=str(self._digest))
+
+    def delete(self, object_ids: Sequence[str]) -> None:
+        """Forget objects that left the source."""
+        in_quarantine = [object_id for object_id in object_ids if self.held[object_id].refusals]
+        in_documents = [object_id for object_id in object_ids if self.held[object_id].documents]
+        self._writer.touch(doc_id for object_id in object_ids for doc_id in self.held[object_id].documents)
+        for at in range(0, len(in_quarantine), _BATCH_DELETES):
+            batch = in_quarantine[at : at + _BATCH_DELETES]
+            noted = self._become({i: replace(self.held[i], refusals={}) for i in batch})
+            self._writer.delete(QUARANTINE, "object_id", batch, source_digest=noted)
+        for at in range(0, len(in_documents), _BATCH_DELETES):
+            batch = in_documents[at : at + _BATCH_DELETES]
+            noted = self._become(dict.fromkeys(batch))
+            self._writer.delete(RAW_DOCUMENTS, "object_id", batch, source_digest=noted)
+        for object_id in object_ids:
+            self.held.pop(object_id, None)
+
+    def store(self, found: Sequence[_Obtained], source: Source, report: IngestionReport) -> None:
+        """Write what became of a batch of objects.
+
+        The quarantine goes first: between the two commits an object is then at worst one that was never read.
+        """
+        now = datetime.now(UTC)
+        report.bytes_fetched += sum(item.fetched for item in found)
+        self._store_refusals(found, report, now)
+        self._store_documents([item for item in found if item.reading is not None], source, report, now)
+        self._mark_stale([item.object_id for item in found if item.reading is None])
+
+    def _store_refusals(self, found: Sequence[_Obtained], report: IngestionReport, now: datetime) -> None:
+        after: dict[str, Held | None] = {}
+        rows: list[dict[str, Any]] = []
+        for item in found:
+            before = self.held.get(item.object_id, Held(item.entry.key))
+            refusals = {part: self._refusal(item, part, *why, before, now) for part, why in _refused(item).items()}
+            report.newly_quarantined += len(refusals.keys() - before.refusals.keys())
+            if refusals or before.refusals:
+                after[item.object_id] = replace(before, refusals=refusals)
+            for part, refusal in refusals.items():
+                facts = {name: getattr(refusal, name) for name in Refusal.__dataclass_fields__}
+                rows.append({**facts, "object_id": item.object_id, "key": item.entry.key, "part": part})
+        if not after:
+            return
+        known = any(object_id in self.held and self.held[object_id].refusals for object_id in after)
+        self._writer.ensure(QUARANTINE, QUARANTINE_SCHEMA)
+        self._writer.replace(
+            QUARANTINE,
+            pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA),
+            key="doc_id",
+            owner="object_id",
+            owners=list(after),
+            fresh=not known,
+            source_digest=self._become(after),
+        )
+
+    @staticmethod
+    def _refusal(
+        item: _Obtained, part: str, reason: QuarantineReason, detail: str, before: Held, now: datetime
+    ) -> Refusal:
+        last = before.refusals.get(part)
+        return Refusal(
+            doc_id=document_id(item.entry.key, part),
             etag=item.entry.etag,
             size=item.entry.size,
             extractor=EXTRACTOR_VERSION,
-            reason=item.reason.value,
-            first_seen=now if before is None else before.first_seen,
-            attempts=1 if before is None else before.attempts + 1,
+            reason=reason.value,
+            detail=detail,
+            first_seen=now if last is None else last.first_seen,
+            last_seen=now,
+            attempts=1 if last is None else last.attempts + 1,
+            retry=False,
         )
-        after = refused[doc_id]
-        row = {name: getattr(after, name) for name in ("key", "etag", "size", "extractor", "reason", "attempts")}
-        row |= {"doc_id": doc_id, "detail": item.detail, "first_seen": after.first_seen, "last_seen": now}
-        rows.append(row)
-    commit_replacement(
-        lake.ensure(QUARANTINE, shard, QUARANTINE_SCHEMA),
-        lease,
-        pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA),
-        key="doc_id",
-        owner="doc_id",
-        owners=[row["doc_id"] for row in rows],
-        fresh=not known,
-    )
+
+    def _store_documents(
+        self, good: Sequence[_Obtained], source: Source, report: IngestionReport, now: datetime
+    ) -> None:
+        if not good:
+            return
+        after: dict[str, Held | None] = {}
+        rows: list[dict[str, Any]] = []
+        for item in good:
+            made = list(_document_rows(item, source, now))
+            rows += made
+            before = self.held.get(item.object_id, Held(item.entry.key))
+            report.changed += bool(before.documents)
+            report.added += not before.documents
+            documents = frozenset(str(row["doc_id"]) for row in made)
+            self._writer.touch(documents | before.documents)
+            entry = item.entry
+            after[item.object_id] = Held(
+                entry.key, entry.etag, entry.size, EXTRACTOR_VERSION, documents, refusals=before.refusals
+            )
+        known = any(object_id in self.held and self.held[object_id].documents for object_id in after)
+        self._writer.ensure(RAW_DOCUMENTS, RAW_SCHEMA)
+        self._writer.replace(
+            RAW_DOCUMENTS,
+            pa.Table.from_pylist(rows, schema=RAW_SCHEMA),
+            key="doc_id",
+            owner="object_id",
+            owners=list(after),
+            fresh=not known,
+            source_digest=self._become(after),
+        )
+
+    def _mark_stale(self, object_ids: Collection[str]) -> None:
+        """Mark the older versions that stay because the newer ones cannot be read."""
+        old = [i for i in object_ids if i in self.held and self.held[i].documents and not self.held[i].stale]
+        if old:
+            self._writer.touch(doc_id for object_id in old for doc_id in self.held[object_id].documents)
+            noted = self._become({object_id: replace(self.held[object_id], stale=True) for object_id in old})
+            self._writer.update(RAW_DOCUMENTS, sql_in("object_id", old), {"stale": True}, source_digest=noted)
+
+    def _become(self, after: Mapping[str, Held | None]) -> str:
+        """Take over what a commit will make of these objects, and give the digest that belongs to it."""
+        for object_id, held in after.items():
+            before = self.held.pop(object_id, None)
+            if before is not None and before.seen[0]:
+                self._digest.remove(before.entry)
+            if held is not None and (held.documents or held.refusals):
+                self.held[object_id] = held
+                if held.seen[0]:
+                    self._digest.add(held.entry)
+        return str(self._digest)
 
 
-def _delete(
-    lake: Lake,
-    shard: Shard,
-    lease: Lease,
-    doc_ids: Sequence[str],
-    held: dict[str, _Held],
-    refused: dict[str, _Refused],
-) -> None:
-    for stage, known in ((RAW_DOCUMENTS, held), (QUARANTINE, refused)):
-        present = [doc_id for doc_id in doc_ids if doc_id in known]
-        table = lake.open(stage, shard) if present else None
-        if table is not None:
-            delete_rows(table, lease, "doc_id", present)
-        for doc_id in present:
-            del known[doc_id]
+def _refused(item: _Obtained) -> dict[str, tuple[QuarantineReason, str]]:
+    """What of an object goes to quarantine, by part."""
+    if item.reading is None:
+        return {"": (item.reason, item.detail)}
+    return {part.name: (part.reason, part.detail) for part in item.reading.refused}
+
+
+def _document_rows(item: _Obtained, source: Source, now: datetime) -> Iterable[dict[str, Any]]:
+    assert item.reading is not None  # noqa: S101  # chosen by that
+    entry = item.entry
+    for part in item.reading.parts:
+        document = part.document
+        yield {
+            "doc_id": document_id(entry.key, part.name),
+            "object_id": item.object_id,
+            "key": entry.key,
+            "part": part.name,
+            "source": source.uri(entry.key) + (f"#{quote(part.name)}" if part.name else ""),
+            "etag": entry.etag,
+            "size": entry.size,
+            "modified_at": entry.modified_at,
+            "type": document.media_type,
+            "title": document.title,
+            "text": document.text,
+            "blocks": [
+                {"kind": b.kind.value, "start": b.start, "end": b.end, "level": b.level, "page": b.page}
+                for b in document.blocks
+            ],
+            "content_hash": content_hash(document),
+            "extractor": EXTRACTOR_VERSION,
+            "extracted_at": now,
+            "stale": False,
+        }
 
 
 def content_hash(document: ExtractedDocument) -> str:

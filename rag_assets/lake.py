@@ -6,7 +6,7 @@ Every stage keeps one LanceDB table per shard, in a folder of the lake of its ow
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -16,20 +16,15 @@ import pyarrow as pa
 from rag_serving.errors import LakeUnavailable
 from rag_serving.objects import Objects, open_objects
 from rag_serving.shards import Shard
-from rag_serving.tables import database_uri, sql_in, storage_options
+from rag_serving.tables import database_uri, storage_options
 
 if TYPE_CHECKING:
     from lancedb.table import Table
-
-    from rag_assets.lease import Lease
 
 RAW_DOCUMENTS = "raw_documents"
 QUARANTINE = "quarantine"
 CHUNKS = "chunks"
 EMBEDDINGS = "embeddings"
-
-_FILTER_VALUES = 2000
-"""Values that one filter names at most: the engine parses the whole of it."""
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -48,7 +43,9 @@ BLOCKS = pa.list_(
 RAW_SCHEMA = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("object_id", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
         pa.field("etag", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
@@ -60,13 +57,16 @@ RAW_SCHEMA = pa.schema(
         pa.field("content_hash", pa.string(), nullable=False),
         pa.field("extractor", pa.string(), nullable=False),
         pa.field("extracted_at", _TIME, nullable=False),
+        pa.field("stale", pa.bool_(), nullable=False),
     ]
 )
 
 QUARANTINE_SCHEMA = pa.schema(
     [
         pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("object_id", pa.string(), nullable=False),
         pa.field("key", pa.string(), nullable=False),
+        pa.field("part", pa.string(), nullable=False),
         pa.field("etag", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("reason", pa.string(), nullable=False),
@@ -75,6 +75,7 @@ QUARANTINE_SCHEMA = pa.schema(
         pa.field("first_seen", _TIME, nullable=False),
         pa.field("last_seen", _TIME, nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("retry", pa.bool_(), nullable=False),
     ]
 )
 
@@ -135,7 +136,7 @@ class Lake:
 
     def open(self, stage: str, shard: Shard, *, fingerprint: str = "") -> Table | None:
         """The stage's table of the shard, or None before the stage first ran."""
-        connection = self._connect(_folder(stage, fingerprint))
+        connection = self._connect(table_folder(stage, fingerprint))
         try:
             return connection.open_table(shard.table_name)
         except (ValueError, FileNotFoundError) as error:
@@ -148,14 +149,15 @@ class Lake:
         table = self.open(stage, shard, fingerprint=fingerprint)
         if table is not None:
             return table
-        return self._connect(_folder(stage, fingerprint)).create_table(shard.table_name, schema=schema)
+        return self._connect(table_folder(stage, fingerprint)).create_table(shard.table_name, schema=schema)
 
     def overwrite(self, stage: str, shard: Shard, schema: pa.Schema) -> Table:
         """An empty table of that schema as the next version; older versions stay readable."""
-        return self._connect(_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
+        return self._connect(table_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
 
 
-def _folder(stage: str, fingerprint: str) -> str:
+def table_folder(stage: str, fingerprint: str = "") -> str:
+    """The folder of the lake in which a stage's tables lie."""
     return f"{stage}/{fingerprint}" if fingerprint else stage
 
 
@@ -185,35 +187,7 @@ def values(rows: pa.RecordBatch | pa.Table, name: str) -> list[Any]:
     return cast("Any", rows).column(name).to_pylist()
 
 
-def commit_replacement(
-    table: Table, lease: Lease, rows: pa.Table, *, key: str, owner: str, owners: Iterable[str], fresh: bool
-) -> None:
-    """Make `rows` all that the owners have in the table, in one commit.
-
-    `fresh` promises that no owner has a row yet: an append then does the same for less. Whatever else an owner had
-    (stale chunks of a longer version, everything of a deleted document) goes in the same commit.
-    """
-    lease.check()
-    if fresh:
-        table.add(rows)
-        return
-    (
-        table.merge_insert(key)
-        .when_matched_update_all()
-        .when_not_matched_insert_all()
-        .when_not_matched_by_source_delete(sql_in(owner, owners))
-        .use_index(False)  # a scalar index on the key would let concurrent merges duplicate rows
-        .execute(rows)
-    )
-
-
-def delete_rows(table: Table, lease: Lease, column: str, among: Sequence[str]) -> None:
-    """Delete the rows whose column has one of the values, in commits of a bounded filter each."""
-    for start in range(0, len(among), _FILTER_VALUES):
-        lease.check()
-        table.delete(sql_in(column, among[start : start + _FILTER_VALUES]))
-
-
-def document_id(key: str) -> str:
-    """The id of a source object: 32 hex digits of its key's hash."""
-    return hashlib.sha256(key.encode()).hexdigest()[:32]
+def document_id(key: str, part: str = "") -> str:
+    """The id of a document, 32 hex digits: of a source object, or of something attached to one."""
+    named = f"{key}\0{part}" if part else key
+    return hashlib.sha256(named.encode()).hexdigest()[:32]

@@ -41,10 +41,20 @@ class Lease:
     """A held lease. `check` before every commit; it raises `LeaseLost` once the lease may belong to another."""
 
     def __init__(
-        self, objects: Objects, shard: Shard, record: LeaseRecord, etag: str, seconds: float, deadline: float
+        self,
+        objects: Objects,
+        shard: Shard,
+        record: LeaseRecord,
+        etag: str,
+        seconds: float,
+        deadline: float,
+        *,
+        taken_over: bool = False,
     ) -> None:
         self.shard = shard
         self.epoch = record.epoch
+        self.taken_over = taken_over
+        """Whether the holder before never gave it back: it may be dead, or asleep and yet to wake up."""
         self._objects = objects
         self._record = record
         self._etag = etag
@@ -127,7 +137,8 @@ def _acquire(
                     record.model_dump_json().encode(),
                     expect=ABSENT if found is None else found.etag,
                 )
-                return Lease(objects, shard, record, etag, seconds, deadline)
+                taken_over = current is not None and not current.released
+                return Lease(objects, shard, record, etag, seconds, deadline, taken_over=taken_over)
             except WriteConflict:
                 continue
         if time.monotonic() >= give_up:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,16 +22,14 @@ from rag_assets.lake import (
     CHUNK_SCHEMA,
     CHUNKS,
     RAW_DOCUMENTS,
-    Lake,
     columns,
-    commit_replacement,
-    delete_rows,
-    read,
     scan,
 )
-from rag_assets.lease import Lease
-from rag_serving.shards import Shard
+from rag_assets.writing import ShardWriter
 from rag_serving.tables import sql_in
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 _BATCH_DOCUMENTS = 200
 
@@ -49,24 +47,28 @@ class ChunkingReport:
     seconds: float = 0.0
 
 
-def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: Log) -> ChunkingReport:
+def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingReport:
     """Bring `chunks` of the shard to what `raw_documents` holds."""
     started = time.monotonic()
     report = ChunkingReport()
-    wanted = _content_hashes(lake, RAW_DOCUMENTS, shard)
-    have = _content_hashes(lake, CHUNKS, shard, chunker.version)
-    todo = [doc_id for doc_id, content in wanted.items() if have.get(doc_id) != content]
+    if writer.progress.chunker != chunker.version:
+        writer.touch(None)
+    where = None if writer.touched is None else sql_in("doc_id", writer.touched)
+    wanted = _content_hashes(writer.table(RAW_DOCUMENTS), where)
+    have = _chunked(writer.table(CHUNKS), where)
+    todo = [
+        doc_id
+        for doc_id, content in wanted.items()
+        if doc_id not in have or have[doc_id] != _Chunked(content, chunker.version, repeated=False)
+    ]
     gone = [doc_id for doc_id in have if doc_id not in wanted]
-    report.documents_unchanged = len(wanted) - len(todo)
+    # A merge would leave a row that is there twice where it is.
+    repeated = [doc_id for doc_id, known in have.items() if known.repeated]
     report.documents_deleted = len(gone)
-    if not todo and not gone:
-        report.chunks = _count(lake, shard)
-        report.seconds = time.monotonic() - started
-        return report
-    table = lake.ensure(CHUNKS, shard, CHUNK_SCHEMA)
-    if gone:
-        delete_rows(table, lease, "doc_id", gone)
-    documents = lake.open(RAW_DOCUMENTS, shard)
+    if todo or gone:
+        writer.ensure(CHUNKS, CHUNK_SCHEMA)
+        writer.delete(CHUNKS, "doc_id", sorted({*gone, *repeated}))
+    documents = writer.table(RAW_DOCUMENTS)
     names = ["doc_id", "title", "type", "text", "blocks", "content_hash"]
     for start in range(0, len(todo), _BATCH_DOCUMENTS):
         batch = todo[start : start + _BATCH_DOCUMENTS]
@@ -76,9 +78,8 @@ def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: L
             for record in records.to_pylist()
             for row in _rows(record, chunker)
         ]
-        commit_replacement(
-            table,
-            lease,
+        writer.replace(
+            CHUNKS,
             pa.Table.from_pylist(rows, schema=CHUNK_SCHEMA),
             key="chunk_id",
             owner="doc_id",
@@ -88,28 +89,44 @@ def sync_chunks(lake: Lake, shard: Shard, lease: Lease, chunker: Chunker, log: L
         report.documents_chunked += len(batch)
         report.chunks_written += len(rows)
         report.tokens_written += sum(row["tokens"] for row in rows)
-        log(f"{shard}: {report.documents_chunked} of {len(todo)} documents cut into {report.chunks_written} chunks")
-    report.chunks = _count(lake, shard)
+        log(
+            f"{writer.shard}: {report.documents_chunked} of {len(todo)} documents cut into "
+            f"{report.chunks_written} chunks"
+        )
+    if writer.progress.chunker != chunker.version:
+        writer.note(chunker=chunker.version)
+    report.documents_unchanged = (0 if documents is None else documents.count_rows()) - len(todo)
+    table = writer.table(CHUNKS)
+    report.chunks = 0 if table is None else table.count_rows()
     report.seconds = time.monotonic() - started
     return report
 
 
-def _count(lake: Lake, shard: Shard) -> int:
-    table = lake.open(CHUNKS, shard)
-    return 0 if table is None else table.count_rows()
+@dataclass(frozen=True, slots=True)
+class _Chunked:
+    """What the chunks of a document were made of, and by what; `repeated` if an id is there more than once."""
+
+    content_hash: str
+    chunker: str
+    repeated: bool
 
 
-def _content_hashes(lake: Lake, stage: str, shard: Shard, chunker: str | None = None) -> dict[str, str]:
-    """Content hash by document; with `chunker`, the hash is empty for documents cut by another one."""
-    table = lake.open(stage, shard)
-    if table is None:
-        return {}
-    if chunker is None:
-        return dict(columns(read(table, ["doc_id", "content_hash"]), "doc_id", "content_hash"))
-    rows = read(table, ["doc_id", "content_hash", "chunker"])
-    return {
-        doc: content if by == chunker else "" for doc, content, by in columns(rows, "doc_id", "content_hash", "chunker")
-    }
+def _content_hashes(table: Table | None, where: str | None) -> dict[str, str]:
+    names = ["doc_id", "content_hash"]
+    return {doc_id: content for batch in scan(table, names, where=where) for doc_id, content in columns(batch, *names)}
+
+
+def _chunked(table: Table | None, where: str | None) -> dict[str, _Chunked]:
+    names = ["doc_id", "chunk_id", "content_hash", "chunker"]
+    found: dict[str, _Chunked] = {}
+    seen: set[str] = set()
+    for batch in scan(table, names, where=where):
+        for doc_id, chunk_id, content, chunker in columns(batch, *names):
+            known = found.get(doc_id)
+            repeated = chunk_id in seen or (known is not None and known.repeated)
+            seen.add(chunk_id)
+            found[doc_id] = _Chunked(content, chunker, repeated)
+    return found
 
 
 def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:

@@ -33,5 +33,18 @@ class PipelineSettings(EnvironmentSettings):
     fetch_concurrency: int = Field(8, ge=1, le=64, description="objects fetched at once")
     vector_index_rows: int = Field(2_000, ge=256, description="rows from which a shard gets a vector index")
     keep_published: int = Field(5, ge=1, le=20, description="published versions of a shard that are tagged and kept")
+    reader_pin_seconds: float = Field(
+        3600.0, ge=60, description="seconds that a reader may go on with a version after its successor is published"
+    )
+    parse_workers: int = Field(2, ge=1, le=64, description="processes that parse documents, at most, in each run")
+    parse_seconds: int = Field(
+        120, ge=1, le=3600, description="seconds, of the clock and of CPU, to parse one document"
+    )
+    parse_memory: int = Field(
+        1536 * 2**20, ge=512 * 2**20, description="bytes of address space of a process that parses"
+    )
+    maintenance_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
+        "30 4 * * *", description="when tables are compacted and old versions cleaned up, in UTC"
+    )
     lease_seconds: float = Field(30.0, ge=1, le=600, description="a dead writer's shard is free after this")
     lease_wait: float = Field(45.0, ge=0, le=3600, description="seconds to wait for another writer of the same shard")

@@ -21,7 +21,7 @@ from rag_serving.objects import Objects
 from rag_serving.shards import Shard, check_name, same_name
 
 CATALOG = "catalog"
-HISTORY_LENGTH = 20
+HISTORY_LENGTH = 50
 
 
 class Publication(BaseModel):
@@ -37,7 +37,18 @@ class Publication(BaseModel):
     chunks: int = Field(ge=0)
     quarantined: int = Field(ge=0)
     published_at: datetime
-    run_id: str
+    run_id: str = Field(description="Dagster run that built it")
+    published_by: str = Field("", description="who made it current: a run, or the person who rolled back to it")
+
+
+class Hold(BaseModel):
+    """Why a shard stays at its version: runs go on building, publishing waits for the release."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    by: str
+    since: datetime
+    built_source_digest: str = Field("", description="the listing that the newest unpublished version was made from")
 
 
 class CatalogEntry(BaseModel):
@@ -52,10 +63,16 @@ class CatalogEntry(BaseModel):
     epoch: int = Field(ge=0, description="lease epoch of the writer that published")
     current: Publication
     history: tuple[Publication, ...] = Field((), max_length=HISTORY_LENGTH, description="newest first, without current")
+    hold: Hold | None = None
 
     @property
     def shard(self) -> Shard:
         return Shard(self.region, self.department)
+
+    @property
+    def seen_source_digest(self) -> str:
+        """The listing that the pipeline has worked through: of what is published, or of what a hold keeps back."""
+        return (self.hold.built_source_digest if self.hold is not None else "") or self.current.source_digest
 
     def to_json(self) -> bytes:
         return self.model_dump_json(indent=1).encode()

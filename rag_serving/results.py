@@ -29,6 +29,7 @@ class Place(BaseModel):
     score: float = Field(description="cosine of question and passage, -1 to 1")
     chunk_id: str
     text: str
+    stale: bool = Field(False, description="whether the document has a newer version, which could not be read")
 
 
 class Hit(Place):

@@ -38,7 +38,7 @@ _COLUMNS = [
         "start",
         "end",
     ),
-    *("region", "department", "modified_at"),
+    *("region", "department", "modified_at", "stale"),
 ]
 
 
@@ -165,6 +165,7 @@ def _fuse(
                         "page",
                         "start",
                         "end",
+                        "stale",
                     )
                 },
                 modified_at=row["modified_at"],

@@ -24,7 +24,10 @@ FINGERPRINT = b"rag.fingerprint"
 
 
 def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
-    """Columns of a shard's table. One row is one chunk; ``text == document.text[start:end]`` in characters."""
+    """Columns of a shard's table. One row is one chunk; ``text == document.text[start:end]`` in characters.
+
+    `stale` marks passages of a document whose newer version could not be read.
+    """
     return pa.schema(
         [
             pa.field("chunk_id", pa.string(), nullable=False),
@@ -46,6 +49,7 @@ def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
             pa.field("etag", pa.string(), nullable=False),
             pa.field("modified_at", pa.timestamp("us", tz="UTC"), nullable=False),
             pa.field("indexed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("stale", pa.bool_(), nullable=False),
         ],
         metadata={FINGERPRINT: fingerprint.encode()},
     )

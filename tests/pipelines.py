@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,9 @@ from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import PipelineResource
 from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
 from rag_assets.lake import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS, Lake
+from rag_assets.lease import hold
 from rag_assets.settings import PipelineSettings
+from rag_assets.writing import ShardWriter
 from rag_serving.catalog import Publication, catalog_key, read_catalog_entry
 from rag_serving.embedding import MODELS
 from rag_serving.objects import open_objects
@@ -46,8 +48,12 @@ def run_shard(
     key: str,
     tags: Mapping[str, str] | None = None,
     pipeline: PipelineResource | None = None,
+    keys: Sequence[str] = (),
 ) -> dg.ExecuteInProcessResult:
-    """One run of `index_shard` for one shard; look at `.success`. `pipeline` replaces that of the settings."""
+    """One run of `index_shard` for one shard; look at `.success`. `pipeline` replaces that of the settings.
+
+    With `keys`, a run as a feed asks for it, that looks at those objects.
+    """
     add_shards(instance, [Shard.parse(key)])
     resources = {} if pipeline is None else {"pipeline": pipeline}
     job = build_definitions(settings, resources).resolve_job_def(INDEX_SHARD)
@@ -56,7 +62,10 @@ def run_shard(
         instance=instance,
         raise_on_error=False,
         tags=dict(tags or {}),
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config={
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
+            "ops": {"raw_documents": {"config": {"keys": list(keys)}}},
+        },
     )
 
 
@@ -125,6 +134,14 @@ def lake_state(lake_uri: str, key: str) -> dict[str, object]:
     stored = lake.objects.get(catalog_key(shard))
     state["catalog"] = None if stored is None else stored.etag
     return state
+
+
+@contextmanager
+def writer_of(lake_uri: str, key: str) -> Iterator[ShardWriter]:
+    """The shard's writer, for a test that changes tables as if it were the pipeline."""
+    lake, shard = Lake(lake_uri), Shard.parse(key)
+    with hold(lake.objects, shard, "a test") as lease:
+        yield ShardWriter(lake, shard, lease)
 
 
 def listed_shards(settings: PipelineSettings) -> list[Shard]:

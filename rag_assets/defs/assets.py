@@ -13,18 +13,17 @@ from pydantic import Field
 
 from rag_assets.defs.execution import named_failures, step_retries
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource
+from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource, flag
 from rag_assets.embedding import sync_embeddings
 from rag_assets.export import ensure_exported
 from rag_assets.extraction import EXTRACTOR_VERSION
 from rag_assets.indexing import sync_shard
-from rag_assets.ingestion import quarantined_documents, sync_documents
+from rag_assets.ingestion import refused_documents, sync_documents
 from rag_assets.lake import CHUNK_SCHEMA, RAW_SCHEMA, embedding_schema
-from rag_assets.lease import Lease
 from rag_assets.passages import sync_chunks
 from rag_assets.publishing import publish
+from rag_assets.writing import ShardWriter
 from rag_serving.embedding import MODELS
-from rag_serving.shards import Shard
 from rag_serving.tables import shard_schema
 
 OWNERS = ["team:search-platform"]
@@ -110,31 +109,44 @@ def _shard_asset(**options: Any) -> Any:
 def raw_documents(
     context: dg.AssetExecutionContext,
     pipeline: PipelineResource,
-    shard_lease: dg.ResourceParam[Lease],
+    shard_writer: dg.ResourceParam[ShardWriter],
     config: DocumentsConfig,
 ) -> dg.MaterializeResult[Any]:
-    shard = Shard.parse(context.partition_key)
-    allow = context.run.tags.get(ALLOW_MASS_DELETE_TAG, "").lower() == "true"
+    allow = flag(context.run.tags, ALLOW_MASS_DELETE_TAG)
     with named_failures():
         report = sync_documents(
-            pipeline.lake(),
+            shard_writer,
             pipeline.source(),
-            shard,
-            shard_lease,
+            pipeline.read(),
             pipeline.limits(allow_mass_delete=allow),
             context.log.info,
             keys=config.keys,
         )
-        refused = quarantined_documents(pipeline.lake(), shard, limit=20)
+        refused = refused_documents(pipeline.lake(), shard_writer.shard)[:20]
     metadata = _metadata(report, rows=report.documents)
     metadata["quarantine_reasons"] = dg.JsonMetadataValue(report.quarantine_reasons)
     if refused:
         metadata["quarantine"] = dg.TableMetadataValue(
             records=[
-                dg.TableRecord({"document": row["key"], "reason": row["reason"], "detail": row["detail"]})
+                dg.TableRecord(
+                    {
+                        "document": row["key"] + (f"#{row['part']}" if row["part"] else ""),
+                        "etag": row["etag"],
+                        "reason": row["reason"],
+                        "detail": row["detail"],
+                        "first_seen": row["first_seen"].isoformat(timespec="seconds"),
+                        "last_seen": row["last_seen"].isoformat(timespec="seconds"),
+                        "attempts": row["attempts"],
+                    }
+                )
                 for row in refused
             ],
-            schema=dg.TableSchema.from_name_type_dict({"document": "string", "reason": "string", "detail": "string"}),
+            schema=dg.TableSchema.from_name_type_dict(
+                {
+                    **dict.fromkeys(("document", "etag", "reason", "detail", "first_seen", "last_seen"), "string"),
+                    "attempts": "int",
+                }
+            ),
         )
     return dg.MaterializeResult(metadata=metadata)
 
@@ -148,11 +160,10 @@ def raw_documents(
     "content changed are cut again.",
 )
 def chunks(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
-    shard = Shard.parse(context.partition_key)
     with named_failures():
-        report = sync_chunks(pipeline.lake(), shard, shard_lease, pipeline.chunker(), context.log.info)
+        report = sync_chunks(shard_writer, pipeline.chunker(), context.log.info)
     return dg.MaterializeResult(metadata=_metadata(report, rows=report.chunks))
 
 
@@ -164,13 +175,12 @@ def chunks(
     description="One vector for every distinct passage; a passage that is there already is never embedded again.",
 )
 def embeddings(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
-    shard = Shard.parse(context.partition_key)
     with named_failures():
         identity = pipeline.identity()
-        report = sync_embeddings(pipeline.lake(), shard, shard_lease, identity, pipeline.embedder, context.log.info)
-    metadata = _metadata(report, rows=report.embedded + report.reused)
+        report = sync_embeddings(shard_writer, identity, pipeline.embedder, context.log.info)
+    metadata = _metadata(report, rows=report.vectors)
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
 
@@ -183,12 +193,11 @@ def embeddings(
     "vector indexes are kept covering the rows.",
 )
 def shards(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
-    shard = Shard.parse(context.partition_key)
     with named_failures():
         identity = pipeline.identity()
-        report = sync_shard(pipeline.lake(), shard, shard_lease, identity, pipeline.vector_index_rows, context.log.info)
+        report = sync_shard(shard_writer, identity, pipeline.vector_index_rows, context.log.info)
     metadata = _metadata(report, rows=report.rows)
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
@@ -201,23 +210,24 @@ def shards(
     "blocking checks of shards have passed, and only when something changed.",
 )
 def published(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_lease: dg.ResourceParam[Lease]
+    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
-    shard = Shard.parse(context.partition_key)
     with named_failures():
         result = publish(
-            pipeline.lake(),
-            shard,
-            shard_lease,
+            shard_writer,
             pipeline.identity(),
             run_id=context.run.run_id,
             keep=pipeline.keep_published,
+            pin_seconds=pipeline.reader_pin_seconds,
         )
+    if result.held is not None:
+        context.log.warning("held by %s since %s; not published", result.held.by, result.held.since)
     publication = result.publication
     return dg.MaterializeResult(
         metadata={
             "changed": result.changed,
             "content_changed": result.content_changed,
+            "held_by": result.held.by if result.held is not None else "",
             "version": publication.version,
             "documents": publication.documents,
             "chunks": publication.chunks,

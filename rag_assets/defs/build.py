@@ -9,7 +9,7 @@ from rag_assets.defs.assets import SHARD_ASSETS, embedding_model, source_objects
 from rag_assets.defs.checks import CHECKS
 from rag_assets.defs.execution import executor
 from rag_assets.defs.jobs import export_model, index_shard
-from rag_assets.defs.resources import PipelineResource, shard_lease
+from rag_assets.defs.resources import PipelineResource, shard_writer
 from rag_assets.defs.schedules import build_reconcile_schedule
 from rag_assets.defs.sensors import build_arrivals_sensor
 from rag_assets.settings import PipelineSettings
@@ -22,7 +22,7 @@ def build_definitions(
     settings = settings or PipelineSettings.from_env()
     resources: dict[str, Any] = {
         "pipeline": PipelineResource.from_settings(settings),
-        "shard_lease": shard_lease,
+        "shard_writer": shard_writer,
     }
     return dg.Definitions(
         assets=[source_objects, embedding_model, *SHARD_ASSETS],

@@ -5,9 +5,10 @@ import dagster as dg
 from rag_assets.defs.assets import raw_documents, shards
 from rag_assets.defs.execution import named_failures
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.ingestion import quarantined_documents
+from rag_assets.defs.resources import WHOLE_TAG, PipelineResource, flag
+from rag_assets.ingestion import refused_documents
 from rag_assets.publishing import Verdict, check_rows, check_vectors
+from rag_assets.writing import unchecked
 from rag_serving.shards import Shard
 
 
@@ -26,8 +27,10 @@ def _result(verdict: Verdict) -> dg.AssetCheckResult:
     description="The table holds exactly the documents read and the chunks cut, each once.",
 )
 def rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
-        return _result(check_rows(pipeline.lake(), Shard.parse(context.partition_key)))
+        whole = flag(context.run.tags, WHOLE_TAG)
+        return _result(check_rows(lake, shard, None if whole else unchecked(lake, shard)))
 
 
 @dg.asset_check(
@@ -49,7 +52,7 @@ def vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineReso
 )
 def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
     with named_failures():
-        refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key), limit=1000)
+        refused = refused_documents(pipeline.lake(), Shard.parse(context.partition_key))
     return dg.AssetCheckResult(
         passed=not refused,
         severity=dg.AssetCheckSeverity.WARN,

@@ -70,7 +70,7 @@ def survey(pipeline: PipelineResource) -> State:
     """List the whole source and read the catalog. Raises `SourceUnavailable`, `LakeUnavailable`, `SettingsError`."""
     seen = sweep(pipeline.source(), seconds=float("inf"))
     entries = pipeline.catalog().snapshot().entries
-    published = {shard: entry.current.source_digest for shard, entry in entries.items()}
+    published = {shard: entry.seen_source_digest for shard, entry in entries.items()}
     # A shard whose objects are all gone is listed as empty, unless that is what is published already.
     empty = listing_digest(())
     listed = {**dict.fromkeys(published, empty), **seen.digests}

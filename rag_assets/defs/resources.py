@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
 
 from rag_assets.chunking import Chunker
 from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
-from rag_assets.ingestion import IngestionLimits
+from rag_assets.ingestion import IngestionLimits, Read
 from rag_assets.lake import Lake
-from rag_assets.lease import Lease, hold
+from rag_assets.lease import hold
+from rag_assets.parsers import ParserLimits, warm_parsers
+from rag_assets.publishing import fence
 from rag_assets.settings import PipelineSettings
 from rag_assets.sources import Source, open_source
+from rag_assets.writing import ShardWriter
 from rag_serving.catalog import Catalog
 from rag_serving.embedding import EmbedderIdentity, OpenVinoEmbedder
 from rag_serving.objects import is_s3
@@ -21,6 +25,7 @@ from rag_serving.shards import Shard
 
 PARTITION_TAG = "dagster/partition"
 ALLOW_MASS_DELETE_TAG = "rag/allow_mass_delete"
+WHOLE_TAG = "rag/compare_whole_tables"
 
 
 class PipelineResource(dg.ConfigurableResource[None]):
@@ -35,6 +40,10 @@ class PipelineResource(dg.ConfigurableResource[None]):
     fetch_concurrency: int
     vector_index_rows: int
     keep_published: int
+    reader_pin_seconds: float
+    parse_workers: int
+    parse_seconds: int
+    parse_memory: int
     lease_seconds: float
     lease_wait: float
 
@@ -53,6 +62,20 @@ class PipelineResource(dg.ConfigurableResource[None]):
     def source(self) -> Source:
         on_s3 = self.source_uri is not None and is_s3(self.source_uri)
         return open_source(self.source_uri, self.s3.get_client() if on_s3 else None)
+
+    @contextmanager
+    def writer(self, shard: Shard, *, holder: str, whole: bool = False) -> Generator[ShardWriter]:
+        """The one writer of the shard for the length of the block; raises `ShardLocked`."""
+        lake = self.lake()
+        with hold(lake.objects, shard, holder, seconds=self.lease_seconds, wait=self.lease_wait) as lease:
+            if lease.taken_over:
+                fence(lake, shard, lease.epoch)
+            yield ShardWriter(lake, shard, lease, whole=whole)
+
+    def read(self) -> Read:
+        """Reads documents, each in a limited process."""
+        limits = ParserLimits(self.parse_seconds, self.parse_memory)
+        return warm_parsers(limits, self.parse_workers).read
 
     def identity(self) -> EmbedderIdentity:
         return warm_identity(self.lake_uri, self.embedding_model)
@@ -74,9 +97,10 @@ class PipelineResource(dg.ConfigurableResource[None]):
 
 @dg.resource(
     required_resource_keys={"pipeline"},
-    description="The lease of the run's shard, held from the run's first step to its last (or by each step's process).",
+    description="Writes to the run's shard, under its lease, from the run's first step to its last (or in each step's "
+    "process).",
 )
-def shard_lease(context: dg.InitResourceContext) -> Generator[Lease]:
+def shard_writer(context: dg.InitResourceContext) -> Generator[ShardWriter]:
     pipeline: PipelineResource = context.resources.pipeline
     run = context.run
     key = run.tags.get(PARTITION_TAG) if run is not None else None
@@ -84,11 +108,12 @@ def shard_lease(context: dg.InitResourceContext) -> Generator[Lease]:
         raise dg.DagsterInvariantViolationError(
             "a run of this asset is for one shard: choose one partition (region/department), or a backfill of several"
         )
-    with hold(
-        pipeline.lake().objects,
-        Shard.parse(key),
-        run.run_id,
-        seconds=pipeline.lease_seconds,
-        wait=pipeline.lease_wait,
-    ) as lease:
-        yield lease
+    with pipeline.writer(Shard.parse(key), holder=f"run {run.run_id}", whole=flag(run.tags, WHOLE_TAG)) as writer:
+        if writer.taken_back and context.log is not None:
+            context.log.warning("took back unfinished writes to %s", ", ".join(writer.taken_back))
+        yield writer
+
+
+def flag(tags: Mapping[str, str], name: str) -> bool:
+    """Whether a run bears the tag with the value true."""
+    return tags.get(name, "").lower() == "true"

@@ -7,7 +7,7 @@ import dagster as dg
 from rag_assets.arrivals import sweep
 from rag_assets.defs.jobs import index_shard
 from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.resources import WHOLE_TAG, PipelineResource
 from rag_assets.settings import PipelineSettings
 
 
@@ -17,14 +17,15 @@ def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinitio
         job=index_shard,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        description="Runs every shard: those that the source lists now and those that are known from before. A shard "
-        "with nothing to do fetches, embeds and writes nothing.",
+        description="Runs every shard: those that the source lists now and those that are known from before. Whole "
+        "tables are compared and checked, not only what is known to have changed. A shard with nothing to do fetches, "
+        "embeds and writes nothing.",
     )
     def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineResource) -> Iterator[dg.RunRequest]:
         seen = sweep(pipeline.source(), seconds=settings.arrivals_tick_seconds)
         add_shards(context.instance, seen.digests)
         at = context.scheduled_execution_time.isoformat()
         for key in sorted(context.instance.get_dynamic_partitions("shard")):
-            yield dg.RunRequest(run_key=f"{at}/{key}", partition_key=key)
+            yield dg.RunRequest(run_key=f"{at}/{key}", partition_key=key, tags={WHOLE_TAG: "true"})
 
     return reconcile

@@ -52,7 +52,7 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         snapshot = pipeline.catalog().snapshot()
         decision = decide(
             seen,
-            {shard: entry.current.source_digest for shard, entry in snapshot.entries.items()},
+            {shard: entry.seen_source_digest for shard, entry in snapshot.entries.items()},
             active,
             cursor,
             now=time.time(),

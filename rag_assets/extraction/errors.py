@@ -14,6 +14,9 @@ class QuarantineReason(StrEnum):
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"
     FETCH_FAILED = "fetch_failed"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
 
 
 class ExtractionError(Exception):

@@ -101,7 +101,7 @@ def extract(data: bytes, key: str) -> ExtractedDocument:
         raise
     except MemoryError as error:
         detail = f"reading it as {found.name} takes more memory than there is; split the file"
-        raise ExtractionError(QuarantineReason.TOO_LARGE, detail) from error
+        raise ExtractionError(QuarantineReason.OUT_OF_MEMORY, detail) from error
     except Exception as error:
         # Parsers raise almost anything on broken input, and what they say may quote it at length.
         reason = one_line(f"{type(error).__name__}: {error}", 100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -9,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_assets.extraction import QuarantineReason
-from rag_assets.ingestion import (
-    Plan,
-    _Held,  # pyright: ignore[reportPrivateUsage]
-    _Refused,  # pyright: ignore[reportPrivateUsage]
-    plan,
-)
+from rag_assets.ingestion import Held, Plan, Refusal, plan
 from rag_assets.lake import document_id
 from rag_assets.passages import chunk_ids
 from rag_assets.sources import SourceObject
@@ -27,14 +23,35 @@ def entry(key: str = KEY, etag: str = "1") -> SourceObject:
     return SourceObject(key, etag, 10, TIME)
 
 
-def held(key: str = KEY, etag: str = "1", extractor: str = "now") -> dict[str, _Held]:
-    return {document_id(key): _Held(key, etag, 10, extractor)}
+def held(key: str = KEY, etag: str = "1", extractor: str = "now") -> dict[str, Held]:
+    return {document_id(key): Held(key, etag, 10, extractor, frozenset({document_id(key)}))}
 
 
 def refused(
-    reason: QuarantineReason, key: str = KEY, etag: str = "1", extractor: str = "now", attempts: int = 1
-) -> dict[str, _Refused]:
-    return {document_id(key): _Refused(key, etag, 10, extractor, reason.value, TIME, attempts)}
+    reason: QuarantineReason,
+    key: str = KEY,
+    etag: str = "1",
+    extractor: str = "now",
+    *,
+    older: dict[str, Held] | None = None,
+    part: str = "",
+    retry: bool = False,
+) -> dict[str, Held]:
+    """The object in quarantine, beside an `older` good version of it."""
+    refusal = Refusal(
+        doc_id=document_id(key, part),
+        etag=etag,
+        size=10,
+        extractor=extractor,
+        reason=reason.value,
+        detail="",
+        first_seen=TIME,
+        last_seen=TIME,
+        attempts=9,
+        retry=retry,
+    )
+    known = (older or {}).get(document_id(key), Held(key))
+    return {document_id(key): replace(known, refusals={part: refusal})}
 
 
 def keys(found: Plan) -> list[str]:
@@ -42,33 +59,33 @@ def keys(found: Plan) -> list[str]:
 
 
 def test_a_new_document_is_fetched() -> None:
-    assert plan([entry()], {}, {}, "now") == Plan((entry(),), (), 0)
+    assert plan([entry()], {}, "now") == Plan((entry(),), (), 0)
 
 
 def test_an_unchanged_document_is_left_alone() -> None:
-    assert plan([entry()], held(), {}, "now") == Plan((), (), 1)
+    assert plan([entry()], held(), "now") == Plan((), (), 1)
 
 
 def test_a_document_with_another_etag_is_fetched() -> None:
-    assert keys(plan([entry(etag="2")], held(), {}, "now")) == [KEY]
+    assert keys(plan([entry(etag="2")], held(), "now")) == [KEY]
 
 
 def test_a_new_extractor_reads_every_document_again() -> None:
-    assert keys(plan([entry()], held(extractor="before"), {}, "now")) == [KEY]
+    assert keys(plan([entry()], held(extractor="before"), "now")) == [KEY]
 
 
 def test_a_document_that_left_the_listing_is_deleted() -> None:
-    assert plan([], held(), {}, "now") == Plan((), (document_id(KEY),), 0)
+    assert plan([], held(), "now") == Plan((), (document_id(KEY),), 0)
 
 
 def test_a_renamed_document_is_fetched_under_its_new_key_and_deleted_under_the_old_one() -> None:
-    found = plan([entry("oslo/people/holidays.md")], held(), {}, "now")
+    found = plan([entry("oslo/people/holidays.md")], held(), "now")
     assert keys(found) == ["oslo/people/holidays.md"]
     assert found.delete == (document_id(KEY),)
 
 
 def test_a_document_that_is_quarantined_and_gone_is_deleted_from_the_quarantine() -> None:
-    assert plan([], {}, refused(QuarantineReason.MALFORMED), "now").delete == (document_id(KEY),)
+    assert plan([], refused(QuarantineReason.MALFORMED), "now").delete == (document_id(KEY),)
 
 
 LASTING = [reason for reason in QuarantineReason if reason != QuarantineReason.FETCH_FAILED]
@@ -76,32 +93,46 @@ LASTING = [reason for reason in QuarantineReason if reason != QuarantineReason.F
 
 @pytest.mark.parametrize("reason", LASTING)
 def test_a_quarantined_document_is_not_tried_again_while_nothing_changes(reason: QuarantineReason) -> None:
-    assert plan([entry()], {}, refused(reason), "now") == Plan((), (), 1)
+    assert plan([entry()], refused(reason), "now") == Plan((), (), 1)
 
 
 @pytest.mark.parametrize("reason", LASTING)
 def test_a_quarantined_document_is_tried_again_when_it_changes(reason: QuarantineReason) -> None:
-    assert keys(plan([entry(etag="2")], {}, refused(reason), "now")) == [KEY]
+    assert keys(plan([entry(etag="2")], refused(reason), "now")) == [KEY]
 
 
 @pytest.mark.parametrize("reason", LASTING)
 def test_a_quarantined_document_is_tried_again_by_a_new_extractor(reason: QuarantineReason) -> None:
-    assert keys(plan([entry()], {}, refused(reason, extractor="before"), "now")) == [KEY]
+    assert keys(plan([entry()], refused(reason, extractor="before"), "now")) == [KEY]
 
 
 def test_a_document_whose_fetch_failed_is_always_tried_again() -> None:
-    assert keys(plan([entry()], {}, refused(QuarantineReason.FETCH_FAILED, attempts=9), "now")) == [KEY]
+    assert keys(plan([entry()], refused(QuarantineReason.FETCH_FAILED), "now")) == [KEY]
 
 
 def test_the_quarantine_knows_better_than_the_older_good_version() -> None:
     """The new version was refused: neither is it fetched again, nor is the old one taken for it."""
-    both = plan([entry(etag="2")], held(etag="1"), refused(QuarantineReason.MALFORMED, etag="2"), "now")
+    both = plan([entry(etag="2")], refused(QuarantineReason.MALFORMED, etag="2", older=held(etag="1")), "now")
     assert both == Plan((), (), 1)
 
 
 def test_the_return_of_the_older_good_version_is_noticed() -> None:
-    both = plan([entry(etag="1")], held(etag="1"), refused(QuarantineReason.MALFORMED, etag="2"), "now")
+    both = plan([entry(etag="1")], refused(QuarantineReason.MALFORMED, etag="2", older=held(etag="1")), "now")
     assert keys(both) == [KEY]
+
+
+def test_a_document_that_somebody_wants_tried_again_is() -> None:
+    assert keys(plan([entry()], refused(QuarantineReason.MALFORMED, retry=True), "now")) == [KEY]
+
+
+def test_an_attachment_in_quarantine_leaves_its_message_alone_until_that_changes() -> None:
+    attached = refused(QuarantineReason.MALFORMED, older=held(), part="scan.bin")
+    assert plan([entry()], attached, "now") == Plan((), (), 1)
+    assert keys(plan([entry(etag="2")], attached, "now")) == [KEY]
+
+
+def test_an_object_of_which_only_an_attachment_was_noted_is_read() -> None:
+    assert keys(plan([entry()], refused(QuarantineReason.MALFORMED, part="scan.bin"), "now")) == [KEY]
 
 
 names = st.sampled_from(["a/x/1", "a/x/2", "a/x/3", "a/x/4"])
@@ -113,8 +144,8 @@ listings = st.dictionaries(names, etags)
 def test_fetched_and_unchanged_make_up_the_listing_and_deletions_what_it_lacks(
     before: dict[str, str], after: dict[str, str]
 ) -> None:
-    tables = {document_id(key): _Held(key, etag, 10, "now") for key, etag in before.items()}
-    found = plan([entry(key, etag) for key, etag in after.items()], tables, {}, "now")
+    tables = {document_id(key): Held(key, etag, 10, "now") for key, etag in before.items()}
+    found = plan([entry(key, etag) for key, etag in after.items()], tables, "now")
     assert set(keys(found)) == {key for key, etag in after.items() if before.get(key) != etag}
     assert found.unchanged == len(after) - len(found.fetch)
     assert set(found.delete) == {document_id(key) for key in before.keys() - after.keys()}
