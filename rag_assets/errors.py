@@ -3,6 +3,7 @@
 RagError
 ├── SourceUnavailable     the source does not answer; trying again may help
 │   └── SourceRefused     the bucket or folder does not exist, or refuses the credentials
+├── ParserUnavailable     no process can be started to parse documents in
 ├── ShardLocked           another writer holds the shard's lease
 ├── LeaseLost             this writer's lease was taken over; it must stop
 ├── MassDeleteRefused     a run would delete more of a shard than is allowed without say-so
@@ -23,6 +24,10 @@ class SourceUnavailable(RagError):
 
 class SourceRefused(SourceUnavailable):
     """The source does not exist or does not let us in; trying again does not help."""
+
+
+class ParserUnavailable(RagError):
+    """Documents cannot be parsed at all; none was blamed for it."""
 
 
 class ShardLocked(RagError):

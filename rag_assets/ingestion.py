@@ -245,6 +245,12 @@ def refused_documents(lake: Lake, shard: Shard, where: str | None = None) -> lis
     return sorted(rows, key=lambda row: (row["last_seen"], row["key"], row["part"]), reverse=True)
 
 
+def retry_documents(writer: ShardWriter, object_ids: Sequence[str]) -> None:
+    """Have the next run of the shard read these quarantined objects again, though they did not change."""
+    if object_ids:
+        writer.update(QUARANTINE, sql_in("object_id", object_ids), {"retry": True})
+
+
 def _count(writer: ShardWriter, stage: str) -> int:
     table = writer.table(stage)
     return 0 if table is None else table.count_rows()

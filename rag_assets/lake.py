@@ -155,6 +155,10 @@ class Lake:
         """An empty table of that schema as the next version; older versions stay readable."""
         return self._connect(table_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
 
+    def drop(self, stage: str, shard: Shard, *, fingerprint: str = "") -> None:
+        """Remove the stage's table of the shard, with all its versions."""
+        self._connect(table_folder(stage, fingerprint)).drop_table(shard.table_name, ignore_missing=True)
+
 
 def table_folder(stage: str, fingerprint: str = "") -> str:
     """The folder of the lake in which a stage's tables lie."""

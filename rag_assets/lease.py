@@ -143,8 +143,8 @@ def _acquire(
                 continue
         if time.monotonic() >= give_up:
             raise ShardLocked(
-                f"shard {shard} is being written by run {current.holder} on {current.where}, whose lease lasts until "
-                f"{current.expires_at:%H:%M:%S} UTC; wait for that run or stop it, then run the shard again"
+                f"shard {shard} is being written by {current.holder} on {current.where}, whose lease lasts until "
+                f"{current.expires_at:%H:%M:%S} UTC; wait for it or stop it, then try again"
             )
         sleep(0.5)
 

@@ -1,7 +1,8 @@
 """The process in which documents are parsed: reads one at a time from its input, answers, and trusts nobody's content.
 
 Started by `rag_assets.parsers` as ``python -m rag_assets.parser_process``. A message is its length in eight bytes,
-then that many bytes: in come a key and then the document, out goes one answer as JSON.
+then that many bytes. In come a key and the document; out go an empty message when it starts on it, and an answer as
+JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from pydantic import TypeAdapter
 from rag_assets.extraction import ExtractionError, QuarantineReason, Reading, read_object
 
 LENGTH = struct.Struct(">Q")
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +59,16 @@ def main() -> None:
     os.dup2(2, 1)
     limit_memory(memory)
     while (key := read_message(incoming)) is not None:
-        data = read_message(incoming)
+        try:
+            data = read_message(incoming)
+        except MemoryError:
+            write_message(outgoing, b"", answers().dump_json(Answer(None, QuarantineReason.OUT_OF_MEMORY)))
+            return
         if data is None:
             return
+        write_message(outgoing, b"")  # from here on, what happens is this document's doing
         with _limited_time(seconds):
-            answer = _answer(bytes(data), key.decode())
+            answer = _answer(data, key.decode())
         del data
         write_message(outgoing, answers().dump_json(answer))
         if answer.reason is QuarantineReason.OUT_OF_MEMORY:
@@ -103,7 +108,7 @@ def _address_space() -> int:
         return 0
 
 
-def read_message(source: BinaryIO, limit: int | None = None) -> bytearray | None:
+def read_message(source: BinaryIO, limit: int | None = None) -> bytes | None:
     """The next message; None at the end of the input. Raises ValueError for one longer than `limit`."""
     head = source.read(LENGTH.size)
     if len(head) < LENGTH.size:
@@ -111,15 +116,8 @@ def read_message(source: BinaryIO, limit: int | None = None) -> bytearray | None
     (length,) = LENGTH.unpack(head)
     if limit is not None and length > limit:
         raise ValueError(f"a message of {length} bytes, {limit} at most")
-    message = bytearray(length)
-    view = memoryview(message)
-    while view:
-        chunk = source.read(min(len(view), _CHUNK))
-        if not chunk:
-            return None
-        view[: len(chunk)] = chunk
-        view = view[len(chunk) :]
-    return message
+    message = source.read(length)
+    return message if len(message) == length else None
 
 
 def write_message(target: BinaryIO, *parts: bytes) -> None:

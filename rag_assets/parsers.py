@@ -22,6 +22,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from rag_assets.errors import ParserUnavailable
 from rag_assets.extraction import ExtractionError, QuarantineReason, Reading
 from rag_assets.parser_process import Answer, answers, read_message, write_message
 
@@ -62,17 +63,33 @@ class ParserPool:
         """The documents of one object; raises ExtractionError with the reason where there are none."""
         worker = self._slots.get()
         try:
-            if worker is None or not worker.alive:
+            answer = None
+            if worker is not None:
+                try:
+                    answer = worker.exchange(data, key, self._limits)
+                except _NotStarted:  # it died while it had nothing to do, which is no document's fault
+                    worker.end()
+                    worker = None
+            if worker is None or answer is None:
                 self.started += 1
                 worker = _Worker(self._command)
-            answer = worker.exchange(data, key, self._limits)
-            if worker.served >= self._limits.documents or answer.memory > self._limits.memory // 2:
+                answer = worker.exchange(data, key, self._limits)
+            worn = worker.served >= self._limits.documents or answer.memory > self._limits.memory // 2
+            if worn or answer.reason is QuarantineReason.OUT_OF_MEMORY:
                 worker.end()
+                worker = None
+        except _NotStarted as error:
+            if worker is not None:
+                worker.end()
+                worker = None
+            raise ParserUnavailable(
+                f"no parser process can be started ({error}); look at its memory limit (RAG_PARSE_MEMORY)"
+            ) from error
         except BaseException:
             # A crash, or a stop of this very process between question and answer: that answer is nobody's.
             if worker is not None:
                 worker.end()
-            worker = None
+                worker = None
             raise
         finally:
             self._slots.put(worker)
@@ -100,6 +117,10 @@ def warm_parsers(limits: ParserLimits, workers: int) -> ParserPool:
     return pool
 
 
+class _NotStarted(Exception):
+    """The process ended before it started on the document."""
+
+
 class _Worker:
     """One parser process, with one document in it at a time."""
 
@@ -123,13 +144,11 @@ class _Worker:
             os.close(theirs)
             os.close(answers_to)
 
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
     def exchange(self, data: bytes, key: str, limits: ParserLimits) -> Answer:
-        """Send a document and wait for the answer; raises ExtractionError when the process dies of it."""
-        sending, receiving = self._sending, self._receiving
+        """Send a document and wait for the answer.
+
+        Raises ExtractionError when the process dies of it, and _NotStarted when it was dead before.
+        """
         overdue = threading.Event()
 
         def kill() -> None:
@@ -139,21 +158,26 @@ class _Worker:
         timer = threading.Timer(limits.seconds, kill)
         timer.daemon = True
         timer.start()
+        started = False
         try:
-            write_message(sending, key.encode(errors="replace"), data)
-            message = read_message(receiving, _ANSWER_BYTES)
+            # A process that refuses a document has answered before it took all of it.
+            with contextlib.suppress(BrokenPipeError):
+                write_message(self._sending, key.encode(errors="replace"), data)
+            started = read_message(self._receiving, 0) is not None
+            message = read_message(self._receiving, _ANSWER_BYTES) if started else None
             if message is not None:
                 self.served += 1
-                return answers().validate_json(bytes(message))
-        except BrokenPipeError:
-            pass
+                return answers().validate_json(message)
         except (ValueError, ValidationError) as error:
             self._process.kill()
             detail = "its parser answered what is no answer; report the file"
             raise ExtractionError(QuarantineReason.CRASHED, detail) from error
         finally:
             timer.cancel()
-        raise _death(self._process.wait(), limits, overdue=overdue.is_set())
+        status = self._process.wait()
+        if not started and not overdue.is_set():
+            raise _NotStarted(f"exit status {status}")
+        raise _death(status, limits, overdue=overdue.is_set())
 
     def end(self) -> None:
         self._process.kill()

@@ -46,5 +46,8 @@ class PipelineSettings(EnvironmentSettings):
     maintenance_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
         "30 4 * * *", description="when tables are compacted and old versions cleaned up, in UTC"
     )
+    watch_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
+        "*/15 * * * *", description="when it is checked that no shard is left behind, in UTC"
+    )
     lease_seconds: float = Field(30.0, ge=1, le=600, description="a dead writer's shard is free after this")
     lease_wait: float = Field(45.0, ge=0, le=3600, description="seconds to wait for another writer of the same shard")

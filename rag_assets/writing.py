@@ -190,6 +190,14 @@ class ShardWriter:
         """Set columns of the rows that match, in one commit."""
         self._commit(stage, "", lambda table: table.update(where=where, values=values), note)
 
+    def drop(self, stage: str, fingerprint: str) -> None:
+        """Remove the stage's table; what it held can be made again."""
+        self._lease.check()
+        folder = table_folder(stage, fingerprint)
+        self.lake.drop(stage, self.shard, fingerprint=fingerprint)
+        self._tables.pop(folder, None)
+        self.note(versions={name: at for name, at in self._progress.versions.items() if name != folder})
+
     def maintain(self, stage: str, work: Callable[[Table], None], *, fingerprint: str = "") -> None:
         """Let `work` index or compact the stage's table, which changes no row and may take several commits."""
         table = self._existing(stage, fingerprint)

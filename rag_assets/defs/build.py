@@ -12,6 +12,13 @@ from rag_assets.defs.jobs import export_model, index_shard
 from rag_assets.defs.resources import PipelineResource, shard_writer
 from rag_assets.defs.schedules import build_reconcile_schedule
 from rag_assets.defs.sensors import build_arrivals_sensor
+from rag_assets.defs.upkeep import (
+    build_maintenance_schedule,
+    build_watch_schedule,
+    maintain,
+    no_shard_left_behind,
+    watch,
+)
 from rag_assets.settings import PipelineSettings
 
 
@@ -26,10 +33,14 @@ def build_definitions(
     }
     return dg.Definitions(
         assets=[source_objects, embedding_model, *SHARD_ASSETS],
-        asset_checks=CHECKS,
-        jobs=[index_shard, export_model],
+        asset_checks=[*CHECKS, no_shard_left_behind],
+        jobs=[index_shard, export_model, maintain, watch],
         sensors=[build_arrivals_sensor(settings)],
-        schedules=[build_reconcile_schedule(settings)],
+        schedules=[
+            build_reconcile_schedule(settings),
+            build_maintenance_schedule(settings),
+            build_watch_schedule(settings),
+        ],
         resources={**resources, **(resource_overrides or {})},
         executor=executor(settings.executor),
     )

@@ -8,11 +8,10 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.arrivals import listing_digest, sweep
 from rag_assets.defs.build import build_definitions
 from rag_assets.defs.jobs import EXPORT_MODEL, INDEX_SHARD
-from rag_assets.defs.partitions import add_shards, shard_partitions
-from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource
+from rag_assets.defs.partitions import add_shards
+from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG
 from rag_assets.errors import OrchestrationError
 from rag_assets.export import find_exported
 from rag_assets.lake import Lake
@@ -53,38 +52,6 @@ def open_instance() -> Generator[dg.DagsterInstance]:
         ) from error
     with instance:
         yield instance
-
-
-@dataclass(frozen=True)
-class State:
-    """The source and the lake as they are now, by shard."""
-
-    listed: Mapping[Shard, str]
-    published: Mapping[Shard, str]
-    objects: int
-    outside: int
-    outside_examples: tuple[str, ...]
-
-
-def survey(pipeline: PipelineResource) -> State:
-    """List the whole source and read the catalog. Raises `SourceUnavailable`, `LakeUnavailable`, `SettingsError`."""
-    seen = sweep(pipeline.source(), seconds=float("inf"))
-    entries = pipeline.catalog().snapshot().entries
-    published = {shard: entry.seen_source_digest for shard, entry in entries.items()}
-    # A shard whose objects are all gone is listed as empty, unless that is what is published already.
-    empty = listing_digest(())
-    listed = {**dict.fromkeys(published, empty), **seen.digests}
-    return State(listed, published, seen.objects, seen.outside, seen.outside_examples)
-
-
-def failed_shards(instance: dg.DagsterInstance, shards: Sequence[Shard]) -> set[Shard]:
-    """Those whose latest run failed before it published."""
-    by_key = {shard.key: shard for shard in shards}
-    failed: set[Shard] = set()
-    for asset in ("raw_documents", "chunks", "embeddings", "shards", "published"):
-        statuses = instance.get_status_by_partition(dg.AssetKey(asset), list(by_key), shard_partitions) or {}
-        failed |= {by_key[key] for key, status in statuses.items() if status is not None and status.name == "FAILED"}
-    return failed
 
 
 def require_daemon(instance: dg.DagsterInstance) -> None:

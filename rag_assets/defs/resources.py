@@ -64,10 +64,13 @@ class PipelineResource(dg.ConfigurableResource[None]):
         return open_source(self.source_uri, self.s3.get_client() if on_s3 else None)
 
     @contextmanager
-    def writer(self, shard: Shard, *, holder: str, whole: bool = False) -> Generator[ShardWriter]:
+    def writer(
+        self, shard: Shard, *, holder: str, whole: bool = False, wait: float | None = None
+    ) -> Generator[ShardWriter]:
         """The one writer of the shard for the length of the block; raises `ShardLocked`."""
         lake = self.lake()
-        with hold(lake.objects, shard, holder, seconds=self.lease_seconds, wait=self.lease_wait) as lease:
+        patience = self.lease_wait if wait is None else wait
+        with hold(lake.objects, shard, holder, seconds=self.lease_seconds, wait=patience) as lease:
             if lease.taken_over:
                 fence(lake, shard, lease.epoch)
             yield ShardWriter(lake, shard, lease, whole=whole)
