@@ -23,6 +23,7 @@ _BYTE_ORDER_MARKS: Final = (
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Controls, lone surrogates (no tokenizer takes them), the byte order mark and the invisible soft hyphen.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ud800-\udfff\ufeff\xad]")
+_SEVEN_BIT = re.compile(r"utf-?7\Z|hz|iso-?2022", re.IGNORECASE)
 _CONTROL_BYTES: Final = bytes(b for b in range(32) if b not in b"\t\n\r\x0b\x0c\x1b")
 
 
@@ -52,19 +53,26 @@ def looks_binary(data: bytes) -> bool:
 def decode(data: bytes, *, declared: str | None = None) -> str:
     """The text of `data`, not yet normalised.
 
-    Tried in order: a byte order mark, utf-8, the encoding that the document itself declares, utf-8 with a
-    few broken bytes, detection. Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed when
-    nothing fits.
+    Tried in order: a byte order mark, the encodings of seven-bit bytes where they show, utf-8, the encoding
+    that the document itself declares, utf-8 with a few broken bytes, detection.
+    Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed when nothing fits.
     """
     refuse_oversized(data)
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
-    for encoding in ("utf-8", declared):
+    for encoding in (*_seven_bit(data, declared), "utf-8", declared):
         text = None if encoding is None else _decode_strictly(data, encoding)
         if text is not None:
             return text
     return _decode_detected(data)
+
+
+def _seven_bit(data: bytes, declared: str | None) -> tuple[str, ...]:
+    """Encodings whose bytes are all valid utf-8 too, so that they have to be tried before it."""
+    if b"\x1b$" in data or b"\x1b(" in data:
+        return (declared or "iso2022_jp_2", "iso2022_jp_2")
+    return (declared,) if declared is not None and _SEVEN_BIT.match(declared) else ()
 
 
 def _decode_strictly(data: bytes, encoding: str) -> str | None:

@@ -60,12 +60,16 @@ def looks_like_html(data: bytes) -> bool:
     return _OPENING.match(head.decode(encoding, errors="replace")) is not None
 
 
-def extract_html(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError where the page is too large, nested beyond reason or in no known encoding."""
+def extract_html(data: bytes, *, declared: str | None = None) -> ExtractedDocument:
+    """`declared` is the encoding that whoever sent the page names, if somebody does.
+
+    Raises ExtractionError where the page is too large, nested beyond reason or in no known encoding.
+    """
     from selectolax.lexbor import LexborHTMLParser
 
-    declared = _DECLARED_ENCODING.search(data[:4096])
-    source = decode(data, declared=declared[1].decode("ascii") if declared else None)
+    if declared is None and (found := _DECLARED_ENCODING.search(data[:4096])):
+        declared = found[1].decode("ascii")
+    source = decode(data, declared=declared)
     _refuse_deep_nesting(source)
     tree = LexborHTMLParser(source)
     root = tree.root

@@ -5,7 +5,12 @@ PDF stores positions, not structure, so paragraphs are guessed from how lines en
 
 from __future__ import annotations
 
+import io
+import logging
 import re
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from itertools import pairwise
 from typing import Any, Final
 
@@ -25,6 +30,19 @@ _ERR_SECURITY: Final = 5
 # normalisation, which takes control characters out.
 _PDFIUM_HYPHEN: Final = "\x02"
 _LINE_END_HYPHEN: Final = "\ufffe"
+_LOCKED: Final = "the PDF opens with a password only; upload a copy without it"
+
+MAX_PAGES: Final = 50_000
+MAX_CHARACTERS: Final = 64 * 1024 * 1024
+_MAX_SECOND_BYTES: Final = 32 * 1024 * 1024
+_MAX_SECOND_PAGES: Final = 1000
+
+# Lines that repeat from page to page: how many pages it takes, what share of them, how many lines at an edge.
+_RUNNING_FROM: Final = 4
+_RUNNING_SHARE: Final = 0.3  # of all pages where only left or only right ones have it, else twice that
+_MAX_RUNNING: Final = 3
+_DIGITS = re.compile(r"\d{1,6}")
+
 _HYPHENATED = re.compile(r"(\w+)(?:\ufffe|[-\u2010]\n)(\w+)")
 _COMPOUND = re.compile(r"\w+-\w+")
 
@@ -50,23 +68,9 @@ def looks_like_pdf(data: bytes) -> bool:
 
 def extract_pdf(data: bytes) -> ExtractedDocument:
     """Raises ExtractionError: encrypted where a password is needed, malformed where a page cannot be read."""
-    import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
-
-    pdf: Any
-    try:
-        pdf = pypdfium2.PdfDocument(data)
-    except pypdfium2.PdfiumError as error:
-        if getattr(error, "err_code", None) in (_ERR_PASSWORD, _ERR_SECURITY):
-            detail = "the PDF opens with a password only; upload a copy without it"
-            raise ExtractionError(QuarantineReason.ENCRYPTED, detail) from error
-        detail = "PDFium cannot open the file; it may be cut off, open it in a reader and save it anew"
-        raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
-    try:
-        title = one_line(normalise(pdf.get_metadata_value("Title")))
-        pages = [normalise(_page_text(pdf, index)) for index in range(len(pdf))]
-    finally:
-        pdf.close()
+    title, pages = _read(data)
     document = DocumentBuilder(PDF_MEDIA_TYPE, "" if _NO_TITLE.match(title) else title)
+    pages = without_running_lines(pages)
     # A compound that stands unbroken somewhere keeps its hyphen where a line end broke it.
     compounds = {match.group().lower() for page in pages for match in _COMPOUND.finditer(page)}
     for number, page in enumerate(pages, start=1):
@@ -74,14 +78,132 @@ def extract_pdf(data: bytes) -> ExtractedDocument:
     return document.build()
 
 
-def _page_text(pdf: Any, index: int) -> str:
+def _read(data: bytes) -> tuple[str, list[str]]:
+    """The title, and the text of each page; from pypdf whatever PDFium cannot open."""
     import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
 
+    pdf: Any
     try:
-        page = pdf[index]
+        pdf = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
-        detail = f"page {index + 1} of {len(pdf)} cannot be read; open the file in a reader and save it anew"
-        raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
+        if getattr(error, "err_code", None) in (_ERR_PASSWORD, _ERR_SECURITY):
+            raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED) from error
+        with _second_reader(data, error) as pages:
+            return "", _bounded(range(len(pages)), lambda index: _second_text(pages, index))
+    with closing(pdf):
+        title = one_line(normalise(pdf.get_metadata_value("Title")))
+
+        def page_text(index: int) -> str:
+            try:
+                return _page_text(pdf, index)
+            except pypdfium2.PdfiumError as error:
+                with _second_reader(data, error) as pages:
+                    return _second_text(pages, index)
+
+        return title, _bounded(range(len(pdf)), page_text)
+
+
+def _bounded(pages: range, text: Callable[[int], str]) -> list[str]:
+    """The text of each page, as long as they are no more than a document has."""
+    if len(pages) > MAX_PAGES:
+        raise ExtractionError(
+            QuarantineReason.TOO_LARGE, f"{len(pages)} pages; the limit is {MAX_PAGES}, split the file"
+        )
+    found: list[str] = []
+    characters = 0
+    for index in pages:
+        found.append(normalise(text(index)))
+        characters += len(found[-1])
+        if characters > MAX_CHARACTERS:
+            detail = f"more than {MAX_CHARACTERS // 2**20} million characters of text; split the file"
+            raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
+    return found
+
+
+@contextmanager
+def _second_reader(data: bytes, error: Exception) -> Generator[Any]:
+    """The pages of a file that PDFium gave up on with `error`, read by pypdf.
+
+    It is slow, so that it gets no more than a file of moderate size, and its opinion ends the matter.
+    """
+    damaged = "neither PDFium nor pypdf can read the file; it may be cut off, open it in a reader and save it anew"
+    if len(data) > _MAX_SECOND_BYTES:
+        raise ExtractionError(QuarantineReason.MALFORMED, damaged) from error
+
+    import pypdf
+
+    # It logs every fault that it finds; that there are faults is why it was asked.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+    try:
+        with pypdf.PdfReader(io.BytesIO(data), strict=False) as reader:
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED)
+            if len(reader.pages) > _MAX_SECOND_PAGES:
+                raise ExtractionError(QuarantineReason.MALFORMED, damaged)
+            yield reader.pages
+    except (ExtractionError, MemoryError):
+        raise
+    except Exception as second:
+        # Deeply broken files make it raise almost anything, from KeyError to RecursionError.
+        raise ExtractionError(QuarantineReason.MALFORMED, damaged) from second
+
+
+def _second_text(pages: Any, index: int) -> str:
+    return pages[index].extract_text()
+
+
+def without_running_lines(pages: list[str]) -> list[str]:
+    """The pages without the lines that run along most of them: headers, footers, page numbers.
+
+    A line is one of them where it stands first or last (or next to another one of them) on most pages, the same each
+    time but for a number that counts with the pages. Its first occurrence stays, so that no words are lost.
+    """
+    if len(pages) < _RUNNING_FROM:
+        return pages
+    lines = [page.split("\n") for page in pages]
+    # A page with nothing on it breaks no series; the positions are those of lines with words.
+    for edge in (0, -1):
+        for _ in range(_MAX_RUNNING):
+            running = _running(lines, edge)
+            if not running:
+                break
+            for page in running:
+                del lines[page][_outermost(lines[page], edge)]
+    return ["\n".join(page) for page in lines]
+
+
+def _running(lines: list[list[str]], edge: int) -> list[int]:
+    """The pages whose outermost line at one edge (0 or -1) repeats one of an earlier page."""
+    series: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for page, found in enumerate(lines):
+        if found and (line := found[_outermost(found, edge)].strip()):
+            series[_DIGITS.sub("0", line)].append((page, line))
+    repeated: list[int] = []
+    for found in series.values():
+        # Left and right pages often have headers of their own.
+        alike = 1 if len({page % 2 for page, _ in found}) == 1 else 2
+        if len(found) < max(_RUNNING_FROM, _RUNNING_SHARE * alike * len(lines)):
+            continue
+        same = len({line for _, line in found}) == 1
+        offsets = {int(number) - page for page, line in found for number in _DIGITS.findall(line)[:_MAX_RUNNING]}
+        counting = any(
+            all(str(page + offset) in _DIGITS.findall(line) for page, line in found) for offset in sorted(offsets)[:50]
+        )
+        if same or counting:
+            # A number alone says nothing even the first time.
+            bare = not any(map(str.isalpha, found[0][1]))
+            repeated += [page for page, _ in (found if bare else found[1:])]
+    return repeated
+
+
+def _outermost(lines: list[str], edge: int) -> int:
+    """The index of the first or last line that has words; of any, where none has."""
+    order = range(len(lines)) if edge == 0 else range(len(lines) - 1, -1, -1)
+    return next((index for index in order if lines[index].strip()), order[0])
+
+
+def _page_text(pdf: Any, index: int) -> str:
+    page = pdf[index]
     try:
         text_page = page.get_textpage()
         try:
