@@ -122,7 +122,9 @@ def documents(root: Path, *, quick: bool) -> list[Path]:
 
 def truth_of(path: Path) -> Path:
     """Where the Markdown of a source lies, if there is one."""
-    return path.parent.parent / "groundtruth" / f"{path.name}.md"
+    truths = path.parent.parent / "groundtruth"
+    exact = truths / f"{path.name}.md"
+    return exact if exact.is_file() else truths / f"{path.stem}.md"
 
 
 def main(read: Callable[[bytes, str], Reading] = read_object) -> None:

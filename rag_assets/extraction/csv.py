@@ -10,6 +10,7 @@ import csv
 import io
 import re
 from collections import Counter
+from itertools import islice
 from typing import Final
 
 from rag_assets.extraction.decoding import decode, normalise
@@ -41,19 +42,23 @@ def extract_csv(data: bytes) -> ExtractedDocument:
 
 
 def delimiter_of(text: str) -> str:
-    """The delimiter that gives the most rows of one width, and of those with as many the widest; else a comma."""
+    """The delimiter that gives the most rows of one width, then the fewest quotes inside fields, then the widest rows.
+
+    A comma where none gives rows of more than one field.
+    """
     sample = text[:_SAMPLE_CHARACTERS]
     if len(sample) < len(text):
         sample = sample[: sample.rfind("\n") + 1] or sample
-    best, found = (0, 0), ","
+    best, found = (0, 0, 0), ","
     for delimiter in _DELIMITERS:
-        widths: Counter[int] = Counter()
         try:
-            for row, _ in zip(csv.reader(sample.splitlines(), delimiter=delimiter), range(_SAMPLE_ROWS), strict=False):
-                widths[len(row)] += len(row) > 1
+            rows = list(islice(csv.reader(io.StringIO(sample), delimiter=delimiter), _SAMPLE_ROWS))
         except csv.Error:
             continue
-        width, rows = max(widths.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
-        if (rows, width) > best and rows:
-            best, found = (rows, width), delimiter
+        widths = Counter(len(row) for row in rows if len(row) > 1)
+        width, count = max(widths.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
+        # Quotes are left inside fields where the delimiter that they guard is another.
+        quotes = sum(field.count('"') for row in rows for field in row)
+        if count and (count, -quotes, width) > best:
+            best, found = (count, -quotes, width), delimiter
     return found

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DOCX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 
 _W: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_MATH_TEXT: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
 _FALLBACK: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
 _HEADING_STYLE = re.compile(r"heading ([1-9])", re.IGNORECASE)
 _OUTLINE_LEVELS: Final = 9
@@ -186,7 +187,7 @@ def _text(paragraph: Any) -> str:
         element = next(pending[-1], None)
         if element is None:
             pending.pop()
-        elif element.tag == f"{_W}t":
+        elif element.tag in (f"{_W}t", _MATH_TEXT):
             parts.append(element.text or "")
         elif element.tag in (f"{_W}tab", f"{_W}ptab"):
             parts.append("\t")

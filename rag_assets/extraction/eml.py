@@ -102,7 +102,11 @@ class _BoundedHeaders(policy.EmailPolicy):
 
 
 def _header(message: Message, name: str) -> str:
-    value = message.get(name)
+    try:
+        value = message.get(name)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        # The parser of structured headers stumbles over odd ones; as it came, the header still says who wrote.
+        value = next((raw for key, raw in message.raw_items() if key.lower() == name.lower()), None)
     return "" if value is None else normalise(str(value))
 
 

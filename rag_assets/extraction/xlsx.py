@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import io
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
@@ -51,8 +51,8 @@ def extract_xlsx(data: bytes) -> ExtractedDocument:
                     _SheetReader(document, page, limits).read(sheet)
         finally:
             workbook.close()
-    document.title = title
-    return document.build()
+    # Not the first heading, which is more often "Sheet1" than a title; the name of the file says more.
+    return replace(document.build(), title=title)
 
 
 @dataclass(slots=True)
