@@ -41,7 +41,9 @@ _MAX_SECOND_PAGES: Final = 1000
 _RUNNING_FROM: Final = 4
 _RUNNING_SHARE: Final = 0.3  # of all pages where only left or only right ones have it, else twice that
 _MAX_RUNNING: Final = 3
+_SHORT_LINE: Final = 40
 _DIGITS = re.compile(r"\d{1,6}")
+_DIGITS_AT_ENDS = re.compile(r"(?<![^\W_])\d{1,6}(?=\W*\Z)|(?<=\A)\d{1,6}\b|(?<=\A-)\d{1,6}\b")
 
 _HYPHENATED = re.compile(r"(\w+)(?:\ufffe|[-\u2010]\n)(\w+)")
 _COMPOUND = re.compile(r"\w+-\w+")
@@ -161,45 +163,50 @@ def without_running_lines(pages: list[str]) -> list[str]:
     if len(pages) < _RUNNING_FROM:
         return pages
     lines = [page.split("\n") for page in pages]
-    # A page with nothing on it breaks no series; the positions are those of lines with words.
-    for edge in (0, -1):
+    dropped: set[tuple[int, int]] = set()
+    for backwards in (False, True):
+        # The lines with words of each page, from the edge inwards.
+        inwards = [[index for index, line in enumerate(page) if line.strip()] for page in lines]
+        for order in inwards if backwards else ():
+            order.reverse()
         for _ in range(_MAX_RUNNING):
-            running = _running(lines, edge)
-            if not running:
-                break
-            for page in running:
-                del lines[page][_outermost(lines[page], edge)]
-    return ["\n".join(page) for page in lines]
+            series: dict[str, list[tuple[int, str]]] = defaultdict(list)
+            for page, order in enumerate(inwards):
+                if order:
+                    line = lines[page][order[0]].strip()
+                    series[_DIGITS.sub("0", line)].append((page, line))
+            for found in series.values():
+                if not _is_running(found, len(pages)):
+                    continue
+                # A number alone says nothing even the first time.
+                kept = 1 if any(map(str.isalpha, found[0][1])) else 0
+                dropped |= {(page, inwards[page][0]) for page, _ in found[kept:]}
+                for page, _ in found:
+                    del inwards[page][0]
+    return [
+        "\n".join(line for index, line in enumerate(page) if (number, index) not in dropped)
+        for number, page in enumerate(lines)
+    ]
 
 
-def _running(lines: list[list[str]], edge: int) -> list[int]:
-    """The pages whose outermost line at one edge (0 or -1) repeats one of an earlier page."""
-    series: dict[str, list[tuple[int, str]]] = defaultdict(list)
-    for page, found in enumerate(lines):
-        if found and (line := found[_outermost(found, edge)].strip()):
-            series[_DIGITS.sub("0", line)].append((page, line))
-    repeated: list[int] = []
-    for found in series.values():
-        # Left and right pages often have headers of their own.
-        alike = 1 if len({page % 2 for page, _ in found}) == 1 else 2
-        if len(found) < max(_RUNNING_FROM, _RUNNING_SHARE * alike * len(lines)):
-            continue
-        same = len({line for _, line in found}) == 1
-        offsets = {int(number) - page for page, line in found for number in _DIGITS.findall(line)[:_MAX_RUNNING]}
-        counting = any(
-            all(str(page + offset) in _DIGITS.findall(line) for page, line in found) for offset in sorted(offsets)[:50]
-        )
-        if same or counting:
-            # A number alone says nothing even the first time.
-            bare = not any(map(str.isalpha, found[0][1]))
-            repeated += [page for page, _ in (found if bare else found[1:])]
-    return repeated
+def _is_running(found: list[tuple[int, str]], pages: int) -> bool:
+    # Left and right pages often have lines of their own.
+    sides = len({page % 2 for page, _ in found})
+    often = len(found) >= max(_RUNNING_FROM, _RUNNING_SHARE * sides * pages)
+    return often and (len({line for _, line in found}) == 1 or _counts_pages(found))
 
 
-def _outermost(lines: list[str], edge: int) -> int:
-    """The index of the first or last line that has words; of any, where none has."""
-    order = range(len(lines)) if edge == 0 else range(len(lines) - 1, -1, -1)
-    return next((index for index in order if lines[index].strip()), order[0])
+def _counts_pages(found: list[tuple[int, str]]) -> bool:
+    """Whether one number in all these lines goes up with the pages, where a page number stands.
+
+    That is at either end of the line or anywhere in a short one ("Page 3 of 10"); numbers inside prose are its own.
+    """
+    candidates: set[int] | None = None
+    for page, line in found:
+        numbers = _DIGITS.findall(line) if len(line) <= _SHORT_LINE else _DIGITS_AT_ENDS.findall(line)
+        offsets = {int(number) - page for number in numbers}
+        candidates = offsets if candidates is None else candidates & offsets
+    return bool(candidates)
 
 
 def _page_text(pdf: Any, index: int) -> str:

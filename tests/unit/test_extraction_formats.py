@@ -321,6 +321,50 @@ def test_a_pdf_reads_page_by_page_in_paragraphs_and_lists() -> None:
     assert [block.page for block in document.blocks] == [1, 1, 1, 1, 2]
 
 
+PROSE = "This line of prose is about number {0} and goes on for as long as lines of a page do, or so."
+
+
+def test_lines_that_run_along_the_pages_of_a_pdf_are_kept_once() -> None:
+    data = a_pdf([["Leave policy", PROSE.format(n), f"Page {n} of 6", "Confidential"] for n in range(1, 7)])
+    document = extract(data, "a.pdf")
+    assert document.text.count("Leave policy") == document.text.count("Confidential") == 1
+    assert "Page 2" not in document.text
+    assert document.text.count("This line of prose") == 6
+    assert {block.page for block in document.blocks} == set(range(1, 7))
+
+
+def test_headers_of_left_and_right_pages_run_along_each_by_themselves() -> None:
+    data = a_pdf([["Left" if n % 2 else "Right", PROSE.format(n)] for n in range(1, 11)])
+    text = extract(data, "a.pdf").text
+    assert (text.count("Left"), text.count("Right")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [["Leave", PROSE.format(n)] for n in range(1, 4)],
+        [[f"Rent in {2000 + n * n}: {n * 7}", PROSE.format(n)] for n in range(1, 9)],
+        [[("Yes" if n in (1, 4, 6) else PROSE.format(n)), PROSE.format(n + 100)] for n in range(1, 9)],
+    ],
+)
+def test_lines_of_content_that_look_alike_stay(pages: list[list[str]]) -> None:
+    words = " ".join(" ".join(page) for page in pages).split()
+    assert extract(a_pdf(pages), "a.pdf").text.split() == words
+
+
+def test_pypdf_reads_what_pdfium_cannot_open() -> None:
+    # The catalog is called so by no name that PDFium accepts, and the pages are there.
+    data = a_pdf([["Parental leave"], ["second page"]]).replace(b"/Type /Catalog", b"/Type /Katalog")
+    document = extract(data, "a.pdf")
+    assert "Parental leave" in document.text
+
+
+@pytest.mark.parametrize("limit", ["MAX_PAGES", "MAX_CHARACTERS"])
+def test_a_pdf_beyond_the_limits_is_too_large(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(f"rag_assets.extraction.pdf.{limit}", 3)
+    assert refusal(a_pdf([["words"]] * 4), "a.pdf").reason is QuarantineReason.TOO_LARGE
+
+
 def test_words_broken_at_line_ends_are_joined_where_that_is_safe() -> None:
     lines = [
         "The policy says that all of the employ-",
