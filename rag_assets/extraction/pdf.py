@@ -1,17 +1,20 @@
-"""PDF: the text page by page, with lines put back together into paragraphs and lists.
+"""PDF: the text page by page, with lines put back together into headings, paragraphs and lists.
 
-PDF stores positions, not structure, so paragraphs are guessed from how lines end and how long they are.
+PDF stores positions, not structure, so paragraphs are guessed from how lines end and how long they are, and headings
+from lines that are set larger than most of the text.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 from typing import Any, Final
 
 from rag_assets.extraction.decoding import normalise
@@ -43,7 +46,15 @@ _RUNNING_SHARE: Final = 0.3  # of all pages where only left or only right ones h
 _MAX_RUNNING: Final = 3
 _SHORT_LINE: Final = 40
 _DIGITS = re.compile(r"\d{1,6}")
-_DIGITS_AT_ENDS = re.compile(r"(?<![^\W_])\d{1,6}(?=\W*\Z)|(?<=\A)\d{1,6}\b|(?<=\A-)\d{1,6}\b")
+_DIGITS_AT_ENDS = re.compile(
+    r"(?<![^\W_])\d{1,6}(?=\W*\Z)|(?<=\A)\d{1,6}\b|(?<=\A-)\d{1,6}\b|\d{1,6}(?= (?:of|von|de|sur|di) \d)"
+)
+
+# A line set this much larger than most of the text is a heading, as long as not too much of the text is.
+_HEADING_SCALE: Final = 1.1
+_MAX_HEADING: Final = 120
+_MAX_HEADING_LINES: Final = 3
+_MAX_HEADING_SHARE: Final = 0.2
 
 _HYPHENATED = re.compile(r"(\w+)(?:\ufffe|[-\u2010]\n)(\w+)")
 _COMPOUND = re.compile(r"\w+-\w+")
@@ -70,18 +81,29 @@ def looks_like_pdf(data: bytes) -> bool:
 
 def extract_pdf(data: bytes) -> ExtractedDocument:
     """Raises ExtractionError: encrypted where a password is needed, malformed where a page cannot be read."""
-    title, pages = _read(data)
+    title, found = _read(data)
     document = DocumentBuilder(PDF_MEDIA_TYPE, "" if _NO_TITLE.match(title) else title)
-    pages = without_running_lines(pages)
+    pages = without_running_lines([page.text for page in found])
+    levels = _heading_levels(found)
     # A compound that stands unbroken somewhere keeps its hyphen where a line end broke it.
     compounds = {match.group().lower() for page in pages for match in _COMPOUND.finditer(page)}
     for number, page in enumerate(pages, start=1):
-        _add_page(document, _join_hyphenated(page, compounds), number)
+        _add_page(document, _join_hyphenated(page, compounds), number, levels[number - 1])
     return document.build()
 
 
-def _read(data: bytes) -> tuple[str, list[str]]:
-    """The title, and the text of each page; from pypdf whatever PDFium cannot open."""
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The text of a page, and the sizes (in points) of its lines that are larger than its usual text."""
+
+    text: str
+    larger: dict[str, float] = field(default_factory=dict[str, float])
+    characters: Counter[float] = field(default_factory=Counter[float])
+    """How many characters there are of each size."""
+
+
+def _read(data: bytes) -> tuple[str, list[_Page]]:
+    """The title, and the pages; from pypdf whatever PDFium cannot open."""
     import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
 
     pdf: Any
@@ -91,31 +113,32 @@ def _read(data: bytes) -> tuple[str, list[str]]:
         if getattr(error, "err_code", None) in (_ERR_PASSWORD, _ERR_SECURITY):
             raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED) from error
         with _second_reader(data, error) as pages:
-            return "", _bounded(range(len(pages)), lambda index: _second_text(pages, index))
+            return "", _bounded(range(len(pages)), lambda index: _Page(_second_text(pages, index)))
     with closing(pdf):
         title = one_line(normalise(pdf.get_metadata_value("Title")))
 
-        def page_text(index: int) -> str:
+        def read_page(index: int) -> _Page:
             try:
-                return _page_text(pdf, index)
+                return _read_page(pdf, index)
             except pypdfium2.PdfiumError as error:
                 with _second_reader(data, error) as pages:
-                    return _second_text(pages, index)
+                    return _Page(_second_text(pages, index))
 
-        return title, _bounded(range(len(pdf)), page_text)
+        return title, _bounded(range(len(pdf)), read_page)
 
 
-def _bounded(pages: range, text: Callable[[int], str]) -> list[str]:
-    """The text of each page, as long as they are no more than a document has."""
+def _bounded(pages: range, read: Callable[[int], _Page]) -> list[_Page]:
+    """The pages with their text normalised, as long as they are no more than a document has."""
     if len(pages) > MAX_PAGES:
         raise ExtractionError(
             QuarantineReason.TOO_LARGE, f"{len(pages)} pages; the limit is {MAX_PAGES}, split the file"
         )
-    found: list[str] = []
+    found: list[_Page] = []
     characters = 0
     for index in pages:
-        found.append(normalise(text(index)))
-        characters += len(found[-1])
+        page = read(index)
+        found.append(replace(page, text=normalise(page.text)))
+        characters += len(found[-1].text)
         if characters > MAX_CHARACTERS:
             detail = f"more than {MAX_CHARACTERS // 2**20} million characters of text; split the file"
             raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
@@ -151,6 +174,7 @@ def _second_reader(data: bytes, error: Exception) -> Generator[Any]:
 
 
 def _second_text(pages: Any, index: int) -> str:
+    # The fallback has no sizes, and so no headings.
     return pages[index].extract_text()
 
 
@@ -209,16 +233,67 @@ def _counts_pages(found: list[tuple[int, str]]) -> bool:
     return bool(candidates)
 
 
-def _page_text(pdf: Any, index: int) -> str:
-    page = pdf[index]
-    try:
-        text_page = page.get_textpage()
-        try:
-            return text_page.get_text_bounded().replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
-        finally:
-            text_page.close()
-    finally:
-        page.close()
+def _read_page(pdf: Any, index: int) -> _Page:
+    with closing(pdf[index]) as page, closing(page.get_textpage()) as text_page:
+        text = text_page.get_text_bounded().replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
+        sizes = dict(_line_sizes(text_page))
+    characters: Counter[float] = Counter()
+    for line, size in sizes.items():
+        characters[size] += len(line)
+    if not characters:
+        return _Page(text)
+    # Only these are kept of thousands of pages; on a page of one size, which may hold a title alone, all.
+    usual = max(characters, key=lambda size: (characters[size], -size)) if len(characters) > 1 else 0.0
+    larger = {line: size for line, size in sizes.items() if size > usual and len(line) <= _MAX_HEADING}
+    return _Page(text, larger, characters)
+
+
+def _line_sizes(text_page: Any) -> Iterator[tuple[str, float]]:
+    """The lines of a page that have words, each with the size of its smallest letters, to half a point."""
+    import pypdfium2.raw  # pyright: ignore[reportMissingTypeStubs]
+
+    raw: Any = pypdfium2.raw
+    matrix = raw.FS_MATRIX()
+    start = 0
+    for line in text_page.get_text_range().split("\r\n"):
+        letters = [position for position, character in enumerate(line) if character.isalnum()]
+        if letters:
+            sizes: list[float] = []
+            # A large initial or a small footnote mark is not the size of its line.
+            for position in {letters[0], letters[len(letters) // 2], letters[-1]}:
+                character = raw.FPDFText_GetCharIndexFromTextIndex(text_page, start + position)
+                size = float(raw.FPDFText_GetFontSize(text_page, character))
+                if raw.FPDFText_GetMatrix(text_page, character, matrix):
+                    size *= math.hypot(matrix.c, matrix.d)
+                sizes.append(round(2 * size) / 2)
+            yield normalise(line).strip(), sorted(sizes)[len(sizes) // 2]
+        start += len(line) + 2
+
+
+def _heading_levels(pages: list[_Page]) -> list[dict[str, int]]:
+    """For each page the level of those lines that are headings: the larger they are set, the higher they stand."""
+    characters: Counter[float] = Counter()
+    for page in pages:
+        characters.update(page.characters)
+    if not characters:
+        return [{} for _ in pages]
+    body = max(characters, key=lambda size: (characters[size], -size))
+    large = {size for size in characters if size >= _HEADING_SCALE * body}
+    # Where much of the text is large, as on slides, size says nothing.
+    if sum(characters[size] for size in large) > _MAX_HEADING_SHARE * characters.total():
+        return [{} for _ in pages]
+    found = [
+        {line: size for line, size in page.larger.items() if size in large and _may_be_heading(line)} for page in pages
+    ]
+    used = sorted({size for page in found for size in page.values()}, reverse=True)
+    levels = {size: min(rank, 6) for rank, size in enumerate(used, start=1)}
+    return [{line: levels[size] for line, size in page.items()} for page in found]
+
+
+def _may_be_heading(line: str) -> bool:
+    return (
+        any(map(str.isalpha, line)) and not _BULLET.match(line) and not line.endswith((".", ",", ";", "。", "、", "-"))
+    )
 
 
 def _join_hyphenated(text: str, compounds: set[str]) -> str:
@@ -234,9 +309,24 @@ def _join_hyphenated(text: str, compounds: set[str]) -> str:
     return _HYPHENATED.sub(join, text).replace(_LINE_END_HYPHEN, "")
 
 
-def _add_page(document: DocumentBuilder, text: str, number: int) -> None:
+def _add_page(document: DocumentBuilder, text: str, number: int, levels: dict[str, int]) -> None:
+    lines = [line.strip() for line in text.split("\n")]
+    lengths = sorted(len(line) for line in lines if line)
+    if not lengths:
+        return
+    full = lengths[len(lengths) * 9 // 10]
+    for level, run in groupby(lines, key=lambda line: levels.get(line, 0)):
+        piece = list(run)
+        # A heading breaks over a line or two; more large lines than that are an address, a table, a quotation.
+        if level and len(piece) <= _MAX_HEADING_LINES:
+            document.add(BlockKind.HEADING, _join_lines(piece), level=level, page=number)
+        else:
+            _add_lines(document, piece, full, number)
+
+
+def _add_lines(document: DocumentBuilder, lines: list[str], full: int, number: int) -> None:
     items: list[str] = []
-    for paragraph in _paragraphs(text):
+    for paragraph in _paragraphs(lines, full):
         bullet = _BULLET.match(paragraph) or _NUMBER.match(paragraph)
         if bullet:
             mark = "- " if _BULLET.match(paragraph) else bullet.group()
@@ -248,12 +338,7 @@ def _add_page(document: DocumentBuilder, text: str, number: int) -> None:
     document.add(BlockKind.LIST, "\n".join(items), page=number)
 
 
-def _paragraphs(text: str) -> list[str]:
-    lines = [line.strip() for line in text.split("\n")]
-    lengths = sorted(len(line) for line in lines if line)
-    if not lengths:
-        return []
-    full = lengths[len(lengths) * 9 // 10]
+def _paragraphs(lines: list[str], full: int) -> list[str]:
     paragraphs: list[str] = []
     open_lines: list[str] = []
     for line in lines:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import docx
 import pytest
@@ -255,8 +255,11 @@ def test_a_word_document_with_broken_xml_is_malformed() -> None:
 # PDF
 
 
-def a_pdf(pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "") -> bytes:
-    """A PDF with one text line under the other on each page."""
+def a_pdf(
+    pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "", sizes: Mapping[str, int] | None = None
+) -> bytes:
+    """A PDF with one text line under the other on each page, in 10 points where `sizes` does not say otherwise."""
+    sizes = sizes or {}
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -264,7 +267,7 @@ def a_pdf(pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "")
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     for number, lines in enumerate(pages):
-        shown = "".join(f"({line}) Tj T* " for line in lines)
+        shown = "".join(f"/F1 {sizes.get(line, 10)} Tf ({line}) Tj T* " for line in lines)
         stream = f"BT /F1 10 Tf 12 TL 20 780 Td {shown}ET"
         objects.append(
             "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
@@ -322,6 +325,29 @@ def test_a_pdf_reads_page_by_page_in_paragraphs_and_lists() -> None:
 
 
 PROSE = "This line of prose is about number {0} and goes on for as long as lines of a page do, or so."
+
+
+def test_lines_of_a_pdf_that_are_set_larger_are_headings_by_size() -> None:
+    # "Not this one." ends as a sentence does.
+    sizes = {"Parental leave": 20, "in all of our offices": 20, "Who": 14, "Not this one.": 14, "When": 14}
+    pages = [
+        ["Parental leave", "in all of our offices", *[PROSE.format(n) for n in "abc"], "Who"],
+        [*[PROSE.format(n) for n in "defg"], "Not this one.", "When", PROSE.format("h")],
+    ]
+    document = extract(a_pdf(pages, sizes=sizes), "a.pdf")
+    headings = [block for block in document.blocks if block.kind is BlockKind.HEADING]
+    assert [(document.text[b.start : b.end], b.level, b.page) for b in headings] == [
+        ("Parental leave in all of our offices", 1, 1),
+        ("Who", 2, 1),
+        ("When", 2, 2),
+    ]
+    assert document.title == "Parental leave in all of our offices"
+
+
+def test_where_much_of_a_pdf_is_set_large_size_says_nothing() -> None:
+    lines = ["A slide with large words", "small words", "and more large words here"]
+    sizes = {lines[0]: 30, lines[2]: 20}
+    assert {block.kind for block in extract(a_pdf([lines], sizes=sizes), "a.pdf").blocks} == {BlockKind.PARAGRAPH}
 
 
 def test_lines_that_run_along_the_pages_of_a_pdf_are_kept_once() -> None:
