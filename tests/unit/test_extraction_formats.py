@@ -121,10 +121,15 @@ def f():
         ("paragraph", "First bold line\nsecond line"),
         ("paragraph", "loose"),
         ("paragraph", "words"),
-        ("list", "- one\n- two\n  - inner\n- three\n  more"),
+        ("list", "- one\n- two\n  1. inner\n- three\n  more"),
         ("table", "Days\nWho | Days\nAll | 1 0"),
         ("code", "def f():\n    return 1"),
     ]
+
+
+def test_ordered_lists_keep_their_numbers() -> None:
+    page = b"<html><ol start=9><li>nine<li>ten<ul><li>x</ul>more<li>eleven</ol><ol><li>one</ol>"
+    assert extract(page, "a.html").text == "9. nine\n10. ten\n  - x\n  more\n11. eleven\n\n1. one"
 
 
 def test_without_a_title_element_the_first_heading_is_the_title() -> None:
