@@ -1,5 +1,4 @@
-"""Reads one source object into text with structure: what went in as PDF, Word, HTML, Markdown or plain
-text.
+"""Reads one source object, and what is attached to it, into text with structure, whatever format it came in.
 
 The public names are those in `__all__`; `registry` says how a format is added.
 """

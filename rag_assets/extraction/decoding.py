@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
+import string
 import unicodedata
+from collections import Counter
 from typing import Final
 
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
@@ -23,6 +25,30 @@ _BYTE_ORDER_MARKS: Final = (
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Controls, lone surrogates (no tokenizer takes them), the byte order mark and the invisible soft hyphen.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ud800-\udfff\ufeff\xad]")
+_SEVEN_BIT = re.compile(r"utf-?7\Z|hz|iso-?2022", re.IGNORECASE)
+# What text is still written in. Asked about all that it knows, the detector finds mainframe code pages in a short note.
+_DETECTED: Final = [
+    "cp1251", "cp1252", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "cp850", "cp852",
+    "cp866", "koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "iso8859_7", "iso8859_8", "mac_roman", "mac_cyrillic",
+    "cp932", "euc_jp", "gb18030", "big5", "cp949",
+]  # fmt: skip
+_LATIN: Final = frozenset(
+    {"cp1252", "cp1250", "cp1254", "cp1257", "cp1258", "cp850", "cp852", "iso8859_2", "mac_roman"}
+)
+_MULTI_BYTE: Final = frozenset({"cp932", "euc_jp", "gb18030", "big5", "cp949"})
+# The letters beyond a to z of the languages that each Latin code page was made for; the likelier page comes first.
+_ALPHABETS: Final = {
+    "cp1252": (
+        "äöüß", "àâæçéèêëîïôœùûüÿ", "áéíóúüñ", "áâãàçéêíóôõúü", "àèéìíîòóùú", "åäöéæøü", "áéíóúýþæöð", "éëïèöüçêá",
+        "àçéèíïóòúü",
+    ),
+    "cp1250": ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţ", "čćđšž"),
+    "cp1254": ("çğıöşüâîû\u0307",),
+    "cp1257": ("ąčęėįšųūž", "āčēģīķļņšūž", "äöõüšž"),
+}  # fmt: skip
+_ALPHABET_COVERS: Final = 0.9
+_HIGH_LETTER = re.compile(r"[^\x00-\x7f\u2013\u2014\u2018-\u201e\u2022\u2026\u20ac\xa0\xa7\xab\xbb\xb0\xa9\xae\xad]")
+_HIRAGANA = re.compile("[\u3041-\u3096]")
 _CONTROL_BYTES: Final = bytes(b for b in range(32) if b not in b"\t\n\r\x0b\x0c\x1b")
 
 
@@ -52,19 +78,26 @@ def looks_binary(data: bytes) -> bool:
 def decode(data: bytes, *, declared: str | None = None) -> str:
     """The text of `data`, not yet normalised.
 
-    Tried in order: a byte order mark, utf-8, the encoding that the document itself declares, utf-8 with a
-    few broken bytes, detection. Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed when
-    nothing fits.
+    Tried in order: a byte order mark, the encodings of seven-bit bytes where they show, utf-8, the encoding
+    that the document itself declares, utf-8 with a few broken bytes, detection.
+    Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed when nothing fits.
     """
     refuse_oversized(data)
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
-    for encoding in ("utf-8", declared):
+    for encoding in (*_seven_bit(data, declared), "utf-8", declared):
         text = None if encoding is None else _decode_strictly(data, encoding)
         if text is not None:
             return text
     return _decode_detected(data)
+
+
+def _seven_bit(data: bytes, declared: str | None) -> tuple[str, ...]:
+    """Encodings whose bytes are all valid utf-8 too, so that they have to be tried before it."""
+    if b"\x1b$" in data or b"\x1b(" in data:
+        return (declared or "iso2022_jp_2", "iso2022_jp_2")
+    return (declared,) if declared is not None and _SEVEN_BIT.match(declared) else ()
 
 
 def _decode_strictly(data: bytes, encoding: str) -> str | None:
@@ -88,13 +121,51 @@ def _decode_detected(data: bytes) -> str:
 
     import charset_normalizer
 
+    kana = _decode_strictly(data, "euc_jp")
+    # Half of all Japanese characters are kana, whose bytes hardly mean anything in the encodings of its neighbours.
+    if kana is not None and len(_HIRAGANA.findall(kana)) * 5 > len(kana) - len(kana.encode("ascii", errors="ignore")):
+        return kana
+
     sample = data
     if len(sample) > _SAMPLE_BYTES:
         # Cut at a line end, so that no character of several bytes is torn.
         end = sample.rfind(b"\n", 0, _SAMPLE_BYTES)
         sample = sample[: end if end > 0 else _SAMPLE_BYTES]
-    best = charset_normalizer.from_bytes(sample).best()
+    mostly_latin = _is_mostly_latin(sample)
+    candidates = [encoding for encoding in _DETECTED if mostly_latin or encoding not in _LATIN]
+    best = charset_normalizer.from_bytes(sample, cp_isolation=candidates).best()
+    if mostly_latin and (best is None or best.encoding not in _MULTI_BYTE):
+        latin = _latin_code_page(sample)
+        text = None if latin is None else _decode_strictly(data, latin)
+        if text is not None:
+            return text
     if best is None:
         detail = "the text is in no encoding that could be recognised; save it as UTF-8"
         raise ExtractionError(QuarantineReason.MALFORMED, detail)
     return data.decode(best.encoding, errors="replace")
+
+
+def _is_mostly_latin(sample: bytes) -> bool:
+    """Whether letters from a to z are at least half as many as bytes beyond ASCII: every language of Latin script."""
+    ascii_letters = len(sample) - len(sample.translate(None, string.ascii_letters.encode()))
+    beyond_ascii = len(sample) - len(sample.translate(None, bytes(range(128, 256))))
+    return 2 * ascii_letters >= beyond_ascii
+
+
+def _latin_code_page(sample: bytes) -> str | None:
+    """The code page whose letters all but fit one European language, if there is one.
+
+    The detector weighs how often letters stand together, which a note of a few lines does not show, and then prefers
+    Central Europe. That all accents of a text belong to one alphabet shows from the first line on.
+    """
+    best, found = _ALPHABET_COVERS, None
+    for encoding, alphabets in _ALPHABETS.items():
+        text = _decode_strictly(sample, encoding)
+        if text is None:
+            continue
+        letters = Counter(_HIGH_LETTER.findall(text.lower()))
+        covered = max(sum(letters[letter] for letter in alphabet) for alphabet in alphabets)
+        share = covered / letters.total() if letters else 1.0
+        if share > best or (share == best == 1.0 and found is None):
+            best, found = share, encoding
+    return found

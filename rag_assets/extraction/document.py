@@ -7,6 +7,7 @@ Nothing here knows a file format.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -63,6 +64,23 @@ def one_line(text: str, limit: int = TITLE_CHARACTERS) -> str:
     """`text` with every run of white space as one space, cut to at most `limit` characters."""
     # Only a bounded prefix is looked at, so that a title of megabytes costs nothing.
     return _WHITE_SPACE.sub(" ", text[: 4 * limit]).strip()[:limit].rstrip()
+
+
+def table_row(cells: Iterable[str]) -> str:
+    """One line for one row of any table: cells set apart by ` | `, white space inside them as one space.
+
+    A row without words is an empty line.
+    """
+    words = [" ".join(cell.split()) for cell in cells]
+    return " | ".join(words) if any(words) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file inside an object. Its name is unique within the object and stays the same while the bytes do."""
+
+    name: str
+    data: bytes
 
 
 @dataclass(slots=True)

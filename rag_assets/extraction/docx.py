@@ -1,40 +1,24 @@
-"""Word documents (OOXML): the body in order, with headings, lists and tables.
-
-The container is measured before any library opens it, because a zip may claim any size for its entries.
-"""
+"""Word documents (docx, docm and their templates): the body in order, with headings, lists and tables."""
 
 from __future__ import annotations
 
 import io
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line
-from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
+from rag_assets.extraction.ooxml import holds_part, open_package
 
 if TYPE_CHECKING:
     from docx.document import Document
 
 DOCX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-ZIP_SIGNATURE: Final = b"PK\x03\x04"
-
-MAX_INFLATED_BYTES: Final = 256 * 1024 * 1024
-MAX_ENTRIES: Final = 10_000
-MAX_RATIO: Final = 200
-# Small files reach high ratios honestly: a repetitive table of a few megabytes does no harm.
-_RATIO_APPLIES_FROM: Final = 32 * 1024 * 1024
-
-_STEP: Final = 256 * 1024
-_LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 
 _W: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_MATH_TEXT: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/math}t"
 _FALLBACK: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"
-_STRICT: Final = b"http://purl.oclc.org/ooxml/"
 _HEADING_STYLE = re.compile(r"heading ([1-9])", re.IGNORECASE)
 _OUTLINE_LEVELS: Final = 9
 _MAX_STYLE_CHAIN: Final = 20
@@ -45,31 +29,16 @@ _NO_TITLES: Final = frozenset({"", "word document", "microsoft word document", "
 
 def looks_like_docx(data: bytes) -> bool:
     """Whether the content is a zip that holds a Word document."""
-    return data.startswith(ZIP_SIGNATURE) and any(
-        name.startswith("word/document") and name.endswith(".xml") for name in zip_names(data)
-    )
-
-
-def zip_names(data: bytes) -> list[str]:
-    """The entry names of a zip; none where its directory cannot be read."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return []
+    return holds_part(data, "word/document")
 
 
 def extract_docx(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError: too_large where the container inflates beyond the limits, else malformed."""
-    _refuse_bomb(data)
+    """Raises ExtractionError where the container is not safe to open (see `ooxml`)."""
+    package = open_package(data)
 
     import docx
 
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if "_rels/.rels" in archive.namelist() and _STRICT in archive.read("_rels/.rels"):
-            detail = "a Strict Open XML document; save it as an ordinary Word document (.docx)"
-            raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, detail)
-    document = docx.Document(io.BytesIO(data))
+    document = docx.Document(io.BytesIO(package))
     root: Any = document.element
     reader = _BodyReader(_styles(document))
     reader.read(root.body)
@@ -77,52 +46,6 @@ def extract_docx(data: bytes) -> ExtractedDocument:
     if not reader.document.title and core_title.lower() not in _NO_TITLES:
         reader.document.title = core_title
     return reader.document.build()
-
-
-def _refuse_bomb(data: bytes) -> None:
-    """Inflate every entry without keeping it, and count."""
-    total = 0
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = archive.infolist()
-    if len(entries) > MAX_ENTRIES:
-        detail = f"{len(entries)} entries in the container; the limit is {MAX_ENTRIES}"
-        raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
-    limit = min(MAX_INFLATED_BYTES, max(_RATIO_APPLIES_FROM, MAX_RATIO * len(data)))
-    for entry in entries:
-        if entry.flag_bits & 1:
-            raise ExtractionError(QuarantineReason.ENCRYPTED, "an entry of the container is encrypted; save it without")
-        size = 0
-        for produced in _inflate(data, entry):
-            size += produced
-            total += produced
-            if total > limit:
-                detail = f"{len(data)} bytes inflate to more than {limit // 2**20} MiB; save the document anew"
-                raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
-        # Libraries allocate by the declared size and read past it: only an honest container goes on.
-        if size != entry.file_size:
-            detail = f"an entry declares {entry.file_size} bytes and holds {size}; save the document anew"
-            raise ExtractionError(QuarantineReason.MALFORMED, detail)
-
-
-def _inflate(data: bytes, entry: zipfile.ZipInfo) -> Iterator[int]:
-    """The sizes of the pieces that an entry inflates to, each at most `_STEP` bytes."""
-    signature, name_length, extra_length = _LOCAL_HEADER.unpack_from(data, entry.header_offset)
-    start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-    stop = start + entry.compress_size
-    if signature != ZIP_SIGNATURE or stop > len(data):
-        raise ExtractionError(QuarantineReason.MALFORMED, "the container is cut off or damaged; upload it again")
-    if entry.compress_type == zipfile.ZIP_STORED:
-        yield entry.compress_size
-        return
-    if entry.compress_type != zipfile.ZIP_DEFLATED:
-        raise ExtractionError(QuarantineReason.MALFORMED, "the container uses a compression that Word does not")
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    for position in range(start, stop, _STEP):
-        waiting = data[position : min(stop, position + _STEP)]
-        while waiting and not inflater.eof:
-            yield len(inflater.decompress(waiting, _STEP))
-            waiting = inflater.unconsumed_tail
-    yield len(inflater.flush())
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,10 +176,7 @@ def _own(element: Any, name: str, boundary: str = "") -> Iterator[Any]:
 
 
 def _row(row: Any) -> str:
-    cells = [
-        " ".join(" ".join(_text(paragraph) for paragraph in _own(cell, "p")).split()) for cell in _own(row, "tc", "tbl")
-    ]
-    return " | ".join(cells) if any(cells) else ""
+    return table_row(" ".join(_text(paragraph) for paragraph in _own(cell, "p")) for cell in _own(row, "tc", "tbl"))
 
 
 def _text(paragraph: Any) -> str:
@@ -267,7 +187,7 @@ def _text(paragraph: Any) -> str:
         element = next(pending[-1], None)
         if element is None:
             pending.pop()
-        elif element.tag == f"{_W}t":
+        elif element.tag in (f"{_W}t", _MATH_TEXT):
             parts.append(element.text or "")
         elif element.tag in (f"{_W}tab", f"{_W}ptab"):
             parts.append("\t")

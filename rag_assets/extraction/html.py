@@ -51,6 +51,7 @@ _UNCOUNTED: Final = frozenset({
 # What a table of data does not hold, and one that only lays out the page does.
 _NOT_IN_DATA: Final = frozenset({"table", "pre", *_HEADINGS})
 _MAX_INDENT: Final = 8
+_MAX_DIGITS: Final = 7
 
 
 def looks_like_html(data: bytes) -> bool:
@@ -60,12 +61,16 @@ def looks_like_html(data: bytes) -> bool:
     return _OPENING.match(head.decode(encoding, errors="replace")) is not None
 
 
-def extract_html(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError where the page is too large, nested beyond reason or in no known encoding."""
+def extract_html(data: bytes, *, declared: str | None = None) -> ExtractedDocument:
+    """`declared` is the encoding that whoever sent the page names, if somebody does.
+
+    Raises ExtractionError where the page is too large, nested beyond reason or in no known encoding.
+    """
     from selectolax.lexbor import LexborHTMLParser
 
-    declared = _DECLARED_ENCODING.search(data[:4096])
-    source = decode(data, declared=declared[1].decode("ascii") if declared else None)
+    if declared is None and (found := _DECLARED_ENCODING.search(data[:4096])):
+        declared = found[1].decode("ascii")
+    source = decode(data, declared=declared)
     _refuse_deep_nesting(source)
     tree = LexborHTMLParser(source)
     root = tree.root
@@ -111,6 +116,7 @@ class _PageWriter:
         self._heading = 0
         self._preformatted = 0
         self._list_depth = 0
+        self._numbers: list[int | None] = []  # of each open list the number of its next item, None without numbers
         self._item_begins = False
         self._list_lines: list[str] = []
         self._layout_tables = layout_tables
@@ -138,6 +144,7 @@ class _PageWriter:
         elif tag in _LISTS:
             self._end_line()
             self._list_depth += 1
+            self._numbers.append(_first_number(node) if tag == "ol" else None)
         elif tag == "li":
             self._end_line()
             self._item_begins = self._list_depth > 0
@@ -158,6 +165,7 @@ class _PageWriter:
         elif tag in _LISTS:
             self._end_line()
             self._list_depth -= 1
+            self._numbers.pop()
             if self._list_depth == 0:
                 self._end_list()
         elif tag in _HEADINGS:
@@ -230,14 +238,20 @@ class _PageWriter:
         if not text.strip():
             return
         indent = "  " * min(self._list_depth - 1, _MAX_INDENT)
+        hanging = indent
         if self._item_begins:
-            text = f"- {text}"
+            number = self._numbers[-1]
+            mark = "- " if number is None else f"{number}. "
+            if number is not None:
+                self._numbers[-1] = number + 1
+            text = mark + text
+            # Lines after the first stand under the words of the item, not under its mark.
+            hanging += " " * len(mark)
             self._item_begins = False
         elif self._list_lines:
             indent += "  "
-        # Lines after the first stand under the words of the item, not under its dash.
+            hanging = indent
         first, *rest = text.split("\n")
-        hanging = indent if not first.startswith("- ") else indent + "  "
         self._list_lines.append(indent + first)
         self._list_lines += [hanging + line for line in rest]
 
@@ -245,6 +259,11 @@ class _PageWriter:
         lines, self._list_lines = self._list_lines, []
         self._item_begins = False
         self.document.add(BlockKind.LIST, "\n".join(lines))
+
+
+def _first_number(node: LexborNode) -> int:
+    start = node.attributes.get("start") or ""
+    return int(start) if start.isdecimal() and len(start) < _MAX_DIGITS else 1
 
 
 def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:

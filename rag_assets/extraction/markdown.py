@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 MARKDOWN_MEDIA_TYPE: Final = "text/markdown"
 
+# The parser takes some 200 times the size of its input; what is longer than this was written by a program, and has its
+# paragraphs only.
+MAX_PARSED_CHARACTERS: Final = 8 * 1024 * 1024
+
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _YAML_KEY = re.compile(r"^[\w.-]+[ \t]*:(?:[ \t]|$)", re.MULTILINE)
 _TITLE = re.compile(r"^title[ \t]*:[ \t]*(.*(?:\n[ \t]+\S.*)*)", re.MULTILINE)
@@ -48,7 +52,7 @@ def extract_markdown(data: bytes) -> ExtractedDocument:
     source = normalise(decode(data))
     title, start = _front_matter(source)
     text = source[start:].strip("\n")
-    blocks = _blocks(text)
+    blocks = _blocks(text) if len(text) <= MAX_PARSED_CHARACTERS else paragraphs(text, 0, len(text))
     if not title:
         headings = (heading_words(text[b.start : b.end]) for b in blocks if b.kind is BlockKind.HEADING)
         title = next((words for words in headings if words), "")
@@ -93,7 +97,8 @@ def _yaml_scalar(value: str) -> str:
 def _parser() -> MarkdownIt:
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark").enable("table")
+    # Link definitions would cost time quadratic in their number, and are text like any other here.
+    parser = MarkdownIt("commonmark").enable("table").disable("reference")
     # Only the block structure is wanted: parsing what is inside the lines would take most of the time.
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser

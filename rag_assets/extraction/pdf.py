@@ -1,12 +1,20 @@
-"""PDF: the text page by page, with lines put back together into paragraphs and lists.
+"""PDF: the text page by page, with lines put back together into headings, paragraphs and lists.
 
-PDF stores positions, not structure, so paragraphs are guessed from how lines end and how long they are.
+PDF stores positions, not structure, so paragraphs are guessed from how lines end and how long they are, and headings
+from lines that are set larger than most of the text.
 """
 
 from __future__ import annotations
 
+import io
+import logging
+import math
 import re
-from itertools import pairwise
+from collections import Counter, defaultdict
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
 from typing import Any, Final
 
 from rag_assets.extraction.decoding import normalise
@@ -25,6 +33,29 @@ _ERR_SECURITY: Final = 5
 # normalisation, which takes control characters out.
 _PDFIUM_HYPHEN: Final = "\x02"
 _LINE_END_HYPHEN: Final = "\ufffe"
+_LOCKED: Final = "the PDF opens with a password only; upload a copy without it"
+
+MAX_PAGES: Final = 50_000
+MAX_CHARACTERS: Final = 64 * 1024 * 1024
+_MAX_SECOND_BYTES: Final = 32 * 1024 * 1024
+_MAX_SECOND_PAGES: Final = 1000
+
+# Lines that repeat from page to page: how many pages it takes, what share of them, how many lines at an edge.
+_RUNNING_FROM: Final = 4
+_RUNNING_SHARE: Final = 0.3  # of all pages where only left or only right ones have it, else twice that
+_MAX_RUNNING: Final = 3
+_SHORT_LINE: Final = 40
+_DIGITS = re.compile(r"\d{1,6}")
+_DIGITS_AT_ENDS = re.compile(
+    r"(?<![^\W_])\d{1,6}(?=\W*\Z)|(?<=\A)\d{1,6}\b|(?<=\A-)\d{1,6}\b|\d{1,6}(?= (?:of|von|de|sur|di) \d)"
+)
+
+# A line set this much larger than most of the text is a heading, as long as not too much of the text is.
+_HEADING_SCALE: Final = 1.1
+_MAX_HEADING: Final = 120
+_MAX_HEADING_LINES: Final = 3
+_MAX_HEADING_SHARE: Final = 0.2
+
 _HYPHENATED = re.compile(r"(\w+)(?:\ufffe|[-\u2010]\n)(\w+)")
 _COMPOUND = re.compile(r"\w+-\w+")
 
@@ -50,6 +81,29 @@ def looks_like_pdf(data: bytes) -> bool:
 
 def extract_pdf(data: bytes) -> ExtractedDocument:
     """Raises ExtractionError: encrypted where a password is needed, malformed where a page cannot be read."""
+    title, found = _read(data)
+    document = DocumentBuilder(PDF_MEDIA_TYPE, "" if _NO_TITLE.match(title) else title)
+    pages = without_running_lines([page.text for page in found])
+    levels = _heading_levels(found)
+    # A compound that stands unbroken somewhere keeps its hyphen where a line end broke it.
+    compounds = {match.group().lower() for page in pages for match in _COMPOUND.finditer(page)}
+    for number, page in enumerate(pages, start=1):
+        _add_page(document, _join_hyphenated(page, compounds), number, levels[number - 1])
+    return document.build()
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """The text of a page, and the sizes (in points) of its lines that are larger than its usual text."""
+
+    text: str
+    larger: dict[str, float] = field(default_factory=dict[str, float])
+    characters: Counter[float] = field(default_factory=Counter[float])
+    """How many characters there are of each size."""
+
+
+def _read(data: bytes) -> tuple[str, list[_Page]]:
+    """The title, and the pages; from pypdf whatever PDFium cannot open."""
     import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
 
     pdf: Any
@@ -57,39 +111,189 @@ def extract_pdf(data: bytes) -> ExtractedDocument:
         pdf = pypdfium2.PdfDocument(data)
     except pypdfium2.PdfiumError as error:
         if getattr(error, "err_code", None) in (_ERR_PASSWORD, _ERR_SECURITY):
-            detail = "the PDF opens with a password only; upload a copy without it"
-            raise ExtractionError(QuarantineReason.ENCRYPTED, detail) from error
-        detail = "PDFium cannot open the file; it may be cut off, open it in a reader and save it anew"
-        raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
-    try:
+            raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED) from error
+        with _second_reader(data, error) as pages:
+            return "", _bounded(range(len(pages)), lambda index: _Page(_second_text(pages, index)))
+    with closing(pdf):
         title = one_line(normalise(pdf.get_metadata_value("Title")))
-        pages = [normalise(_page_text(pdf, index)) for index in range(len(pdf))]
-    finally:
-        pdf.close()
-    document = DocumentBuilder(PDF_MEDIA_TYPE, "" if _NO_TITLE.match(title) else title)
-    # A compound that stands unbroken somewhere keeps its hyphen where a line end broke it.
-    compounds = {match.group().lower() for page in pages for match in _COMPOUND.finditer(page)}
-    for number, page in enumerate(pages, start=1):
-        _add_page(document, _join_hyphenated(page, compounds), number)
-    return document.build()
+
+        def read_page(index: int) -> _Page:
+            try:
+                return _read_page(pdf, index)
+            except pypdfium2.PdfiumError as error:
+                with _second_reader(data, error) as pages:
+                    return _Page(_second_text(pages, index))
+
+        return title, _bounded(range(len(pdf)), read_page)
 
 
-def _page_text(pdf: Any, index: int) -> str:
-    import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
+def _bounded(pages: range, read: Callable[[int], _Page]) -> list[_Page]:
+    """The pages with their text normalised, as long as they are no more than a document has."""
+    if len(pages) > MAX_PAGES:
+        raise ExtractionError(
+            QuarantineReason.TOO_LARGE, f"{len(pages)} pages; the limit is {MAX_PAGES}, split the file"
+        )
+    found: list[_Page] = []
+    characters = 0
+    for index in pages:
+        page = read(index)
+        found.append(replace(page, text=normalise(page.text)))
+        characters += len(found[-1].text)
+        if characters > MAX_CHARACTERS:
+            detail = f"more than {MAX_CHARACTERS // 2**20} million characters of text; split the file"
+            raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
+    return found
 
+
+@contextmanager
+def _second_reader(data: bytes, error: Exception) -> Generator[Any]:
+    """The pages of a file that PDFium gave up on with `error`, read by pypdf.
+
+    It is slow, so that it gets no more than a file of moderate size, and its opinion ends the matter.
+    """
+    damaged = "neither PDFium nor pypdf can read the file; it may be cut off, open it in a reader and save it anew"
+    if len(data) > _MAX_SECOND_BYTES:
+        raise ExtractionError(QuarantineReason.MALFORMED, damaged) from error
+
+    import pypdf
+
+    # It logs every fault that it finds; that there are faults is why it was asked.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
-        page = pdf[index]
-    except pypdfium2.PdfiumError as error:
-        detail = f"page {index + 1} of {len(pdf)} cannot be read; open the file in a reader and save it anew"
-        raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
-    try:
-        text_page = page.get_textpage()
-        try:
-            return text_page.get_text_bounded().replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
-        finally:
-            text_page.close()
-    finally:
-        page.close()
+        with pypdf.PdfReader(io.BytesIO(data), strict=False) as reader:
+            if reader.is_encrypted and not reader.decrypt(""):
+                raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED)
+            if len(reader.pages) > _MAX_SECOND_PAGES:
+                raise ExtractionError(QuarantineReason.MALFORMED, damaged)
+            yield reader.pages
+    except (ExtractionError, MemoryError):
+        raise
+    except Exception as second:
+        # Deeply broken files make it raise almost anything, from KeyError to RecursionError.
+        raise ExtractionError(QuarantineReason.MALFORMED, damaged) from second
+
+
+def _second_text(pages: Any, index: int) -> str:
+    # The fallback has no sizes, and so no headings.
+    return pages[index].extract_text()
+
+
+def without_running_lines(pages: list[str]) -> list[str]:
+    """The pages without the lines that run along most of them: headers, footers, page numbers.
+
+    A line is one of them where it stands first or last (or next to another one of them) on most pages, the same each
+    time but for a number that counts with the pages. Its first occurrence stays, so that no words are lost.
+    """
+    if len(pages) < _RUNNING_FROM:
+        return pages
+    lines = [page.split("\n") for page in pages]
+    dropped: set[tuple[int, int]] = set()
+    for backwards in (False, True):
+        # The lines with words of each page, from the edge inwards.
+        inwards = [[index for index, line in enumerate(page) if line.strip()] for page in lines]
+        for order in inwards if backwards else ():
+            order.reverse()
+        for _ in range(_MAX_RUNNING):
+            series: dict[str, list[tuple[int, str]]] = defaultdict(list)
+            for page, order in enumerate(inwards):
+                if order:
+                    line = lines[page][order[0]].strip()
+                    series[_DIGITS.sub("0", line)].append((page, line))
+            for found in series.values():
+                if not _is_running(found, len(pages)):
+                    continue
+                # A number alone says nothing even the first time.
+                kept = 1 if any(map(str.isalpha, found[0][1])) else 0
+                dropped |= {(page, inwards[page][0]) for page, _ in found[kept:]}
+                for page, _ in found:
+                    del inwards[page][0]
+    return [
+        "\n".join(line for index, line in enumerate(page) if (number, index) not in dropped)
+        for number, page in enumerate(lines)
+    ]
+
+
+def _is_running(found: list[tuple[int, str]], pages: int) -> bool:
+    # Left and right pages often have lines of their own.
+    sides = len({page % 2 for page, _ in found})
+    often = len(found) >= max(_RUNNING_FROM, _RUNNING_SHARE * sides * pages)
+    return often and (len({line for _, line in found}) == 1 or _counts_pages(found))
+
+
+def _counts_pages(found: list[tuple[int, str]]) -> bool:
+    """Whether one number in all these lines goes up with the pages, where a page number stands.
+
+    That is at either end of the line or anywhere in a short one ("Page 3 of 10"); numbers inside prose are its own.
+    """
+    candidates: set[int] | None = None
+    for page, line in found:
+        numbers = _DIGITS.findall(line) if len(line) <= _SHORT_LINE else _DIGITS_AT_ENDS.findall(line)
+        offsets = {int(number) - page for number in numbers}
+        candidates = offsets if candidates is None else candidates & offsets
+    return bool(candidates)
+
+
+def _read_page(pdf: Any, index: int) -> _Page:
+    with closing(pdf[index]) as page, closing(page.get_textpage()) as text_page:
+        text = text_page.get_text_bounded().replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
+        sizes = dict(_line_sizes(text_page))
+    characters: Counter[float] = Counter()
+    for line, size in sizes.items():
+        characters[size] += len(line)
+    if not characters:
+        return _Page(text)
+    # Only these are kept of thousands of pages; on a page of one size, which may hold a title alone, all.
+    usual = max(characters, key=lambda size: (characters[size], -size)) if len(characters) > 1 else 0.0
+    larger = {line: size for line, size in sizes.items() if size > usual and len(line) <= _MAX_HEADING}
+    return _Page(text, larger, characters)
+
+
+def _line_sizes(text_page: Any) -> Iterator[tuple[str, float]]:
+    """The lines of a page that have words, each with the size of its smallest letters, to half a point."""
+    import pypdfium2.raw  # pyright: ignore[reportMissingTypeStubs]
+
+    raw: Any = pypdfium2.raw
+    matrix = raw.FS_MATRIX()
+    start = 0
+    for line in text_page.get_text_range().split("\r\n"):
+        letters = [position for position, character in enumerate(line) if character.isalnum()]
+        if letters:
+            sizes: list[float] = []
+            # A large initial or a small footnote mark is not the size of its line.
+            for position in {letters[0], letters[len(letters) // 2], letters[-1]}:
+                character = raw.FPDFText_GetCharIndexFromTextIndex(text_page, start + position)
+                size = float(raw.FPDFText_GetFontSize(text_page, character))
+                if raw.FPDFText_GetMatrix(text_page, character, matrix):
+                    size *= math.hypot(matrix.c, matrix.d)
+                sizes.append(round(2 * size) / 2)
+            yield normalise(line).strip(), sorted(sizes)[len(sizes) // 2]
+        start += len(line) + 2
+
+
+def _heading_levels(pages: list[_Page]) -> list[dict[str, int]]:
+    """For each page the level of those lines that are headings: the larger they are set, the higher they stand."""
+    characters: Counter[float] = Counter()
+    for page in pages:
+        characters.update(page.characters)
+    if not characters:
+        return [{} for _ in pages]
+    body = max(characters, key=lambda size: (characters[size], -size))
+    large = {size for size in characters if size >= _HEADING_SCALE * body}
+    # Where much of the text is large, as on slides, size says nothing.
+    if sum(characters[size] for size in large) > _MAX_HEADING_SHARE * characters.total():
+        return [{} for _ in pages]
+    found = [
+        {line: size for line, size in page.larger.items() if size in large and _may_be_heading(line)} for page in pages
+    ]
+    used = sorted({size for page in found for size in page.values()}, reverse=True)
+    levels = {size: min(rank, 6) for rank, size in enumerate(used, start=1)}
+    return [{line: levels[size] for line, size in page.items()} for page in found]
+
+
+def _may_be_heading(line: str) -> bool:
+    return (
+        any(map(str.isalpha, line)) and not _BULLET.match(line) and not line.endswith((".", ",", ";", "。", "、", "-"))
+    )
 
 
 def _join_hyphenated(text: str, compounds: set[str]) -> str:
@@ -105,9 +309,24 @@ def _join_hyphenated(text: str, compounds: set[str]) -> str:
     return _HYPHENATED.sub(join, text).replace(_LINE_END_HYPHEN, "")
 
 
-def _add_page(document: DocumentBuilder, text: str, number: int) -> None:
+def _add_page(document: DocumentBuilder, text: str, number: int, levels: dict[str, int]) -> None:
+    lines = [line.strip() for line in text.split("\n")]
+    lengths = sorted(len(line) for line in lines if line)
+    if not lengths:
+        return
+    full = lengths[len(lengths) * 9 // 10]
+    for level, run in groupby(lines, key=lambda line: levels.get(line, 0)):
+        piece = list(run)
+        # A heading breaks over a line or two; more large lines than that are an address, a table, a quotation.
+        if level and len(piece) <= _MAX_HEADING_LINES:
+            document.add(BlockKind.HEADING, _join_lines(piece), level=level, page=number)
+        else:
+            _add_lines(document, piece, full, number)
+
+
+def _add_lines(document: DocumentBuilder, lines: list[str], full: int, number: int) -> None:
     items: list[str] = []
-    for paragraph in _paragraphs(text):
+    for paragraph in _paragraphs(lines, full):
         bullet = _BULLET.match(paragraph) or _NUMBER.match(paragraph)
         if bullet:
             mark = "- " if _BULLET.match(paragraph) else bullet.group()
@@ -119,12 +338,7 @@ def _add_page(document: DocumentBuilder, text: str, number: int) -> None:
     document.add(BlockKind.LIST, "\n".join(items), page=number)
 
 
-def _paragraphs(text: str) -> list[str]:
-    lines = [line.strip() for line in text.split("\n")]
-    lengths = sorted(len(line) for line in lines if line)
-    if not lengths:
-        return []
-    full = lengths[len(lengths) * 9 // 10]
+def _paragraphs(lines: list[str], full: int) -> list[str]:
     paragraphs: list[str] = []
     open_lines: list[str] = []
     for line in lines:

@@ -15,7 +15,12 @@ _PARAGRAPH = re.compile(r"^[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", re.MULTILINE)
 
 def extract_text(data: bytes) -> ExtractedDocument:
     """Raises ExtractionError where the text is too large or in no known encoding."""
-    text = normalise(decode(data)).strip()
+    return text_document(decode(data))
+
+
+def text_document(text: str) -> ExtractedDocument:
+    """The document of a text that is decoded already."""
+    text = normalise(text).strip()
     return ExtractedDocument(text, "", TEXT_MEDIA_TYPE, tuple(paragraphs(text, 0, len(text))))
 
 

@@ -2,34 +2,41 @@
 
 To add a format, write one function `extract_x(data: bytes) -> ExtractedDocument` in a module of its own and
 add one line to `FORMATS`. The function may raise whatever its parser raises: `extract` makes an
-ExtractionError of it. It returns an empty title where the content has none.
+ExtractionError of it. It returns an empty title where the content has none. A format that holds other files
+names a second function, `open`, which returns those too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Final
 
+from rag_assets.extraction.csv import CSV_MEDIA_TYPE, extract_csv
 from rag_assets.extraction.decoding import looks_binary
-from rag_assets.extraction.document import Block, ExtractedDocument, one_line
-from rag_assets.extraction.docx import (
-    DOCX_MEDIA_TYPE,
-    ZIP_SIGNATURE,
-    extract_docx,
-    looks_like_docx,
-    zip_names,
-)
+from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, one_line
+from rag_assets.extraction.docx import DOCX_MEDIA_TYPE, extract_docx, looks_like_docx
+from rag_assets.extraction.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml, open_eml
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
 from rag_assets.extraction.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
+from rag_assets.extraction.ooxml import ZIP_SIGNATURE, zip_names
 from rag_assets.extraction.pdf import PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf
 from rag_assets.extraction.plain import TEXT_MEDIA_TYPE, extract_text
+from rag_assets.extraction.pptx import PPTX_MEDIA_TYPE, extract_pptx, looks_like_pptx
+from rag_assets.extraction.rtf import RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf
+from rag_assets.extraction.xlsx import XLSX_MEDIA_TYPE, extract_xlsx, looks_like_xlsx
 
 # Raise it with every change that gives another text or other blocks for the same bytes: documents are then
 # read anew.
-EXTRACTOR_VERSION: Final = "1"
+EXTRACTOR_VERSION: Final = "2"
+
+# Of all attachments of one object together, at any depth.
+MAX_ATTACHMENTS: Final = 200
+MAX_ATTACHED_BYTES: Final = 256 * 1024 * 1024
+MAX_ATTACHMENT_DEPTH: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,7 @@ class Format:
     """One format: how it is told and how it is read.
 
     `recognise` tells it by content, `suffixes` (lower case, with dot) where content cannot. `heading` turns
-    a heading block's text into what a reader sees of it.
+    a heading block's text into what a reader sees of it. `open` reads the files inside as well.
     """
 
     name: str
@@ -46,13 +53,18 @@ class Format:
     recognise: Callable[[bytes], bool] | None = None
     suffixes: frozenset[str] = frozenset()
     heading: Callable[[str], str] = one_line
+    open: Callable[[bytes], tuple[ExtractedDocument, tuple[Attachment, ...]]] | None = None
 
 
 # Content is asked in this order, then the name.
 FORMATS: Final = (
     Format("PDF", PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf),
     Format("Word (docx)", DOCX_MEDIA_TYPE, extract_docx, looks_like_docx),
+    Format("PowerPoint (pptx)", PPTX_MEDIA_TYPE, extract_pptx, looks_like_pptx),
+    Format("Excel (xlsx)", XLSX_MEDIA_TYPE, extract_xlsx, looks_like_xlsx),
+    Format("rich text (rtf)", RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf),
     Format("HTML", HTML_MEDIA_TYPE, extract_html, looks_like_html, frozenset({".html", ".htm", ".xhtml"})),
+    Format("e-mail (eml)", EML_MEDIA_TYPE, extract_eml, looks_like_eml, frozenset({".eml"}), open=open_eml),
     Format(
         "Markdown",
         MARKDOWN_MEDIA_TYPE,
@@ -60,18 +72,29 @@ FORMATS: Final = (
         suffixes=frozenset({".md", ".markdown"}),
         heading=heading_words,
     ),
+    Format("csv", CSV_MEDIA_TYPE, extract_csv, suffixes=frozenset({".csv", ".tsv", ".tab"})),
     Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ""})),
 )
 
 _OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
+# Names of streams in the old binary container.
+_OLE_CONTENTS: Final = tuple(
+    (stream.encode("utf-16-le"), kind)
+    for stream, kind in (
+        ("WordDocument", "an old Word document (doc), which Word can save as docx"),
+        ("PowerPoint Document", "an old PowerPoint presentation (ppt), which PowerPoint can save as pptx"),
+        ("Workbook", "an old Excel workbook (xls), which Excel can save as xlsx"),
+        ("__properties_version1.0", "an Outlook message (msg), which Outlook can save as eml"),
+        ("VisioDocument", "an old Visio drawing (vsd)"),
+    )
+)
 _SIGNATURES: Final = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
     (b"II*\x00", "a TIFF image"),
     (b"MM\x00*", "a TIFF image"),
-    (b"{\\rtf", "a rich text (rtf) file"),
     (b"%!PS", "a PostScript file"),
     (b"\x1f\x8b", "a gzip file"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
@@ -79,9 +102,11 @@ _SIGNATURES: Final = (
     (b"SQLite format 3", "a SQLite database"),
 )
 _ZIP_CONTENTS: Final = (
-    ("xl/", "an Excel workbook"),
-    ("ppt/", "a PowerPoint presentation"),
+    ("xl/workbook.bin", "a binary Excel workbook (xlsb), which Excel can save as xlsx"),
+    ("xl/", "an Excel file of another kind"),
+    ("ppt/", "a PowerPoint file of another kind"),
     ("word/", "a Word file of another kind"),
+    ("visio/", "a Visio drawing"),
     ("META-INF/container.xml", "an EPUB book"),
     ("mimetype", "an OpenDocument file"),
 )
@@ -92,11 +117,17 @@ def extract(data: bytes, key: str) -> ExtractedDocument:
 
     Raises ExtractionError and nothing else that depends on the content.
     """
-    if not data:
-        raise ExtractionError(QuarantineReason.EMPTY, "the file has no bytes")
     found = _format_of(data, key)
-    try:
+    with _parsing(found):
         document = found.extract(data)
+    return _finished(document, found, key)
+
+
+@contextmanager
+def _parsing(found: Format) -> Generator[None]:
+    """Whatever a parser raises, as an ExtractionError."""
+    try:
+        yield
     except ExtractionError:
         raise
     except MemoryError as error:
@@ -107,6 +138,10 @@ def extract(data: bytes, key: str) -> ExtractedDocument:
         reason = one_line(f"{type(error).__name__}: {error}", 100)
         detail = f"cannot be read as {found.name} ({reason}); open it and save it anew"
         raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
+
+
+def _finished(document: ExtractedDocument, found: Format, key: str) -> ExtractedDocument:
+    """The document with a title. Raises where it has no words."""
     if not any(map(str.isalnum, document.text)):
         detail = f"read as {found.name}, it has no letters or digits"
         if found.media_type == PDF_MEDIA_TYPE:
@@ -148,7 +183,49 @@ def read_object(data: bytes, key: str) -> Reading:
 
     Raises ExtractionError, and nothing else that depends on the content, where the object itself cannot be read.
     """
-    return Reading((Part("", extract(data, key)),))
+    reader = _ObjectReader()
+    reader.read(data, key, "", 0)
+    return Reading(tuple(reader.parts), tuple(reader.refused))
+
+
+@dataclass(slots=True)
+class _ObjectReader:
+    """Reads an object and what is attached to it, depth first, within the limits for all of it together."""
+
+    parts: list[Part] = field(default_factory=list[Part])
+    refused: list[RefusedPart] = field(default_factory=list[RefusedPart])
+    attached: int = 0
+    attached_bytes: int = 0
+
+    def read(self, data: bytes, key: str, name: str, depth: int) -> None:
+        found = _format_of(data, key)
+        attachments: tuple[Attachment, ...] = ()
+        with _parsing(found):
+            if found.open is None:
+                document = found.extract(data)
+            else:
+                document, attachments = found.open(data)
+        self.parts.append(Part(name, _finished(document, found, key)))
+        for attachment in attachments:
+            path = f"{name}/{attachment.name}" if name else attachment.name
+            try:
+                self._count(attachment, depth + 1)
+                self.read(attachment.data, attachment.name, path, depth + 1)
+            except ExtractionError as error:
+                self.refused.append(RefusedPart(path, error.reason, error.detail))
+
+    def _count(self, attachment: Attachment, depth: int) -> None:
+        self.attached += 1
+        self.attached_bytes += len(attachment.data)
+        exceeded = (
+            (depth > MAX_ATTACHMENT_DEPTH, f"{MAX_ATTACHMENT_DEPTH} messages inside one another"),
+            (self.attached > MAX_ATTACHMENTS, f"{MAX_ATTACHMENTS} attachments of one object"),
+            (self.attached_bytes > MAX_ATTACHED_BYTES, f"{MAX_ATTACHED_BYTES // 2**20} MiB attached to one object"),
+        )
+        limit = next((words for over, words in exceeded if over), None)
+        if limit is not None:
+            detail = f"the limit is {limit}; upload it as a file of its own"
+            raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
 
 
 def heading_text(document: ExtractedDocument, block: Block) -> str:
@@ -168,6 +245,8 @@ def title_of_key(key: str) -> str:
 
 
 def _format_of(data: bytes, key: str) -> Format:
+    if not data:
+        raise ExtractionError(QuarantineReason.EMPTY, "the file has no bytes")
     suffix = PurePosixPath(key).suffix.lower()
     by_name = next((known for known in FORMATS if suffix in known.suffixes), None)
     for known in FORMATS:
@@ -181,10 +260,10 @@ def _format_of(data: bytes, key: str) -> Format:
         return by_name
     if seen is None:
         seen = f"a {suffix} file" if suffix else "a file of unknown kind"
-        if suffix in (".pdf", ".docx"):
+        if suffix in (".pdf", ".docx", ".pptx", ".xlsx", ".rtf"):
             seen = f"a file named {suffix} whose content is not of that format"
     names = ", ".join(known.name for known in FORMATS)
-    raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, f"{one_line(seen, 80)}; supported are {names}")
+    raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, f"{one_line(seen, 120)}; supported are {names}")
 
 
 def _name_what_it_is(data: bytes) -> str | None:
@@ -193,7 +272,8 @@ def _name_what_it_is(data: bytes) -> str | None:
         if _ENCRYPTED_PACKAGE in data:
             detail = "the Office file opens with a password only; upload a copy without it"
             raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
-        return "an Office file of the old binary kind, which Word can save as docx"
+        kinds = (kind for stream, kind in _OLE_CONTENTS if stream in data)
+        return next(kinds, "an Office file of the old binary kind, which Office can save as docx, xlsx or pptx")
     if data.startswith(ZIP_SIGNATURE):
         names = zip_names(data)
         if not names:

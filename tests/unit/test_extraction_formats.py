@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import docx
 import pytest
@@ -121,10 +121,15 @@ def f():
         ("paragraph", "First bold line\nsecond line"),
         ("paragraph", "loose"),
         ("paragraph", "words"),
-        ("list", "- one\n- two\n  - inner\n- three\n  more"),
+        ("list", "- one\n- two\n  1. inner\n- three\n  more"),
         ("table", "Days\nWho | Days\nAll | 1 0"),
         ("code", "def f():\n    return 1"),
     ]
+
+
+def test_ordered_lists_keep_their_numbers() -> None:
+    page = b"<html><ol start=9><li>nine<li>ten<ul><li>x</ul>more<li>eleven</ol><ol><li>one</ol>"
+    assert extract(page, "a.html").text == "9. nine\n10. ten\n  - x\n  more\n11. eleven\n\n1. one"
 
 
 def test_without_a_title_element_the_first_heading_is_the_title() -> None:
@@ -255,8 +260,11 @@ def test_a_word_document_with_broken_xml_is_malformed() -> None:
 # PDF
 
 
-def a_pdf(pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "") -> bytes:
-    """A PDF with one text line under the other on each page."""
+def a_pdf(
+    pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "", sizes: Mapping[str, int] | None = None
+) -> bytes:
+    """A PDF with one text line under the other on each page, in 10 points where `sizes` does not say otherwise."""
+    sizes = sizes or {}
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -264,7 +272,7 @@ def a_pdf(pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "")
         "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
     for number, lines in enumerate(pages):
-        shown = "".join(f"({line}) Tj T* " for line in lines)
+        shown = "".join(f"/F1 {sizes.get(line, 10)} Tf ({line}) Tj T* " for line in lines)
         stream = f"BT /F1 10 Tf 12 TL 20 780 Td {shown}ET"
         objects.append(
             "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
@@ -319,6 +327,73 @@ def test_a_pdf_reads_page_by_page_in_paragraphs_and_lists() -> None:
         ("paragraph", "Second page."),
     ]
     assert [block.page for block in document.blocks] == [1, 1, 1, 1, 2]
+
+
+PROSE = "This line of prose is about number {0} and goes on for as long as lines of a page do, or so."
+
+
+def test_lines_of_a_pdf_that_are_set_larger_are_headings_by_size() -> None:
+    # "Not this one." ends as a sentence does.
+    sizes = {"Parental leave": 20, "in all of our offices": 20, "Who": 14, "Not this one.": 14, "When": 14}
+    pages = [
+        ["Parental leave", "in all of our offices", *[PROSE.format(n) for n in "abc"], "Who"],
+        [*[PROSE.format(n) for n in "defg"], "Not this one.", "When", PROSE.format("h")],
+    ]
+    document = extract(a_pdf(pages, sizes=sizes), "a.pdf")
+    headings = [block for block in document.blocks if block.kind is BlockKind.HEADING]
+    assert [(document.text[b.start : b.end], b.level, b.page) for b in headings] == [
+        ("Parental leave in all of our offices", 1, 1),
+        ("Who", 2, 1),
+        ("When", 2, 2),
+    ]
+    assert document.title == "Parental leave in all of our offices"
+
+
+def test_where_much_of_a_pdf_is_set_large_size_says_nothing() -> None:
+    lines = ["A slide with large words", "small words", "and more large words here"]
+    sizes = {lines[0]: 30, lines[2]: 20}
+    assert {block.kind for block in extract(a_pdf([lines], sizes=sizes), "a.pdf").blocks} == {BlockKind.PARAGRAPH}
+
+
+def test_lines_that_run_along_the_pages_of_a_pdf_are_kept_once() -> None:
+    data = a_pdf([["Leave policy", PROSE.format(n), f"Page {n} of 6", "Confidential"] for n in range(1, 7)])
+    document = extract(data, "a.pdf")
+    assert document.text.count("Leave policy") == document.text.count("Confidential") == 1
+    assert "Page 2" not in document.text
+    assert document.text.count("This line of prose") == 6
+    assert {block.page for block in document.blocks} == set(range(1, 7))
+
+
+def test_headers_of_left_and_right_pages_run_along_each_by_themselves() -> None:
+    data = a_pdf([["Left" if n % 2 else "Right", PROSE.format(n)] for n in range(1, 11)])
+    text = extract(data, "a.pdf").text
+    assert (text.count("Left"), text.count("Right")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [["Leave", PROSE.format(n)] for n in range(1, 4)],
+        [[f"Rent in {2000 + n * n}: {n * 7}", PROSE.format(n)] for n in range(1, 9)],
+        [[("Yes" if n in (1, 4, 6) else PROSE.format(n)), PROSE.format(n + 100)] for n in range(1, 9)],
+    ],
+)
+def test_lines_of_content_that_look_alike_stay(pages: list[list[str]]) -> None:
+    words = " ".join(" ".join(page) for page in pages).split()
+    assert extract(a_pdf(pages), "a.pdf").text.split() == words
+
+
+def test_pypdf_reads_what_pdfium_cannot_open() -> None:
+    # The catalog is called so by no name that PDFium accepts, and the pages are there.
+    data = a_pdf([["Parental leave"], ["second page"]]).replace(b"/Type /Catalog", b"/Type /Katalog")
+    document = extract(data, "a.pdf")
+    assert "Parental leave" in document.text
+
+
+@pytest.mark.parametrize("limit", ["MAX_PAGES", "MAX_CHARACTERS"])
+def test_a_pdf_beyond_the_limits_is_too_large(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(f"rag_assets.extraction.pdf.{limit}", 3)
+    assert refusal(a_pdf([["words"]] * 4), "a.pdf").reason is QuarantineReason.TOO_LARGE
 
 
 def test_words_broken_at_line_ends_are_joined_where_that_is_safe() -> None:

@@ -1,0 +1,189 @@
+"""Extraction over every file of the test data: what is read, what is refused and why, and how true the text is.
+
+The files are read in processes of their own, because some are made to crash or to hang a parser. Truth is the Markdown
+that lies beside the sources of one folder; likeness is the F1 of words and of pairs of neighbouring words, counted with
+repetition, case and markup left out. It says whether words are lost or invented, not whether blocks are right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reporting import arguments, show
+from rag_assets.extraction import ExtractionError, Reading, read_object
+
+GRADED = "mixed-docling"
+NOT_DOCUMENTS = frozenset({"SOURCE.txt", "files.json"})
+SECONDS_A_FILE = 120
+SAMPLE_OF_QUICK = 15
+
+_WORD = re.compile(r"[^\W_]+")
+_MARKUP = re.compile(r"<!--.*?-->|<[^>]{1,200}>|&[a-z]+;|!?\[([^\]]*)\]\([^)]*\)", re.DOTALL)
+# Scripts without spaces between words are compared by character.
+_UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one file: its texts, or the reason."""
+
+    reason: str
+    texts: tuple[str, ...] = ()
+    refused_parts: int = 0
+    detail: str = ""
+    seconds: float = 0.0
+
+
+def read_apart(paths: Iterable[Path], read: Callable[[bytes, str], Reading]) -> Iterator[tuple[Path, Outcome]]:
+    """Read each file in a process that is replaced when it dies or takes too long."""
+    context = get_context("fork")
+    worker: Any = None
+    here: Any = None
+    for path in paths:
+        if worker is None:
+            here, there = context.Pipe()
+            worker = context.Process(target=_serve, args=(there, read), daemon=True)
+            worker.start()
+            there.close()
+        started = time.perf_counter()
+        here.send(path)
+        try:
+            outcome = here.recv() if here.poll(SECONDS_A_FILE) else Outcome("(took too long)")
+        except EOFError:
+            outcome = Outcome("(crashed)")
+        if outcome.reason.startswith("("):
+            worker.kill()
+            worker.join()
+            worker = None
+            outcome = Outcome(outcome.reason, seconds=time.perf_counter() - started)
+        yield path, outcome
+    if worker is not None:
+        worker.kill()
+        worker.join()
+
+
+def _serve(connection: Connection, read: Callable[[bytes, str], Reading]) -> None:
+    while True:
+        path: Path = connection.recv()
+        started = time.perf_counter()
+        try:
+            reading = read(path.read_bytes(), path.name)
+            texts = tuple(part.document.text for part in reading.parts)
+            outcome = Outcome("text", texts, len(reading.refused), "", time.perf_counter() - started)
+        except ExtractionError as error:
+            outcome = Outcome(str(error.reason), (), 0, error.detail, time.perf_counter() - started)
+        connection.send(outcome)
+
+
+def likeness(text: str, truth: str) -> tuple[float, float]:
+    """F1 of words, and of pairs of neighbouring words."""
+    found, expected = _words(text), _words(truth)
+    return _f1(Counter(found), Counter(expected)), _f1(_pairs(found), _pairs(expected))
+
+
+def _words(text: str) -> list[str]:
+    plain = _UNSPACED.sub(r" \1 ", _MARKUP.sub(r" \1 ", text.replace("\\_", "_").replace("\\", "")))
+    return _WORD.findall(plain.casefold())
+
+
+def _pairs(words: list[str]) -> Counter[Any]:
+    return Counter(pairwise(words))
+
+
+def _f1(found: Counter[Any], expected: Counter[Any]) -> float:
+    total = found.total() + expected.total()
+    return 2 * (found & expected).total() / total if total else 1.0
+
+
+def documents(root: Path, *, quick: bool) -> list[Path]:
+    """The files to read, of each folder a few where it should be quick."""
+    by_folder: dict[str, list[Path]] = defaultdict(list)
+    for path in sorted(root.rglob("*")):
+        inside = path.relative_to(root)
+        if path.is_file() and path.name not in NOT_DOCUMENTS and "groundtruth" not in inside.parts:
+            by_folder[inside.parts[0]].append(path)
+    return [
+        path
+        for paths in by_folder.values()
+        for path in (paths[:: 1 + len(paths) // SAMPLE_OF_QUICK] if quick else paths)
+    ]
+
+
+def truth_of(path: Path) -> Path:
+    """Where the Markdown of a source lies, if there is one."""
+    truths = path.parent.parent / "groundtruth"
+    exact = truths / f"{path.name}.md"
+    return exact if exact.is_file() else truths / f"{path.stem}.md"
+
+
+def main(read: Callable[[bytes, str], Reading] = read_object) -> None:
+    """Read, count and compare."""
+    parser = arguments(__doc__ or "")
+    options = parser.parse_args()
+    data = os.environ.get("RAG_TEST_DATA")
+    root = Path(data or ".", "files")
+    if data is None or not root.is_dir():
+        print("RAG_TEST_DATA names no folder that holds files/; nothing to read")
+        return
+    outcomes: dict[str, list[tuple[Path, Outcome]]] = defaultdict(list)
+    grades: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    for path, outcome in read_apart(documents(root, quick=options.quick), read):
+        folder = path.relative_to(root).parts[0]
+        outcomes[folder].append((path, outcome))
+        truth = truth_of(path)
+        if folder == GRADED and outcome.texts and truth.is_file():
+            words, pairs = likeness("\n".join(outcome.texts), truth.read_text(encoding="utf-8"))
+            grades[path.relative_to(root / folder).parts[0]].append((words, pairs, path.name))
+    reasons = sorted({outcome.reason for found in outcomes.values() for _, outcome in found})
+    rows = [
+        {
+            "folder": folder,
+            "files": len(found),
+            **{reason: sum(outcome.reason == reason for _, outcome in found) for reason in reasons},
+            "seconds": round(sum(outcome.seconds for _, outcome in found), 1),
+            "slowest s": round(max(outcome.seconds for _, outcome in found), 1),
+        }
+        for folder, found in outcomes.items()
+    ]
+    graded = [
+        {
+            "format": name,
+            "files": len(found),
+            "words F1, median": round(statistics.median(words for words, _, _ in found), 3),
+            "worst": round(min(words for words, _, _ in found), 3),
+            "pairs F1, median": round(statistics.median(pairs for _, pairs, _ in found), 3),
+            "worst pairs": round(min(pairs for _, pairs, _ in found), 3),
+            "worst file": min((pairs, name) for _, pairs, name in found)[1],
+        }
+        for name, found in sorted(grades.items())
+    ]
+    each = [
+        {
+            "file": str(path.relative_to(root)),
+            "outcome": outcome.reason,
+            "detail": outcome.detail,
+            "characters": sum(map(len, outcome.texts)),
+            "refused_parts": outcome.refused_parts,
+            "seconds": round(outcome.seconds, 3),
+        }
+        for found in outcomes.values()
+        for path, outcome in found
+    ]
+    if graded:
+        show(f"likeness to the truth of {GRADED}", graded, None)
+    show("extraction by folder and outcome", rows, options.json, likeness=graded, grades=grades, files=each)
+
+
+if __name__ == "__main__":
+    main()
