@@ -99,7 +99,7 @@ def test_the_asset_graph_is_this_one(definitions: dg.Definitions) -> None:
     } == GRAPH
     assert {node.group_name for node in nodes.values()} == {"index"}
     assert {tuple(node.owners) for node in nodes.values()} == {("team:search-platform",)}
-    assert {node.partitions_def.name for node in nodes.values() if node.partitions_def} == {"shard"}  # pyright: ignore
+    assert {node.partitions_def.name for node in nodes.values() if node.partitions_def} == {"shard"}  # pyright: ignore[reportAttributeAccessIssue]
     assert all(node.description for node in nodes.values())
 
 
@@ -112,6 +112,8 @@ def test_the_jobs_are_these(definitions: dg.Definitions) -> None:
     assert jobs == {
         "export_model": ["embedding_model"],
         "index_shard": ["chunks", "embeddings", "published", "raw_documents", "shards"],
+        "maintain": [],
+        "watch": [],
     }
 
 
@@ -128,21 +130,25 @@ def test_the_checks_are_these_and_those_of_the_table_block(definitions: dg.Defin
         (key.asset_key.to_user_string(), key.name): graph.get_check_spec(key).blocking for key in graph.asset_check_keys
     }
     assert checks == {
+        ("published", "no_shard_left_behind"): False,
         ("raw_documents", "nothing_quarantined"): False,
         ("shards", "rows_reconcile"): True,
         ("shards", "vectors_sound"): True,
     }
 
 
-def test_the_sensor_and_the_schedule_are_these_and_off_until_switched_on(definitions: dg.Definitions) -> None:
+def test_the_sensor_and_the_schedules_are_these_and_off_until_switched_on(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     (sensor,) = repository.sensor_defs
     assert (sensor.name, sensor.job_name, sensor.minimum_interval_seconds) == ("s3_arrivals", "index_shard", 30)
     assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
-    (schedule,) = repository.schedule_defs
-    assert (schedule.name, schedule.job_name) == ("reconcile", "index_shard")
-    assert (schedule.cron_schedule, schedule.execution_timezone) == ("0 2 * * *", "UTC")
-    assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert {schedule.name: (schedule.job_name, schedule.cron_schedule) for schedule in repository.schedule_defs} == {
+        "reconcile": ("index_shard", "0 2 * * *"),
+        "maintenance": ("maintain", "30 4 * * *"),
+        "watch": ("watch", "*/15 * * * *"),
+    }
+    assert {schedule.execution_timezone for schedule in repository.schedule_defs} == {"UTC"}
+    assert {schedule.default_status for schedule in repository.schedule_defs} == {dg.DefaultScheduleStatus.STOPPED}
 
 
 def test_interval_and_cron_are_settings() -> None:
