@@ -12,6 +12,7 @@ from rag_assets.defs.jobs import export_model, index_shard
 from rag_assets.defs.resources import PipelineResource, shard_lease
 from rag_assets.defs.schedules import build_reconcile_schedule
 from rag_assets.defs.sensors import build_arrivals_sensor
+from rag_assets.feeds.feed import open_feed
 from rag_assets.settings import PipelineSettings
 
 
@@ -24,6 +25,8 @@ def build_definitions(
         "pipeline": PipelineResource.from_settings(settings),
         "shard_lease": shard_lease,
     }
+    if settings.arrivals != "listing":
+        resources["arrivals_feed"] = open_feed(settings)
     return dg.Definitions(
         assets=[source_objects, embedding_model, *SHARD_ASSETS],
         asset_checks=CHECKS,
