@@ -46,6 +46,7 @@ def run_shard(
     key: str,
     tags: Mapping[str, str] | None = None,
     pipeline: PipelineResource | None = None,
+    run_config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One run of `index_shard` for one shard; look at `.success`. `pipeline` replaces that of the settings."""
     add_shards(instance, [Shard.parse(key)])
@@ -56,7 +57,7 @@ def run_shard(
         instance=instance,
         raise_on_error=False,
         tags=dict(tags or {}),
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config={**(run_config or {}), "loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
 
 
