@@ -60,7 +60,13 @@ class SqsFeed:
 
     def poll(self, position: Mapping[str, Any], *, seconds: float) -> Delivery:
         """Delete what the last poll received, then receive. The position is the handles to delete next time."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.exceptions import (
+            BotoCoreError,
+            ClientError,
+            NoCredentialsError,
+            NoRegionError,
+            PartialCredentialsError,
+        )
 
         if self._queue_url is None:
             raise SettingsError("RAG_SQS_QUEUE_URL is not set; RAG_ARRIVALS=sqs needs the URL of the queue to read")
@@ -73,7 +79,8 @@ class SqsFeed:
             refused = error.response.get("Error", {}).get("Code", "") in _REFUSALS
             raise _failure(error, refused=refused) from error
         except BotoCoreError as error:
-            raise _failure(error, refused=False) from error
+            refused = isinstance(error, NoCredentialsError | PartialCredentialsError | NoRegionError)
+            raise _failure(error, refused=refused) from error
         return Delivery(
             bodies=tuple(message.get("Body") for message in messages),
             position={"handles": [handle for message in messages if (handle := message.get("ReceiptHandle"))]},
@@ -81,7 +88,8 @@ class SqsFeed:
         )
 
     def _receive(self, client: SQSClient, queue_url: str, deadline: float) -> Iterator[MessageTypeDef]:
-        """Messages until the queue gives none, the time is over or the position is full."""
+        """Messages until the queue gives none, only a trickle is left, the time is over or the position is full."""
+        enough = self._clock() + self._wait
         received = size = 0
         while received < self._max_messages and size < MAX_HANDLE_BYTES and (left := deadline - self._clock()) > 0:
             answer = client.receive_message(
@@ -92,11 +100,12 @@ class SqsFeed:
                 VisibilityTimeout=self._visibility,
             )
             messages = answer.get("Messages", [])
-            if not messages:
-                return
             received += len(messages)
             size += sum(len(message.get("ReceiptHandle", "")) for message in messages)
             yield from messages
+            # Waiting for each message of a trickle would hold up those that are here.
+            if not messages or (len(messages) < _AT_ONCE and self._clock() > enough):
+                return
 
 
 def _delete(client: SQSClient, queue_url: str, handles: Sequence[str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -184,6 +185,12 @@ def test_brokers_that_do_not_answer_are_named_with_what_the_client_saw() -> None
 def test_brokers_and_topic_must_be_set(brokers: str | None, topic: str | None, named: str) -> None:
     with pytest.raises(SettingsError, match=f"{named} is not set"):
         KafkaFeed(brokers, topic).poll({}, seconds=20)
+
+
+def test_a_missing_client_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(SettingsError, match=r"pip install 'rag-shards\[kafka\]'"):
+        KafkaFeed("127.0.0.1:1", "events").poll({}, seconds=20)
 
 
 @pytest.mark.parametrize(

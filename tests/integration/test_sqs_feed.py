@@ -171,6 +171,14 @@ def test_a_poll_receives_so_many_messages_at_most_and_the_next_goes_on(mailbox: 
     assert len({*first, *second}) == 15
 
 
+def test_a_trickle_of_messages_does_not_hold_up_those_that_are_there(mailbox: Mailbox) -> None:
+    for number in range(3):
+        mailbox.put(f"Oslo/people/{number}.md")
+    ticks = iter([0.0, 0.0, 0.0, 99.0])  # the poll begins, and its first answer comes late
+    delivery = mailbox.feed(clock=lambda: next(ticks)).poll({}, seconds=100)
+    assert len(delivery.bodies) == 3
+
+
 def test_a_message_that_nobody_ever_deletes_ends_in_the_dead_letter_queue(mailbox: Mailbox) -> None:
     dead_url, dead_arn = a_queue(mailbox.sqs)
     policy = json.dumps({"deadLetterTargetArn": dead_arn, "maxReceiveCount": "2"})
@@ -197,11 +205,11 @@ def test_a_server_that_does_not_answer_is_named(mailbox: Mailbox, monkeypatch: p
 
 def test_missing_credentials_or_region_are_named(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    with pytest.raises(FeedUnavailable, match="region"):
+    with pytest.raises(FeedRefused, match="region"):
         mailbox.feed().poll({}, seconds=20)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(FeedUnavailable, match="credentials"):
+    with pytest.raises(FeedRefused, match="credentials"):
         mailbox.feed().poll({}, seconds=20)
 
 
