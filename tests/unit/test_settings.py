@@ -142,7 +142,7 @@ def test_the_kafka_password_does_not_show_in_the_settings(monkeypatch: pytest.Mo
 def test_arrivals_come_from_the_listing_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     assert PipelineSettings.from_env().arrivals == "listing"
     monkeypatch.setenv("RAG_ARRIVALS", "pigeons")
-    with pytest.raises(SettingsError, match="RAG_ARRIVALS: .*'listing', 'sqs' or 'kafka'"):
+    with pytest.raises(SettingsError, match=r"RAG_ARRIVALS: .*'listing', 'sqs' or 'kafka'"):
         PipelineSettings.from_env()
 
 
