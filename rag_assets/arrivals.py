@@ -220,7 +220,7 @@ def decide(
         digest = digests[shard]
         last = asked.get(shard)
         same = last is not None and last.digest == digest
-        if shard in active or (last is not None and same and now < last.at + _pause(last.attempts)):
+        if shard in active or (last is not None and same and now < last.at + retry_pause(last.attempts)):
             continue
         attempts = last.attempts + 1 if last is not None and same else 1
         asked[shard] = Asked(digest, now, attempts)
@@ -229,5 +229,6 @@ def decide(
     return Decision(tuple(requests), len(dirty), len(dirty) - len(requests), after)
 
 
-def _pause(attempts: int) -> float:
+def retry_pause(attempts: int) -> float:
+    """Seconds from the asking of a run that failed to the asking of the next, which grow with its failures in a row."""
     return min(RETRY_CEILING, RETRY_SECONDS * 2 ** min(attempts - 1, 20))

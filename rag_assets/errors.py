@@ -4,6 +4,8 @@ RagError
 ├── SourceUnavailable     the source does not answer; trying again may help
 │   └── SourceRefused     the bucket or folder does not exist, or refuses the credentials
 ├── ParserUnavailable     no process can be started to parse documents in
+├── FeedUnavailable       the queue or topic does not answer; trying again may help
+│   └── FeedRefused       the queue or topic does not exist, or refuses the credentials
 ├── ShardLocked           another writer holds the shard's lease
 ├── LeaseLost             this writer's lease was taken over; it must stop
 ├── MassDeleteRefused     a run would delete more of a shard than is allowed without say-so
@@ -28,6 +30,14 @@ class SourceRefused(SourceUnavailable):
 
 class ParserUnavailable(RagError):
     """Documents cannot be parsed at all; none was blamed for it."""
+
+
+class FeedUnavailable(RagError):
+    """The queue or topic of arrivals cannot be read; what it holds stays there."""
+
+
+class FeedRefused(FeedUnavailable):
+    """The queue or topic does not exist or does not let us in; trying again does not help."""
 
 
 class ShardLocked(RagError):

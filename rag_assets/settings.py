@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints
 
 from rag_assets.export import PACKAGED_MODEL
 from rag_serving.settings import EnvironmentSettings, NonEmpty
 
 ExecutorName = Literal["in_process", "multiprocess", "k8s"]
+ArrivalsName = Literal["listing", "sqs", "kafka"]
 
 
 class PipelineSettings(EnvironmentSettings):
@@ -21,10 +22,15 @@ class PipelineSettings(EnvironmentSettings):
     reconcile_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
         "0 2 * * *", description="when all shards are reconciled with the source, in UTC"
     )
+    arrivals: ArrivalsName = Field("listing", description="how the sensor learns of arrivals")
+    sqs_queue_url: NonEmpty | None = Field(None, description="SQS queue that the bucket notifies")
+    kafka_brokers: NonEmpty | None = Field(None, description="host:port of Kafka brokers, with commas")
+    kafka_topic: NonEmpty | None = Field(None, description="topic that carries the bucket's events")
+    kafka_config: SecretStr | None = Field(None, description="further librdkafka properties, as one JSON object")
     arrivals_interval: int = Field(30, ge=1, description="least seconds between two looks at the source")
     arrivals_max_runs: int = Field(200, ge=1, le=5000, description="runs requested in one tick at most")
     arrivals_tick_seconds: float = Field(
-        40.0, gt=0, le=55, description="time box of one sweep; Dagster ends ticks at 60"
+        40.0, gt=0, le=55, description="time box of one sweep or poll; Dagster ends ticks at 60"
     )
     max_document_bytes: int = Field(256 * 2**20, ge=1, description="larger objects are quarantined unread")
     max_delete_share: float = Field(

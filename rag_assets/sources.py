@@ -7,7 +7,7 @@ fails raises; it never looks like an empty one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from rag_serving.shards import Shard
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,10 @@ class Source(Protocol):
         """Objects whose key starts with `prefix`, in key order (UTF-8 bytes), a page at a time."""
         ...
 
+    def shards(self) -> Iterator[Shard]:
+        """Shards that have something below them, found without walking through it: maybe no document at all."""
+        ...
+
     def head(self, key: str) -> SourceObject | None:
         """What the listing would say of one key now; None where there is no such object."""
         ...
@@ -85,6 +90,16 @@ def shard_of(key: str) -> Shard | None:
 def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
     """The documents of one shard, in key order."""
     return [entry for page in source.pages(f"{shard.key}/") for entry in page if shard_of(entry.key) == shard]
+
+
+def has_documents(source: Source, shard: Shard) -> bool:
+    """Whether the shard has a document; reads no further than to the first."""
+    return any(shard_of(entry.key) == shard for page in source.pages(f"{shard.key}/") for entry in page)
+
+
+def _shard(region: str, department: str) -> Shard | None:
+    """That shard, unless its names cannot be those of one, or hide it."""
+    return shard_of(f"{region}/{department}/document")
 
 
 def open_source(uri: str | None, client: S3Client | None = None) -> Source:
@@ -127,6 +142,17 @@ class FolderSource:
                     page = []
             if page:
                 yield page
+        except OSError as error:
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+
+    def shards(self) -> Iterator[Shard]:
+        if not self._root.is_dir():
+            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+        try:
+            for region in _folders(self._root):
+                for department in _folders(self._root / region):
+                    if (shard := _shard(region, department)) is not None:
+                        yield shard
         except OSError as error:
             raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
 
@@ -181,6 +207,12 @@ def _walk(folder: Path) -> Iterator[Path]:
             yield Path(entry.path)
 
 
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in it, in the order of their bytes."""
+    with os.scandir(folder) as found:
+        return sorted((entry.name for entry in found if entry.is_dir(follow_symlinks=False)), key=os.fsencode)
+
+
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
@@ -194,25 +226,40 @@ class S3Source:
         self._prefix = prefix + "/" if prefix else ""
 
     def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
+        for answer in self._answers(prefix, {"StartAfter": self._prefix + start_after} if start_after else {}):
+            page = [
+                SourceObject(
+                    key=entry["Key"].removeprefix(self._prefix),
+                    etag=entry["ETag"].strip('"'),
+                    size=entry["Size"],
+                    modified_at=entry["LastModified"].astimezone(UTC),
+                )
+                for entry in answer.get("Contents", [])
+                if "Key" in entry and "ETag" in entry and "Size" in entry and "LastModified" in entry
+            ]
+            if page:
+                yield page
+
+    def shards(self) -> Iterator[Shard]:
+        for region in self._folders(""):
+            for department in self._folders(f"{region}/"):
+                if (shard := _shard(region, department)) is not None:
+                    yield shard
+
+    def _folders(self, prefix: str) -> Iterator[str]:
+        """What stands between the prefix and the next slash, in keys that have one."""
+        for answer in self._answers(prefix, {"Delimiter": "/"}):
+            for found in answer.get("CommonPrefixes", []):
+                yield found.get("Prefix", "").removeprefix(self._prefix + prefix).removesuffix("/")
+
+    def _answers(self, prefix: str, options: Mapping[str, Any]) -> Iterator[ListObjectsV2OutputTypeDef]:
+        """Pages of a listing as S3 answers them."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        request: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
-        if start_after:
-            request["StartAfter"] = self._prefix + start_after
         try:
-            for answer in self._client.get_paginator("list_objects_v2").paginate(**request):
-                page = [
-                    SourceObject(
-                        key=entry["Key"].removeprefix(self._prefix),
-                        etag=entry["ETag"].strip('"'),
-                        size=entry["Size"],
-                        modified_at=entry["LastModified"].astimezone(UTC),
-                    )
-                    for entry in answer.get("Contents", [])
-                    if "Key" in entry and "ETag" in entry and "Size" in entry and "LastModified" in entry
-                ]
-                if page:
-                    yield page
+            yield from self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix, **options
+            )
         except (BotoCoreError, ClientError) as error:
             raise _error_class(error)(
                 f"cannot list s3://{self._bucket}/{self._prefix}: {_reason(error)}; check RAG_SOURCE_URI and the AWS_* "

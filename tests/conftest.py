@@ -14,9 +14,13 @@ from hypothesis import settings
 
 from tests.servers import (
     DEFAULT_FOLDER,
+    AwsServer,
+    KafkaBroker,
     RedisServer,
     S3Server,
     ServersMissingError,
+    aws_server,
+    kafka_broker,
     redis_server,
     require_installed,
     s3_server,
@@ -111,20 +115,27 @@ def s3_client(s3: S3Server) -> S3Client:
     )
 
 
-@pytest.fixture
-def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Name of a bucket of this test alone on the S3 server; the AWS_* variables point at that server."""
+def _point_aws_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint_url: str, access_key: str, secret_key: str, region: str
+) -> None:
+    """Set the AWS_* variables to that server, and nothing else of this machine's."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
-    monkeypatch.setenv("AWS_REGION", s3.region)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", s3.region)  # the one of the two that boto3 reads
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
+    monkeypatch.setenv("AWS_REGION", region)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)  # the one of the two that boto3 reads
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Name of a bucket of this test alone on the S3 server; the AWS_* variables point at that server."""
+    _point_aws_at(monkeypatch, tmp_path, s3.endpoint_url, s3.access_key, s3.secret_key, s3.region)
     bucket = f"test-{uuid.uuid4().hex}"
     s3_client.create_bucket(Bucket=bucket)
     yield bucket
@@ -133,6 +144,27 @@ def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.Monkey
         if found := [{"Key": item["Key"]} for item in page.get("Contents", [])]:
             s3_client.delete_objects(Bucket=bucket, Delete={"Objects": found, "Quiet": True})
     s3_client.delete_bucket(Bucket=bucket)
+
+
+@pytest.fixture(scope="session")
+def aws() -> Iterator[AwsServer]:
+    """One server of S3 that notifies SQS for the whole session."""
+    with aws_server() as server:
+        yield server
+
+
+@pytest.fixture
+def aws_environment(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
+    """That server, with the AWS_* variables pointing at it."""
+    _point_aws_at(monkeypatch, tmp_path, aws.endpoint_url, "any", "any", aws.region)
+    return aws
+
+
+@pytest.fixture(scope="session")
+def kafka(server_binaries: Path) -> Iterator[KafkaBroker]:
+    """One Kafka broker for the whole session; every test makes a topic of its own."""
+    with kafka_broker(server_binaries) as broker:
+        yield broker
 
 
 @pytest.fixture(scope="session")

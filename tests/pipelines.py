@@ -49,6 +49,7 @@ def run_shard(
     tags: Mapping[str, str] | None = None,
     pipeline: PipelineResource | None = None,
     keys: Sequence[str] = (),
+    run_config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
     """One run of `index_shard` for one shard; look at `.success`. `pipeline` replaces that of the settings.
 
@@ -63,8 +64,9 @@ def run_shard(
         raise_on_error=False,
         tags=dict(tags or {}),
         run_config={
-            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             "ops": {"raw_documents": {"config": {"keys": list(keys)}}},
+            **(run_config or {}),
+            "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
         },
     )
 

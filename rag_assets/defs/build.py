@@ -19,6 +19,7 @@ from rag_assets.defs.upkeep import (
     no_shard_left_behind,
     watch,
 )
+from rag_assets.feeds.feed import open_feed
 from rag_assets.settings import PipelineSettings
 
 
@@ -31,6 +32,8 @@ def build_definitions(
         "pipeline": PipelineResource.from_settings(settings),
         "shard_writer": shard_writer,
     }
+    if settings.arrivals != "listing":
+        resources["arrivals_feed"] = open_feed(settings)
     return dg.Definitions(
         assets=[source_objects, embedding_model, *SHARD_ASSETS],
         asset_checks=[*CHECKS, no_shard_left_behind],

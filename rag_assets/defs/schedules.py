@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from rag_assets.arrivals import sweep
 from rag_assets.defs.jobs import index_shard
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import WHOLE_TAG, PipelineResource
 from rag_assets.settings import PipelineSettings
+from rag_assets.sources import has_documents
 
 
 def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinition:
@@ -22,8 +22,11 @@ def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinitio
         "embeds and writes nothing.",
     )
     def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineResource) -> Iterator[dg.RunRequest]:
-        seen = sweep(pipeline.source(), seconds=settings.arrivals_tick_seconds)
-        add_shards(context.instance, seen.digests)
+        source = pipeline.source()
+        known = set(context.instance.get_dynamic_partitions("shard"))
+        # By their names alone: a tick has no time to walk through a large bucket, whose last shards it would miss.
+        new = [shard for shard in source.shards() if shard.key not in known and has_documents(source, shard)]
+        add_shards(context.instance, new)
         at = context.scheduled_execution_time.isoformat()
         for key in sorted(context.instance.get_dynamic_partitions("shard")):
             yield dg.RunRequest(run_key=f"{at}/{key}", partition_key=key, tags={WHOLE_TAG: "true"})

@@ -1,18 +1,33 @@
-"""The sensor that turns arrivals into runs: a thin shell over `rag_assets.arrivals`."""
+"""The sensor that turns arrivals into runs: a thin shell over `rag_assets.arrivals`, or over `rag_assets.feeds`.
 
+It has one name, whichever of them `RAG_ARRIVALS` chooses.
+"""
+
+import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import dagster as dg
 
 from rag_assets.arrivals import Cursor, decide, sweep
+from rag_assets.arrivals import Request as ListedRequest
 from rag_assets.defs.assets import source_objects
 from rag_assets.defs.jobs import index_shard
 from rag_assets.defs.partitions import shard_partitions
 from rag_assets.defs.resources import PARTITION_TAG, PipelineResource
+from rag_assets.feeds.feed import Feed, watched_source
+from rag_assets.feeds.hints import Decision, FeedCursor, Hints, Request, merge
+from rag_assets.feeds.hints import decide as decide_hints
+from rag_assets.feeds.records import Reading, read_messages
 from rag_assets.settings import PipelineSettings
 from rag_serving.errors import InvalidShardName
 from rag_serving.shards import Shard
+
+SENSOR = "s3_arrivals"
+_RUN_KEY_TAG = "dagster/run_key"
+_PARTITIONS = "shard"
 
 ACTIVE = [
     dg.DagsterRunStatus.QUEUED,
@@ -36,9 +51,21 @@ def _shards_of(runs: Sequence[dg.DagsterRun]) -> Iterator[Shard]:
             continue
 
 
+def _new_partitions(
+    instance: dg.DagsterInstance, requests: Iterable[ListedRequest | Request]
+) -> list[dg.AddDynamicPartitionsRequest]:
+    new = sorted({request.shard.key for request in requests} - set(instance.get_dynamic_partitions(_PARTITIONS)))
+    return [shard_partitions.build_add_request(new)] if new else []
+
+
 def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
+    """The sensor `s3_arrivals` of the settings' feed."""
+    return _build_listing_sensor(settings) if settings.arrivals == "listing" else _build_feed_sensor(settings)
+
+
+def _build_listing_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     @dg.sensor(
-        name="s3_arrivals",
+        name=SENSOR,
         job=index_shard,
         minimum_interval_seconds=settings.arrivals_interval,
         description="Lists the source, and asks for one run of every shard whose listing differs from the one that its "
@@ -58,8 +85,6 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
             now=time.time(),
             max_requests=settings.arrivals_max_runs,
         )
-        known = set(context.instance.get_dynamic_partitions(shard_partitions.name or ""))
-        new = sorted({request.shard.key for request in decision.requests} - known)
         summary = (
             f"{seen.objects} objects in {len(seen.digests)} shards; {decision.dirty} dirty, "
             f"{len(decision.requests)} asked for, {decision.waiting} waiting"
@@ -77,7 +102,7 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
             ],
             skip_reason=None if decision.requests else summary,
             cursor=decision.cursor.dumps(),
-            dynamic_partitions_requests=[shard_partitions.build_add_request(new)] if new else [],
+            dynamic_partitions_requests=_new_partitions(context.instance, decision.requests),
             asset_events=[
                 dg.AssetObservation(
                     source_objects.key,
@@ -90,3 +115,116 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         )
 
     return s3_arrivals
+
+
+def _build_feed_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
+    @dg.sensor(
+        name=SENSOR,
+        job=index_shard,
+        minimum_interval_seconds=settings.arrivals_interval,
+        description=f"Reads events of the source from {settings.arrivals}, and asks for a run of each shard that they "
+        "name, of the named objects alone where they are few. New regions and departments become partitions by "
+        "themselves.",
+    )
+    def s3_arrivals(
+        context: dg.SensorEvaluationContext, pipeline: PipelineResource, arrivals_feed: dg.ResourceParam[Feed]
+    ) -> dg.SensorResult:
+        watched = watched_source(pipeline.source_uri)
+        cursor = FeedCursor.loads(context.cursor, arrivals_feed.name)
+        delivery = arrivals_feed.poll(cursor.position, seconds=settings.arrivals_tick_seconds)
+        news = read_messages(delivery.bodies, watched)
+        # Of messages that nobody can read any more we know only that they may have been about any shard.
+        missed = known_shards(context.instance) if delivery.gap else []
+        runs = runs_of(context.instance, cursor.hints)
+        decision = decide_hints(
+            merge(cursor.hints, news.named, missed),
+            succeeded=runs.succeeded,
+            active=runs.active,
+            now=time.time(),
+            max_requests=settings.arrivals_max_runs,
+            tick=f"{time.time():.0f}-{secrets.token_hex(4)}",
+        )
+        if delivery.gap:
+            context.log.warning(
+                f"{delivery.gap}; every known shard is listed instead, and the schedule reconcile finds new ones"
+            )
+        summary = summary_of(len(delivery.bodies), news, decision, delivery.note)
+        context.log.info(summary)
+        return dg.SensorResult(
+            run_requests=[_run_request(request) for request in decision.requests],
+            skip_reason=None if decision.requests else summary,
+            cursor=FeedCursor(arrivals_feed.name, delivery.position, decision.hints).dumps(),
+            dynamic_partitions_requests=_new_partitions(context.instance, decision.requests),
+            asset_events=[
+                dg.AssetObservation(
+                    source_objects.key,
+                    partition=request.shard.key,
+                    metadata={"named_objects": len(request.keys), "whole_shard": not request.keys},
+                )
+                for request in decision.requests
+            ],
+        )
+
+    return s3_arrivals
+
+
+def known_shards(instance: dg.DagsterInstance) -> list[Shard]:
+    """The shards that are partitions."""
+    found: list[Shard] = []
+    for key in instance.get_dynamic_partitions(_PARTITIONS):
+        try:
+            found.append(Shard.parse(key))
+        except InvalidShardName:  # made by hand
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How things stand with the runs asked for, and with those of others."""
+
+    active: frozenset[Shard]
+    succeeded: frozenset[str]
+    """Run keys."""
+
+
+def runs_of(instance: dg.DagsterInstance, hints: Hints) -> Runs:
+    """The state of every run that the hints wait for.
+
+    Retries, the daemon's as well as a person's, carry the tags of the run that they repeat, the run key among them.
+    """
+    active = set(active_shards(instance))
+    succeeded: set[str] = set()
+    for shard, hint in hints.items():
+        if hint.asked is None or shard in active:
+            continue
+        runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY_TAG: hint.asked.run_key}))
+        statuses = {run.status for run in runs}
+        if dg.DagsterRunStatus.SUCCESS in statuses:
+            succeeded.add(hint.asked.run_key)
+        elif statuses & set(ACTIVE):  # queued since the first look
+            active.add(shard)
+    return Runs(frozenset(active), frozenset(succeeded))
+
+
+def _run_request(request: Request) -> dg.RunRequest:
+    config: Mapping[str, Any] = {"ops": {"raw_documents": {"config": {"keys": list(request.keys)}}}}
+    return dg.RunRequest(
+        run_key=request.run_key, partition_key=request.shard.key, run_config=config if request.keys else {}
+    )
+
+
+def summary_of(messages: int, news: Reading, decision: Decision, note: str) -> str:
+    """One line for the operator."""
+    counted = (
+        (news.foreign, "foreign"),
+        (news.tests, "test"),
+        (news.outside, "of keys outside region/department/"),
+    )
+    apart = ", ".join(f"{count} {what}" for count, what in counted if count)
+    return (
+        f"{messages} messages named {len(news.named)} objects"
+        + (f" ({apart})" if apart else "")
+        + f"; {len(decision.requests)} shards asked for, {decision.waiting} waiting"
+        + (f"; {note}" if note else "")
+    )

@@ -18,6 +18,7 @@ from rag_assets.sources import (
     ObjectGone,
     Source,
     SourceObject,
+    has_documents,
     list_shard,
     open_source,
     shard_of,
@@ -70,6 +71,20 @@ def test_a_folder_lists_in_the_order_of_the_bytes_of_whole_keys(tmp_path: Path) 
     for key in [*KEYS, *NESTED]:
         root.put(key, b"x")
     assert keys(opened(root)) == sorted([*KEYS, *NESTED], key=str.encode)
+
+
+def test_shards_are_found_without_listing_what_is_in_them(source_root: SourceRoot) -> None:
+    others = ["loose.md", "a/loose.md", "a/.hidden/x.md", ".hidden/b/x.md", "a/bad;name/x.md", "a/empty/.hidden.md"]
+    for key in [*KEYS, *NESTED, *others]:
+        source_root.put(key, b"x")
+    source = opened(source_root)
+    found = {shard.key for shard in source.shards()}
+    assert found == {"A/B", "a/b", "a/b-c", "a/b.d", "a/empty", "köln/büro", "日本/人事"}
+    assert [key for key in sorted(found) if not has_documents(source, Shard.parse(key))] == ["a/empty"]
+
+
+def test_an_empty_source_has_no_shards(source_root: SourceRoot) -> None:
+    assert list(opened(source_root).shards()) == []
 
 
 def test_every_listed_key_can_be_fetched_with_the_bytes_etag_and_time_it_was_listed_with(
@@ -221,6 +236,8 @@ def test_a_missing_folder_is_refused_rather_than_empty(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "nowhere"))
     with pytest.raises(SourceRefused, match="RAG_SOURCE_URI"):
         listing(source)
+    with pytest.raises(SourceRefused, match="RAG_SOURCE_URI"):
+        list(source.shards())
 
 
 def test_a_folder_that_vanishes_does_not_make_its_documents_look_deleted(tmp_path: Path) -> None:
@@ -264,6 +281,8 @@ def test_a_missing_bucket_is_refused_by_name(s3_environment: str) -> None:
     source = open_source("s3://no-such-bucket-anywhere/docs", boto3.session.Session().client("s3"))
     with pytest.raises(SourceRefused, match="NoSuchBucket"):
         listing(source)
+    with pytest.raises(SourceRefused, match="NoSuchBucket"):
+        list(source.shards())
     with pytest.raises(SourceRefused, match="NoSuchBucket"):
         source.fetch("a/b/c.md")
 

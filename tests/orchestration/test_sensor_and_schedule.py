@@ -290,6 +290,16 @@ def test_the_schedule_asks_for_every_shard_known_or_new(
     assert set(instance.get_dynamic_partitions("shard")) == {"Bergen/gone from the source", "Oslo/it", "Oslo/people"}
 
 
+def test_the_schedule_finds_every_new_shard_however_little_time_a_sweep_has(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    for number in range(30):
+        source.put(f"Oslo/{number:02}/a.md", b"text")
+    source.put("Oslo/nothing to read/.hidden.md", b"text")
+    hurried = settings.model_copy(update={"arrivals_tick_seconds": 1e-9})
+    assert list(requests_of(instance, hurried)) == [f"Oslo/{number:02}" for number in range(30)]
+
+
 def test_the_schedule_asks_once_a_night(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:

