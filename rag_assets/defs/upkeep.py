@@ -4,7 +4,7 @@ import dataclasses
 
 import dagster as dg
 
-from rag_assets.defs.assets import published
+from rag_assets.defs.assets import source_objects
 from rag_assets.defs.execution import named_failures, step_retries
 from rag_assets.defs.resources import PipelineResource
 from rag_assets.defs.state import failed_shards, survey
@@ -46,7 +46,7 @@ def maintain() -> None:
 
 
 @dg.asset_check(
-    asset=published,
+    asset=source_objects.key,
     description="No shard is left behind: none whose latest run failed, none that differs from the source or is held "
     "at an older version, none whose catalog object is broken. Names those that are.",
 )

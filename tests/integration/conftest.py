@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import dagster as dg
 import pytest
 
+from tests.bench import Bench, new_shard
+from tests.pipelines import seed_model
 from tests.servers.roots import BucketRoot, FolderRoot, SourceRoot
 
 
@@ -26,3 +32,36 @@ def source_root(request: pytest.FixtureRequest, tmp_path: Path) -> SourceRoot:
         return FolderRoot(folder)
     bucket: str = request.getfixturevalue("s3_environment")
     return BucketRoot(request.getfixturevalue("s3_client"), bucket, "incoming")
+
+
+@pytest.fixture(scope="module")
+def lakes(model_lake: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+    """One lake of each kind for each file, so that an embedder is loaded once; every test has a shard of its own."""
+    made: dict[str, str] = {}
+
+    def lake(kind: str) -> str:
+        if kind not in made:
+            uri = str(tmp_path_factory.mktemp(kind))
+            if kind == "s3":
+                bucket = f"lake-{uuid.uuid4().hex}"
+                request.getfixturevalue("s3_client").create_bucket(Bucket=bucket)
+                uri = f"s3://{bucket}/lake"
+            seed_model(model_lake, uri)
+            made[kind] = uri
+        return made[kind]
+
+    return lake
+
+
+@pytest.fixture(params=["folder", "s3"])
+def bench(
+    request: pytest.FixtureRequest, lakes: Callable[[str], str], instance: dg.DagsterInstance, tmp_path: Path
+) -> Bench:
+    """All on folders, and all on S3."""
+    if request.param == "folder":
+        folder = tmp_path / "source"
+        folder.mkdir()
+        return Bench(FolderRoot(folder), lakes("folder"), new_shard(), instance)
+    bucket: str = request.getfixturevalue("s3_environment")
+    root = BucketRoot(request.getfixturevalue("s3_client"), bucket, "incoming")
+    return Bench(root, lakes("s3"), new_shard(), instance)

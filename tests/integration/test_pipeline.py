@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
@@ -16,21 +15,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rag_assets.defs.launching import run_here
-from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, WHOLE_TAG, PipelineResource
+from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, WHOLE_TAG
 from rag_assets.errors import ExportError
 from rag_assets.export import PACKAGED_MODEL, ensure_exported
 from rag_assets.extraction import extract
 from rag_assets.lake import QUARANTINE, RAW_DOCUMENTS
-from rag_assets.settings import PipelineSettings
-from rag_assets.sources import FetchedObject, ObjectGone, ObjectUnreadable, Source, SourceObject
 from rag_serving.embedding import MANIFEST, MODELS
 from rag_serving.errors import LakeCorrupt
 from rag_serving.objects import open_objects
 from rag_serving.shards import Shard
+from tests.bench import Bench, new_shard, on_folders, watched
 from tests.pipelines import (
     assert_same_tables,
     failure_of,
-    lake_state,
     metadata_of,
     publication,
     published_rows,
@@ -48,154 +45,12 @@ NOTHING = {"raw_documents": None, "quarantine": None, "chunks": None, "embedding
 BINARY = bytes(range(256))
 
 
-@pytest.fixture(scope="module")
-def lakes(model_lake: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
-    """One lake of each kind for this file, so that an embedder is loaded once; every test has a shard of its own."""
-    made: dict[str, str] = {}
-
-    def lake(kind: str) -> str:
-        if kind not in made:
-            uri = str(tmp_path_factory.mktemp(kind))
-            if kind == "s3":
-                bucket = f"lake-{uuid.uuid4().hex}"
-                request.getfixturevalue("s3_client").create_bucket(Bucket=bucket)
-                uri = f"s3://{bucket}/lake"
-            seed_model(model_lake, uri)
-            made[kind] = uri
-        return made[kind]
-
-    return lake
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A source, a lake and an instance, with the shard that is this test's alone."""
-
-    source: SourceRoot
-    lake: str
-    shard: str
-    instance: dg.DagsterInstance
-
-    @property
-    def settings(self) -> PipelineSettings:
-        return settings_for(self.source.uri, self.lake)
-
-    def put(self, name: str, text: str | bytes) -> None:
-        self.source.put(f"{self.shard}/{name}", text.encode() if isinstance(text, str) else text)
-
-    def delete(self, name: str) -> None:
-        self.source.delete(f"{self.shard}/{name}")
-
-    def attempt(
-        self, pipeline: PipelineResource | None = None, tags: dict[str, str] | None = None, **overrides: object
-    ) -> dg.ExecuteInProcessResult:
-        settings = settings_for(self.source.uri, self.lake, **overrides)
-        return run_shard(self.instance, settings, self.shard, tags, pipeline)
-
-    def run(
-        self,
-        pipeline: PipelineResource | None = None,
-        tags: dict[str, str] | None = None,
-        keys: Sequence[str] = (),
-    ) -> dict[str, dict[str, Any]]:
-        """A run that succeeds, and what its assets say. `keys` are names within the shard."""
-        named = [f"{self.shard}/{name}" for name in keys]
-        result = run_shard(self.instance, self.settings, self.shard, tags, pipeline, named)
-        assert result.success, failure_of(result)
-        return metadata_of(result)
-
-    def texts(self) -> dict[str, str]:
-        """What readers see: the text of each document's chunks, by its name."""
-        found: dict[str, str] = {}
-        for row in published_rows(self.lake, self.shard):
-            name = row["source"].rpartition("/")[2]
-            found[name] = found.get(name, "") + row["text"]
-        return found
-
-    def state(self) -> dict[str, object]:
-        return lake_state(self.lake, self.shard)
-
-
-def new_shard() -> str:
-    return f"Lisbon/{uuid.uuid4().hex[:12]}"
-
-
 @pytest.fixture
 def lake_uri(request: pytest.FixtureRequest, lakes: Callable[[str], str]) -> str:
     kind: str = request.param
     if kind == "s3":
         request.getfixturevalue("s3_environment")
     return lakes(kind)
-
-
-@pytest.fixture(params=["folder", "s3"])
-def bench(
-    request: pytest.FixtureRequest, lakes: Callable[[str], str], instance: dg.DagsterInstance, tmp_path: Path
-) -> Bench:
-    """All on folders, and all on S3."""
-    if request.param == "folder":
-        folder = tmp_path / "source"
-        folder.mkdir()
-        return Bench(FolderRoot(folder), lakes("folder"), new_shard(), instance)
-    bucket: str = request.getfixturevalue("s3_environment")
-    root = BucketRoot(request.getfixturevalue("s3_client"), bucket, "incoming")
-    return Bench(root, lakes("s3"), new_shard(), instance)
-
-
-on_folders = pytest.mark.parametrize("bench", ["folder"], indirect=True)
-
-
-class WatchedSource:
-    """Passes everything on, notes what is fetched, and can be told to fail for some objects."""
-
-    def __init__(self, source: Source, watched: type[WatchedPipeline]) -> None:
-        self._source = source
-        self._watched = watched
-
-    def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
-        yield from self._source.pages(prefix, start_after=start_after)
-        if self._watched.after_listing is not None:
-            self._watched.after_listing()
-
-    def head(self, key: str) -> SourceObject | None:
-        self._watched.headed.append(key)
-        return self._source.head(key)
-
-    def fetch(self, key: str) -> FetchedObject:
-        self._watched.fetched.append(key)
-        name = key.rpartition("/")[2]
-        if name in self._watched.unreadable:
-            raise ObjectUnreadable(f"{key}: AccessDenied")
-        if name in self._watched.vanished:
-            raise ObjectGone(key)
-        return self._source.fetch(key)
-
-    def uri(self, key: str) -> str:
-        return self._source.uri(key)
-
-
-class WatchedPipeline(PipelineResource):
-    """The pipeline with such a source. What it notes and is told lies with the class: Dagster copies resources."""
-
-    headed: ClassVar[list[str]]
-    fetched: ClassVar[list[str]]
-    unreadable: ClassVar[set[str]]
-    vanished: ClassVar[set[str]]
-    after_listing: ClassVar[Callable[[], None] | None]
-
-    def source(self) -> Source:
-        return WatchedSource(super().source(), type(self))
-
-
-def watched(bench: Bench) -> tuple[type[WatchedPipeline], WatchedPipeline]:
-    class Watched(WatchedPipeline):
-        headed: ClassVar[list[str]] = []
-        fetched: ClassVar[list[str]] = []
-        unreadable: ClassVar[set[str]] = set()
-        vanished: ClassVar[set[str]] = set()
-        after_listing: ClassVar[Callable[[], None] | None] = None
-
-    return Watched, Watched.from_settings(bench.settings)  # pyright: ignore[reportReturnType]
 
 
 @pytest.mark.parametrize("lake_uri", ["folder", "s3"], indirect=True)

@@ -49,7 +49,7 @@ def test_the_code_location_loads_in_a_fresh_interpreter_without_settings_and_con
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "3"  # the two below, and Dagster's own over all assets
+    assert done.stdout.strip() == "5"  # those below, and Dagster's own over all assets
     assert not list(tmp_path.iterdir())
 
 
@@ -130,7 +130,7 @@ def test_the_checks_are_these_and_those_of_the_table_block(definitions: dg.Defin
         (key.asset_key.to_user_string(), key.name): graph.get_check_spec(key).blocking for key in graph.asset_check_keys
     }
     assert checks == {
-        ("published", "no_shard_left_behind"): False,
+        ("source_objects", "no_shard_left_behind"): False,
         ("raw_documents", "nothing_quarantined"): False,
         ("shards", "rows_reconcile"): True,
         ("shards", "vectors_sound"): True,
