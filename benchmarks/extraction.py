@@ -1,8 +1,9 @@
 """Extraction over every file of the test data: what is read, what is refused and why, and how true the text is.
 
-The files are read in processes of their own, because some are made to crash or to hang a parser. Truth is the Markdown
-that lies beside the sources of one folder; likeness is the F1 of words and of pairs of neighbouring words, counted with
-repetition, case and markup left out. It says whether words are lost or invented, not whether blocks are right.
+The files are read as the pipeline reads them, in limited processes: some are made to crash or hang a parser. Truth is
+the Markdown that lies beside the sources of one folder; likeness is the F1 of words and of pairs of neighbouring words,
+counted with repetition, case and markup left out. It says whether words are lost or invented, not whether blocks are
+right.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ import re
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import arguments, show
-from rag_assets.extraction import ExtractionError, Reading, read_object
+from rag_assets.extraction import ExtractionError
+from rag_assets.parsers import ParserLimits, ParserPool
 
 GRADED = "mixed-docling"
 NOT_DOCUMENTS = frozenset({"SOURCE.txt", "files.json"})
-SECONDS_A_FILE = 120
 SAMPLE_OF_QUICK = 15
 
 _WORD = re.compile(r"[^\W_]+")
@@ -45,45 +44,18 @@ class Outcome:
     seconds: float = 0.0
 
 
-def read_apart(paths: Iterable[Path], read: Callable[[bytes, str], Reading]) -> Iterator[tuple[Path, Outcome]]:
-    """Read each file in a process that is replaced when it dies or takes too long."""
-    context = get_context("fork")
-    worker: Any = None
-    here: Any = None
+def read_all(paths: Iterable[Path], pool: ParserPool) -> Iterator[tuple[Path, Outcome]]:
+    """Read each file as the pipeline does."""
     for path in paths:
-        if worker is None:
-            here, there = context.Pipe()
-            worker = context.Process(target=_serve, args=(there, read), daemon=True)
-            worker.start()
-            there.close()
-        started = time.perf_counter()
-        here.send(path)
-        try:
-            outcome = here.recv() if here.poll(SECONDS_A_FILE) else Outcome("(took too long)")
-        except EOFError:
-            outcome = Outcome("(crashed)")
-        if outcome.reason.startswith("("):
-            worker.kill()
-            worker.join()
-            worker = None
-            outcome = Outcome(outcome.reason, seconds=time.perf_counter() - started)
-        yield path, outcome
-    if worker is not None:
-        worker.kill()
-        worker.join()
-
-
-def _serve(connection: Connection, read: Callable[[bytes, str], Reading]) -> None:
-    while True:
-        path: Path = connection.recv()
+        data = path.read_bytes()
         started = time.perf_counter()
         try:
-            reading = read(path.read_bytes(), path.name)
+            reading = pool.read(data, path.name)
             texts = tuple(part.document.text for part in reading.parts)
             outcome = Outcome("text", texts, len(reading.refused), "", time.perf_counter() - started)
         except ExtractionError as error:
             outcome = Outcome(str(error.reason), (), 0, error.detail, time.perf_counter() - started)
-        connection.send(outcome)
+        yield path, outcome
 
 
 def likeness(text: str, truth: str) -> tuple[float, float]:
@@ -127,7 +99,7 @@ def truth_of(path: Path) -> Path:
     return exact if exact.is_file() else truths / f"{path.stem}.md"
 
 
-def main(read: Callable[[bytes, str], Reading] = read_object) -> None:
+def main() -> None:
     """Read, count and compare."""
     parser = arguments(__doc__ or "")
     options = parser.parse_args()
@@ -138,13 +110,15 @@ def main(read: Callable[[bytes, str], Reading] = read_object) -> None:
         return
     outcomes: dict[str, list[tuple[Path, Outcome]]] = defaultdict(list)
     grades: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    for path, outcome in read_apart(documents(root, quick=options.quick), read):
+    pool = ParserPool(ParserLimits(), 1)
+    for path, outcome in read_all(documents(root, quick=options.quick), pool):
         folder = path.relative_to(root).parts[0]
         outcomes[folder].append((path, outcome))
         truth = truth_of(path)
         if folder == GRADED and outcome.texts and truth.is_file():
             words, pairs = likeness("\n".join(outcome.texts), truth.read_text(encoding="utf-8"))
             grades[path.relative_to(root / folder).parts[0]].append((words, pairs, path.name))
+    pool.close()
     reasons = sorted({outcome.reason for found in outcomes.values() for _, outcome in found})
     rows = [
         {
@@ -183,6 +157,7 @@ def main(read: Callable[[bytes, str], Reading] = read_object) -> None:
     if graded:
         show(f"likeness to the truth of {GRADED}", graded, None)
     show("extraction by folder and outcome", rows, options.json, likeness=graded, grades=grades, files=each)
+    print(f"{sum(map(len, outcomes.values()))} files, {pool.started} parser processes started")
 
 
 if __name__ == "__main__":
