@@ -256,3 +256,48 @@ def test_the_daemon_carries_out_a_backfill_and_the_command_waits_for_it(company:
     for key, text in PAGES.items():
         (row,) = published_rows(str(company.lake), key.rpartition("/")[0])
         assert row["text"].endswith(text.strip().splitlines()[-1])
+
+
+def test_a_shard_is_rolled_back_held_shown_and_released_from_the_command_line(
+    company: Company, quick: Callable[..., Result]
+) -> None:
+    said(quick("backfill", "--all", "--here"))
+    company.put("Oslo/people/canteen.txt", "The canteen opens at nine.")
+    said(quick("backfill", "--here"))
+
+    first, second = (line.split() for line in reversed(said(quick("history", "Oslo/people")).splitlines()))
+    assert (first[5], second[5]) == ("kept", "current")
+    assert "1 documents, 1 chunks, 0 quarantined" in " ".join(second)
+
+    assert "and held there" in said(quick("rollback", "Oslo/people"))
+    assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at eight."
+    assert "held by" in said(quick("history", "Oslo/people"))
+    status = said(quick("status"))
+    assert "held by" in next(line for line in status.splitlines() if "Oslo/people" in line)
+    assert "held" not in next(line for line in status.splitlines() if "Lisbon/it" in line)
+
+    assert "released" in said(quick("release", "Oslo/people"))
+    assert "is not held" in said(quick("release", "Oslo/people"))
+    said(quick("backfill", "--here"))
+    assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at nine."
+    assert "3 shards" in said(quick("maintain"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rollback", "Oslo/nowhere"], "VersionNotKept: shard Oslo/nowhere was never published"),
+        (["rollback", "Oslo"], "InvalidShardName"),
+        (["history", "Oslo/nowhere"], "Oslo/nowhere was never published"),
+        (["quarantine", "show", "Oslo/people/canteen.txt"], "is not quarantined"),
+        (["quarantine", "show", "canteen.txt"], "is no key of a document"),
+        (["quarantine", "list", "Oslo"], "InvalidShardName"),
+        (["quarantine", "retry"], "name the keys to try again"),
+    ],
+)
+def test_a_command_about_what_is_not_there_says_so(
+    quick: Callable[..., Result], arguments: list[str], message: str
+) -> None:
+    result = quick(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
