@@ -131,20 +131,21 @@ def raw_documents(
                 dg.TableRecord(
                     {
                         "document": row["key"] + (f"#{row['part']}" if row["part"] else ""),
-                        "etag": row["etag"],
                         "reason": row["reason"],
                         "detail": row["detail"],
+                        "attempts": row["attempts"],
                         "first_seen": row["first_seen"].isoformat(timespec="seconds"),
                         "last_seen": row["last_seen"].isoformat(timespec="seconds"),
-                        "attempts": row["attempts"],
+                        "etag": row["etag"],
                     }
                 )
                 for row in refused
             ],
             schema=dg.TableSchema.from_name_type_dict(
                 {
-                    **dict.fromkeys(("document", "etag", "reason", "detail", "first_seen", "last_seen"), "string"),
+                    **dict.fromkeys(("document", "reason", "detail"), "string"),
                     "attempts": "int",
+                    **dict.fromkeys(("first_seen", "last_seen", "etag"), "string"),
                 }
             ),
         )

@@ -68,7 +68,11 @@ def no_shard_left_behind(context: dg.AssetCheckExecutionContext, pipeline: Pipel
         severity=dg.AssetCheckSeverity.ERROR if failed or state.broken else dg.AssetCheckSeverity.WARN,
         description="; ".join(f"{len(keys)} {what}: {', '.join(keys[:_MOST_NAMED])}" for what, keys in found.items())
         or f"all {len(known)} shards are published as the source has them",
-        metadata={what: dg.JsonMetadataValue(keys) for what, keys in named.items()},
+        metadata={
+            "shards": len(known),
+            **{f"shards_{what}": len(keys) for what, keys in named.items()},
+            **{what: dg.JsonMetadataValue(keys) for what, keys in named.items()},
+        },
     )
 
 
