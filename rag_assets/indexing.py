@@ -34,7 +34,8 @@ _BATCH_DOCUMENTS = 1000
 UNINDEXED_ROWS = 512
 """Rows beyond an index that a search may have to scan; more, and the index is brought up to date before publishing."""
 _SMALL_FRAGMENTS = 20
-_NEVER = timedelta(days=36_500)  # old versions are not this step's to delete: a reader may be on one
+KEEP_VERSIONS = timedelta(days=36_500)
+"""An age at which no version is cleaned up; an indexing run leaves them all, for a reader may be on one."""
 
 
 @dataclass(slots=True)
@@ -267,7 +268,7 @@ def _keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_row
         writer.maintain(SHARDS, index_vectors)
     small = _stats(table)["fragment_stats"]["num_small_fragments"]
     if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
-        writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=_NEVER))
+        writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
         return True
     return False
 

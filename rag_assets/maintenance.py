@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from rag_assets.errors import ShardLocked
-from rag_assets.indexing import index_text, index_vectors, unindexed_rows
+from rag_assets.indexing import KEEP_VERSIONS, index_text, index_vectors, unindexed_rows
 from rag_assets.ingestion import Log
 from rag_assets.lake import EMBEDDINGS
 from rag_assets.publishing import drop_old_tags, kept_versions, publish
@@ -122,6 +122,8 @@ def _maintain(
     cutoff = datetime.now(UTC) - older_than
     removable = sum(_made_at(version) < cutoff for version in versions[:-1])
     if removable or _small_fragments(table) > 1 or unindexed_rows(table):
+        # Its new version is noted before old ones go: what the note names is what the next writer goes back to.
+        writer.maintain(stage, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS), fingerprint=fingerprint)
         # Nobody else writes while the lease is held, so a file that belongs to no version belongs to a dead writer.
         writer.maintain(
             stage,

@@ -1,0 +1,92 @@
+"""The job `index_shard` with everything loaded, in this process or in one that is there to be killed.
+
+As a program, ``python -m benchmarks.indexing SOURCE MODEL_LAKE SHARD``, it says "ready", then indexes into each lake
+that a line of its input names, and says "done" after each. Starting takes seconds of imports; indexing then begins at
+once, so that whoever kills it hits the indexing.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import dagster as dg
+
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.jobs import INDEX_SHARD
+from rag_assets.defs.partitions import add_shards
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
+from rag_assets.settings import PipelineSettings
+from rag_serving.embedding import EmbedderIdentity, OpenVinoEmbedder
+from rag_serving.shards import Shard
+
+
+class PipelineWithModel(PipelineResource):
+    """Takes the embedder from one lake whichever lake it writes to, so that many lakes need no model each."""
+
+    model_lake: str
+
+    def identity(self) -> EmbedderIdentity:
+        return warm_identity(self.model_lake, self.embedding_model)
+
+    def embedder(self) -> OpenVinoEmbedder:
+        return warm_embedder(self.model_lake, self.embedding_model)
+
+    def chunker(self) -> Any:
+        return warm_chunker(self.model_lake, self.embedding_model)
+
+
+class Indexer:
+    """Indexes one shard of one source into any lake."""
+
+    def __init__(self, source: str, model_lake: str, shard: Shard) -> None:
+        self.source = source
+        self.model_lake = model_lake
+        self.shard = shard
+
+    def load(self) -> None:
+        """Load what a run would load at its first use."""
+        import lancedb  # noqa: F401
+
+        pipeline = self._pipeline("")
+        pipeline.embedder().embed_documents(["A first text costs more than any other."])
+        pipeline.chunker()
+
+    def index(self, lake: str) -> dg.ExecuteInProcessResult:
+        """One run of the job; look at `.success`."""
+        job = build_definitions(self._settings(lake), {"pipeline": self._pipeline(lake)}).resolve_job_def(INDEX_SHARD)
+        with dg.DagsterInstance.ephemeral() as instance:
+            add_shards(instance, [self.shard])
+            return job.execute_in_process(
+                partition_key=self.shard.key,
+                instance=instance,
+                raise_on_error=False,
+                tags={"rag/allow_mass_delete": "true"},
+                run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            )
+
+    def _settings(self, lake: str) -> PipelineSettings:
+        return PipelineSettings.model_validate({"source_uri": self.source, "lake_uri": lake or self.model_lake})
+
+    def _pipeline(self, lake: str) -> PipelineWithModel:
+        settings = self._settings(lake)
+        values = {name: getattr(settings, name) for name in PipelineResource.model_fields.keys() - {"s3"}}
+        return PipelineWithModel(s3=PipelineResource.from_settings(settings).s3, model_lake=self.model_lake, **values)
+
+
+def main() -> None:
+    """Answer lines until the input ends."""
+    warnings.simplefilter("ignore")
+    source, model_lake, shard = sys.argv[1:]
+    indexer = Indexer(source, model_lake, Shard.parse(shard))
+    indexer.load()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        result = indexer.index(line.strip())
+        print("done" if result.success else "failed", flush=True)
+
+
+if __name__ == "__main__":
+    main()
