@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -298,9 +297,10 @@ def _replace(path: Path, data: bytes, *, after: int) -> str:
     Without that, two writes within one tick of the file system's clock could give a third the first one's etag: inodes
     are used again.
     """
-    temporary = path.parent / f".write-{uuid.uuid4().hex}"
+    # One name per object, which the folder's lock makes ours alone: what a killed writer left is written over.
+    temporary = path.parent / f".write-{path.name}"
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -178,6 +178,15 @@ def test_a_folder_shows_neither_its_lock_nor_unfinished_writes(tmp_path: Path) -
     assert [entry.key for entry in objects.list("dir")] == ["dir/key"]
 
 
+def test_what_a_killed_writer_left_is_written_over_by_the_next(tmp_path: Path) -> None:
+    objects = FolderObjects(tmp_path)
+    objects.put("dir/key", b"1")
+    (tmp_path / "dir" / ".write-key").write_bytes(b"a longer half that was never finished")
+    objects.put("dir/key", b"2")
+    assert sorted(path.name for path in (tmp_path / "dir").iterdir()) == [".lock", "key"]
+    assert (tmp_path / "dir" / "key").read_bytes() == b"2"
+
+
 def test_a_lake_that_is_a_file_is_unavailable_rather_than_empty(tmp_path: Path) -> None:
     (tmp_path / "lake").write_text("not a folder")
     objects = FolderObjects(tmp_path / "lake")
