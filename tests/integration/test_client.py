@@ -52,7 +52,9 @@ def open_client(lake: str, **values: Any) -> RagClient:
 
 def path_of(source: str, corpus: Path) -> str:
     """The path in the corpus of a `file://` source."""
-    return Path(unquote(urlsplit(source).path)).relative_to(corpus).as_posix()
+    parts = urlsplit(source)
+    attached = f"#{unquote(parts.fragment)}" if parts.fragment else ""
+    return Path(unquote(parts.path)).relative_to(corpus).as_posix() + attached
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_hits_and_citations_lie_in_the_scope_only(
 
 
 def test_every_citation_quotes_the_extracted_document_where_it_says(rag: RagClient, corpus: Path) -> None:
-    from rag_assets.extraction import extract
+    from rag_assets.extraction import read_object
 
     documents: dict[str, str] = {}
     for asked in QUESTIONS:
@@ -129,9 +131,13 @@ def test_every_citation_quotes_the_extracted_document_where_it_says(rag: RagClie
         for citation in answer.citations:
             path = path_of(citation.source, corpus)
             if path not in documents:
-                documents[path] = extract((corpus / path).read_bytes(), path).text
+                file, _, attached = path.partition("#")
+                parts = read_object((corpus / file).read_bytes(), file).parts
+                documents[path] = next(part.document.text for part in parts if part.name == attached)
             assert citation.text == documents[path][citation.start : citation.end]
-    assert {Path(path).suffix for path in documents} == {".md", ".txt", ".html", ".pdf", ".docx"}
+    assert {Path(path).suffix for path in documents} == {
+        *(".md", ".txt", ".html", ".pdf", ".docx", ".pptx", ".xlsx", ".csv", ".rtf", ".eml"),
+    }
 
 
 def test_an_answer_without_a_model_quotes_its_citations(rag: RagClient) -> None:
