@@ -50,13 +50,14 @@ class Indexer:
         """Load what a run would load at its first use."""
         import lancedb  # noqa: F401
 
-        pipeline = self._pipeline("")
+        self._job(self.model_lake)
+        pipeline = self._pipeline(self.model_lake)
         pipeline.embedder().embed_documents(["A first text costs more than any other."])
         pipeline.chunker()
 
     def index(self, lake: str) -> dg.ExecuteInProcessResult:
         """One run of the job; look at `.success`."""
-        job = build_definitions(self._settings(lake), {"pipeline": self._pipeline(lake)}).resolve_job_def(INDEX_SHARD)
+        job = self._job(lake)
         with dg.DagsterInstance.ephemeral() as instance:
             add_shards(instance, [self.shard])
             return job.execute_in_process(
@@ -67,8 +68,11 @@ class Indexer:
                 run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             )
 
+    def _job(self, lake: str) -> dg.JobDefinition:
+        return build_definitions(self._settings(lake), {"pipeline": self._pipeline(lake)}).resolve_job_def(INDEX_SHARD)
+
     def _settings(self, lake: str) -> PipelineSettings:
-        return PipelineSettings.model_validate({"source_uri": self.source, "lake_uri": lake or self.model_lake})
+        return PipelineSettings.model_validate({"source_uri": self.source, "lake_uri": lake})
 
     def _pipeline(self, lake: str) -> PipelineWithModel:
         settings = self._settings(lake)

@@ -7,7 +7,8 @@ whatever else is in a table, from a holder that slept past its lease or died bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -202,18 +203,40 @@ class ShardWriter:
         """Let `work` index or compact the stage's table, which changes no row and may take several commits."""
         table = self._existing(stage, fingerprint)
         self._lease.check()
-        work(table)
+        before = table.version
+        table.checkout_latest()
+        rows = table.count_rows()
+        if table.version != before:
+            raise self._not_alone(stage)
+        with self._alone(stage):
+            work(table)
+        if table.count_rows() != rows:  # how many commits it takes is not known, so rows are looked at instead
+            raise self._not_alone(stage)
         self._note_version(table_folder(stage, fingerprint), table.version)
 
     def _commit(self, stage: str, fingerprint: str, operation: Callable[[Table], object], note: dict[str, Any]) -> None:
         table = self._existing(stage, fingerprint)
         self._lease.check()
         before = table.version
-        operation(table)
+        with self._alone(stage):
+            operation(table)
         if table.version != before + 1:
             # Lance lets compatible commits of two writers through, and both would be in there.
-            raise LeaseLost(f"another writer wrote to {stage} of shard {self.shard}; run the shard again")
+            raise self._not_alone(stage)
         self._note_version(table_folder(stage, fingerprint), table.version, **note)
+
+    @contextmanager
+    def _alone(self, stage: str) -> Generator[None]:
+        """Name the error by which Lance refuses a commit that is not compatible with another writer's."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if "commit conflict" in str(error).lower():
+                raise self._not_alone(stage) from error
+            raise
+
+    def _not_alone(self, stage: str) -> LeaseLost:
+        return LeaseLost(f"another writer wrote to {stage} of shard {self.shard}; run the shard again")
 
     def _existing(self, stage: str, fingerprint: str) -> Table:
         table = self.table(stage, fingerprint)

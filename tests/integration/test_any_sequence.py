@@ -508,4 +508,4 @@ def everything(lake_uri: str) -> dict[str, object]:
 
 
 TestAnySequence = AnySequence.TestCase
-TestAnySequence.settings = settings(max_examples=30, stateful_step_count=15, print_blob=True)
+TestAnySequence.settings = settings(max_examples=40, stateful_step_count=15, print_blob=True)

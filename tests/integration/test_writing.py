@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from lancedb.table import Table
 
 from rag_assets.errors import LeaseLost
 from rag_assets.lake import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS, Lake
@@ -188,6 +189,51 @@ def test_a_commit_of_another_writer_between_two_of_ours_is_noticed(published: Be
     write(published.lake, race)
     with hold(lake.objects, SHARD, "a test") as lease:
         assert ShardWriter(lake, SHARD, lease).taken_back == (CHUNKS,)
+    published.assert_as_of_a_clean_run()
+
+
+def test_a_compaction_that_meets_one_of_another_writer_is_a_lost_lease(published: Bench) -> None:
+    published.put("4.txt", "One more file to compact.")
+    published.run()
+
+    def race(writer: ShardWriter) -> None:
+        def compact(table: Table) -> None:
+            other = Lake(published.lake).open(CHUNKS, SHARD)
+            assert other is not None
+            other.optimize()
+            table.optimize()
+
+        with pytest.raises(LeaseLost, match="another writer wrote to chunks of shard Oslo/people"):
+            writer.maintain(CHUNKS, compact)
+
+    write(published.lake, race)
+    published.assert_as_of_a_clean_run()
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_rows_that_another_writer_adds_to_a_table_under_upkeep_are_not_taken_for_ours(
+    published: Bench, when: str
+) -> None:
+    published.put("4.txt", "One more file to compact.")
+    published.run()
+
+    def intrude(*_: object) -> None:
+        other = Lake(published.lake).open(CHUNKS, SHARD)
+        assert other is not None
+        other.add(other.to_arrow().slice(0, 1))
+
+    def race(writer: ShardWriter) -> None:
+        def work(table: Table) -> None:
+            if when == "during":
+                intrude()
+            table.optimize()
+
+        with pytest.raises(LeaseLost, match="another writer wrote to chunks of shard Oslo/people"):
+            writer.maintain(CHUNKS, work)
+
+    write(published.lake, race, intrude if when == "before" else lambda _: None)
+    with hold(Lake(published.lake).objects, SHARD, "a test") as lease:
+        assert ShardWriter(Lake(published.lake), SHARD, lease).taken_back == (CHUNKS,)
     published.assert_as_of_a_clean_run()
 
 
