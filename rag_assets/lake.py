@@ -139,8 +139,8 @@ class Lake:
         connection = self._connect(table_folder(stage, fingerprint))
         try:
             return connection.open_table(shard.table_name)
-        except (ValueError, FileNotFoundError) as error:
-            if "not found" in str(error).lower():
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, ValueError | FileNotFoundError) and "not found" in str(error).lower():
                 return None
             raise LakeUnavailable(f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}") from error
 

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta
 
@@ -35,6 +36,8 @@ class LeaseRecord(BaseModel):
     where: str
     expires_at: AwareDatetime
     released: bool = False
+    token: str = ""
+    """Chosen by the holder, by which it knows its own record again."""
 
 
 class Lease:
@@ -78,21 +81,32 @@ class Lease:
         self._thread.join()
         if self._lost is None:
             record = self._record.model_copy(update={"released": True})
-            with contextlib.suppress(WriteConflict, LakeUnavailable):  # it then ends by itself
-                self._objects.put(_key(self.shard), record.model_dump_json().encode(), expect=self._etag)
+            with contextlib.suppress(WriteConflict, LakeCorrupt, LakeUnavailable):  # it then ends by itself
+                self._write(record)
 
     def _heartbeat(self) -> None:
         while not self._stop.wait(self._seconds / 3):
             deadline = time.monotonic() + self._seconds
             record = self._record.model_copy(update={"expires_at": _expiry(self._seconds)})
             try:
-                self._etag = self._objects.put(_key(self.shard), record.model_dump_json().encode(), expect=self._etag)
-            except WriteConflict:
+                self._write(record)
+            except (WriteConflict, LakeCorrupt):
                 self._lost = "another writer took it over"
                 return
             except LakeUnavailable:
                 continue  # the next beat tries again; `check` fails once the time is over
             self._record, self._deadline = record, deadline
+
+    def _write(self, record: LeaseRecord) -> None:
+        data = record.model_dump_json().encode()
+        try:
+            self._etag = self._objects.put(_key(self.shard), data, expect=self._etag)
+        except WriteConflict:
+            found = self._objects.get(_key(self.shard))
+            if found is None or _read(self.shard, found.data).token != record.token:
+                raise
+            # An earlier beat was applied after all, in an outage that also kept its answer from being read back.
+            self._etag = self._objects.put(_key(self.shard), data, expect=found.etag)
 
 
 @contextlib.contextmanager
@@ -130,6 +144,7 @@ def _acquire(
                 holder=holder,
                 where=f"{socket.gethostname()}:{os.getpid()}",
                 expires_at=_expiry(seconds),
+                token=uuid.uuid4().hex,
             )
             try:
                 etag = objects.put(

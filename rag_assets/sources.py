@@ -7,6 +7,8 @@ fails raises; it never looks like an empty one.
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -217,6 +219,9 @@ def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+_BODY_TRIES = 4
+
+
 class S3Source:
     """A bucket, or a prefix of one. boto3 retries what is transient; what it gives up on is named here."""
 
@@ -257,9 +262,16 @@ class S3Source:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            yield from self._client.get_paginator("list_objects_v2").paginate(
+            for answer in self._client.get_paginator("list_objects_v2").paginate(
                 Bucket=self._bucket, Prefix=self._prefix + prefix, **options
-            )
+            ):
+                yield answer
+                if answer.get("IsTruncated") and not answer.get("NextContinuationToken"):
+                    # The paginator would end here, and what was left out would look deleted.
+                    raise SourceUnavailable(
+                        f"cannot list s3://{self._bucket}/{self._prefix}: a page says that more follows, but not "
+                        "how to ask for it"
+                    )
         except (BotoCoreError, ClientError) as error:
             raise _error_class(error)(
                 f"cannot list s3://{self._bucket}/{self._prefix}: {_reason(error)}; check RAG_SOURCE_URI and the AWS_* "
@@ -297,8 +309,7 @@ class S3Source:
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            data = answer["Body"].read()
+            return self._read(key)
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code in ("NoSuchKey", "404", "NotFound"):
@@ -308,7 +319,22 @@ class S3Source:
             raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
         except BotoCoreError as error:
             raise SourceUnavailable(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
-        return FetchedObject(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+
+    def _read(self, key: str) -> FetchedObject:
+        """One whole object. boto3 notices a body that ends early, but retries nothing once the answer has begun."""
+        from botocore.exceptions import BotoCoreError
+
+        for last in (*[False] * (_BODY_TRIES - 1), True):
+            answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            try:
+                data = answer["Body"].read()
+            except BotoCoreError:
+                if last:
+                    raise
+                time.sleep(random.uniform(0.1, 0.5))  # noqa: S311
+            else:
+                return FetchedObject(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+        raise AssertionError("the last try returns or raises")
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{quote(self._prefix + key, safe='/ -_.&+()@')}"

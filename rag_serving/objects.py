@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
+import time
+import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +30,17 @@ ANY: Literal["any"] = "any"
 """Write whatever is there."""
 ABSENT: Literal["absent"] = "absent"
 """Write only if nothing is there."""
+
+RETRY_SECONDS = 10
+"""How long at most a request that S3 throttles or breaks off is begun again, by obstore and by Lance.
+
+A third of a lease's time, so that a renewal gives up before the next one is due. Longer outages are for the retries of
+the steps.
+"""
+_MAX_RETRIES = 6  # with jitter, about three seconds of pauses
+_FIRST_PAUSE = 0.2
+_TRIES = 4
+_WRITE = "write-id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +140,15 @@ def open_objects(uri: str) -> Objects:
         prefix=prefix or None,
         config={**options, "conditional_put": "etag"},  # pyright: ignore[reportArgumentType]  # a TypedDict, as a dict
         client_options={"allow_http": allow_http, "timeout": "30s", "connect_timeout": "5s"},
-        retry_config={"max_retries": 5, "retry_timeout": timedelta(seconds=30)},
+        retry_config={
+            "max_retries": _MAX_RETRIES,
+            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            "backoff": {
+                "init_backoff": timedelta(seconds=_FIRST_PAUSE),
+                "max_backoff": timedelta(seconds=5),
+                "base": 2,
+            },
+        },
     )
     return S3Objects(store, uri)
 
@@ -202,34 +224,70 @@ class S3Objects:
 
     def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
         import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         with self._named_errors(f"write {key}"):
-            try:
-                if expect == ANY:
-                    result = obstore.put(self._store, key, data)
-                elif expect == ABSENT:
-                    result = obstore.put(self._store, key, data, mode="create", use_multipart=False)
-                else:
-                    version: UpdateVersion = {"e_tag": expect}  # obstore raises TypeError for "version": None
-                    result = obstore.put(self._store, key, data, mode=version, use_multipart=False)
-            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
-                if isinstance(error, FileNotFoundError) and (
-                    expect in (ANY, ABSENT) or _s3_code(error) == "NoSuchBucket"
-                ):
-                    raise
-                raise WriteConflict(f"{key} was written by another process meanwhile") from error
-            return _required_etag(result["e_tag"])
+            if expect == ANY:
+                return _required_etag(obstore.put(self._store, key, data)["e_tag"])
+            return self._put_if(key, data, expect)
 
-    def list(self, prefix: str) -> list[ObjectEntry]:
+    def _put_if(self, key: str, data: bytes, expect: str) -> str:
+        """Write on a condition, and tell a lost answer from a lost race.
+
+        obstore repeats such a write after an error answer, and then conflicts with itself if the first try was applied;
+        after a broken connection it does not repeat it at all. So every write bears an id of its own, and whatever went
+        wrong, the id that is stored says who won. The bytes could not: another writer may have written the same.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+
+        # obstore raises TypeError for "version": None
+        mode: Literal["create"] | UpdateVersion = "create" if expect == ABSENT else {"e_tag": expect}
+        write = {_WRITE: uuid.uuid4().hex}
+        for last in (*[False] * (_TRIES - 1), True):
+            try:
+                result = obstore.put(self._store, key, data, attributes=write, mode=mode, use_multipart=False)
+                return _required_etag(result["e_tag"])
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                if isinstance(error, FileNotFoundError) and (expect == ABSENT or _s3_code(error) == "NoSuchBucket"):
+                    raise
+                if (etag := self._etag_of(key, write[_WRITE])) is not None:
+                    return etag
+                raise WriteConflict(f"{key} was written by another process meanwhile") from error
+            except GenericError as error:
+                if (etag := self._etag_of(key, write[_WRITE])) is not None:
+                    return etag
+                if last or _s3_code(error):  # what the server answered, obstore has repeated
+                    raise
+            time.sleep(random.uniform(_FIRST_PAUSE / 2, _FIRST_PAUSE * 2))  # noqa: S311
+        raise AssertionError("the last try returns or raises")
+
+    def _etag_of(self, key: str, write: str) -> str | None:
+        """The etag of the object, if it is what that write left."""
         import obstore
 
+        try:
+            result = obstore.get(self._store, key)
+        except FileNotFoundError:
+            return None
+        return _required_etag(result.meta["e_tag"]) if result.attributes.get(_WRITE) == write else None
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        from obstore.exceptions import GenericError
+
         with self._named_errors(f"list {prefix}/"):
-            return [
-                ObjectEntry(entry["path"], _required_etag(entry["e_tag"]), entry["size"])
-                for page in obstore.list(self._store, prefix=prefix + "/")
-                for entry in page
-            ]
+            try:
+                return self._list(prefix)
+            except GenericError:  # a page that broke off half way, which obstore does not ask for again
+                return self._list(prefix)
+
+    def _list(self, prefix: str) -> list[ObjectEntry]:
+        import obstore
+
+        return [
+            ObjectEntry(entry["path"], _required_etag(entry["e_tag"]), entry["size"])
+            for page in obstore.list(self._store, prefix=prefix + "/")
+            for entry in page
+        ]
 
     def delete(self, key: str) -> None:
         import obstore

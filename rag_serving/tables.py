@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from rag_serving.objects import folder_path, is_s3, s3_options
+from rag_serving.objects import RETRY_SECONDS, folder_path, is_s3, s3_options
 
 if TYPE_CHECKING:
     import lancedb
@@ -64,7 +64,12 @@ def database_uri(lake_uri: str, folder: str) -> str:
 
 def storage_options(lake_uri: str) -> dict[str, str] | None:
     """What LanceDB needs beyond the AWS_* variables that it reads itself; None for a folder."""
-    return s3_options(os.environ) if is_s3(lake_uri) else None
+    if not is_s3(lake_uri):
+        return None
+    # Three retries are Lance's own default, and it begins all of them anew up to three times when it is throttled; but
+    # it would go on for three minutes while answers are slow.
+    retries = {"client_max_retries": "3", "client_retry_timeout": str(RETRY_SECONDS)}
+    return {**s3_options(os.environ), **retries}
 
 
 async def connect_async(lake_uri: str, folder: str) -> lancedb.AsyncConnection:

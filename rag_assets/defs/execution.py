@@ -1,5 +1,6 @@
 """The one place that chooses how the steps of a run are executed, and how steps are retried."""
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -28,6 +29,15 @@ def named_failures() -> Generator[None]:
     """Show a deliberate error as a Dagster failure with its message, retried only where trying again can help."""
     try:
         yield
+    except (OSError, RuntimeError) as error:
+        # Lance's own errors, met in the middle of a read or a commit; it has retried what it can.
+        if "LanceError(IO)" not in str(error):
+            raise
+        code = re.search(r"<Code>(\w+)</Code>", str(error))
+        reason = (f"{code[1]}: " if code else "") + str(error).splitlines()[0][:300]
+        raise dg.Failure(
+            description=f"LakeUnavailable: {reason}", metadata={"error": LakeUnavailable.__name__}, allow_retries=True
+        ) from error
     except RagError as error:
         transient = isinstance(error, TRANSIENT) and not isinstance(error, SourceRefused | LeaseLost)
         raise dg.Failure(

@@ -65,6 +65,34 @@ class Unplugged:
         self._reach().delete(key)
 
 
+class Forgetful:
+    """A lake that does as asked, and then seems to have been down: of its writes, those counted in `lost`."""
+
+    def __init__(self, objects: Objects, lost: set[int]) -> None:
+        self._objects = objects
+        self._lost = lost
+        self.puts = 0
+        self.kept_on = threading.Event()
+
+    def get(self, key: str) -> StoredObject | None:
+        return self._objects.get(key)
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        etag = self._objects.put(key, data, expect=expect)
+        self.puts += 1
+        if self.puts in self._lost:
+            raise LakeUnavailable("the answer was lost")
+        if self.puts > max(self._lost):
+            self.kept_on.set()
+        return etag
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        return self._objects.list(prefix)
+
+    def delete(self, key: str) -> None:
+        self._objects.delete(key)
+
+
 @pytest.fixture
 def objects(lake_uri: str) -> Objects:
     return open_objects(lake_uri)
@@ -288,3 +316,19 @@ def test_no_heartbeat_runs_on_after_the_lease_was_given_back(objects: Objects) -
         assert isinstance(lease, Lease)
         assert beating() == [f"lease-{SHARD.table_name}"]
     assert beating() == []
+
+
+def test_a_renewal_that_was_written_though_it_seemed_to_fail_does_not_cost_the_lease(objects: Objects) -> None:
+    lake = Forgetful(objects, lost={2, 3})
+    with hold(lake, SHARD, "me", seconds=3) as lease:
+        assert lake.kept_on.wait(60)
+        lease.check()
+    with hold(objects, SHARD, "the next", wait=0) as follower:
+        assert (follower.epoch, follower.taken_over) == (2, False)
+
+
+def test_an_acquisition_that_was_written_though_it_seemed_to_fail_is_waited_out(objects: Objects) -> None:
+    with pytest.raises(LakeUnavailable), hold(Forgetful(objects, lost={1}), SHARD, "me", seconds=0.5):
+        pytest.fail("the lease was not known to be held")
+    with hold(objects, SHARD, "me again", wait=10) as lease:
+        assert (lease.epoch, lease.taken_over) == (2, True)

@@ -4,6 +4,7 @@
 """
 
 from tests.servers.binaries import DEFAULT_FOLDER, ServersMissingError, install, require_installed
+from tests.servers.faults import Fault, FaultyS3, Rule, faulty_s3
 from tests.servers.processes import (
     AwsServer,
     KafkaBroker,
@@ -19,12 +20,16 @@ from tests.servers.processes import (
 __all__ = [
     "DEFAULT_FOLDER",
     "AwsServer",
+    "Fault",
+    "FaultyS3",
     "KafkaBroker",
     "RedisServer",
+    "Rule",
     "S3Server",
     "ServerFailedError",
     "ServersMissingError",
     "aws_server",
+    "faulty_s3",
     "install",
     "kafka_broker",
     "redis_server",
