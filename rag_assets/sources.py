@@ -111,8 +111,10 @@ def open_source(uri: str | None, client: S3Client | None = None) -> Source:
     if is_s3(uri):
         if client is None:
             import boto3
+            from botocore.config import Config
 
-            client = boto3.client("s3")
+            # As often and in the same way as the client that Dagster's resource makes.
+            client = boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}))
         bucket, prefix = split_s3(uri)
         return S3Source(client, bucket, prefix)
     return FolderSource(folder_path(uri))

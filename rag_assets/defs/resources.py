@@ -51,7 +51,8 @@ class PipelineResource(dg.ConfigurableResource[None]):
     def from_settings(cls, settings: PipelineSettings) -> PipelineResource:
         # Keys, region and endpoint come from the usual AWS_* variables, which boto3 reads itself.
         names = cls.model_fields.keys() - {"s3"}
-        return cls(s3=S3Resource(), **{name: getattr(settings, name) for name in names})
+        # Dagster's client retries with growing pauses and jitter; longer outages are for the steps' own retries.
+        return cls(s3=S3Resource(max_attempts=5), **{name: getattr(settings, name) for name in names})
 
     def lake(self) -> Lake:
         return Lake(self.lake_uri)
