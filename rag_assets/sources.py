@@ -162,6 +162,8 @@ class FolderSource:
 
     def head(self, key: str) -> SourceObject | None:
         path = self._root / key
+        if path.relative_to(self._root).as_posix() != key:  # `a//b` would be a second name of the file `a/b`
+            return None
         try:
             if not self._root.is_dir():
                 raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")

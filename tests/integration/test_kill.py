@@ -13,7 +13,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from rag_assets.lake import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
+from benchmarks.kills import Outcome, kill_and_compare
+from rag_assets.lake import EMBEDDINGS, RAW_DOCUMENTS
 from rag_serving.catalog import CATALOG
 from rag_serving.shards import Shard
 from rag_serving.tables import SHARDS
@@ -84,7 +85,7 @@ class Killer:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_point_and_run_again_leaves_the_table_of_a_clean_run(
+def test_the_command_killed_at_a_commit_and_run_again_leaves_the_table_of_a_clean_run(
     model_lake: str, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     source, lake = tmp_path / "source", tmp_path / "lake"
@@ -93,11 +94,8 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_table_of_a_clean_run
         write(source, number, f"Page {number} says that room {number * 7} is closed.")
     killer = Killer(source, lake, tmp_path / "home")
 
-    killer.kill_at(lambda: (lake / "leases" / f"{SHARD.table_name}.json").exists())
     killer.kill_at_commit(RAW_DOCUMENTS, 2)  # the empty table and the first batch of two
-    killer.kill_at_commit(CHUNKS)
     killer.kill_at_commit(EMBEDDINGS)
-    killer.kill_at_commit(SHARDS)
     assert publication(str(lake), SHARD.key) is None
     finish_and_compare(instance, model_lake, source, lake, tmp_path / "clean")
 
@@ -107,7 +105,6 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_table_of_a_clean_run
         (source / SHARD.key / f"{number:03}.txt").unlink()
     write(source, PAGES, "One more page.")
     before = publication(str(lake), SHARD.key)
-    killer.kill_at_commit(RAW_DOCUMENTS)
     killer.kill_at_commit(SHARDS)
     assert publication(str(lake), SHARD.key) == before  # readers saw none of it
     finish_and_compare(instance, model_lake, source, lake, tmp_path / "clean after the change")
@@ -117,6 +114,16 @@ def test_a_run_killed_at_any_point_and_run_again_leaves_the_table_of_a_clean_run
     written = current.stat().st_mtime_ns
     killer.kill_at(lambda: current.stat().st_mtime_ns != written)
     finish_and_compare(instance, model_lake, source, lake, tmp_path / "clean at last")
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_instant_and_run_again_leaves_the_table_of_a_clean_run(
+    model_lake: str, tmp_path: Path
+) -> None:
+    outcome = Outcome()
+    for outcome in kill_and_compare(tmp_path, model_lake, times=5, seed=1):
+        assert not outcome.different
+    assert outcome.kills >= 5
 
 
 def finish_and_compare(

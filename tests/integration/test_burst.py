@@ -1,0 +1,18 @@
+"""A burst of arrivals through a real Dagster daemon: one run for each shard and arrival, never two at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.burst import burst
+
+
+@pytest.mark.slow
+def test_a_burst_becomes_one_run_for_each_shard_and_arrival_and_all_is_published(
+    model_lake: str, tmp_path: Path
+) -> None:
+    found = burst(tmp_path, Path(model_lake), objects=300, shards=20)
+    assert found.problems == []
+    assert 20 <= found.runs <= 25  # a second wave reached five of the twenty shards, some before their first run
