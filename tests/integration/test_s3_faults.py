@@ -324,6 +324,7 @@ EVERYWHERE = (
 )
 
 
+@pytest.mark.parametrize("bench", ["both"], indirect=True)
 def test_runs_under_scattered_faults_end_as_one_clean_run(
     bench: Bench, faulty: FaultyS3, lakes: Callable[[str], str]
 ) -> None:
