@@ -112,7 +112,12 @@ class Held:
 
     @property
     def retried(self) -> bool:
-        """Whether it is tried again though nothing changed: its fetch alone failed, or somebody asked for it."""
+        """Whether it is tried again though nothing changed.
+
+        Its fetch alone failed, somebody asked for it, or a writer died between marking it stale and refusing it.
+        """
+        if self.documents and self.stale != ("" in self.refusals):
+            return True
         return any(r.retry or r.reason == QuarantineReason.FETCH_FAILED for r in self.refusals.values())
 
 
@@ -353,13 +358,14 @@ class _Tables:
     def store(self, found: Sequence[_Obtained], source: Source, report: IngestionReport) -> None:
         """Write what became of a batch of objects.
 
-        The quarantine goes first: between the two commits an object is then at worst one that was never read.
+        An object is at worst one that was never read between the commits: what is refused is marked as stale before the
+        quarantine says that it was seen, and the quarantine goes before the documents.
         """
         now = datetime.now(UTC)
         report.bytes_fetched += sum(item.fetched for item in found)
+        self._mark_stale([item.object_id for item in found if item.reading is None])
         self._store_refusals(found, report, now)
         self._store_documents([item for item in found if item.reading is not None], source, report, now)
-        self._mark_stale([item.object_id for item in found if item.reading is None])
 
     def _store_refusals(self, found: Sequence[_Obtained], report: IngestionReport, now: datetime) -> None:
         after: dict[str, Held | None] = {}

@@ -292,6 +292,26 @@ def test_a_version_that_was_cleaned_away_does_not_stop_a_run(published: Bench) -
     published.assert_as_of_a_clean_run()
 
 
+def test_what_turned_unreadable_is_marked_stale_wherever_the_run_died(published: Bench) -> None:
+    (published.source / SHARD.key / "0.txt").write_bytes(bytes(range(256)))
+    named = index(FaultySource(published.source), [f"{SHARD.key}/0.txt"], embedder=HashEmbedder())
+    for at in range(1, 30):
+        lake = str(shutil.copytree(published.lake, published.folder / f"lake-{at}"))
+
+        def die(looks: int, at: int = at) -> None:
+            if looks == at:
+                raise Died
+
+        try:
+            write(lake, named, die)
+        except Died:
+            published.run(lake)
+            assert [row["stale"] for row in published_rows(lake, SHARD.key)] == [True, False, False, False], at
+        else:
+            break
+    assert at > 6
+
+
 def test_upkeep_that_dies_anywhere_has_removed_no_version_that_the_note_still_names(published: Bench) -> None:
     """Else the next writer would go back to a version whose files are gone."""
     for number in range(4):  # small files to compact

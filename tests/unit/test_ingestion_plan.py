@@ -51,7 +51,8 @@ def refused(
         retry=retry,
     )
     known = (older or {}).get(document_id(key), Held(key))
-    return {document_id(key): replace(known, refusals={part: refusal})}
+    stale = bool(known.documents) and not part
+    return {document_id(key): replace(known, refusals={part: refusal}, stale=stale)}
 
 
 def keys(found: Plan) -> list[str]:
@@ -180,3 +181,13 @@ def test_ids_are_distinct_and_always_the_same(passages: list[str]) -> None:
 def test_the_ids_depend_on_which_texts_there_are_and_not_on_where(passages: list[str], more: list[str]) -> None:
     assert set(chunk_ids("doc", passages)) <= set(chunk_ids("doc", [*more, *passages]))
     assert sorted(chunk_ids("doc", passages)) == sorted(chunk_ids("doc", passages[::-1]))
+
+
+def test_what_a_writer_left_between_the_mark_of_stale_and_the_refusal_is_read_again() -> None:
+    (known,) = held().values()
+    marked = {document_id(KEY): replace(known, stale=True)}
+    assert keys(plan([entry()], marked, "now")) == [KEY]
+    (known,) = refused(QuarantineReason.MALFORMED, older=held(etag="0")).values()
+    assert keys(plan([entry()], {document_id(KEY): known}, "now")) == []
+    unmarked = {document_id(KEY): replace(known, stale=False)}
+    assert keys(plan([entry()], unmarked, "now")) == [KEY]
