@@ -6,6 +6,7 @@ fails raises; it never looks like an empty one.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import time
@@ -171,9 +172,11 @@ class FolderSource:
             if any(folder.is_symlink() for folder in folders):  # which the listing does not follow
                 return None
             stat = path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL, which no name has
             return None
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
             raise SourceUnavailable(f"cannot look at {path}: {error.strerror}; check RAG_SOURCE_URI") from error
         if not S_ISREG(stat.st_mode):
             return None

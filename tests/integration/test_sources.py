@@ -222,7 +222,10 @@ def test_a_look_at_a_key_behind_a_link_finds_none_as_the_listing_does(tmp_path: 
     assert source.head("oslo/people/a.md") is None
 
 
-@pytest.mark.parametrize("key", ["oslo/people//a.md", "oslo/people/./a.md", "oslo//people/a.md"])
+@pytest.mark.parametrize(
+    "key",
+    ["oslo/people//a.md", "oslo/people/./a.md", "oslo//people/a.md", "oslo/people/a\0.md", "oslo/people/" + "a" * 999],
+)
 def test_a_file_in_a_folder_has_one_key_only(tmp_path: Path, key: str) -> None:
     FolderRoot(tmp_path).put("oslo/people/a.md", b"x")
     assert FolderSource(tmp_path).head(key) is None
