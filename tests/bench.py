@@ -51,7 +51,7 @@ class Bench:
     ) -> dict[str, dict[str, Any]]:
         """A run that succeeds, and what its assets say. `keys` are names within the shard."""
         named = [f"{self.shard}/{name}" for name in keys]
-        result = run_shard(self.instance, self.settings, self.shard, tags, pipeline, named)
+        result = run_shard(self.instance, self.settings, self.shard, tags, pipeline, keys=named)
         assert result.success, failure_of(result)
         return metadata_of(result)
 

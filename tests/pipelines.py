@@ -48,6 +48,7 @@ def run_shard(
     key: str,
     tags: Mapping[str, str] | None = None,
     pipeline: PipelineResource | None = None,
+    *,
     keys: Sequence[str] = (),
     run_config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
