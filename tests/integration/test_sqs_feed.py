@@ -74,7 +74,7 @@ class Mailbox:
 
 def a_queue(sqs: SQSClient, attributes: Mapping[str, str] | None = None) -> tuple[str, str]:
     """URL and ARN of a new queue."""
-    url = sqs.create_queue(QueueName=f"arrivals-{uuid.uuid4().hex}", Attributes=dict(attributes or {}))["QueueUrl"]  # pyright: ignore
+    url = sqs.create_queue(QueueName=f"arrivals-{uuid.uuid4().hex}", Attributes=dict(attributes or {}))["QueueUrl"]  # pyright: ignore[reportArgumentType]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     return url, arn
 
