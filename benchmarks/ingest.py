@@ -29,7 +29,7 @@ def ingest(source: str, lake: str, scratch: str) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     import dagster as dg
 
-    from rag_assets.defs.launching import run_here
+    from rag_assets.defs.bulk import run_here
     from rag_assets.defs.resources import PipelineResource
     from rag_assets.defs.state import survey
     from rag_assets.embedding import warm_embedder

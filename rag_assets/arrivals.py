@@ -60,6 +60,11 @@ class ListingDigest:
         return str(self._sum)
 
 
+def listed_objects(digest: str | None) -> int:
+    """Objects of the listing that the digest was made from; 0 for none."""
+    return ListingDigest.parse(digest).objects if digest else 0
+
+
 def _line(entry: SourceObject) -> str:
     return f"{len(entry.key)}:{entry.key}\0{entry.etag}\0{entry.size}"
 

@@ -22,7 +22,7 @@ from rag_serving.shards import Shard
 if TYPE_CHECKING:
     import dagster as dg
 
-    from rag_assets.defs.launching import BulkResult
+    from rag_assets.defs.bulk import BulkResult
 
 
 @click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +41,12 @@ def main() -> None:
 @click.option("--missing", "which", flag_value=Which.MISSING.value, help="Shards that were never published.")
 @click.option("--failed", "which", flag_value=Which.FAILED.value, help="Shards whose latest run failed.")
 @click.option("--here", is_flag=True, help="Index in this process, one run a shard, without a daemon.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 256),
+    help="With --here: processes that index at once (default: one more than there are cores, so that none idles).",
+)
 @click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
 @click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")
 @click.option("--dry-run", is_flag=True, help="Print the shards and stop.")
@@ -50,6 +56,7 @@ def backfill(
     departments: tuple[str, ...],
     which: str | None,
     here: bool,
+    jobs: int | None,
     wait: bool,
     allow_mass_delete: bool,
     dry_run: bool,
@@ -58,8 +65,9 @@ def backfill(
     """Index shards: those that differ from the source, or --all, --missing, --failed of the regions and departments.
 
     The backfill is handed to the running Dagster daemon, which retries crashed runs. With --here this process does
-    the work itself: one warm process, one Dagster run per shard, each under its lease.
+    the work itself: a few warm processes, one Dagster run per shard, each under its lease.
     """
+    from rag_assets.arrivals import listed_objects
     from rag_assets.defs import launching
     from rag_assets.defs import state as state_of
     from rag_assets.defs.partitions import add_shards
@@ -89,7 +97,8 @@ def backfill(
             click.echo(f"exporting the embedding model {settings.embedding_model} into the lake, once")
             launching.export_model_here(instance, settings)
         if here:
-            _finish(_run_here(instance, settings, shards, tags, verbose))
+            shards.sort(key=lambda shard: -listed_objects(state.listed.get(shard)))  # a large one last would end alone
+            _finish(_run_here(instance, settings, shards, tags, verbose, jobs))
             return
         add_shards(instance, shards)
         backfill_id = launching.launch_backfill(instance, shards, tags)
@@ -200,7 +209,7 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
         count = sum(map(len, by_shard.values()))
         click.echo(f"{count} documents of {len(by_shard)} shards will be tried again")
         if here:
-            _finish(_run_here(instance, settings, sorted(by_shard), {}, verbose=False))
+            _finish(_run_here(instance, settings, sorted(by_shard), {}, verbose=False, jobs=None))
             return
         add_shards(instance, by_shard)
         backfill_id = launching.launch_backfill(instance, sorted(by_shard), {})
@@ -318,8 +327,9 @@ def _run_here(
     shards: Sequence[Shard],
     tags: dict[str, str],
     verbose: bool,
+    jobs: int | None,
 ) -> BulkResult:
-    from rag_assets.defs.launching import run_here
+    from rag_assets.defs.bulk import processes_for, run_here
 
     with _progress() as progress:
         task = progress.add_task("indexing", total=len(shards))
@@ -329,7 +339,8 @@ def _run_here(
             if reason is not None:
                 progress.console.print(f"{shard.key} failed: {reason}", style="red", markup=False)
 
-        return run_here(instance, settings, shards, tags=tags, verbose=verbose, done=done)
+        at_once = jobs or processes_for(shards)
+        return run_here(instance, settings, shards, tags=tags, verbose=verbose, at_once=at_once, done=done)
 
 
 def _finish(result: BulkResult) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,8 +32,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from lancedb.table import Table
 
-_WINDOW = 2048
-"""Texts sorted by length together: enough for batches without padding, little enough to commit often."""
+_WINDOW_TOKENS = 200_000
+"""Tokens of the texts that are sorted by length together: enough for batches without padding, little enough to commit
+often and to hold in memory."""
+_AHEAD = 2
+"""Windows embedded at once: the streams go on with one while the other is tokenised, and a third is written."""
 _FILTERED = 2000
 """Up to so many missing texts are asked for by name; more are found in one pass over the table."""
 
@@ -98,12 +102,11 @@ def sync_embeddings(
         embedder = load()
         schema = embedding_schema(identity.dimensions)
         writer.ensure(EMBEDDINGS, schema, fingerprint)
-        for hashes, texts, tokens in _windows(chunks, missing):
-            vectors = embedder.embed_documents(texts)
-            rows = pa.Table.from_arrays([pa.array(hashes), vector_array(vectors)], schema=schema)
+        for window, vectors in embedded(embedder, _windows(chunks, missing)):
+            rows = pa.Table.from_arrays([pa.array(window.hashes), vector_array(vectors)], schema=schema)
             writer.append(EMBEDDINGS, rows, fingerprint=fingerprint)
-            report.embedded += len(hashes)
-            report.tokens += tokens
+            report.embedded += len(window.hashes)
+            report.tokens += window.tokens
             spent = time.monotonic() - started
             left = (len(missing) - report.embedded) * spent / report.embedded
             log(
@@ -129,23 +132,48 @@ def vector_array(vectors: npt.NDArray[np.float32]) -> pa.Array[Any]:
     return cast("pa.Array[Any]", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
-def _windows(chunks: Table | None, missing: set[str]) -> Iterator[tuple[list[str], list[str], int]]:
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Texts that are embedded together, with the addresses of their vectors and the sum of their tokens."""
+
+    hashes: list[str]
+    texts: list[str]
+    tokens: int
+
+
+def embedded(embedder: Embedder, windows: Iterable[Window]) -> Iterator[tuple[Window, npt.NDArray[np.float32]]]:
+    """Each window with its vectors, in order, while the next are read and embedded already."""
+    with ThreadPoolExecutor(_AHEAD, thread_name_prefix="window") as threads:
+        running: deque[tuple[Window, Future[npt.NDArray[np.float32]]]] = deque()
+        try:
+            for window in windows:
+                running.append((window, threads.submit(embedder.embed_documents, window.texts)))
+                if len(running) > _AHEAD:
+                    done, vectors = running.popleft()
+                    yield done, vectors.result()
+            while running:
+                done, vectors = running.popleft()
+                yield done, vectors.result()
+        finally:
+            for _, vectors in running:
+                vectors.cancel()
+
+
+def _windows(chunks: Table | None, missing: set[str]) -> Iterator[Window]:
     where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
     left = set(missing)
-    hashes: list[str] = []
-    texts: list[str] = []
-    total = 0
+    window = Window([], [], 0)
     names = ["embed_hash", "text", "tokens"]
     for batch in scan(chunks, names, where=where):
         for hashed, text, tokens in columns(batch, *names):
             if hashed not in left:
                 continue
             left.discard(hashed)
-            hashes.append(hashed)
-            texts.append(text)
-            total += tokens
-            if len(hashes) == _WINDOW:
-                yield hashes, texts, total
-                hashes, texts, total = [], [], 0
-    if hashes:
-        yield hashes, texts, total
+            window.hashes.append(hashed)
+            window.texts.append(text)
+            window = replace(window, tokens=window.tokens + tokens)
+            if window.tokens >= _WINDOW_TOKENS:
+                yield window
+                window = Window([], [], 0)
+    if window.hashes:
+        yield window

@@ -9,9 +9,10 @@ import hashlib
 import json
 import os
 from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
-from threading import Lock
+from threading import local
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -35,7 +36,8 @@ SELF_TEST_TEXT = "The quarterly report is due on the third working day of the mo
 SELF_TEST_COSINE = 0.999
 """Least cosine between the stored self-test vector and the one made at load; bf16 arithmetic stays above 0.9999."""
 
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
+"""Activations of so many tokens still fit the caches; longer batches were slower, shorter ones cost calls."""
 _BATCH_ROWS = 32
 
 
@@ -109,7 +111,8 @@ class OpenVinoEmbedder:
     """An exported graph (transformer, pooling, normalisation) run by OpenVINO on the CPU.
 
     OpenVINO computes in bf16 where the CPU has it and in fp32 elsewhere. `streams` is how many batches run at once:
-    one for questions, two for throughput.
+    one for questions, two for throughput. Batches of all threads that call at the same time share the streams; whoever
+    wants them without a gap calls from two threads, so that one text's tokens are made while another's are embedded.
     """
 
     def __init__(
@@ -127,10 +130,13 @@ class OpenVinoEmbedder:
         model = core.read_model(graph, weights)
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config: dict[str, Any] = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": str(streams)}
+        if streams > 1:
+            # Several processes may embed at once, and each would be pinned to the same first cores.
+            config["ENABLE_CPU_PINNING"] = "NO"
         self._compiled = core.compile_model(model, "CPU", config)
-        self._queue = openvino.AsyncInferQueue(self._compiled, streams)
-        self._queue.set_callback(_keep)
-        self._lock = Lock()
+        # Twice as many threads as streams: the next batch waits inside OpenVINO while Python sees to the last.
+        self._threads = ThreadPoolExecutor(2 * streams, thread_name_prefix="embed")
+        self._local = local()
 
     @property
     def identity(self) -> EmbedderIdentity:
@@ -152,12 +158,24 @@ class OpenVinoEmbedder:
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
         # Neighbours in length share a batch, so that little is spent on padding.
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]), reverse=True)
-        with self._lock:
-            for rows in _batches(order, encoded):
-                inputs = self._padded([encoded[row] for row in rows])
-                self._queue.start_async(inputs, (vectors, rows))
-            self._queue.wait_all()
+        running = [
+            (rows, self._threads.submit(self._infer, [encoded[row] for row in rows]))
+            for rows in _batches(order, encoded)
+        ]
+        try:
+            for rows, batch in running:
+                vectors[rows] = batch.result()
+        finally:
+            for _, batch in running:
+                batch.cancel()
         return vectors
+
+    def _infer(self, batch: list[list[int]]) -> npt.NDArray[np.float32]:
+        request: Any = getattr(self._local, "request", None)
+        if request is None:
+            request = self._local.request = self._compiled.create_infer_request()
+        request.infer(self._padded(batch), share_inputs=True)
+        return request.get_output_tensor(0).data.copy()
 
     def _padded(self, batch: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
         longest = len(batch[0])
@@ -168,11 +186,6 @@ class OpenVinoEmbedder:
             mask[row, : len(tokens)] = 1
         known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
         return {name: known[name] for name in self._identity.inputs}
-
-
-def _keep(request: Any, target: tuple[npt.NDArray[np.float32], list[int]]) -> None:
-    vectors, rows = target
-    vectors[rows] = request.get_output_tensor(0).data
 
 
 def _batches(order: list[int], encoded: list[list[int]]) -> list[list[int]]:

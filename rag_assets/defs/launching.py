@@ -1,16 +1,16 @@
-"""Starting runs from the command line: a backfill that the daemon owns, or the bulk path in this process."""
+"""Starting runs from the command line: a backfill that the daemon owns, and the export of the model."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
 from rag_assets.defs.build import build_definitions
+from rag_assets.defs.bulk import failure_reason, quiet_logging
 from rag_assets.defs.jobs import EXPORT_MODEL, INDEX_SHARD
-from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG
 from rag_assets.errors import OrchestrationError
 from rag_assets.export import find_exported
@@ -111,10 +111,10 @@ def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings) 
     run = (
         build_definitions(settings)
         .resolve_job_def(EXPORT_MODEL)
-        .execute_in_process(instance=instance, raise_on_error=False, run_config=_quiet(verbose=False))
+        .execute_in_process(instance=instance, raise_on_error=False, run_config=quiet_logging(verbose=False))
     )
     if not run.success:
-        raise OrchestrationError(f"the embedding model was not exported: {_reason(run.all_events)}")
+        raise OrchestrationError(f"the embedding model was not exported: {failure_reason(run.all_events)}")
 
 
 @dataclass(frozen=True)
@@ -148,88 +148,6 @@ def watch_backfill(
         if over:
             return
         time.sleep(poll_seconds)
-
-
-@dataclass
-class BulkResult:
-    """What the bulk path did."""
-
-    succeeded: list[Shard] = field(default_factory=list[Shard])
-    failed: dict[Shard, str] = field(default_factory=dict[Shard, str])
-    totals: dict[str, int] = field(default_factory=dict[str, int])
-    seconds: float = 0.0
-
-
-_TOTALS = {
-    "raw_documents": ("added", "changed", "deleted", "unchanged", "newly_quarantined"),
-    "chunks": ("chunks_written",),
-    "embeddings": ("embedded", "reused", "tokens"),
-    "published": ("documents", "chunks"),
-}
-
-
-def run_here(
-    instance: dg.DagsterInstance,
-    settings: PipelineSettings,
-    shards: Sequence[Shard],
-    *,
-    tags: Mapping[str, str],
-    verbose: bool = False,
-    done: Callable[[Shard, str | None], None],
-) -> BulkResult:
-    """Index the shards in this process, one Dagster run each, with one warm embedder for all of them.
-
-    A shard that fails is named in the result and does not stop the others. `done` is told of each shard, with the
-    reason if it failed.
-    """
-    started = time.monotonic()
-    job = build_definitions(settings).resolve_job_def(INDEX_SHARD)
-    add_shards(instance, shards)
-    result = BulkResult()
-    for shard in shards:
-        run = job.execute_in_process(
-            partition_key=shard.key,
-            instance=instance,
-            raise_on_error=False,
-            tags=dict(tags),
-            run_config=_quiet(verbose=verbose),
-        )
-        if run.success:
-            result.succeeded.append(shard)
-        else:
-            result.failed[shard] = _reason(run.all_events)
-        for event in run.get_asset_materialization_events():
-            name = event.asset_key.to_user_string() if event.asset_key else ""
-            metadata = event.materialization.metadata
-            for field_name in _TOTALS.get(name, ()):
-                total = f"published_{field_name}" if name == "published" else field_name
-                value = metadata[field_name].value if field_name in metadata else 0
-                result.totals[total] = result.totals.get(total, 0) + int(value)  # pyright: ignore[reportArgumentType]
-        done(shard, result.failed.get(shard))
-    result.seconds = time.monotonic() - started
-    return result
-
-
-def _quiet(*, verbose: bool) -> dict[str, Any]:
-    """Run configuration that keeps Dagster's console log to what was asked for; the event log has everything."""
-    return {"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}}
-
-
-def _reason(events: Sequence[dg.DagsterEvent]) -> str:
-    for event in events:
-        if event.is_step_failure:
-            data = event.step_failure_data
-            if data.user_failure_data is not None and data.user_failure_data.description:
-                return data.user_failure_data.description
-            if data.error is not None:
-                return (data.error.cause or data.error).message.strip()
-    for event in events:
-        if event.is_failure:
-            data = getattr(event.event_specific_data, "error", None)
-            if data is not None:
-                return (data.cause or data).message.strip()
-            return event.message or "failed"
-    return "failed; see the run in the UI"
 
 
 def mass_delete_tags(*, allow: bool) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rag_assets.defs.launching import run_here
+from rag_assets.defs.bulk import run_here
 from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, WHOLE_TAG
 from rag_assets.errors import ExportError
 from rag_assets.export import PACKAGED_MODEL, ensure_exported

@@ -1,0 +1,123 @@
+"""A second view of a Dagster instance for a process that makes many runs: the same storage at a fraction of the cost.
+
+Dagster's SQLite storage opens a database engine anew for each of the hundreds of statements of a run, which costs more
+than most shards' work. Here the connections stay open. And the output of steps is not captured into files, which takes
+two processes a run; the event log has all that runs say.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import sqlalchemy as db
+from dagster._core.storage.event_log import SqliteEventLogStorage
+from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
+from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
+from dagster._serdes import ConfigurableClassData
+from sqlalchemy.pool import StaticPool
+
+_OPEN_DATABASES = 32
+"""Dagster keeps one database a run and one for all; those of runs that are over are closed in time."""
+
+
+@contextmanager
+def warm_instance(instance: dg.DagsterInstance) -> Generator[dg.DagsterInstance]:
+    """The instance for this process's many runs, one at a time; one in memory is given back as it is."""
+    if not instance.is_persistent:
+        yield instance
+        return
+    ref = instance.get_ref()
+    storage = ref.storage_data
+    if storage is not None and storage.class_name == DagsterSqliteStorage.__name__:
+        storage = ConfigurableClassData(__name__, WarmSqliteStorage.__name__, storage.config_yaml)
+    no_capture = ConfigurableClassData("dagster._core.storage.noop_compute_log_manager", "NoOpComputeLogManager", "{}")
+    with dg.DagsterInstance.from_ref(ref._replace(storage_data=storage, compute_logs_data=no_capture)) as warm:
+        yield warm
+
+
+class WarmSqliteEventLogStorage(SqliteEventLogStorage):
+    """Dagster's event log in SQLite files, with the connections kept open."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._open: OrderedDict[str, db.Engine] = OrderedDict()
+        self._opening = threading.Lock()
+        self._tables: set[str] = set()
+        super().__init__(base_dir, inst_data)
+
+    @property
+    def open_databases(self) -> int:
+        return len(self._open)
+
+    @contextmanager
+    def _connect(self, shard: str) -> Generator[Any]:
+        with self._opening, self._engine(shard).connect() as connection, connection.begin():
+            yield connection
+
+    def has_table(self, table_name: str) -> bool:
+        if table_name not in self._tables and super().has_table(table_name):
+            self._tables.add(table_name)
+        return table_name in self._tables
+
+    def dispose(self) -> None:
+        with self._opening:
+            while self._open:
+                self._open.popitem()[1].dispose()
+        super().dispose()
+
+    def _engine(self, shard: str) -> db.Engine:
+        engine = self._open.get(shard)
+        if engine is None:
+            engine = _one_connection(self.conn_string_for_shard(shard))
+            if shard not in self._initialized_dbs:
+                self._initdb(engine)
+                self._initialized_dbs.add(shard)
+            self._open[shard] = engine
+            while len(self._open) > _OPEN_DATABASES:
+                self._open.popitem(last=False)[1].dispose()
+        self._open.move_to_end(shard)
+        return engine
+
+
+class WarmSqliteRunStorage(SqliteRunStorage):
+    """Dagster's table of runs in a SQLite file, with the connection kept open."""
+
+    def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._engine = _one_connection(conn_string)
+        self._using = threading.RLock()
+        super().__init__(conn_string, inst_data)
+
+    @contextmanager
+    def connect(self) -> Generator[Any]:
+        with self._using, self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    def dispose(self) -> None:
+        self._engine.dispose()
+        super().dispose()
+
+
+class WarmSqliteStorage(DagsterSqliteStorage):
+    """Dagster's SQLite storage with those two."""
+
+    @classmethod
+    def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Any) -> WarmSqliteStorage:
+        return cls.from_local(inst_data=inst_data, **config_value)
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(base_dir, inst_data)
+        history = Path(base_dir, "history")
+        self._event_log_storage = WarmSqliteEventLogStorage(str(history / "runs"))
+        self._run_storage = WarmSqliteRunStorage.from_local(str(history))
+
+
+def _one_connection(database: str) -> db.Engine:
+    """For use by one thread at a time."""
+    arguments = {"timeout": SQLITE_BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
+    return db.create_engine(database, poolclass=StaticPool, connect_args=arguments)

@@ -1,0 +1,134 @@
+"""The bulk path in processes of its own: each shard by a run of its own, and a process that dies stops no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.bulk import processes_for, run_here
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.warm_instance import WarmSqliteEventLogStorage, warm_instance
+from rag_assets.extraction import Reading
+from rag_assets.ingestion import Read
+from rag_assets.lake import Lake
+from rag_assets.settings import PipelineSettings
+from rag_serving.catalog import Catalog
+from rag_serving.shards import Shard
+from tests.pipelines import seed_model, settings_for
+
+
+class DyingPipeline(PipelineResource):
+    """A pipeline whose process is killed when it reads a certain document."""
+
+    def read(self) -> Read:
+        read = super().read()
+
+        def reads(data: bytes, key: str) -> Reading:
+            if b"kills" in data:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(data, key)
+
+        return reads
+
+
+def definitions_that_die(settings: PipelineSettings) -> dg.Definitions:
+    """Definitions of that pipeline; importable, as other processes want it."""
+    return build_definitions(settings, {"pipeline": DyingPipeline.from_settings(settings)})
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+@pytest.fixture
+def settings(tmp_path: Path, model_lake: str) -> PipelineSettings:
+    lake = str(tmp_path / "lake")
+    seed_model(model_lake, lake)
+    return settings_for(str(tmp_path / "source"), lake)
+
+
+def put(settings: PipelineSettings, key: str, text: str) -> None:
+    path = Path(str(settings.source_uri), key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def published(settings: PipelineSettings) -> set[str]:
+    return {shard.key for shard in Catalog(Lake(settings.lake_uri).objects).snapshot().entries}
+
+
+def test_processes_index_every_shard_by_a_run_of_the_instance(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", f"d{number}") for number in range(5)]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", f"The {shard.department} canteen opens at eight.")
+    told: list[str | None] = []
+    result = run_here(
+        instance, settings, shards, tags={"a": "b"}, at_once=2, done=lambda _, reason: told.append(reason)
+    )
+    assert (sorted(result.succeeded), result.failed, told) == (shards, {}, [None] * 5)
+    assert (result.totals["added"], result.totals["embedded"], result.totals["published_documents"]) == (5, 5, 5)
+    assert published(settings) == {shard.key for shard in shards}
+    runs = instance.get_runs()
+    assert sorted((run.tags["dagster/partition"], run.status.value, run.tags["a"]) for run in runs) == [
+        (shard.key, "SUCCESS", "b") for shard in shards
+    ]
+
+
+def test_a_process_that_dies_fails_its_shard_alone_and_is_replaced(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", f"d{number}") for number in range(4)]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", "This kills." if shard.department == "d1" else "The canteen opens.")
+    result = run_here(
+        instance, settings, shards, tags={}, at_once=2, build=definitions_that_die, done=lambda _shard, _reason: None
+    )
+    assert sorted(result.succeeded) == [shards[0], shards[2], shards[3]]
+    assert list(result.failed) == [shards[1]]
+    assert "died (exit code -9)" in result.failed[shards[1]]
+
+
+def test_a_warm_instance_writes_what_the_instance_reads(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    put(settings, "oslo/people/a.txt", "The canteen opens at eight.")
+    shard = Shard("oslo", "people")
+    run_here(instance, settings, [shard], tags={}, done=lambda _shard, _reason: None)
+    (run,) = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    kinds = [entry.dagster_event_type for entry in instance.all_logs(run.run_id) if entry.is_dagster_event]
+    assert kinds.count(dg.DagsterEventType.ASSET_MATERIALIZATION) == 5
+    assert kinds[-1] == dg.DagsterEventType.RUN_SUCCESS
+    latest = instance.get_latest_materialization_event(dg.AssetKey("published"))
+    assert latest is not None
+    assert latest.run_id == run.run_id
+
+
+def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.DagsterInstance) -> None:
+    with warm_instance(instance) as warm:
+        storage = warm.event_log_storage
+        assert isinstance(storage, WarmSqliteEventLogStorage)
+        for number in range(40):
+            warm.report_engine_event(f"note {number}", job_name="notes", run_id=f"run-{number}")
+        assert storage.open_databases <= 32
+    for number in (0, 39):
+        (entry,) = instance.all_logs(f"run-{number}")
+        assert entry.message == f"note {number}"
+
+
+def test_a_few_shards_are_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    shards = [Shard("oslo", f"d{number}") for number in range(100)]
+    assert [processes_for(shards[:count]) for count in (1, 7, 8, 100)] == [1, 1, 5, 5]
