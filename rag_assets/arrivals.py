@@ -1,7 +1,8 @@
 """Which shards are dirty: pure decisions over a listing, the published digests and a small cursor.
 
 A shard is dirty when the digest of its listing differs from the one that its last published run saw, so a run that
-failed is not forgotten; it is asked for again with growing pauses while nothing changes.
+failed is not forgotten; it is asked for again with growing pauses while nothing changes. One whose vectors are of
+another embedding model than the configured is dirty, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 
 from rag_assets.digests import DigestSum
 from rag_assets.sources import Source, SourceObject, shard_of
+from rag_serving.catalog import CatalogEntry
 from rag_serving.errors import RagError
 from rag_serving.shards import Shard
 
@@ -58,6 +60,18 @@ class ListingDigest:
 
     def __str__(self) -> str:
         return str(self._sum)
+
+
+def worked_through(entries: Mapping[Shard, CatalogEntry], fingerprint: str | None) -> dict[Shard, str]:
+    """The source digest that each published shard was made from; empty where its vectors are not of that embedder.
+
+    So a shard is dirty, too, when the embedding model is another now. One that is held cannot be published anew, and
+    is left alone.
+    """
+    return {
+        shard: entry.seen_source_digest if entry.hold is not None or entry.current.fingerprint == fingerprint else ""
+        for shard, entry in entries.items()
+    }
 
 
 def listed_objects(digest: str | None) -> int:

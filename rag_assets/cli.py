@@ -109,7 +109,7 @@ def backfill(
 
 @main.command()
 def status() -> None:
-    """Show every shard: published, changed since, missing, or gone from the source."""
+    """Show every shard: published, changed since, missing, gone from the source, or of another embedding model."""
     from rag_assets.arrivals import listing_digest
     from rag_assets.defs.resources import PipelineResource
     from rag_assets.defs.state import survey
@@ -122,6 +122,8 @@ def status() -> None:
             word = "published"
         elif published is None:
             word = "missing"
+        elif not published:
+            word = "of another embedding model"
         else:
             word = "gone from the source" if listed == empty else "changed"
         if shard in state.held:

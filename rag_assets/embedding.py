@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 
@@ -16,11 +17,12 @@ from rag_assets.chunking import Chunker, StructureChunker
 from rag_assets.export import ensure_exported
 from rag_assets.ingestion import Log
 from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, embedding_schema, scan, values
+from rag_assets.torch_embedding import TorchEmbedder, gpu_is_there
 from rag_assets.writing import ShardWriter
 from rag_serving.embedding import (
     Embedder,
     EmbedderIdentity,
-    OpenVinoEmbedder,
+    check_self_test,
     load_embedder,
     load_tokenizer,
     passage_tokens,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from lancedb.table import Table
+
+RuntimeName = Literal["auto", "openvino", "torch"]
 
 _WINDOW_TOKENS = 200_000
 """Tokens of the texts that are sorted by length together: enough for batches without padding, little enough to commit
@@ -61,9 +65,17 @@ def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
 
 
 @lru_cache(maxsize=2)
-def warm_embedder(lake_uri: str, model: str) -> OpenVinoEmbedder:
-    """The embedder of that model, loaded once for the life of the process."""
-    return load_embedder(Lake(lake_uri).objects, warm_identity(lake_uri, model).fingerprint, streams=2)
+def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto") -> Embedder:
+    """The embedder of that model, loaded once for the life of the process.
+
+    `auto` takes torch where there is a GPU. Hosted models have one runtime only.
+    """
+    identity = warm_identity(lake_uri, model)
+    if identity.runtime == "openvino" and (runtime == "torch" or (runtime == "auto" and gpu_is_there())):
+        embedder = TorchEmbedder(identity)
+        check_self_test(embedder)
+        return embedder
+    return load_embedder(Lake(lake_uri).objects, identity.fingerprint, streams=max(2, os.cpu_count() or 1))
 
 
 @lru_cache(maxsize=2)

@@ -29,6 +29,7 @@ from rag_serving.embedding import (
     no_usage_reports,
     read_manifest,
 )
+from rag_serving.hosted_embedding import HOSTED, embed_hosted
 from rag_serving.objects import Objects
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 POINTER = f"{MODELS}/by-name"
+HOSTED_WINDOW = 512
+"""Most tokens of a passage for a hosted model: the models read more, but long passages are found worse."""
 
 _PROBE = (
     SELF_TEST_TEXT,
@@ -80,7 +83,9 @@ def _pointer_key(model: str) -> str:
 
 
 def _export(objects: Objects, model: str) -> Export:
-    reference = _load_reference(model)
+    if model.startswith(HOSTED):
+        return _export_hosted(objects, model)
+    reference = load_reference(model)
     expected = np.asarray(reference.encode(list(_PROBE), normalize_embeddings=True, convert_to_numpy=True))
     with tempfile.TemporaryDirectory(prefix="rag-export-") as scratch:
         with no_usage_reports():
@@ -91,7 +96,7 @@ def _export(objects: Objects, model: str) -> Export:
     identity = EmbedderIdentity(
         format=1,
         model=model,
-        weights_sha256=_weights_hash(reference),
+        weights_sha256=weights_hash(reference),
         dimensions=int(expected.shape[1]),
         window=int(reference.max_seq_length or 512),
         pooling=" > ".join(type(module).__name__ for module in reference),
@@ -99,6 +104,7 @@ def _export(objects: Objects, model: str) -> Export:
         query_prompt=prompts.get("query", ""),
         document_prompt=prompts.get("document", "") or prompts.get("passage", ""),
         precision="float",
+        runtime="openvino",
         inputs=inputs,
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         self_test=tuple(float(value) for value in _self_test_vector(reference, prompts)),
@@ -112,11 +118,39 @@ def _export(objects: Objects, model: str) -> Export:
             f"the exported graph of {model} differs from the reference (lowest cosine {cosines.min():.4f}, "
             f"{SELF_TEST_COSINE} needed); this model cannot be exported to OpenVINO faithfully"
         )
+    return _store(objects, identity, files, float(cosines.min()))
+
+
+def _export_hosted(objects: Objects, model: str) -> Export:
+    """A manifest for a model behind an API: nothing but its name says what it is, and one vector tells if it changes.
+
+    Passages are cut by the packaged model's tokenizer, whose counts come near to any other's.
+    """
+    vector = embed_hosted(model, [SELF_TEST_TEXT])[0]
+    tokenizer = _backend_tokenizer(load_reference(PACKAGED_MODEL)).to_str().encode()
+    identity = EmbedderIdentity(
+        format=1,
+        model=model,
+        weights_sha256=hashlib.sha256(model.encode()).hexdigest(),
+        dimensions=len(vector),
+        window=HOSTED_WINDOW,
+        pooling="hosted",
+        normalized=True,
+        precision="float",
+        runtime="litellm",
+        inputs=(),
+        files={TOKENIZER: hashlib.sha256(tokenizer).hexdigest()},
+        self_test=tuple(float(value) for value in vector),
+    )
+    return _store(objects, identity, {TOKENIZER: tokenizer}, None)
+
+
+def _store(objects: Objects, identity: EmbedderIdentity, files: dict[str, bytes], lowest: float | None) -> Export:
     for name, data in files.items():
         objects.put(f"{MODELS}/{identity.fingerprint}/{name}", data)
     objects.put(f"{MODELS}/{identity.fingerprint}/{MANIFEST}", identity.model_dump_json(indent=1).encode())
-    objects.put(_pointer_key(model), identity.fingerprint.encode())
-    return Export(identity, True, sum(len(data) for data in files.values()), float(cosines.min()))
+    objects.put(_pointer_key(identity.model), identity.fingerprint.encode())
+    return Export(identity, True, sum(len(data) for data in files.values()), lowest)
 
 
 def _self_test_vector(reference: SentenceTransformer, prompts: dict[str, str]) -> Any:
@@ -124,7 +158,8 @@ def _self_test_vector(reference: SentenceTransformer, prompts: dict[str, str]) -
     return reference.encode([text], normalize_embeddings=True, convert_to_numpy=True)[0]
 
 
-def _load_reference(model: str) -> SentenceTransformer:
+def load_reference(model: str) -> SentenceTransformer:
+    """The sentence-transformers model of that name or folder, on the CPU; raises `ExportError`."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -151,7 +186,8 @@ def _backend_tokenizer(reference: SentenceTransformer) -> Any:
     return backend
 
 
-def _weights_hash(reference: SentenceTransformer) -> str:
+def weights_hash(reference: SentenceTransformer) -> str:
+    """sha256 of all weights by name, in fp32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(reference.state_dict().items()):
         digest.update(name.encode())

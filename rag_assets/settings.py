@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 
+from rag_assets.embedding import RuntimeName
 from rag_assets.export import PACKAGED_MODEL
 from rag_serving.settings import EnvironmentSettings, NonEmpty
 
@@ -17,7 +18,10 @@ class PipelineSettings(EnvironmentSettings):
     """What the assets, sensors and schedules need."""
 
     source_uri: NonEmpty | None = Field(None, description="folder or s3://bucket/prefix where documents arrive")
-    embedding_model: NonEmpty = Field(PACKAGED_MODEL, description="sentence-transformers name, or a model's folder")
+    embedding_model: NonEmpty = Field(
+        PACKAGED_MODEL, description="sentence-transformers name, a model's folder, or litellm:NAME"
+    )
+    embedding_runtime: RuntimeName = Field("auto", description="what runs the model in the pipeline")
     executor: ExecutorName = Field("in_process", description="how the steps of one run are executed")
     reconcile_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
         "0 2 * * *", description="when all shards are reconciled with the source, in UTC"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from rag_serving.answer import MODEL_UNAVAILABLE, PROMPT_VERSION, LanguageModel, extract, generate
 from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, open_redis, scope_tag
 from rag_serving.catalog import Catalog, CatalogEntry, Snapshot
-from rag_serving.embedding import OpenVinoEmbedder, load_embedder
+from rag_serving.embedding import Embedder, load_embedder
 from rag_serving.errors import CacheUnavailable, InvalidArgument, InvalidQuestion, ModelUnavailable
 from rag_serving.objects import Objects, open_objects
 from rag_serving.results import Answer, CacheState, Hits
@@ -45,7 +45,7 @@ class AsyncRagClient:
         objects: Objects | None = None,
         cache_store: CacheStore | None = None,
         model: LanguageModel | None = None,
-        load: Callable[[Objects, str], OpenVinoEmbedder] = load_embedder,
+        load: Callable[[Objects, str], Embedder] = load_embedder,
     ) -> None:
         self._settings = settings
         self._objects = objects or open_objects(settings.lake_uri)
@@ -58,7 +58,7 @@ class AsyncRagClient:
         )
         self._model = model or _configured_model(settings)
         self._load = load
-        self._embedders: dict[str, OpenVinoEmbedder] = {}
+        self._embedders: dict[str, Embedder] = {}
         self._loading = asyncio.Lock()
 
     @classmethod
@@ -183,7 +183,7 @@ class AsyncRagClient:
                 degraded = ("question_cut_at_window",)
         return vectors, degraded
 
-    async def _embedder(self, fingerprint: str) -> OpenVinoEmbedder:
+    async def _embedder(self, fingerprint: str) -> Embedder:
         async with self._loading:
             if fingerprint not in self._embedders:
                 self._embedders[fingerprint] = await asyncio.to_thread(self._load, self._objects, fingerprint)

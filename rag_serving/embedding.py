@@ -13,12 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from threading import local
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rag_serving.errors import EmbedderUnavailable, LakeCorrupt
+from rag_serving.hosted_embedding import HostedEmbedder
 from rag_serving.objects import Objects
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class EmbedderIdentity(BaseModel):
     query_prompt: str = ""
     document_prompt: str = ""
     precision: str = Field("float", description="class of arithmetic: fp32 and bf16 agree to 0.9999, int8 does not")
-    inputs: tuple[str, ...] = Field(description="names of the graph's inputs, in order")
+    runtime: Literal["openvino", "litellm"] = Field("openvino", description="what runs it: a graph here, or an API")
+    inputs: tuple[str, ...] = Field((), description="names of the graph's inputs, in order")
     files: dict[str, str] = Field(description="file name to sha256")
     self_test: tuple[float, ...] = Field(description="unit vector of SELF_TEST_TEXT by the reference implementation")
 
@@ -87,6 +89,10 @@ class Embedder(Protocol):
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         """A vector of shape ``(dimensions,)``, unit length."""
+        ...
+
+    def fits(self, text: str) -> bool:
+        """Whether a question is read whole, or would be cut at the window."""
         ...
 
 
@@ -156,11 +162,9 @@ class OpenVinoEmbedder:
     def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         vectors = np.empty((len(texts), self._identity.dimensions), dtype=np.float32)
         encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
-        # Neighbours in length share a batch, so that little is spent on padding.
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row]), reverse=True)
         running = [
             (rows, self._threads.submit(self._infer, [encoded[row] for row in rows]))
-            for rows in _batches(order, encoded)
+            for rows in batches_by_length(encoded, most_tokens=_BATCH_TOKENS, most_rows=_BATCH_ROWS)
         ]
         try:
             for rows, batch in running:
@@ -188,13 +192,17 @@ class OpenVinoEmbedder:
         return {name: known[name] for name in self._identity.inputs}
 
 
-def _batches(order: list[int], encoded: list[list[int]]) -> list[list[int]]:
+def batches_by_length(encoded: Sequence[Sequence[int]], *, most_tokens: int, most_rows: int) -> list[list[int]]:
+    """Rows of token ids in batches, the longest first: neighbours in length, so that little is spent on padding.
+
+    A batch has at most that many tokens, padding included, and rows; a row that is longer alone is a batch of its own.
+    """
     batches: list[list[int]] = []
-    for row in order:
+    for row in sorted(range(len(encoded)), key=lambda row: len(encoded[row]), reverse=True):
         current = batches[-1] if batches else None
         if current is not None:
             width = len(encoded[current[0]])
-            if len(current) < _BATCH_ROWS and (len(current) + 1) * width <= _BATCH_TOKENS:
+            if len(current) < most_rows and (len(current) + 1) * width <= most_tokens:
                 current.append(row)
                 continue
         batches.append([row])
@@ -215,7 +223,7 @@ def read_manifest(objects: Objects, fingerprint: str) -> EmbedderIdentity | None
     return identity
 
 
-def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1) -> OpenVinoEmbedder:
+def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1) -> Embedder:
     """Load an exported embedder from the lake, check its files' hashes and its self-test vector.
 
     Raises `EmbedderUnavailable` where there is none, `LakeCorrupt` where a file is missing or altered.
@@ -225,8 +233,11 @@ def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1) -> Op
         raise EmbedderUnavailable(
             f"the lake holds no embedder {fingerprint}; materialize embedding_model, or point RAG_LAKE_URI at its lake"
         )
-    graph, weights, tokenizer = (_read_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
-    embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams)
+    if identity.runtime == "litellm":
+        embedder: Embedder = HostedEmbedder(identity)
+    else:
+        graph, weights, tokenizer = (_read_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
+        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams)
     check_self_test(embedder)
     return embedder
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
 
 from rag_assets.chunking import Chunker
-from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
+from rag_assets.embedding import RuntimeName, warm_chunker, warm_embedder, warm_identity
+from rag_assets.export import find_exported
 from rag_assets.ingestion import IngestionLimits, Read
 from rag_assets.lake import Lake
 from rag_assets.lease import hold
@@ -19,7 +21,7 @@ from rag_assets.settings import PipelineSettings
 from rag_assets.sources import Source, open_source
 from rag_assets.writing import ShardWriter
 from rag_serving.catalog import Catalog
-from rag_serving.embedding import EmbedderIdentity, OpenVinoEmbedder
+from rag_serving.embedding import Embedder, EmbedderIdentity
 from rag_serving.objects import is_s3
 from rag_serving.shards import Shard
 
@@ -35,6 +37,7 @@ class PipelineResource(dg.ConfigurableResource[None]):
     source_uri: str | None
     lake_uri: str
     embedding_model: str
+    embedding_runtime: str
     max_document_bytes: int
     max_delete_share: float
     fetch_concurrency: int
@@ -84,8 +87,13 @@ class PipelineResource(dg.ConfigurableResource[None]):
     def identity(self) -> EmbedderIdentity:
         return warm_identity(self.lake_uri, self.embedding_model)
 
-    def embedder(self) -> OpenVinoEmbedder:
-        return warm_embedder(self.lake_uri, self.embedding_model)
+    def fingerprint(self) -> str | None:
+        """The embedder that new vectors are of; None before the model was first exported."""
+        identity = find_exported(self.lake().objects, self.embedding_model)
+        return None if identity is None else identity.fingerprint
+
+    def embedder(self) -> Embedder:
+        return warm_embedder(self.lake_uri, self.embedding_model, cast("RuntimeName", self.embedding_runtime))
 
     def chunker(self) -> Chunker:
         return warm_chunker(self.lake_uri, self.embedding_model)

@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.arrivals import Cursor, decide, sweep
+from rag_assets.arrivals import Cursor, decide, sweep, worked_through
 from rag_assets.arrivals import Request as ListedRequest
 from rag_assets.defs.assets import source_objects
 from rag_assets.defs.jobs import index_shard
@@ -79,7 +79,7 @@ def _build_listing_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         snapshot = pipeline.catalog().snapshot()
         decision = decide(
             seen,
-            {shard: entry.seen_source_digest for shard, entry in snapshot.entries.items()},
+            worked_through(snapshot.entries, pipeline.fingerprint()),
             active,
             cursor,
             now=time.time(),

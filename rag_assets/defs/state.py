@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from rag_assets.arrivals import listing_digest, sweep
+from rag_assets.arrivals import listing_digest, sweep, worked_through
 from rag_assets.defs.partitions import shard_partitions
 from rag_assets.defs.resources import PipelineResource
 from rag_serving.shards import Shard
@@ -16,7 +16,9 @@ class State:
     """The source and the lake as they are now, by shard."""
 
     listed: Mapping[Shard, str]
+    """Digests of what the source lists."""
     published: Mapping[Shard, str]
+    """Digests of what the published versions were made from; empty where another embedder made them."""
     held: Mapping[Shard, str]
     """Shards held at their version, and by whom."""
     broken: Mapping[str, str]
@@ -32,7 +34,7 @@ def survey(pipeline: PipelineResource) -> State:
     snapshot = pipeline.catalog().snapshot()
     entries = snapshot.entries
     held = {shard: entry.hold.by for shard, entry in entries.items() if entry.hold is not None}
-    published = {shard: entry.seen_source_digest for shard, entry in entries.items()}
+    published = worked_through(entries, pipeline.fingerprint())
     # A shard whose objects are all gone is listed as empty, unless that is what is published already.
     empty = listing_digest(())
     listed = {**dict.fromkeys(published, empty), **seen.digests}
