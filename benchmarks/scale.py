@@ -1,0 +1,202 @@
+"""Many documents over many shards by the bulk path: documents a second sustained, and what 500,000 would take.
+
+N documents of about 500 tokens are generated over R x D shards; everything but the generation and the export of the
+model is counted. With `--stub-embedder` everything is real but the model, which shows whether anything else grows with
+the number of documents or shards: its default is 500,000 documents over 1,000 shards.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ingest import SAMPLE, export, raw_limit
+from benchmarks.reporting import arguments, show
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    import dagster as dg
+
+    from rag_assets.settings import PipelineSettings
+
+CLAIM_DOCUMENTS = 500_000
+_WORDS_A_DOCUMENT = 330
+"""Makes about 500 tokens of the packaged model."""
+
+
+def generate(source: Path, documents: int, regions: int, departments: int) -> None:
+    """Distinct documents of the sample corpus' words, in paragraphs under headings, spread evenly over the shards."""
+    text = " ".join(path.read_text() for path in sorted(SAMPLE.rglob("*.md")))
+    words = sorted({word.lower() for word in re.findall(r"[A-Za-z]{3,}", text)})
+    drawn = random.Random(20)
+    shards = [
+        source / f"region{region:02}" / f"department{department:02}"
+        for region in range(regions)
+        for department in range(departments)
+    ]
+    for shard in shards:
+        shard.mkdir(parents=True)
+    for number in range(documents):
+        sentences = [" ".join(drawn.choices(words, k=11)).capitalize() + "." for _ in range(_WORDS_A_DOCUMENT // 11)]
+        paragraphs = [" ".join(sentences[at : at + 10]) for at in range(0, len(sentences), 10)]
+        body = "\n\n".join(f"## Part {part}\n\n{paragraph}" for part, paragraph in enumerate(paragraphs, start=1))
+        (shards[number % len(shards)] / f"{number:07}.md").write_text(f"# Circular {number}\n\n{body}\n")
+
+
+def stub_definitions(settings: PipelineSettings) -> dg.Definitions:
+    """Definitions whose embedder is the stub; importable by the bulk path's processes."""
+    from benchmarks.stub import StubPipeline
+    from rag_assets.defs.build import build_definitions
+
+    return build_definitions(settings, {"pipeline": StubPipeline.from_settings(settings)})
+
+
+def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progress: int) -> dict[str, Any]:
+    """Index every shard of the source, and say every `progress` shards how far it is."""
+    warnings.simplefilter("ignore")
+    import dagster as dg
+
+    from rag_assets.defs.build import build_definitions
+    from rag_assets.defs.bulk import run_here
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.defs.state import survey
+    from rag_assets.settings import PipelineSettings
+
+    settings = PipelineSettings.model_validate({"source_uri": source, "lake_uri": lake})
+    home = tempfile.mkdtemp(dir=scratch)
+    seen: list[tuple[float, int]] = []
+    with (
+        dg.DagsterInstance.local_temp(home, overrides={"telemetry": {"enabled": False}}) as instance,
+        peak_memory() as peaks,
+    ):
+        started = time.perf_counter()
+        shards = sorted(survey(PipelineResource.from_settings(settings)).listed)
+        surveyed = time.perf_counter() - started
+
+        def done(shard: object, reason: str | None) -> None:
+            if reason is not None:
+                raise SystemExit(f"{shard} failed: {reason}")
+            seen.append((time.perf_counter() - started, peaks[-1] if peaks else 0))
+            if len(seen) % progress == 0:
+                print(f"{len(seen)} of {len(shards)} shards, {seen[-1][0]:.0f} s, {seen[-1][1] >> 20} MiB", flush=True)
+
+        result = run_here(
+            instance,
+            settings,
+            shards,
+            tags={},
+            at_once=jobs,
+            build=stub_definitions if stub else build_definitions,
+            done=done,
+        )
+        seconds = time.perf_counter() - started
+    quarter = max(1, len(seen) // 4)
+    return {
+        "shards": len(result.succeeded),
+        "documents": result.totals["published_documents"],
+        "chunks": result.totals["published_chunks"],
+        "tokens": result.totals["tokens"],
+        "seconds": seconds,
+        "survey_seconds": surveyed,
+        "first_quarter_seconds": seen[quarter - 1][0] - surveyed,
+        "last_quarter_seconds": seen[-1][0] - seen[-quarter - 1][0] if len(seen) > quarter else seen[-1][0],
+        "memory_first_quarter": max(memory for _, memory in seen[:quarter]),
+        "memory_peak": max(memory for _, memory in seen),
+    }
+
+
+@contextmanager
+def peak_memory() -> Generator[list[int]]:
+    """Bytes resident in this process and its descendants, looked at every half second."""
+    import psutil
+
+    me = psutil.Process()
+    sums: list[int] = []
+    over = threading.Event()
+
+    def resident(processes: Iterator[psutil.Process]) -> int:
+        total = 0
+        for process in processes:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:  # it has ended meanwhile
+                continue
+        return total
+
+    def look() -> None:
+        while not over.wait(0.5):
+            sums.append(resident(iter([me, *me.children(recursive=True)])))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield sums
+    finally:
+        over.set()
+        thread.join()
+
+
+def main() -> None:
+    """Generate, index, print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--documents", type=int, help="default 20,000; 500,000 with --stub-embedder")
+    parser.add_argument("--regions", type=int, help="default 10; 25 with --stub-embedder")
+    parser.add_argument("--departments", type=int, help="default 10; 40 with --stub-embedder")
+    parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="processes (default: cores + 1)")
+    parser.add_argument("--stub-embedder", action="store_true", help="vectors by a hash: all is real but the model")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    options = parser.parse_args()
+    stub = options.stub_embedder
+    documents = options.documents or (200 if options.quick else CLAIM_DOCUMENTS if stub else 20_000)
+    regions = options.regions or (2 if options.quick else 25 if stub else 10)
+    departments = options.departments or (2 if options.quick else 40 if stub else 10)
+    with tempfile.TemporaryDirectory(prefix="rag-bench-", dir=options.folder) as scratch:
+        source, lake = Path(scratch, "source"), Path(scratch, "lake")
+        started = time.perf_counter()
+        generate(source, documents, regions, departments)
+        print(f"{documents} documents generated in {time.perf_counter() - started:.0f} s", flush=True)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(export, str(lake)).result()
+        limit = None
+        if not stub:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                limit = pool.submit(raw_limit, str(lake), seconds=2 if options.quick else 8).result()
+        shards = regions * departments
+        found = index(str(source), str(lake), scratch, stub=stub, jobs=options.jobs, progress=max(1, shards // 20))
+        shutil.rmtree(lake)
+    if (found["documents"], found["shards"]) != (documents, shards):
+        raise SystemExit(f"not everything was published: {found}")
+    rate = documents / found["seconds"]
+    quarter = documents * max(1, shards // 4) / shards
+    row: dict[str, Any] = {
+        "documents": documents,
+        "shards": shards,
+        "tokens each": round(found["tokens"] / documents),
+        "embedder": "stub" if stub else "real",
+        "seconds": round(found["seconds"]),
+        "documents/s": round(rate, 1),
+        "first quarter/s": round(quarter / found["first_quarter_seconds"], 1),
+        "last quarter/s": round(quarter / found["last_quarter_seconds"], 1),
+        "MiB, first quarter": found["memory_first_quarter"] >> 20,
+        "MiB, peak": found["memory_peak"] >> 20,
+        "500,000 would take": f"{CLAIM_DOCUMENTS / rate / 3600:.1f} h",
+    }
+    if limit is not None:
+        row["of raw limit"] = f"{found['tokens'] / found['seconds'] / limit:.0%}"
+    show("scale, bulk path", [row], options.json, found=found, raw_limit=limit, jobs=options.jobs)
+
+
+if __name__ == "__main__":
+    main()
