@@ -1,4 +1,4 @@
-"""What the machine's best is: the exported embedding graph alone, on batches without padding, with nothing else to do."""
+"""The best that this machine can do: the exported embedding graph alone, on batches without padding."""
 
 from __future__ import annotations
 
