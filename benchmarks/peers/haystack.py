@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from benchmarks.peers.contract import WARM_UP, Task, answer
 
-WORDS = 150
+WORDS = 120
 DIMENSIONS = 384
 
 
