@@ -19,6 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from benchmarks.limits import raw_limit
 from benchmarks.reporting import arguments, show
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "corpus"
@@ -57,41 +58,6 @@ def ingest(source: str, lake: str, scratch: str) -> dict[str, Any]:
         "cpu_seconds": time.process_time() - cpu,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
     }
-
-
-def raw_limit(lake: str, *, seconds: float) -> float:
-    """Tokens a second of the exported graph alone, on full batches of 128 tokens."""
-    import numpy as np
-    import openvino
-
-    from rag_assets.export import PACKAGED_MODEL, find_exported
-    from rag_serving.embedding import GRAPH, MODELS, WEIGHTS
-    from rag_serving.objects import open_objects
-
-    objects = open_objects(lake)
-    identity = find_exported(objects, PACKAGED_MODEL)
-    assert identity is not None
-    graph, weights = (objects.get(f"{MODELS}/{identity.fingerprint}/{name}") for name in (GRAPH, WEIGHTS))
-    assert graph is not None
-    assert weights is not None
-    core = openvino.Core()
-    model = core.read_model(graph.data, weights.data)
-    rows, length = 16, 128
-    model.reshape({port: [rows, length] for port in model.inputs})
-    compiled = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": "2"})
-    queue = openvino.AsyncInferQueue(compiled, 2)
-    ids = np.random.default_rng(0).integers(1000, 20_000, (rows, length))
-    known = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    inputs = {name: known[name] for name in identity.inputs}
-    for _ in range(8):
-        queue.start_async(inputs)
-    queue.wait_all()
-    batches, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        queue.start_async(inputs)
-        batches += 1
-    queue.wait_all()
-    return batches * rows * length / (time.perf_counter() - started)
 
 
 def main() -> None:

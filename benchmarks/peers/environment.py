@@ -1,0 +1,73 @@
+"""The peers' own environment: made on first use beside the project's, and never with torch's CUDA packages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+REQUIREMENTS = ROOT / "benchmarks" / "peers-requirements.txt"
+FOLDER = ROOT / ".venv-peers"
+_STAMP = FOLDER / ".requirements.sha256"
+_SILENT = {
+    "COCOINDEX_DISABLE_USAGE_TRACKING": "1",
+    "DO_NOT_TRACK": "1",
+    "HAYSTACK_TELEMETRY_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LANGSMITH_TRACING": "false",
+    "TRANSFORMERS_OFFLINE": "1",
+}
+
+
+class EnvironmentUnavailable(Exception):
+    """The peers cannot be installed here; the message says why."""
+
+
+def peers_python() -> Path:
+    """The Python of the peers' environment, installed now where it is not there or out of date.
+
+    Raises `EnvironmentUnavailable`.
+    """
+    python = FOLDER / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    if _STAMP.exists() and _STAMP.read_text() == wanted:
+        return python
+    print(f"installing the peers into {FOLDER.name} (some minutes the first time)", file=sys.stderr)
+    if not python.exists():
+        _run([sys.executable, "-m", "venv", str(FOLDER)])
+    _refuse_cuda(python)
+    _run([*_pip(python), "--requirement", str(REQUIREMENTS)])
+    _STAMP.write_text(wanted)
+    return python
+
+
+def quiet_environment() -> dict[str, str]:
+    """This process's variables for a peer: nothing is fetched, and nobody is told."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _SILENT
+
+
+def _refuse_cuda(python: Path) -> None:
+    torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
+    planned = json.loads(_run([*_pip(python), "--dry-run", "--report", "-", torch]))
+    names = [package["metadata"]["name"] for package in planned["install"]]
+    if any(name.startswith(("nvidia", "cuda")) for name in names):
+        raise EnvironmentUnavailable(
+            "pip would take torch with its CUDA packages; set PIP_EXTRA_INDEX_URL to PyTorch's CPU index"
+        )
+
+
+def _pip(python: Path) -> list[str]:
+    return [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise EnvironmentUnavailable("; ".join(errors or done.stderr.splitlines()[-1:])[:300])
+    return done.stdout
