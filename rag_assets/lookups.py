@@ -29,7 +29,7 @@ LOOKUPS = {
 """The columns by which rows of each stage's table are asked for."""
 RANGE_ROWS = 16_384
 """Rows of a table that are compared at once: what bounds the memory of comparing whole tables."""
-_SMALL_FRAGMENTS = 20
+_SMALL_FRAGMENTS = 100
 
 
 def keep_lookups(writer: ShardWriter, stage: str, fingerprint: str = "") -> bool:
