@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from sentence_transformers import SentenceTransformer
 
-    from rag_serving.embedding import OpenVinoEmbedder
+    from rag_serving.embedding import Embedder
 
     Vectors = npt.NDArray[np.float32]
     Embed = Callable[[Sequence[str]], Vectors]
@@ -132,7 +132,7 @@ def ours(lake: str) -> Embed:
     return _our_embedder(lake).embed_documents
 
 
-def _our_embedder(lake: str) -> OpenVinoEmbedder:
+def _our_embedder(lake: str) -> Embedder:
     from rag_assets.export import PACKAGED_MODEL, find_exported
     from rag_serving.embedding import load_embedder
     from rag_serving.objects import open_objects

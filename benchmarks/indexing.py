@@ -19,7 +19,7 @@ from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import PipelineResource
 from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
 from rag_assets.settings import PipelineSettings
-from rag_serving.embedding import EmbedderIdentity, OpenVinoEmbedder
+from rag_serving.embedding import Embedder, EmbedderIdentity
 from rag_serving.shards import Shard
 
 
@@ -31,7 +31,7 @@ class PipelineWithModel(PipelineResource):
     def identity(self) -> EmbedderIdentity:
         return warm_identity(self.model_lake, self.embedding_model)
 
-    def embedder(self) -> OpenVinoEmbedder:
+    def embedder(self) -> Embedder:
         return warm_embedder(self.model_lake, self.embedding_model)
 
     def chunker(self) -> Any:

@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -42,3 +45,32 @@ def show(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | Non
     if json_file is not None:
         figures = {"benchmark": title, "machine": machine(), "rows": list(rows), **more}
         json_file.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+
+
+@contextmanager
+def peak_memory() -> Generator[list[int]]:
+    """Bytes resident in this process and its descendants, looked at every half second."""
+    me = psutil.Process()
+    sums: list[int] = []
+    over = threading.Event()
+
+    def resident(processes: Iterator[psutil.Process]) -> int:
+        total = 0
+        for process in processes:
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:  # it has ended meanwhile
+                continue
+        return total
+
+    def look() -> None:
+        while not over.wait(0.5):
+            sums.append(resident(iter([me, *me.children(recursive=True)])))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield sums
+    finally:
+        over.set()
+        thread.join()

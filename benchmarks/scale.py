@@ -12,21 +12,18 @@ import random
 import re
 import shutil
 import tempfile
-import threading
 import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ingest import SAMPLE, export, raw_limit
-from benchmarks.reporting import arguments, show
+from benchmarks.ingest import SAMPLE, export
+from benchmarks.limits import raw_limit
+from benchmarks.reporting import arguments, peak_memory, show
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
-
     import dagster as dg
 
     from rag_assets.settings import PipelineSettings
@@ -115,37 +112,6 @@ def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progre
         "memory_first_quarter": max(memory for _, memory in seen[:quarter]),
         "memory_peak": max(memory for _, memory in seen),
     }
-
-
-@contextmanager
-def peak_memory() -> Generator[list[int]]:
-    """Bytes resident in this process and its descendants, looked at every half second."""
-    import psutil
-
-    me = psutil.Process()
-    sums: list[int] = []
-    over = threading.Event()
-
-    def resident(processes: Iterator[psutil.Process]) -> int:
-        total = 0
-        for process in processes:
-            try:
-                total += process.memory_info().rss
-            except psutil.Error:  # it has ended meanwhile
-                continue
-        return total
-
-    def look() -> None:
-        while not over.wait(0.5):
-            sums.append(resident(iter([me, *me.children(recursive=True)])))
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield sums
-    finally:
-        over.set()
-        thread.join()
 
 
 def main() -> None:

@@ -45,7 +45,7 @@ def main() -> None:
     "-j",
     "--jobs",
     type=click.IntRange(1, 256),
-    help="With --here: processes that index at once (default: one more than there are cores, so that none idles).",
+    help="With --here: processes that index at once (default: one for little work, else one more than the cores).",
 )
 @click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
 @click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")
@@ -70,6 +70,7 @@ def backfill(
     from rag_assets.arrivals import listed_objects
     from rag_assets.defs import launching
     from rag_assets.defs import state as state_of
+    from rag_assets.defs.bulk import processes_for
     from rag_assets.defs.partitions import add_shards
     from rag_assets.defs.resources import PipelineResource
 
@@ -97,7 +98,9 @@ def backfill(
             click.echo(f"exporting the embedding model {settings.embedding_model} into the lake, once")
             launching.export_model_here(instance, settings)
         if here:
-            shards.sort(key=lambda shard: -listed_objects(state.listed.get(shard)))  # a large one last would end alone
+            sizes = {shard: listed_objects(state.listed.get(shard)) for shard in shards}
+            shards.sort(key=lambda shard: -sizes[shard])  # a large one last would end alone
+            jobs = jobs or processes_for(len(shards), sum(sizes.values()))
             _finish(_run_here(instance, settings, shards, tags, verbose, jobs))
             return
         add_shards(instance, shards)
@@ -211,7 +214,7 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
         count = sum(map(len, by_shard.values()))
         click.echo(f"{count} documents of {len(by_shard)} shards will be tried again")
         if here:
-            _finish(_run_here(instance, settings, sorted(by_shard), {}, verbose=False, jobs=None))
+            _finish(_run_here(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
             return
         add_shards(instance, by_shard)
         backfill_id = launching.launch_backfill(instance, sorted(by_shard), {})
@@ -329,9 +332,9 @@ def _run_here(
     shards: Sequence[Shard],
     tags: dict[str, str],
     verbose: bool,
-    jobs: int | None,
+    jobs: int,
 ) -> BulkResult:
-    from rag_assets.defs.bulk import processes_for, run_here
+    from rag_assets.defs.bulk import run_here
 
     with _progress() as progress:
         task = progress.add_task("indexing", total=len(shards))
@@ -341,8 +344,7 @@ def _run_here(
             if reason is not None:
                 progress.console.print(f"{shard.key} failed: {reason}", style="red", markup=False)
 
-        at_once = jobs or processes_for(shards)
-        return run_here(instance, settings, shards, tags=tags, verbose=verbose, at_once=at_once, done=done)
+        return run_here(instance, settings, shards, tags=tags, verbose=verbose, at_once=jobs, done=done)
 
 
 def _finish(result: BulkResult) -> None:

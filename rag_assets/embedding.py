@@ -17,6 +17,7 @@ from rag_assets.chunking import Chunker, StructureChunker
 from rag_assets.export import ensure_exported
 from rag_assets.ingestion import Log
 from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, embedding_schema, scan, values
+from rag_assets.lookups import keep_lookups
 from rag_assets.torch_embedding import TorchEmbedder, gpu_is_there
 from rag_assets.writing import ShardWriter
 from rag_serving.embedding import (
@@ -125,6 +126,7 @@ def sync_embeddings(
                 f"{writer.shard}: {report.embedded} of {len(missing)} chunks embedded "
                 f"({report.embedded / spent:.0f}/s, {report.tokens / spent:.0f} tokens/s, {left:.0f} s left)"
             )
+    keep_lookups(writer, EMBEDDINGS, fingerprint)
     table = writer.table(EMBEDDINGS, fingerprint)
     report.vectors = 0 if table is None else table.count_rows()
     report.seconds = time.monotonic() - started

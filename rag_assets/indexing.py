@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -17,11 +17,14 @@ from rag_assets.ingestion import Log
 from rag_assets.lake import (
     CHUNKS,
     EMBEDDINGS,
+    KEEP_VERSIONS,
     RAW_DOCUMENTS,
     columns,
     read,
+    scan,
     values,
 )
+from rag_assets.lookups import LOOKUP_ROWS, id_ranges, index_ids
 from rag_assets.writing import ShardWriter
 from rag_serving.embedding import EmbedderIdentity
 from rag_serving.tables import FINGERPRINT, SHARDS, shard_schema, sql_in
@@ -34,8 +37,6 @@ _BATCH_DOCUMENTS = 1000
 UNINDEXED_ROWS = 512
 """Rows beyond an index that a search may have to scan; more, and the index is brought up to date before publishing."""
 _SMALL_FRAGMENTS = 20
-KEEP_VERSIONS = timedelta(days=36_500)
-"""An age at which no version is cleaned up; an indexing run leaves them all, for a reader may be on one."""
 
 
 @dataclass(slots=True)
@@ -62,12 +63,44 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     if not writer.progress.content_digest:
         writer.touch(None)
     touched = writer.touched
-    where = None if touched is None else sql_in("doc_id", touched)
-    wanted = _wanted(writer, where)
-    have = _have(table, where)
     digest = ContentDigest(identity.fingerprint, None if touched is None else writer.progress.content_digest)
     if touched is None:
-        digest.change((), (chunk_id for document in have.values() for chunk_id in document.chunk_ids))
+        digest.change((), (chunk_id for batch in scan(table, ["chunk_id"]) for chunk_id in values(batch, "chunk_id")))
+    for where in _looked_at(writer, touched):
+        _sync_documents(writer, table, identity, where, digest, report, log)
+    writer.note(content_digest=str(digest), fingerprint=identity.fingerprint)
+    rows_now = table.count_rows()
+    report.optimized = _keep_indexes(writer, table, rows_now, vector_index_rows)
+    report.rows = rows_now
+    documents = writer.table(RAW_DOCUMENTS)
+    report.documents = 0 if documents is None else documents.count_rows()
+    report.version = table.version
+    report.bytes = _stats(table)["total_bytes"]
+    report.unindexed_rows = unindexed_rows(table)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _looked_at(writer: ShardWriter, touched: Sequence[str] | None) -> Iterable[str | None]:
+    """Filters of the documents to compare, each of few enough to do at once."""
+    if touched is not None:
+        return [sql_in("doc_id", touched)] if touched else []
+    tables = (writer.table(stage) for stage in (CHUNKS, SHARDS))
+    return id_ranges("doc_id", max(0 if table is None else table.count_rows() for table in tables))
+
+
+def _sync_documents(
+    writer: ShardWriter,
+    table: Table,
+    identity: EmbedderIdentity,
+    where: str | None,
+    digest: ContentDigest,
+    report: IndexingReport,
+    log: Log,
+) -> None:
+    """Bring what the table holds of some documents to what `chunks` and `embeddings` hold of them."""
+    wanted = _wanted(writer, where)
+    have = _have(table, where)
     todo = [
         doc_id
         for doc_id, document in wanted.items()
@@ -76,7 +109,7 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     gone = [doc_id for doc_id in have if doc_id not in wanted]
     # A merge would leave a row that is there twice where it is.
     repeated = [doc_id for doc_id, document in have.items() if len(set(document.chunk_ids)) < len(document.chunk_ids)]
-    report.documents_deleted = len(gone)
+    report.documents_deleted += len(gone)
     for batch in _of_at_most(_BATCH_DOCUMENTS, sorted({*gone, *repeated})):
         digest.change((chunk_id for doc_id in batch for chunk_id in have.pop(doc_id).chunk_ids), ())
         writer.delete(SHARDS, "doc_id", batch, content_digest=str(digest))
@@ -98,21 +131,7 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
         )
         report.documents_replaced += len(batch)
         report.rows_written += rows.num_rows
-        log(
-            f"{writer.shard}: {report.documents_replaced} of {len(todo)} documents in the table "
-            f"({report.rows_written} rows)"
-        )
-    writer.note(content_digest=str(digest), fingerprint=identity.fingerprint)
-    rows_now = table.count_rows()
-    report.optimized = _keep_indexes(writer, table, rows_now, vector_index_rows)
-    report.rows = rows_now
-    documents = writer.table(RAW_DOCUMENTS)
-    report.documents = 0 if documents is None else documents.count_rows()
-    report.version = table.version
-    report.bytes = _stats(table)["total_bytes"]
-    report.unindexed_rows = unindexed_rows(table)
-    report.seconds = time.monotonic() - started
-    return report
+        log(f"{writer.shard}: {report.documents_replaced} documents written to the table ({report.rows_written} rows)")
 
 
 class ContentDigest:
@@ -266,6 +285,8 @@ def _keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_row
         writer.maintain(SHARDS, index_text)
     if "vector" not in indexed and rows >= vector_index_rows:
         writer.maintain(SHARDS, index_vectors)
+    if "doc_id" not in indexed and rows >= LOOKUP_ROWS:
+        writer.maintain(SHARDS, lambda table: index_ids(table, "doc_id"))
     small = _stats(table)["fragment_stats"]["num_small_fragments"]
     if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
         writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))

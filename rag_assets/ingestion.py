@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -36,10 +38,14 @@ from rag_assets.lake import (
     document_id,
     scan,
 )
+from rag_assets.lookups import id_bounds, id_ranges, keep_lookups
 from rag_assets.sources import ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard, shard_of
 from rag_assets.writing import ShardWriter
 from rag_serving.shards import Shard
 from rag_serving.tables import sql_in
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 _BATCH_DOCUMENTS = 200
 _BATCH_BYTES = 32 * 2**20
@@ -187,47 +193,52 @@ def sync_documents(
     shard = writer.shard
     named = sorted({key for key in keys if shard_of(key) == shard})
     if keys and writer.touched is not None and writer.progress.source_digest:
+        digest = ListingDigest.parse(writer.progress.source_digest)
         listing = [entry for entry in map(source.head, named) if entry is not None]
-        tables = _Tables(writer, named)
+        todo = _survey(writer, [(sql_in("object_id", map(document_id, named)), listing)])
     else:
         listing = list_shard(source, shard)
-        tables = _Tables(writer, None)
-    todo = plan(listing, tables.held, EXTRACTOR_VERSION)
-    total = _count(writer, RAW_DOCUMENTS)
-    _guard_deletes(shard, total, todo, tables.held, limits)
-    report = IngestionReport(listed=len(listing), unchanged=todo.unchanged)
-    report.deleted = sum(bool(tables.held[object_id].documents) for object_id in todo.delete)
+        todo = _survey(writer, _parted(writer, listing))
+        digest = todo.digest
+    _guard_deletes(shard, _count(writer, RAW_DOCUMENTS), todo, limits)
+    report = IngestionReport(listed=len(listing), unchanged=todo.unchanged, deleted=todo.deleted)
+    tables = _Tables(writer, digest, todo)
     tables.delete(todo.delete)
     done = 0
     with ThreadPoolExecutor(limits.fetch_concurrency, thread_name_prefix="fetch") as pool:
         for batch in _batches(todo.fetch):
             found = list(pool.map(partial(_obtain, source, read, limits.max_document_bytes), batch))
+            tables.look_up(document_id(entry.key) for entry in batch)
             tables.store([item for item in found if item is not None], source, report)
             done += len(batch)
             rate = done / max(time.monotonic() - started, 1e-9)
             log(f"{shard}: {done} of {len(todo.fetch)} documents read ({rate:.0f}/s)")
     tables.note_digest()
+    for stage in (RAW_DOCUMENTS, QUARANTINE):
+        keep_lookups(writer, stage)
     report.documents = _count(writer, RAW_DOCUMENTS)
     report.quarantined = _count(writer, QUARANTINE)
-    for held in tables.held.values():
-        report.stale += held.stale * len(held.documents)
-        for refusal in held.refusals.values():
-            report.quarantine_reasons[refusal.reason] = report.quarantine_reasons.get(refusal.reason, 0) + 1
+    report.stale = todo.stale
+    report.quarantine_reasons = {reason: count for reason, count in sorted(todo.reasons.items()) if count}
     report.seconds = time.monotonic() - started
     return report
 
 
 def held_objects(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, Held]:
     """What the tables hold of the shard's objects, by object id."""
+    return _held(lake.open(RAW_DOCUMENTS, shard), lake.open(QUARANTINE, shard), where)
+
+
+def _held(documents: Table | None, quarantine: Table | None, where: str | None) -> dict[str, Held]:
     held: dict[str, Held] = {}
     names = ["doc_id", "object_id", "key", "etag", "size", "extractor", "stale"]
-    for batch in scan(lake.open(RAW_DOCUMENTS, shard), names, where=where):
+    for batch in scan(documents, names, where=where):
         for row in batch.to_pylist():
             before = held.get(row["object_id"])
-            documents = {row["doc_id"]} | (before.documents if before is not None else set[str]())
+            ids = {row["doc_id"]} | (before.documents if before is not None else set[str]())
             facts = {name: row[name] for name in ("key", "etag", "size", "extractor", "stale")}
-            held[row["object_id"]] = Held(**facts, documents=frozenset(documents))
-    for row in refused_documents(lake, shard, where):
+            held[row["object_id"]] = Held(**facts, documents=frozenset(ids))
+    for row in _refused_rows(quarantine, where):
         before = held.get(row["object_id"], Held(row["key"]))
         refusal = Refusal(**{name: row[name] for name in Refusal.__dataclass_fields__})
         held[row["object_id"]] = replace(before, refusals={**before.refusals, row["part"]: refusal})
@@ -245,7 +256,10 @@ def _digest(held: Mapping[str, Held]) -> ListingDigest:
 
 def refused_documents(lake: Lake, shard: Shard, where: str | None = None) -> list[dict[str, Any]]:
     """The rows of the shard's quarantine, newest first."""
-    table = lake.open(QUARANTINE, shard)
+    return _refused_rows(lake.open(QUARANTINE, shard), where)
+
+
+def _refused_rows(table: Table | None, where: str | None) -> list[dict[str, Any]]:
     rows = [row for batch in scan(table, QUARANTINE_SCHEMA.names, where=where) for row in batch.to_pylist()]
     return sorted(rows, key=lambda row: (row["last_seen"], row["key"], row["part"]), reverse=True)
 
@@ -261,8 +275,68 @@ def _count(writer: ShardWriter, stage: str) -> int:
     return 0 if table is None else table.count_rows()
 
 
-def _guard_deletes(shard: Shard, total: int, todo: Plan, held: Mapping[str, Held], limits: IngestionLimits) -> None:
-    deleted = sum(len(held[object_id].documents) for object_id in todo.delete)
+@dataclass(slots=True)
+class _Survey:
+    """What a listing asks for, against tables that are looked at a part at a time."""
+
+    fetch: list[SourceObject] = field(default_factory=list[SourceObject])
+    delete: list[str] = field(default_factory=list[str])
+    """Ids of objects that left the listing."""
+    known: set[str] = field(default_factory=set[str])
+    """Ids of those of both that the tables hold something of."""
+    unchanged: int = 0
+    deleted: int = 0
+    """Objects to delete that were read before, and their documents."""
+    deleted_documents: int = 0
+    digest: ListingDigest = field(default_factory=ListingDigest)
+    """Of all that was looked at."""
+    stale: int = 0
+    """Stale documents of the objects looked at, kept up to date by `_Tables`; so are the reasons."""
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    held: dict[str, Held] | None = None
+    """What the tables hold, where one part was all."""
+
+    def count(self, held: Held, times: int) -> None:
+        """Count an object in, or with -1 out."""
+        self.stale += times * held.stale * len(held.documents)
+        for refusal in held.refusals.values():
+            self.reasons[refusal.reason] += times
+
+
+def _parted(writer: ShardWriter, listing: Sequence[SourceObject]) -> Iterable[tuple[str | None, list[SourceObject]]]:
+    """The listing and the filter of the tables, by ranges of object ids, so that no part is larger than another."""
+    rows = max(len(listing), *(_count(writer, stage) for stage in (RAW_DOCUMENTS, QUARANTINE)))
+    bounds = id_bounds(rows)
+    parts: list[list[SourceObject]] = [[] for _ in range(len(bounds) + 1)]
+    for entry in listing:
+        parts[bisect_right(bounds, document_id(entry.key))].append(entry)
+    return list(zip(id_ranges("object_id", rows), parts, strict=True))
+
+
+def _survey(writer: ShardWriter, parts: Iterable[tuple[str | None, list[SourceObject]]]) -> _Survey:
+    """Compare each part of the listing with what the tables hold of it."""
+    survey = _Survey()
+    for number, (where, listing) in enumerate(parts):
+        held = _held(writer.table(RAW_DOCUMENTS), writer.table(QUARANTINE), where)
+        found = plan(listing, held, EXTRACTOR_VERSION)
+        survey.fetch += found.fetch
+        survey.delete += found.delete
+        survey.known.update(found.delete)
+        survey.known.update(i for entry in found.fetch if (i := document_id(entry.key)) in held)
+        survey.unchanged += found.unchanged
+        survey.deleted += sum(bool(held[object_id].documents) for object_id in found.delete)
+        survey.deleted_documents += sum(len(held[object_id].documents) for object_id in found.delete)
+        for known in held.values():
+            survey.count(known, 1)
+            if known.seen[0]:
+                survey.digest.add(known.entry)
+        survey.held = held if number == 0 else None
+    survey.fetch.sort(key=lambda entry: entry.key)
+    return survey
+
+
+def _guard_deletes(shard: Shard, total: int, todo: _Survey, limits: IngestionLimits) -> None:
+    deleted = todo.deleted_documents
     if limits.allow_mass_delete or not deleted:
         return
     everything = deleted == total and not todo.fetch
@@ -323,16 +397,20 @@ def _obtain(source: Source, read: Read, limit: int, entry: SourceObject) -> _Obt
 
 
 class _Tables:
-    """`raw_documents` and `quarantine` of the shard, with what they hold of the objects that a run looks at."""
+    """`raw_documents` and `quarantine` of the shard, with what they hold of the objects at hand."""
 
-    def __init__(self, writer: ShardWriter, named: Sequence[str] | None) -> None:
+    def __init__(self, writer: ShardWriter, digest: ListingDigest, survey: _Survey) -> None:
         self._writer = writer
-        where = None if named is None else sql_in("object_id", map(document_id, named))
-        self.held = held_objects(writer.lake, writer.shard, where)
-        if named is None:
-            self._digest = _digest(self.held)
-        else:
-            self._digest = ListingDigest.parse(writer.progress.source_digest)
+        self._digest = digest
+        self._survey = survey
+        self.held = survey.held or {}
+
+    def look_up(self, object_ids: Iterable[str]) -> None:
+        """Have what the tables hold of these objects at hand."""
+        if self._survey.held is None:
+            known = [object_id for object_id in object_ids if object_id in self._survey.known]
+            documents, quarantine = self._writer.table(RAW_DOCUMENTS), self._writer.table(QUARANTINE)
+            self.held = _held(documents, quarantine, sql_in("object_id", known)) if known else {}
 
     def note_digest(self) -> None:
         """Note the digest also where nothing was written; it may be the first of this shard."""
@@ -341,17 +419,21 @@ class _Tables:
 
     def delete(self, object_ids: Sequence[str]) -> None:
         """Forget objects that left the source."""
+        for at in range(0, len(object_ids), _BATCH_DELETES):
+            batch = object_ids[at : at + _BATCH_DELETES]
+            self.look_up(batch)
+            self._delete(batch)
+
+    def _delete(self, object_ids: Sequence[str]) -> None:
         in_quarantine = [object_id for object_id in object_ids if self.held[object_id].refusals]
         in_documents = [object_id for object_id in object_ids if self.held[object_id].documents]
         self._writer.touch(doc_id for object_id in object_ids for doc_id in self.held[object_id].documents)
-        for at in range(0, len(in_quarantine), _BATCH_DELETES):
-            batch = in_quarantine[at : at + _BATCH_DELETES]
-            noted = self._become({i: replace(self.held[i], refusals={}) for i in batch})
-            self._writer.delete(QUARANTINE, "object_id", batch, source_digest=noted)
-        for at in range(0, len(in_documents), _BATCH_DELETES):
-            batch = in_documents[at : at + _BATCH_DELETES]
-            noted = self._become(dict.fromkeys(batch))
-            self._writer.delete(RAW_DOCUMENTS, "object_id", batch, source_digest=noted)
+        if in_quarantine:
+            noted = self._become({i: replace(self.held[i], refusals={}) for i in in_quarantine})
+            self._writer.delete(QUARANTINE, "object_id", in_quarantine, source_digest=noted)
+        if in_documents:
+            noted = self._become(dict.fromkeys(in_documents))
+            self._writer.delete(RAW_DOCUMENTS, "object_id", in_documents, source_digest=noted)
         for object_id in object_ids:
             self.held.pop(object_id, None)
 
@@ -454,10 +536,13 @@ class _Tables:
         """Take over what a commit will make of these objects, and give the digest that belongs to it."""
         for object_id, held in after.items():
             before = self.held.pop(object_id, None)
-            if before is not None and before.seen[0]:
-                self._digest.remove(before.entry)
+            if before is not None:
+                self._survey.count(before, -1)
+                if before.seen[0]:
+                    self._digest.remove(before.entry)
             if held is not None and (held.documents or held.refusals):
                 self.held[object_id] = held
+                self._survey.count(held, 1)
                 if held.seen[0]:
                     self._digest.add(held.entry)
         return str(self._digest)

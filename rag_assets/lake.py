@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +26,11 @@ RAW_DOCUMENTS = "raw_documents"
 QUARANTINE = "quarantine"
 CHUNKS = "chunks"
 EMBEDDINGS = "embeddings"
+
+KEEP_VERSIONS = timedelta(days=36_500)
+"""An age at which no version is cleaned up; an indexing run leaves them all, for a reader may be on one."""
+_METADATA_CACHE_BYTES = 16 * 2**20
+_INDEX_CACHE_BYTES = 128 * 2**20
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -121,13 +127,24 @@ class Lake:
     def _connections(self) -> dict[str, Any]:
         return {}
 
+    @cached_property
+    def _session(self) -> Any:
+        import lancedb
+
+        # Lance's own bounds are gigabytes: it would keep the list of files of every version that a long run makes.
+        return lancedb.Session(
+            index_cache_size_bytes=_INDEX_CACHE_BYTES, metadata_cache_size_bytes=_METADATA_CACHE_BYTES
+        )
+
     def _connect(self, folder: str) -> Any:
         import lancedb
 
         if folder not in self._connections:
             options = storage_options(self.uri)
             try:
-                self._connections[folder] = lancedb.connect(database_uri(self.uri, folder), storage_options=options)
+                self._connections[folder] = lancedb.connect(
+                    database_uri(self.uri, folder), storage_options=options, session=self._session
+                )
             except (OSError, RuntimeError, ValueError) as error:
                 raise LakeUnavailable(
                     f"cannot open the lake {self.uri}: {str(error).splitlines()[0][:200]}; check RAG_LAKE_URI"

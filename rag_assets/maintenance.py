@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rag_assets.errors import ShardLocked
-from rag_assets.indexing import KEEP_VERSIONS, index_text, index_vectors, unindexed_rows
+from rag_assets.indexing import index_text, index_vectors, unindexed_rows
 from rag_assets.ingestion import Log
-from rag_assets.lake import EMBEDDINGS
+from rag_assets.lake import EMBEDDINGS, KEEP_VERSIONS
+from rag_assets.lookups import LOOKUPS, index_ids, keep_lookups
 from rag_assets.publishing import drop_old_tags, kept_versions, publish
 from rag_assets.writing import ShardWriter
 from rag_serving.catalog import read_catalog_entry
@@ -114,7 +116,9 @@ def _maintain(
 ) -> None:
     report.tables += 1
     versions = table.list_versions()
-    for column, build in (("text", index_text), ("vector", index_vectors)):
+    report.indexes_rebuilt += keep_lookups(writer, stage, fingerprint)
+    lookups = {column: partial(index_ids, column=column) for column in LOOKUPS[stage]}
+    for column, build in {"text": index_text, "vector": index_vectors, **lookups}.items():
         if _segments(table, column) > _MOST_SEGMENTS:
             writer.maintain(stage, build, fingerprint=fingerprint)
             report.indexes_rebuilt += 1

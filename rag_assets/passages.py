@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from rag_assets.lake import (
     columns,
     scan,
 )
+from rag_assets.lookups import id_ranges, keep_lookups
 from rag_assets.writing import ShardWriter
 from rag_serving.tables import sql_in
 
@@ -53,7 +54,29 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
     report = ChunkingReport()
     if writer.progress.chunker != chunker.version:
         writer.touch(None)
-    where = None if writer.touched is None else sql_in("doc_id", writer.touched)
+    for where in _looked_at(writer):
+        _cut(writer, chunker, where, report, log)
+    if writer.progress.chunker != chunker.version:
+        writer.note(chunker=chunker.version)
+    keep_lookups(writer, CHUNKS)
+    documents, table = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
+    report.documents_unchanged = (0 if documents is None else documents.count_rows()) - report.documents_chunked
+    report.chunks = 0 if table is None else table.count_rows()
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _looked_at(writer: ShardWriter) -> Iterable[str | None]:
+    """Filters of the documents to compare, each of few enough to do at once."""
+    touched = writer.touched
+    if touched is not None:
+        return [sql_in("doc_id", touched)] if touched else []
+    tables = (writer.table(stage) for stage in (RAW_DOCUMENTS, CHUNKS))
+    return id_ranges("doc_id", max(0 if table is None else table.count_rows() for table in tables))
+
+
+def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: ChunkingReport, log: Log) -> None:
+    """Bring the chunks of some documents to what `raw_documents` holds of them."""
     wanted = _content_hashes(writer.table(RAW_DOCUMENTS), where)
     have = _chunked(writer.table(CHUNKS), where)
     todo = [
@@ -64,7 +87,7 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
     gone = [doc_id for doc_id in have if doc_id not in wanted]
     # A merge would leave a row that is there twice where it is.
     repeated = [doc_id for doc_id, known in have.items() if known.repeated]
-    report.documents_deleted = len(gone)
+    report.documents_deleted += len(gone)
     if todo or gone:
         writer.ensure(CHUNKS, CHUNK_SCHEMA)
         writer.delete(CHUNKS, "doc_id", sorted({*gone, *repeated}))
@@ -89,17 +112,7 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
         report.documents_chunked += len(batch)
         report.chunks_written += len(rows)
         report.tokens_written += sum(row["tokens"] for row in rows)
-        log(
-            f"{writer.shard}: {report.documents_chunked} of {len(todo)} documents cut into "
-            f"{report.chunks_written} chunks"
-        )
-    if writer.progress.chunker != chunker.version:
-        writer.note(chunker=chunker.version)
-    report.documents_unchanged = (0 if documents is None else documents.count_rows()) - len(todo)
-    table = writer.table(CHUNKS)
-    report.chunks = 0 if table is None else table.count_rows()
-    report.seconds = time.monotonic() - started
-    return report
+        log(f"{writer.shard}: {report.documents_chunked} documents cut into {report.chunks_written} chunks")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import numpy as np
 from rag_assets.errors import ChecksFailed, LeaseLost, VersionNotKept
 from rag_assets.indexing import UNINDEXED_ROWS, ContentDigest, table_fingerprint, unindexed_rows
 from rag_assets.lake import CHUNKS, QUARANTINE, RAW_DOCUMENTS, Lake, scan, values
+from rag_assets.lookups import id_ranges
 from rag_assets.writing import ShardWriter
 from rag_serving.catalog import HISTORY_LENGTH, CatalogEntry, Hold, Publication, catalog_key, read_catalog_entry
 from rag_serving.embedding import EmbedderIdentity
@@ -43,24 +44,25 @@ def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -
 
     With `doc_ids`, ids are compared for those documents alone, and for the rest the numbers of rows.
     """
-    where = None if doc_ids is None else sql_in("doc_id", doc_ids)
     raw, cut, table = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard), lake.open(SHARDS, shard)
-    documents = _ids(raw, "doc_id", where)
-    chunks = _ids(cut, "chunk_id", where)
-    rows = _ids(table, "chunk_id", where)
-    problems: list[str] = []
-    for count, what in (
-        (sum(n - 1 for n in documents.values()), "documents more than once"),
-        (sum(n - 1 for n in chunks.values()), "chunks cut more than once"),
-        (sum(n - 1 for n in rows.values()), "chunk ids more than once"),
-        (len(chunks.keys() - rows.keys()), "chunks missing from the table"),
-        (len(rows.keys() - chunks.keys()), "rows in the table that are no chunk"),
-        (len(documents.keys() ^ _ids(table, "doc_id", where).keys()), "documents on one side only"),
-        (abs(_count(cut) - _count(table)), "rows more or less than there are chunks"),
-    ):
-        if count:
-            problems.append(f"{count} {what}")
-    return Verdict(tuple(problems), _count(raw), _count(table))
+    counted: Counter[str] = Counter()
+    if doc_ids is None:
+        ranges = id_ranges("doc_id", max(_count(raw), _count(cut), _count(table)))
+    else:
+        ranges = [sql_in("doc_id", doc_ids)] if doc_ids else []
+    for where in ranges:
+        documents = _ids(raw, "doc_id", where)
+        chunks = _ids(cut, "chunk_id", where)
+        rows = _ids(table, "chunk_id", where)
+        counted["documents more than once"] += documents.total() - len(documents)
+        counted["chunks cut more than once"] += chunks.total() - len(chunks)
+        counted["chunk ids more than once"] += rows.total() - len(rows)
+        counted["chunks missing from the table"] += len(chunks.keys() - rows.keys())
+        counted["rows in the table that are no chunk"] += len(rows.keys() - chunks.keys())
+        counted["documents on one side only"] += len(documents.keys() ^ _ids(table, "doc_id", where).keys())
+    counted["rows more or less than there are chunks"] = abs(_count(cut) - _count(table))
+    problems = tuple(f"{count} {what}" for what, count in counted.items() if count)
+    return Verdict(problems, _count(raw), _count(table))
 
 
 def check_vectors(lake: Lake, shard: Shard, identity: EmbedderIdentity) -> Verdict:

@@ -133,12 +133,12 @@ class FolderSource:
         start = self._root / prefix.rpartition("/")[0]
         try:
             page: list[SourceObject] = []
-            for path in _walk(start):
-                key = path.relative_to(self._root).as_posix()
+            within = start.relative_to(self._root).as_posix()
+            for path, key in _walk(str(start), "" if within == "." else f"{within}/"):
                 if not key.startswith(prefix) or key.encode() <= start_after.encode():
                     continue
                 try:
-                    stat = path.stat()
+                    stat = os.stat(path)  # noqa: PTH116  # a Path for each of many files takes longer than the look
                 except FileNotFoundError:  # deleted since its folder was read
                     continue
                 page.append(SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime)))
@@ -199,21 +199,31 @@ class FolderSource:
         return (self._root / key).as_uri()
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files below `folder` in the order of their keys' bytes, which is how S3 lists; links are not followed out."""
-    if not folder.is_dir():
+def _walk(folder: str, key: str) -> Iterator[tuple[str, str]]:
+    """Files below `folder` with their keys, which begin with `key`, in the order of the keys' bytes, as S3 lists.
+
+    Links are not followed out.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112
         return
+    names: list[bytes] = []  # a folder may hold very many
     with os.scandir(folder) as found:
-        entries = [(entry.name + "/" if entry.is_dir(follow_symlinks=False) else entry.name, entry) for entry in found]
-    for name, entry in sorted(entries, key=lambda pair: os.fsencode(pair[0])):
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                names.append(os.fsencode(entry.name) + b"/")
+            elif entry.is_file(follow_symlinks=False):
+                names.append(os.fsencode(entry.name))
+    names.sort()
+    for encoded in names:
         try:
-            name.encode()
-        except UnicodeEncodeError:  # a name that is not UTF-8 cannot be a key, nor be part of one
+            name = encoded.decode()
+        except UnicodeDecodeError:  # a name that is not UTF-8 cannot be a key, nor be part of one
             continue
+        path = f"{folder}/{name}"
         if name.endswith("/"):
-            yield from _walk(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            yield Path(entry.path)
+            yield from _walk(path.removesuffix("/"), key + name)
+        else:
+            yield path, key + name
 
 
 def _folders(folder: Path) -> list[str]:

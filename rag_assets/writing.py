@@ -7,6 +7,7 @@ whatever else is in a table, from a holder that slept past its lease or died bef
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,7 @@ class ShardWriter:
             raise self._not_alone(stage)
         with self._alone(stage):
             work(table)
+        _give_memory_back()
         if table.count_rows() != rows:  # how many commits it takes is not known, so rows are looked at instead
             raise self._not_alone(stage)
         self._note_version(table_folder(stage, fingerprint), table.version)
@@ -286,6 +288,13 @@ class ShardWriter:
                 self.note(save=False, touched=None)
             yield stage
             self._note_version(folder, table.version)
+
+
+def _give_memory_back() -> None:
+    """Return what Lance's threads have freed to the system: after an index of many rows that is most of the process."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)
 
 
 def _key(shard: Shard) -> str:

@@ -28,7 +28,8 @@ from rag_assets.defs.warm_instance import warm_instance
 from rag_assets.settings import PipelineSettings
 from rag_serving.shards import Shard
 
-_WORTH_PROCESSES = 8
+_WORTH_PROCESSES = 500
+"""Objects from which the seconds that processes take to start are soon made up for."""
 
 Build = Callable[[PipelineSettings], dg.Definitions]
 
@@ -69,12 +70,12 @@ _TOTALS = {
 }
 
 
-def processes_for(shards: Sequence[Shard]) -> int:
-    """How many processes serve that many shards best: one more than there are cores, so that none of them idles.
+def processes_for(shards: int, objects: int) -> int:
+    """How many processes serve so much work best: one more than there are cores, so that none of them idles.
 
-    A few shards are indexed sooner in this process than others start.
+    Little work is done sooner in this process than others start.
     """
-    return min(len(shards), (os.cpu_count() or 1) + 1) if len(shards) >= _WORTH_PROCESSES else 1
+    return min(shards, (os.cpu_count() or 1) + 1) if objects >= _WORTH_PROCESSES else 1
 
 
 def run_here(

@@ -128,7 +128,11 @@ def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.D
         assert entry.message == f"note {number}"
 
 
-def test_a_few_shards_are_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_work_is_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    shards = [Shard("oslo", f"d{number}") for number in range(100)]
-    assert [processes_for(shards[:count]) for count in (1, 7, 8, 100)] == [1, 1, 5, 5]
+    assert [processes_for(shards, objects) for shards, objects in ((9, 50), (1, 10**6), (3, 500), (100, 10**6))] == [
+        1,
+        1,
+        3,
+        5,
+    ]
