@@ -292,8 +292,8 @@ def read_scifact(folder: Path, limit: int | None) -> Judged:
     return Judged(documents, queries, dict(relevant))
 
 
-def rank(name: str, lake: str, judged: Judged) -> tuple[float, float]:
-    """nDCG@10 over all queries and the seconds that the abstracts took; to be called in a fresh process."""
+def rank(name: str, lake: str, judged: Judged) -> tuple[list[float], float]:
+    """nDCG@10 of each query and the seconds that the abstracts took; to be called in a fresh process."""
     import numpy as np
 
     warnings.simplefilter("ignore")
@@ -304,11 +304,11 @@ def rank(name: str, lake: str, judged: Judged) -> tuple[float, float]:
     similarities = embed_queries(list(judged.queries.values())) @ documents.T
     ids = list(judged.documents)
     best = np.argsort(-similarities, axis=1, kind="stable")[:, :CUTOFF]
-    gains = [
+    scores = [
         ndcg([ids[column] for column in columns], judged.relevant[query])
         for query, columns in zip(judged.queries, best, strict=True)
     ]
-    return statistics.fmean(gains), seconds
+    return scores, seconds
 
 
 def _retrievers(name: str, lake: str) -> tuple[Embed, Embed]:
@@ -331,18 +331,21 @@ def ndcg(found: Sequence[str], relevant: Mapping[str, int]) -> float:
 
 
 def retrieval(lake: str, judged: Judged) -> list[dict[str, object]]:
-    """One row each for the reference and ours, and the difference in points."""
-    scores = {name: in_fresh_process(rank, name, lake, judged) for name in (REFERENCE, OURS)}
+    """One row each for the reference and ours: the difference in points, and how many queries fare otherwise."""
+    ranked = {name: in_fresh_process(rank, name, lake, judged) for name in (REFERENCE, OURS)}
+    reference = ranked[REFERENCE][0]
     return [
         {
             "embedder": name,
             "abstracts": len(judged.documents),
             "queries": len(judged.queries),
-            f"nDCG@{CUTOFF}": f"{score:.4f}",
-            "points": f"{100 * (score - scores[REFERENCE][0]):+.2f}",
+            f"nDCG@{CUTOFF}": f"{statistics.fmean(scores):.4f}",
+            "points": f"{100 * (statistics.fmean(scores) - statistics.fmean(reference)):+.2f}",
+            "better": sum(score > other for score, other in zip(scores, reference, strict=True)),
+            "worse": sum(score < other for score, other in zip(scores, reference, strict=True)),
             "seconds": f"{seconds:.1f}",
         }
-        for name, (score, seconds) in scores.items()
+        for name, (scores, seconds) in ranked.items()
     ]
 
 
