@@ -182,6 +182,7 @@ def embeddings(
         identity = pipeline.identity()
         report = sync_embeddings(shard_writer, identity, pipeline.embedder, context.log.info)
     metadata = _metadata(report, rows=report.vectors)
+    metadata["tokens_per_second"] = round(report.tokens / max(report.seconds, 1e-9))
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
 

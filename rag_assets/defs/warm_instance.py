@@ -7,6 +7,7 @@ two processes a run; the event log has all that runs say.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Generator
@@ -49,6 +50,7 @@ class WarmSqliteEventLogStorage(SqliteEventLogStorage):
         self._open: OrderedDict[str, db.Engine] = OrderedDict()
         self._opening = threading.Lock()
         self._tables: set[str] = set()
+        self._blank = b""
         super().__init__(base_dir, inst_data)
 
     @property
@@ -74,14 +76,28 @@ class WarmSqliteEventLogStorage(SqliteEventLogStorage):
     def _engine(self, shard: str) -> db.Engine:
         engine = self._open.get(shard)
         if engine is None:
-            engine = _one_connection(self.conn_string_for_shard(shard))
-            if shard not in self._initialized_dbs:
-                self._initdb(engine)
-                self._initialized_dbs.add(shard)
-            self._open[shard] = engine
+            engine = self._open[shard] = self._opened(shard)
             while len(self._open) > _OPEN_DATABASES:
                 self._open.popitem(last=False)[1].dispose()
         self._open.move_to_end(shard)
+        return engine
+
+    def _opened(self, shard: str) -> db.Engine:
+        path = Path(self.path_for_shard(shard))
+        new = not path.exists()
+        if new and self._blank:
+            # Making the tables anew, by Dagster's migrations, costs more than all that a small run does with them.
+            with contextlib.suppress(FileExistsError), path.open("xb") as file:
+                file.write(self._blank)
+            self._initialized_dbs.add(shard)
+        engine = _one_connection(self.conn_string_for_shard(shard))
+        if shard not in self._initialized_dbs:
+            self._initdb(engine)
+            self._initialized_dbs.add(shard)
+            if new:
+                with engine.connect() as connection:
+                    connection.execute(db.text("PRAGMA wal_checkpoint(TRUNCATE)"))
+                self._blank = path.read_bytes()
         return engine
 
 
