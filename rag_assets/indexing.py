@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 _BATCH_CHUNKS = 4096
-_BATCH_DOCUMENTS = 1000
+_BATCH_DOCUMENTS = 4096
 UNINDEXED_ROWS = 512
 """Rows beyond an index that a search may have to scan; more, and the index is brought up to date before publishing."""
 _SMALL_FRAGMENTS = 20
+"""Files beyond those that a first run leaves, one for a batch, from which the table is compacted."""
 
 
 @dataclass(slots=True)
@@ -288,7 +289,7 @@ def _keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_row
     if "doc_id" not in indexed and rows >= LOOKUP_ROWS:
         writer.maintain(SHARDS, lambda table: index_ids(table, "doc_id"))
     small = _stats(table)["fragment_stats"]["num_small_fragments"]
-    if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
+    if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS + rows // _BATCH_CHUNKS:
         writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
         return True
     return False

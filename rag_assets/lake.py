@@ -5,11 +5,12 @@ Every stage keeps one LanceDB table per shard, in a folder of the lake of its ow
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
@@ -131,6 +132,7 @@ class Lake:
     def _session(self) -> Any:
         import lancedb
 
+        _return_large_blocks()
         # Lance's own bounds are gigabytes: it would keep the list of files of every version that a long run makes.
         return lancedb.Session(
             index_cache_size_bytes=_INDEX_CACHE_BYTES, metadata_cache_size_bytes=_METADATA_CACHE_BYTES
@@ -175,6 +177,22 @@ class Lake:
     def drop(self, stage: str, shard: Shard, *, fingerprint: str = "") -> None:
         """Remove the stage's table of the shard, with all its versions."""
         self._connect(table_folder(stage, fingerprint)).drop_table(shard.table_name, ignore_missing=True)
+
+
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_LARGE_BLOCK = 2**20
+
+
+@cache
+def _return_large_blocks() -> None:
+    """Have what Lance frees go back to the system.
+
+    glibc begins with that for 128 KiB and more, but raises the size with the blocks that it sees, and then keeps such
+    blocks for itself, by thread: an index of many vectors, made on many threads, takes a hundred MiB more.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def table_folder(stage: str, fingerprint: str = "") -> str:

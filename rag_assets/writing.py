@@ -209,6 +209,7 @@ class ShardWriter:
         rows = table.count_rows()
         if table.version != before:
             raise self._not_alone(stage)
+        _give_memory_back()
         with self._alone(stage):
             work(table)
         _give_memory_back()
@@ -291,7 +292,7 @@ class ShardWriter:
 
 
 def _give_memory_back() -> None:
-    """Return what Lance's threads have freed to the system: after an index of many rows that is most of the process."""
+    """Return to the system what was freed: glibc keeps it by thread, and Lance indexes and compacts on many threads."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
