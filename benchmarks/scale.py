@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, help="default 20,000; 500,000 with --stub-embedder")
     parser.add_argument("--regions", type=int, help="default 10; 25 with --stub-embedder")
     parser.add_argument("--departments", type=int, help="default 10; 40 with --stub-embedder")
-    parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="processes (default: cores + 1)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--stub-embedder", action="store_true", help="vectors by a hash: all is real but the model")
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     options = parser.parse_args()

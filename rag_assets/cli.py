@@ -45,7 +45,7 @@ def main() -> None:
     "-j",
     "--jobs",
     type=click.IntRange(1, 256),
-    help="With --here: processes that index at once (default: one for little work, else one more than the cores).",
+    help="With --here: processes that index at once (default: one for little work, else one a core).",
 )
 @click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
 @click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")

@@ -71,11 +71,11 @@ _TOTALS = {
 
 
 def processes_for(shards: int, objects: int) -> int:
-    """How many processes serve so much work best: one more than there are cores, so that none of them idles.
+    """How many processes serve so much work best: one a core, so that one reads while another embeds.
 
     Little work is done sooner in this process than others start.
     """
-    return min(shards, (os.cpu_count() or 1) + 1) if objects >= _WORTH_PROCESSES else 1
+    return min(shards, os.cpu_count() or 1) if objects >= _WORTH_PROCESSES else 1
 
 
 def run_here(

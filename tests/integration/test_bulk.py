@@ -134,5 +134,5 @@ def test_little_work_is_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> 
         1,
         1,
         3,
-        5,
+        4,
     ]
