@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 RuntimeName = Literal["auto", "openvino", "torch"]
 
-_WINDOW_TOKENS = 200_000
+_WINDOW_TOKENS = 100_000
 """Tokens of the texts that are sorted by length together: enough for batches without padding, little enough to commit
 often and to hold in memory."""
 _AHEAD = 2

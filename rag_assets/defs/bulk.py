@@ -22,6 +22,7 @@ from typing import Any
 import dagster as dg
 
 from rag_assets.defs.build import build_definitions
+from rag_assets.defs.execution import INTERRUPTED, interrupts_end_runs
 from rag_assets.defs.jobs import INDEX_SHARD
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.warm_instance import warm_instance
@@ -91,7 +92,8 @@ def run_here(
 ) -> BulkResult:
     """Index the shards in that order, one Dagster run each, in this process or in `at_once` others.
 
-    A shard that fails is named in the result and does not stop the others; so is one whose process died. `done` is told
+    A shard that fails is named in the result and does not stop the others; so is one whose process died. An interrupt
+    (Ctrl-C) ends the runs that are under way, as failed, and raises KeyboardInterrupt. `done` is told
     of each shard, with the reason if it failed. `build` must be importable by name when `at_once` is more than one.
     """
     started = time.monotonic()
@@ -131,14 +133,17 @@ class _Work:
         job = self.build(self.settings).resolve_job_def(INDEX_SHARD)
 
         def run(shard: Shard) -> ShardDone:
-            made = job.execute_in_process(
-                partition_key=shard.key,
-                instance=instance,
-                raise_on_error=False,
-                tags=dict(self.tags),
-                run_config=quiet_logging(verbose=self.verbose),
-            )
+            with interrupts_end_runs():
+                made = job.execute_in_process(
+                    partition_key=shard.key,
+                    instance=instance,
+                    raise_on_error=False,
+                    tags=dict(self.tags),
+                    run_config=quiet_logging(verbose=self.verbose),
+                )
             reason = None if made.success else failure_reason(made.all_events)
+            if reason == INTERRUPTED:
+                raise KeyboardInterrupt
             return ShardDone(shard, reason, _totals(made.get_asset_materialization_events()))
 
         return run
@@ -180,6 +185,11 @@ class _Process:
         except (EOFError, OSError):
             return None
 
+    def interrupt(self) -> None:
+        """Have it stop as by Ctrl-C; a run that is under way ends as one that was interrupted."""
+        if self.process.is_alive() and self.process.pid is not None:
+            os.kill(self.process.pid, signal.SIGINT)
+
     def join(self) -> int | None:
         """Wait for its end; gives the exit code."""
         self.pipe.close()
@@ -215,27 +225,26 @@ def _run_in_processes(
                     busy.remove(process)
                     process.join()
     finally:
-        # After an interrupt: each ends its run as failed, gives its lease back and leaves.
+        # After an interrupt: each ends its run, gives its lease back and leaves.
         for process in busy:
-            if process.process.is_alive() and process.process.pid is not None:
-                process.process.terminate()
+            process.interrupt()
         for process in busy:
             process.join()
 
 
 def _serve(pipe: Connection, ref: Any, work: _Work) -> None:
-    """Index what the pipe names until it is closed."""
+    """Index what the pipe names until it is closed, or until the parent interrupts."""
+    os.setpgid(0, 0)  # so that an interrupt at the terminal comes from the parent alone, and once
     warnings.filterwarnings("ignore", module="dagster")
-    warnings.filterwarnings("ignore", message=".*in preview.*")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the parent's interrupt, once
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with dg.DagsterInstance.from_ref(ref) as instance, warm_instance(instance) as warm:
+    # There is nothing more to do, or the parent died, or it was interrupted.
+    with (
+        contextlib.suppress(EOFError, OSError, KeyboardInterrupt),
+        dg.DagsterInstance.from_ref(ref) as instance,
+        warm_instance(instance) as warm,
+    ):
         run = work.runner(warm)
-        try:
-            while True:
-                pipe.send(run(pipe.recv()))
-        except (EOFError, BrokenPipeError, KeyboardInterrupt):
-            return  # there is nothing more to do, or the parent was interrupted or died
+        while True:
+            pipe.send(run(pipe.recv()))
 
 
 def quiet_logging(*, verbose: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from rag_assets.ingestion import Read
 from rag_assets.lake import Lake
 from rag_assets.settings import PipelineSettings
 from rag_serving.catalog import Catalog
+from rag_serving.embedding import Embedder
 from rag_serving.shards import Shard
 from tests.pipelines import seed_model, settings_for
 
@@ -35,6 +36,19 @@ class DyingPipeline(PipelineResource):
             return read(data, key)
 
         return reads
+
+
+class InterruptedPipeline(PipelineResource):
+    """A pipeline whose process gets a Ctrl-C while it embeds."""
+
+    def embedder(self) -> Embedder:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().embedder()
+
+
+def definitions_that_are_interrupted(settings: PipelineSettings) -> dg.Definitions:
+    """Definitions of that pipeline."""
+    return build_definitions(settings, {"pipeline": InterruptedPipeline.from_settings(settings)})
 
 
 def definitions_that_die(settings: PipelineSettings) -> dg.Definitions:
@@ -98,6 +112,30 @@ def test_a_process_that_dies_fails_its_shard_alone_and_is_replaced(
     assert sorted(result.succeeded) == [shards[0], shards[2], shards[3]]
     assert list(result.failed) == [shards[1]]
     assert "died (exit code -9)" in result.failed[shards[1]]
+
+
+def test_an_interrupt_ends_the_run_that_is_under_way_and_the_next_goes_on_from_there(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", "d0"), Shard("oslo", "d1")]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", "The canteen opens at eight.")
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_here(
+            instance,
+            settings,
+            shards,
+            tags={},
+            build=definitions_that_are_interrupted,
+            done=lambda shard, _: told.append(shard.key),
+        )
+    (run,) = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.FAILURE
+    assert told == []
+    result = run_here(instance, settings, shards, tags={}, done=lambda _shard, _reason: None)
+    assert (result.succeeded, result.failed) == (shards, {})
+    assert (result.totals["added"], result.totals["unchanged"]) == (1, 1)
 
 
 def test_a_warm_instance_writes_what_the_instance_reads(
