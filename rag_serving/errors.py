@@ -10,7 +10,7 @@
     │   ├── LakeUnavailable      the lake cannot be reached, or refuses the credentials
     │   ├── LakeCorrupt          an object or table in the lake breaks the read contract
     │   └── WriteConflict        a conditional write lost against another writer
-    ├── EmbedderUnavailable      the lake holds no embedder of the fingerprint that a shard needs
+    ├── EmbedderUnavailable      the lake holds no embedder that a shard needs, or a hosted one gives no vectors
     ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
     └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
 
@@ -77,7 +77,7 @@ class WriteConflict(LakeError):
 
 
 class EmbedderUnavailable(RagError):
-    """No exported embedder in the lake has the fingerprint that was asked for."""
+    """The lake holds no embedder of that fingerprint, or the API of a hosted one gives no vectors."""
 
 
 class CacheUnavailable(RagError):

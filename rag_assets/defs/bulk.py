@@ -238,7 +238,7 @@ def _serve(pipe: Connection, ref: Any, work: _Work) -> None:
     warnings.filterwarnings("ignore", module="dagster")
     # There is nothing more to do, or the parent died, or it was interrupted.
     with (
-        contextlib.suppress(EOFError, OSError, KeyboardInterrupt),
+        contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt),
         dg.DagsterInstance.from_ref(ref) as instance,
         warm_instance(instance) as warm,
     ):
