@@ -2,7 +2,7 @@
 
 A shard is dirty when the digest of its listing differs from the one that its last published run saw, so a run that
 failed is not forgotten; it is asked for again with growing pauses while nothing changes. One whose vectors are of
-another embedding model than the configured is dirty, too.
+another embedding model than the configured, or whose table is of an older form, is dirty, too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rag_assets.sources import Source, SourceObject, shard_of
 from rag_serving.catalog import CatalogEntry
 from rag_serving.errors import RagError
 from rag_serving.shards import Shard
+from rag_serving.tables import TABLE_FORMAT
 
 RETRY_SECONDS = 120.0
 RETRY_CEILING = 6 * 3600.0
@@ -65,11 +66,15 @@ class ListingDigest:
 def worked_through(entries: Mapping[Shard, CatalogEntry], fingerprint: str | None) -> dict[Shard, str]:
     """The source digest that each published shard was made from; empty where its vectors are not of that embedder.
 
-    So a shard is dirty, too, when the embedding model is another now. One that is held cannot be published anew, and
-    is left alone.
+    So a shard is dirty, too, when the embedding model is another now, or when its table is of an older form. One that
+    is held cannot be published anew, and is left alone.
     """
+
+    def current(entry: CatalogEntry) -> bool:
+        return (entry.current.fingerprint, entry.current.table_format) == (fingerprint, TABLE_FORMAT)
+
     return {
-        shard: entry.seen_source_digest if entry.hold is not None or entry.current.fingerprint == fingerprint else ""
+        shard: entry.seen_source_digest if entry.hold is not None or current(entry) else ""
         for shard, entry in entries.items()
     }
 

@@ -101,7 +101,15 @@ def backfill(
             sizes = {shard: listed_objects(state.listed.get(shard)) for shard in shards}
             shards.sort(key=lambda shard: -sizes[shard])  # a large one last would end alone
             jobs = jobs or processes_for(len(shards), sum(sizes.values()))
-            _finish(_run_here(instance, settings, shards, tags, verbose, jobs))
+            result = _run_here(instance, settings, shards, tags, verbose, jobs)
+            problem = launching.refresh_company_index_here(instance, settings) if result.succeeded else None
+            if problem is not None:
+                click.echo(
+                    f"the company index is behind ({problem}); questions over many shards are answered all the same, "
+                    "if slower. Materialize company_index",
+                    err=True,
+                )
+            _finish(result)
             return
         add_shards(instance, shards)
         backfill_id = launching.launch_backfill(instance, shards, tags)

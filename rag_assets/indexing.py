@@ -252,7 +252,8 @@ def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -
     if documents is None or chunks is None or embeddings is None:
         raise ChecksFailed(f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first")
     where = sql_in("doc_id", doc_ids)
-    facts = read(documents, ["doc_id", "source", "type", "title", "etag", "modified_at", "stale"], where=where)
+    named = ["doc_id", "source", "key", "part", "type", "title", "etag", "modified_at", "stale"]
+    facts = read(documents, named, where=where)
     names = ("chunk_id", "doc_id", "ordinal", "text", "heading_path", "page", "start", "end", "tokens", "content_hash")
     parts = read(chunks, [*names, "embed_hash"], where=where)
     hashes: list[str] = values(parts, "embed_hash")
@@ -269,6 +270,10 @@ def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -
     arrays |= {
         name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at", "stale")
     }
+    paths = [
+        key.removeprefix(f"{shard.key}/") + (f"#{part}" if part else "") for key, part in columns(facts, "key", "part")
+    ]
+    arrays["path"] = pa.array(paths, pa.string()).take(document_rows)
     arrays["vector"] = vectors["vector"].take(vector_rows)
     arrays["region"] = pa.array([shard.region] * count, pa.string())
     arrays["department"] = pa.array([shard.department] * count, pa.string())

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
 
 from rag_serving.errors import LakeUnavailable
 from rag_serving.objects import Objects, open_objects
-from rag_serving.shards import Shard
 from rag_serving.tables import database_uri, storage_options
 
 if TYPE_CHECKING:
@@ -114,6 +113,15 @@ def embedding_schema(dimensions: int) -> pa.Schema:
     )
 
 
+class TableOwner(Protocol):
+    """What has tables of its own and one writer at a time: a shard, or an embedder's company table."""
+
+    @property
+    def table_name(self) -> str:
+        """Name of its tables and of its lease; no two owners of one folder have the same."""
+        ...
+
+
 @dataclass(frozen=True)
 class Lake:
     """The lake at one URI: its small objects, and its tables by stage and shard."""
@@ -153,7 +161,7 @@ class Lake:
                 ) from error
         return self._connections[folder]
 
-    def open(self, stage: str, shard: Shard, *, fingerprint: str = "") -> Table | None:
+    def open(self, stage: str, shard: TableOwner, *, fingerprint: str = "") -> Table | None:
         """The stage's table of the shard, or None before the stage first ran."""
         connection = self._connect(table_folder(stage, fingerprint))
         try:
@@ -163,18 +171,18 @@ class Lake:
                 return None
             raise LakeUnavailable(f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}") from error
 
-    def ensure(self, stage: str, shard: Shard, schema: pa.Schema, *, fingerprint: str = "") -> Table:
+    def ensure(self, stage: str, shard: TableOwner, schema: pa.Schema, *, fingerprint: str = "") -> Table:
         """The stage's table of the shard, made now if it is not there."""
         table = self.open(stage, shard, fingerprint=fingerprint)
         if table is not None:
             return table
         return self._connect(table_folder(stage, fingerprint)).create_table(shard.table_name, schema=schema)
 
-    def overwrite(self, stage: str, shard: Shard, schema: pa.Schema) -> Table:
+    def overwrite(self, stage: str, shard: TableOwner, schema: pa.Schema) -> Table:
         """An empty table of that schema as the next version; older versions stay readable."""
         return self._connect(table_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
 
-    def drop(self, stage: str, shard: Shard, *, fingerprint: str = "") -> None:
+    def drop(self, stage: str, shard: TableOwner, *, fingerprint: str = "") -> None:
         """Remove the stage's table of the shard, with all its versions."""
         self._connect(table_folder(stage, fingerprint)).drop_table(shard.table_name, ignore_missing=True)
 

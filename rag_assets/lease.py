@@ -1,8 +1,8 @@
 """The lease that keeps a second writer out of a shard, kept in the lake so that it holds for every way to start a run.
 
-One object per shard: who holds it, until when, and an epoch that rises with every new holder. It is taken and renewed
-by conditional writes only. A holder that dies is followed after the lease's time; one that lost its lease is told at
-its next `check`.
+One object per shard, and one for the company index: who holds it, until when, and an epoch that rises with every new
+holder. It is taken and renewed by conditional writes only. A holder that dies is followed after the lease's time; one
+that lost its lease is told at its next `check`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from datetime import UTC, datetime, timedelta
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from rag_assets.errors import LeaseLost, ShardLocked
+from rag_assets.lake import TableOwner
 from rag_serving.errors import LakeCorrupt, LakeUnavailable, WriteConflict
 from rag_serving.objects import ABSENT, Objects
-from rag_serving.shards import Shard
 
 LEASES = "leases"
 
@@ -46,7 +46,7 @@ class Lease:
     def __init__(
         self,
         objects: Objects,
-        shard: Shard,
+        shard: TableOwner,
         record: LeaseRecord,
         etag: str,
         seconds: float,
@@ -112,7 +112,7 @@ class Lease:
 @contextlib.contextmanager
 def hold(
     objects: Objects,
-    shard: Shard,
+    shard: TableOwner,
     holder: str,
     *,
     seconds: float = 30.0,
@@ -131,7 +131,7 @@ def hold(
 
 
 def _acquire(
-    objects: Objects, shard: Shard, holder: str, seconds: float, wait: float, sleep: Callable[[float], None]
+    objects: Objects, shard: TableOwner, holder: str, seconds: float, wait: float, sleep: Callable[[float], None]
 ) -> Lease:
     give_up = time.monotonic() + wait
     while True:
@@ -168,11 +168,11 @@ def _expiry(seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
-def _key(shard: Shard) -> str:
+def _key(shard: TableOwner) -> str:
     return f"{LEASES}/{shard.table_name}.json"
 
 
-def _read(shard: Shard, data: bytes) -> LeaseRecord:
+def _read(shard: TableOwner, data: bytes) -> LeaseRecord:
     try:
         return LeaseRecord.model_validate_json(data)
     except ValidationError as error:

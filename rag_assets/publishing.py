@@ -21,7 +21,7 @@ from rag_serving.embedding import EmbedderIdentity
 from rag_serving.errors import WriteConflict
 from rag_serving.objects import ABSENT
 from rag_serving.shards import Shard
-from rag_serving.tables import SHARDS, sql_in
+from rag_serving.tables import SHARDS, TABLE_FORMAT, sql_in
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -137,6 +137,7 @@ def publish(
         published_at=datetime.now(UTC),
         run_id=run_id,
         published_by=f"run {run_id}",
+        table_format=TABLE_FORMAT,
     )
     new = _succeeding(writer, entry, publication)
     # The tag comes first: a version that readers are sent to must already be safe from cleanup.

@@ -42,6 +42,9 @@ class PipelineSettings(EnvironmentSettings):
     )
     fetch_concurrency: int = Field(8, ge=1, le=64, description="objects fetched at once")
     vector_index_rows: int = Field(2_000, ge=256, description="rows from which a shard gets a vector index")
+    company_interval: int = Field(
+        60, ge=1, description="least seconds between two looks at whether the company index is behind"
+    )
     keep_published: int = Field(5, ge=1, le=20, description="published versions of a shard that are tagged and kept")
     reader_pin_seconds: float = Field(
         3600.0, ge=60, description="seconds that a reader may go on with a version after its successor is published"

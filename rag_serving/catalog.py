@@ -1,7 +1,8 @@
 """What is published: one small JSON object per shard, and a snapshot of all of them that is refreshed at most so often.
 
-The pipeline writes these objects (by conditional put); serving reads only what they name. Everything in them is checked
-when read: a shard whose object does not validate is left out of the snapshot and named in `Snapshot.broken`.
+With them comes what the company index holds of those shards. The pipeline writes these objects (by conditional put);
+serving reads only what they name. Everything in them is checked when read: an object that does not validate is left out
+of the snapshot and named in `Snapshot.broken`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from rag_serving.company import RECORDS, CompanyRecord, read_record
 from rag_serving.errors import InvalidArgument, InvalidShardName, LakeCorrupt, UnknownScope
 from rag_serving.objects import Objects
 from rag_serving.shards import Shard, check_name, same_name
@@ -39,6 +41,7 @@ class Publication(BaseModel):
     published_at: datetime
     run_id: str = Field(description="Dagster run that built it")
     published_by: str = Field("", description="who made it current: a run, or the person who rolled back to it")
+    table_format: int = Field(1, ge=1, description="version of the table's schema, see `tables.TABLE_FORMAT`")
 
 
 class Hold(BaseModel):
@@ -111,6 +114,8 @@ class Snapshot:
 
     entries: dict[Shard, CatalogEntry]
     broken: dict[str, str] = field(default_factory=dict[str, str])
+    companies: dict[str, CompanyRecord] = field(default_factory=dict[str, CompanyRecord])
+    """What the company index holds, by fingerprint."""
 
     def route(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> list[CatalogEntry]:
         """The published shards in those regions and departments (None: all), sorted by key.
@@ -177,7 +182,7 @@ class Catalog:
         self._refresh = refresh_seconds
         self._clock = clock
         self._lock = Lock()
-        self._read: dict[str, tuple[str, CatalogEntry | str]] = {}
+        self._read: dict[str, tuple[str, CatalogEntry | CompanyRecord | str]] = {}
         self._snapshot: Snapshot | None = None
         self._taken = 0.0
 
@@ -194,7 +199,9 @@ class Catalog:
 
     def _refreshed(self) -> Snapshot:
         taken = self._clock()
-        listing = {entry.key: entry.etag for entry in self._objects.list(CATALOG) if entry.key.endswith(".json")}
+        # The records first: what they hold and the catalog no longer names is merely left out.
+        listed = [*self._objects.list(RECORDS), *self._objects.list(CATALOG)]
+        listing = {entry.key: entry.etag for entry in listed if entry.key.endswith(".json")}
         changed = [key for key, etag in listing.items() if key not in self._read or self._read[key][0] != etag]
         kept = {key: value for key, value in self._read.items() if key in listing}
         if changed:
@@ -204,16 +211,23 @@ class Catalog:
         self._read = kept
         self._taken = taken
         if not unchanged or self._snapshot is None:
-            good = [value for _, value in kept.values() if isinstance(value, CatalogEntry)]
+            values = [value for _, value in kept.values()]
             broken = {key: value for key, (_, value) in kept.items() if isinstance(value, str)}
-            self._snapshot = Snapshot({entry.shard: entry for entry in good}, broken)
+            self._snapshot = Snapshot(
+                {value.shard: value for value in values if isinstance(value, CatalogEntry)},
+                broken,
+                {value.fingerprint: value for value in values if isinstance(value, CompanyRecord)},
+            )
         return self._snapshot
 
-    def _fetch(self, key: str) -> tuple[str, tuple[str, CatalogEntry | str] | None]:
+    def _fetch(self, key: str) -> tuple[str, tuple[str, CatalogEntry | CompanyRecord | str] | None]:
         stored = self._objects.get(key)
         if stored is None:
             return key, None
         try:
+            if key.startswith(f"{RECORDS}/"):
+                fingerprint = key.removeprefix(f"{RECORDS}/").removesuffix(".json")
+                return key, (stored.etag, read_record(fingerprint, stored.data))
             shard = Shard.from_table_name(_table_of(key))
             return key, (stored.etag, read_entry(shard, stored.data))
         except (LakeCorrupt, InvalidShardName) as error:

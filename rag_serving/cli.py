@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime
+from typing import Any, get_args
 
 import click
 
 from rag_serving.client import RagClient
 from rag_serving.errors import RagError
 from rag_serving.results import Answer, Place
+from rag_serving.search import Mode
 
 
 class NamedClickError(click.ClickException):
@@ -60,15 +62,47 @@ def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k
 @main.command()
 @click.argument("question")
 @_scope
-def search(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k: int, as_json: bool) -> None:
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(Mode)),
+    default="hybrid",
+    show_default=True,
+    help="What finds passages: meaning, words, or both.",
+)
+@click.option("--path-prefix", help="Only documents whose path below region/department/ begins so.")
+@click.option("--from", "modified_from", type=click.DateTime(), help="Only documents changed then or later, in UTC.")
+@click.option("--before", "modified_before", type=click.DateTime(), help="Only documents changed before, in UTC.")
+@click.option("--join", "join_neighbours", is_flag=True, help="Show passages that follow each other as one.")
+def search(
+    question: str,
+    regions: tuple[str, ...],
+    departments: tuple[str, ...],
+    k: int,
+    as_json: bool,
+    mode: Mode,
+    path_prefix: str | None,
+    modified_from: datetime | None,
+    modified_before: datetime | None,
+    join_neighbours: bool,
+) -> None:
     """List the passages nearest to QUESTION."""
     with RagClient.from_env() as client:
-        hits = client.search(question, regions=regions or None, departments=departments or None, k=k)
+        hits = client.search(
+            question,
+            regions=regions or None,
+            departments=departments or None,
+            k=k,
+            mode=mode,
+            path_prefix=path_prefix,
+            modified_from=modified_from,
+            modified_before=modified_before,
+            join_neighbours=join_neighbours,
+        )
     if as_json:
         click.echo(json.dumps([hit.model_dump(mode="json") for hit in hits], ensure_ascii=False, indent=1))
         return
     for hit in hits:
-        click.echo(f"{hit.rank:>2}  {hit.score:.3f}  {place(hit)}")
+        click.echo(f"{hit.rank:>2}  {_score(hit)}  {place(hit)}")
         click.echo(f"            {' '.join(hit.text.split())[:140]}")
     _warn(hits.degraded)
 
@@ -96,7 +130,7 @@ def shards(as_json: bool) -> None:
 def render(answer: Answer) -> str:
     """An answer as text: what it says, the sources, how the cache and the clock stood."""
     lines = [answer.text, ""]
-    lines += [f"  [{citation.number}] {place(citation)}  score {citation.score:.3f}" for citation in answer.citations]
+    lines += [f"  [{citation.number}] {place(citation)}  score {_score(citation)}" for citation in answer.citations]
     state = answer.cache
     if answer.similarity is not None and state == "semantic":
         state += f" (similarity {answer.similarity:.3f} with “{answer.cached_question}”)"
@@ -111,6 +145,10 @@ def place(passage: Place) -> str:
     where = f"page {passage.page}, " if passage.page is not None else ""
     heading = f" § {' › '.join(passage.heading_path)}" if passage.heading_path else ""
     return f"{passage.source}{heading} ({where}characters {passage.start}–{passage.end}) [{passage.shard}]"
+
+
+def _score(passage: Place) -> str:
+    return "  –  " if passage.score is None else f"{passage.score:.3f}"
 
 
 def _phases(answer: Answer) -> str:

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from datetime import UTC, date, datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from rag_serving.answer import MODEL_UNAVAILABLE, PROMPT_VERSION, LanguageModel, extract, generate
 from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, open_redis, scope_tag
@@ -20,8 +21,9 @@ from rag_serving.catalog import Catalog, CatalogEntry, Snapshot
 from rag_serving.embedding import Embedder, load_embedder
 from rag_serving.errors import CacheUnavailable, InvalidArgument, InvalidQuestion, ModelUnavailable
 from rag_serving.objects import Objects, open_objects
+from rag_serving.reranking import HostedReranker, Reranker
 from rag_serving.results import Answer, CacheState, Hits
-from rag_serving.search import Searcher
+from rag_serving.search import Mode, Query, Searcher
 from rag_serving.settings import ServingSettings
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_QUESTION_CHARACTERS = 4_000
 MAX_K = 100
+MAX_PREFIX_CHARACTERS = 1_024
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -45,12 +48,21 @@ class AsyncRagClient:
         objects: Objects | None = None,
         cache_store: CacheStore | None = None,
         model: LanguageModel | None = None,
+        reranker: Reranker | None = None,
         load: Callable[[Objects, str], Embedder] = load_embedder,
     ) -> None:
         self._settings = settings
         self._objects = objects or open_objects(settings.lake_uri)
         self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh)
-        self._searcher = Searcher(settings.lake_uri, concurrency=settings.search_concurrency)
+        if reranker is None and settings.rerank_model is not None:
+            reranker = HostedReranker(settings.rerank_model)
+        self._searcher = Searcher(
+            settings.lake_uri,
+            concurrency=settings.search_concurrency,
+            wide=settings.wide_shards,
+            cache_bytes=settings.search_cache_bytes,
+            reranker=reranker,
+        )
         self._cache = AnswerCache(
             cache_store or _open_store(settings),
             similarity=settings.cache_similarity,
@@ -73,22 +85,58 @@ class AsyncRagClient:
         regions: Sequence[str] | None = None,
         departments: Sequence[str] | None = None,
         k: int = 8,
+        mode: Mode = "hybrid",
+        path_prefix: str | None = None,
+        modified_from: date | None = None,
+        modified_before: date | None = None,
+        join_neighbours: bool = False,
     ) -> Hits:
         """The `k` (1 to 100) best passages in those regions and departments; None means all of them.
+
+        `mode` says what finds them: the meaning (``vector``), the words (``text``, which needs no embedding model), or
+        both, fused by rank (``hybrid``). `path_prefix` is the beginning of the object's key below
+        ``region/department/``; `modified_from` (inclusive) and `modified_before` (exclusive) are of the document's last
+        change, a date or a time without a zone being taken for UTC. A passage that repeats a better one is left out and
+        named in the other's `also_in`. With `join_neighbours`, passages that follow each other in their document come
+        as one.
 
         Raises `InvalidQuestion`, `InvalidArgument`, `InvalidShardName`, `UnknownScope`, `LakeError` or
         `EmbedderUnavailable`.
         """
         clock = _Clock()
-        question = _checked_question(question)
-        _check_k(k)
+        query = Query(
+            _checked_question(question),
+            _checked_k(k),
+            mode=_checked_mode(mode),
+            path_prefix=_checked_prefix(path_prefix),
+            modified_from=_checked_moment("modified_from", modified_from),
+            modified_before=_checked_moment("modified_before", modified_before),
+            join_neighbours=join_neighbours,
+        )
         snapshot = await self._snapshot()
         entries, broken = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
-        vectors, cut = await self._vectors(question, entries)
+        vectors: dict[str, npt.NDArray[np.float32]] = {}
+        cut: tuple[str, ...] = ()
+        if mode != "text":
+            vectors, cut = await self._vectors(query.question, entries)
         clock.lap("embed")
-        hits, failed = await self._searcher.search(question, vectors, entries, k)
+        hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
         clock.lap("search")
         return Hits(hits, clock.timings(), broken + cut + failed)
+
+    async def warm(
+        self, *, regions: Sequence[str] | None = None, departments: Sequence[str] | None = None
+    ) -> list[CatalogEntry]:
+        """Open the tables and load the indexes and models for a scope, so that its first question is quick.
+
+        Versions published later are warmed by themselves. Raises what `search` raises.
+        """
+        snapshot = await self._snapshot()
+        entries = snapshot.route(regions, departments)
+        for fingerprint in {entry.current.fingerprint for entry in entries}:
+            await self._embedder(fingerprint)
+        await self._searcher.warm(entries, snapshot)
+        return entries
 
     async def ask(
         self,
@@ -106,7 +154,7 @@ class AsyncRagClient:
         """
         clock = _Clock()
         question = _checked_question(question)
-        _check_k(k)
+        query = Query(question, _checked_k(k))
         snapshot = await self._snapshot()
         entries, broken = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
         digests = {entry.shard.key: entry.current.content_digest for entry in entries}
@@ -139,7 +187,7 @@ class AsyncRagClient:
                     similarity=round(found.similarity, 4),
                     cached_question=found.entry.question,
                 )
-        hits, failed = await self._searcher.search(question, vectors, entries, k)
+        hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
         clock.lap("search")
         answer = await self._answer(question, hits, entries, degraded + failed)
         clock.lap("answer")
@@ -157,7 +205,8 @@ class AsyncRagClient:
         return [entry for _, entry in sorted((await self._snapshot()).entries.items())]
 
     async def close(self) -> None:
-        """Let go of the cache's connections."""
+        """Let go of the cache's connections and of the tables."""
+        await self._searcher.close()
         await self._cache.close()
 
     async def __aenter__(self) -> Self:
@@ -169,7 +218,9 @@ class AsyncRagClient:
         await self.close()
 
     async def _snapshot(self) -> Snapshot:
-        return self._catalog.cached() or await asyncio.to_thread(self._catalog.snapshot)
+        snapshot = self._catalog.cached() or await asyncio.to_thread(self._catalog.snapshot)
+        self._searcher.follow(snapshot)
+        return snapshot
 
     async def _vectors(
         self, question: str, entries: Sequence[CatalogEntry]
@@ -241,9 +292,32 @@ class RagClient:
         regions: Sequence[str] | None = None,
         departments: Sequence[str] | None = None,
         k: int = 8,
+        mode: Mode = "hybrid",
+        path_prefix: str | None = None,
+        modified_from: date | None = None,
+        modified_before: date | None = None,
+        join_neighbours: bool = False,
     ) -> Hits:
         """See `AsyncRagClient.search`."""
-        return self._run(self._core.search(question, regions=regions, departments=departments, k=k))
+        return self._run(
+            self._core.search(
+                question,
+                regions=regions,
+                departments=departments,
+                k=k,
+                mode=mode,
+                path_prefix=path_prefix,
+                modified_from=modified_from,
+                modified_before=modified_before,
+                join_neighbours=join_neighbours,
+            )
+        )
+
+    def warm(
+        self, *, regions: Sequence[str] | None = None, departments: Sequence[str] | None = None
+    ) -> list[CatalogEntry]:
+        """See `AsyncRagClient.warm`."""
+        return self._run(self._core.warm(regions=regions, departments=departments))
 
     def ask(
         self,
@@ -327,9 +401,41 @@ def _checked_question(question: str) -> str:
     return text
 
 
-def _check_k(k: int) -> None:
+def _checked_k(k: int) -> int:
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"k must be a whole number from 1 to {MAX_K}, not {k!r}")
+    return k
+
+
+def _checked_mode(mode: Mode) -> Mode:
+    if mode not in get_args(Mode):
+        raise InvalidArgument(f"mode must be one of {', '.join(get_args(Mode))}, not {str(mode)[:80]!r}")
+    return mode
+
+
+def _checked_prefix(prefix: str | None) -> str | None:
+    if prefix is None:
+        return None
+    if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX_CHARACTERS or not all(map(str.isprintable, prefix)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(
+            f"path_prefix must be the beginning of a path below region/department/, of at most {MAX_PREFIX_CHARACTERS} "
+            "printable characters, for example 'policies/'"
+        )
+    return prefix.removeprefix("/") or None
+
+
+def _checked_moment(name: str, moment: date | None) -> datetime | None:
+    if moment is None:
+        return None
+    if not isinstance(moment, date):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidArgument(f"{name} must be a date or a datetime, not {type(moment).__name__}")
+    if not isinstance(moment, datetime):
+        moment = datetime(moment.year, moment.month, moment.day)  # noqa: DTZ001  # the zone follows
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgument(f"{name} lies outside the years that a zone can be applied to") from None
 
 
 def _open_store(settings: ServingSettings) -> CacheStore:

@@ -11,6 +11,7 @@
     │   ├── LakeCorrupt          an object or table in the lake breaks the read contract
     │   └── WriteConflict        a conditional write lost against another writer
     ├── EmbedderUnavailable      the lake holds no embedder that a shard needs, or a hosted one gives no vectors
+    ├── RerankerUnavailable      the reranker gave no scores (hits come in the order of their fusion)
     ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
     └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
 
@@ -30,6 +31,7 @@ __all__ = [
     "LakeUnavailable",
     "ModelUnavailable",
     "RagError",
+    "RerankerUnavailable",
     "SettingsError",
     "UnknownScope",
     "WriteConflict",
@@ -78,6 +80,10 @@ class WriteConflict(LakeError):
 
 class EmbedderUnavailable(RagError):
     """The lake holds no embedder of that fingerprint, or the API of a hosted one gives no vectors."""
+
+
+class RerankerUnavailable(RagError):
+    """The reranker failed, or did not score every passage."""
 
 
 class CacheUnavailable(RagError):

@@ -26,7 +26,7 @@ class Place(BaseModel):
     start: int = Field(description="first character of the passage in the document's extracted text")
     end: int = Field(description="one past its last character")
     shard: str = Field(description="region/department")
-    score: float = Field(description="cosine of question and passage, -1 to 1")
+    score: float | None = Field(description="cosine of question and passage, -1 to 1; None for a search by words alone")
     chunk_id: str
     text: str
     stale: bool = Field(False, description="whether the document has a newer version, which could not be read")
@@ -36,7 +36,12 @@ class Hit(Place):
     """One found passage."""
 
     rank: int = Field(description="1 for the best")
-    fused: float = Field(description="reciprocal rank fusion of the vector and the full-text ranking; orders the hits")
+    fused: float = Field(
+        description="reciprocal rank fusion of the rankings; orders the hits where nothing reranked them"
+    )
+    reranked: float | None = Field(default=None, description="the reranker's score, which then orders the hits")
+    also_in: tuple[str, ...] = Field((), description="sources of passages that say the same, left out for this one")
+    path: str = Field("", description="the object's key below region/department/")
     doc_id: str
     type: str
     modified_at: datetime

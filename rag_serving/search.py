@@ -1,174 +1,388 @@
-"""Hybrid search over pinned versions of shard tables: vector and full text, fused by reciprocal rank.
+"""Search over pinned versions of tables: by vector, by words, or by both, fused by rank.
 
-Reciprocal rank fusion after Cormack, Clarke and Büttcher (SIGIR 2009), with their constant of 60.
+A scope of a few shards is searched shard by shard. A wide one goes to the company index, one table for all of them,
+except for the shards of which that does not hold what is published just now.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from rag_serving.catalog import CatalogEntry
-from rag_serving.errors import LakeUnavailable
+from rag_serving.catalog import CatalogEntry, Snapshot
+from rag_serving.company import COMPANY, SHARD_COLUMN, CompanyRecord
+from rag_serving.errors import LakeUnavailable, RerankerUnavailable
+from rag_serving.fusion import Candidate, Ranking, distinct, fuse, hits_of, joined
+from rag_serving.reranking import MOST_RERANKED, Reranker
 from rag_serving.results import Hit
-from rag_serving.shards import Shard
-from rag_serving.tables import SHARDS, connect_async
+from rag_serving.tables import (
+    SHARDS,
+    TABLE_FORMAT,
+    connect_async,
+    sql_before,
+    sql_from,
+    sql_in,
+    sql_not_in,
+    sql_starts_with,
+)
 
 if TYPE_CHECKING:
     import lancedb
+    import numpy as np
     import numpy.typing as npt
 
-_FUSION = 60
+_log = logging.getLogger(__name__)
+
+Mode = Literal["hybrid", "vector", "text"]
+
 _OPEN_TABLES = 512
-_COLUMNS = [
-    *(
-        "chunk_id",
-        "doc_id",
-        "text",
-        "vector",
-        "source",
-        "type",
-        "title",
-        "heading_path",
-        "page",
-        "start",
-        "end",
-    ),
-    *("region", "department", "modified_at", "stale"),
-]
+_DEPTH = 30
+"""Rows of each ranking that are fused at least: the second list's place of a hit matters beyond the last one shown."""
+_PROBES = 20
+"""Partitions of a vector index that are searched: all rows of a shard lie in some hundred of them."""
+_FILTERED_PROBES = 60
+"""The same under a filter, which leaves few rows of each partition."""
+_MOST_PROBES = 400
+"""The same in a company table under a narrow scope."""
+_REFINE = 4
+_PATH_FORMAT = 2
+"""Format of the tables from which on they have a path."""
+
+_COLUMNS = (
+    *("chunk_id", "doc_id", "ordinal", "text", "source", "path", "type", "title", "heading_path", "page", "start"),
+    *("end", "region", "department", "modified_at", "stale"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of the tables. `question` is matched as words, vectors are handed over beside it."""
+
+    question: str
+    k: int
+    mode: Mode = "hybrid"
+    path_prefix: str | None = None
+    modified_from: datetime | None = None
+    modified_before: datetime | None = None
+    join_neighbours: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Rows of each ranking that are looked at."""
+        return max(_DEPTH, 2 * self.k)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """SQL conditions, all of which a row must meet."""
+        conditions: list[str] = []
+        if self.path_prefix:
+            conditions.append(sql_starts_with("path", self.path_prefix))
+        if self.modified_from is not None:
+            conditions.append(sql_from("modified_at", self.modified_from))
+        if self.modified_before is not None:
+            conditions.append(sql_before("modified_at", self.modified_before))
+        return tuple(conditions)
+
+    @property
+    def by_date(self) -> bool:
+        return self.modified_from is not None or self.modified_before is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One pinned table to search: a shard's, or a company table under a filter of shards."""
+
+    folder: str
+    table: str
+    version: int
+    fingerprint: str
+    format: int
+    scope: str | None = None
+    probes: int = _PROBES
+    name: str = ""
+    """How a failure of it is marked."""
+
+
+def plan(
+    entries: Sequence[CatalogEntry], companies: Mapping[str, CompanyRecord], query: Query, wide: int
+) -> list[Target]:
+    """The tables that answer for these shards. Pure.
+
+    More than `wide` shards of one embedder are looked for in its company table, as far as that holds of them what the
+    catalog names: the same content, and for a filter of dates the same version, since a document's date is no content.
+    """
+    targets: list[Target] = []
+    by_fingerprint: dict[str, list[CatalogEntry]] = {}
+    for entry in entries:
+        if entry.current.chunks:
+            by_fingerprint.setdefault(entry.current.fingerprint, []).append(entry)
+    for fingerprint, group in by_fingerprint.items():
+        record = companies.get(fingerprint)
+        held = [] if record is None else [entry for entry in group if _holds(record, entry, exact=query.by_date)]
+        if record is not None and len(held) > wide:
+            targets.append(_company_target(record, held))
+            there = {entry.shard for entry in held}
+            group = [entry for entry in group if entry.shard not in there]
+        targets += map(_shard_target, group)
+    return targets
+
+
+def _holds(record: CompanyRecord, entry: CatalogEntry, *, exact: bool) -> bool:
+    held = record.shards.get(entry.shard.key)
+    if held is None or held.content_digest != entry.current.content_digest:
+        return False
+    return not exact or held.version == entry.current.version
+
+
+def _shard_target(entry: CatalogEntry) -> Target:
+    current = entry.current
+    return Target(
+        SHARDS,
+        entry.table,
+        current.version,
+        current.fingerprint,
+        current.table_format,
+        name=f"shard_unavailable:{entry.shard}",
+    )
+
+
+def _company_target(record: CompanyRecord, held: Sequence[CatalogEntry] | None) -> Target:
+    """The company table, narrowed to those shards by the shorter of two filters; None for all that it holds."""
+    filled = {key for key, other in record.shards.items() if other.chunks}
+    keys = filled if held is None else {entry.shard.key for entry in held}
+    others = filled - keys
+    scope: str | None = None
+    probes = _PROBES
+    if others:
+        inside = len(keys) <= len(others)
+        scope = sql_in(SHARD_COLUMN, sorted(keys)) if inside else sql_not_in(SHARD_COLUMN, sorted(others))
+        # As many rows of the scope are to be looked at as a search without a filter looks at rows.
+        share = sum(record.shards[key].chunks for key in keys) / max(record.rows, 1)
+        probes = min(round(_PROBES / max(share, 1e-3)), _MOST_PROBES)
+    name = f"company_index_unavailable:{record.fingerprint[:8]}"
+    return Target(COMPANY, record.fingerprint, record.version, record.fingerprint, TABLE_FORMAT, scope, probes, name)
 
 
 class Searcher:
-    """Searches published versions; keeps tables open, each pinned to the version that the catalog named."""
+    """Searches published versions; keeps tables open, each pinned to the version that the catalog named.
 
-    def __init__(self, lake_uri: str, *, concurrency: int = 8) -> None:
+    All tables share the caches of one session. At most `concurrency` queries are in flight at once: more only wait for
+    each other inside the engine.
+    """
+
+    def __init__(
+        self,
+        lake_uri: str,
+        *,
+        concurrency: int = 8,
+        wide: int = 4,
+        cache_bytes: int = 2**31,
+        reranker: Reranker | None = None,
+    ) -> None:
         self._lake_uri = lake_uri
         self._gate = asyncio.Semaphore(concurrency)
-        self._connection: lancedb.AsyncConnection | None = None
-        self._tables: OrderedDict[tuple[Shard, int], Any] = OrderedDict()
+        self._wide = wide
+        self._cache_bytes = cache_bytes
+        self._reranker = reranker
+        self._session: lancedb.Session | None = None
+        self._connections: dict[str, lancedb.AsyncConnection] = {}
+        self._tables: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
+        self._followed: Snapshot | None = None
+        self._warming: asyncio.Task[None] | None = None
 
     async def search(
         self,
-        question: str,
+        query: Query,
         vectors: Mapping[str, npt.NDArray[np.float32]],
         entries: Sequence[CatalogEntry],
-        k: int,
+        snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:
-        """The `k` best passages of those shards, and the shards that could not be searched (marked, not hidden).
+        """The best passages of those shards, and marks for what was not done as it should have been.
 
-        `vectors` holds the question's vector by fingerprint. Raises `LakeUnavailable` when no shard could be searched.
+        `vectors` holds the question's vector by fingerprint. Raises `LakeUnavailable` when nothing could be searched.
         """
-        searched = [entry for entry in entries if entry.current.chunks]
+        targets = plan(entries, snapshot.companies, query, self._wide)
+        rankings, failed, problem = await self._rankings(query, vectors, targets)
+        lost = {target.fingerprint for target in targets if target.folder == COMPANY and target.name in failed}
+        if lost:  # its shards answer for themselves, if slower
+            asked = {target.table for target in targets if target.folder == SHARDS}
+            instead = [
+                _shard_target(entry)
+                for entry in entries
+                if entry.current.fingerprint in lost and entry.current.chunks and entry.table not in asked
+            ]
+            more, failed_too, problem_too = await self._rankings(query, vectors, instead)
+            targets, rankings = targets + instead, rankings + more
+            failed, problem = failed + failed_too, problem_too or problem
+        if problem is not None and len(failed) == len(targets):
+            raise LakeUnavailable(f"no shard could be searched: {_first_line(problem)}") from problem
+        candidates = distinct(fuse(rankings, vectors, query.depth), MOST_RERANKED if self._reranker else query.k)
+        reranked, marks = await self._reranked(query, candidates)
+        best = sorted(candidates, key=lambda c: -reranked[c.row["chunk_id"]]) if reranked is not None else candidates
+        best = best[: query.k]
+        return hits_of(joined(best) if query.join_neighbours else best, reranked), (*failed, *marks)
+
+    async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
+        """Open the tables that questions about those shards go to, and load their indexes."""
+        shards = list(entries)
+        any_question = Query("", 1)
+        for target in plan(shards, snapshot.companies, any_question, self._wide):
+            await self._warm(target)
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """Have new versions of open tables opened and warmed in the background, before a question needs them."""
+        if snapshot is self._followed or (self._warming is not None and not self._warming.done()):
+            return
+        self._followed = snapshot
+        open_now = {(folder, table) for folder, table, _ in self._tables}
+        entries = [entry for entry in snapshot.entries.values() if (SHARDS, entry.table) in open_now]
+        targets = [
+            *map(_shard_target, entries),
+            *(
+                _company_target(record, None)
+                for record in snapshot.companies.values()
+                if (COMPANY, record.fingerprint) in open_now
+            ),
+        ]
+        new = [target for target in targets if (target.folder, target.table, target.version) not in self._tables]
+        if new:
+            self._warming = asyncio.create_task(self._warm_all(new))
+
+    async def close(self) -> None:
+        """End what goes on in the background, and let go of the tables."""
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
+        self._tables.clear()
+        self._connections.clear()
+
+    async def _warm_all(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            try:
+                await self._warm(target)
+            except (OSError, RuntimeError, ValueError) as error:  # the question that needs it will name it
+                _log.warning("cannot warm %s: %s", target.table, _first_line(error))
+            for key in [key for key in self._tables if key[:2] == (target.folder, target.table)]:
+                if key[2] != target.version:
+                    del self._tables[key]
+
+    async def _warm(self, target: Target) -> None:
+        async with self._gate:
+            table = await self._table(target)
+            for index in await table.list_indices():
+                if index.columns in (["text"], ["vector"]):
+                    await table.prewarm_index(index.name)
+
+    async def _rankings(
+        self, query: Query, vectors: Mapping[str, npt.NDArray[np.float32]], targets: Sequence[Target]
+    ) -> tuple[list[Ranking], tuple[str, ...], Exception | None]:
         results = await asyncio.gather(
-            *(self._search_shard(question, vectors[entry.current.fingerprint], entry, k) for entry in searched),
+            *(self._search_table(query, vectors.get(target.fingerprint), target) for target in targets),
             return_exceptions=True,
         )
-        by_vector: list[dict[str, Any]] = []
-        by_text: list[dict[str, Any]] = []
+        rankings: list[Ranking] = []
         failed: list[str] = []
-        problem: BaseException | None = None
-        for entry, result in zip(searched, results, strict=True):
+        problem: Exception | None = None
+        for target, result in zip(targets, results, strict=True):
             if isinstance(result, (OSError, RuntimeError, ValueError, LakeUnavailable)):
-                failed.append(f"shard_unavailable:{entry.shard}")
+                failed.append(target.name)
                 problem = result
+                _log.warning("cannot search %s: %s", target.name, _first_line(result))
             elif isinstance(result, BaseException):
                 raise result
             else:
-                by_vector += result[0]
-                by_text += result[1]
-        if problem is not None and len(failed) == len(searched):
-            raise LakeUnavailable(f"no shard could be searched: {_first_line(problem)}") from problem
-        return _fuse(by_vector, by_text, vectors, entries, k), tuple(failed)
+                rankings += result
+        return rankings, tuple(failed), problem
 
-    async def _search_shard(
-        self, question: str, vector: npt.NDArray[np.float32], entry: CatalogEntry, k: int
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    async def _search_table(
+        self, query: Query, vector: npt.NDArray[np.float32] | None, target: Target
+    ) -> list[Ranking]:
+        if query.path_prefix and target.format < _PATH_FORMAT:
+            raise LakeUnavailable("the table is of an older form, without paths; index the shard again")
+        table = await self._table(target)
+        where = " AND ".join([*query.filters, *([target.scope] if target.scope else [])])
+        runs: list[Coroutine[Any, Any, Ranking]] = []
+        if query.mode != "text" and vector is not None:
+            runs.append(self._nearest(table, query, vector, target, where))
+        if query.mode != "vector":
+            runs.append(self._matching(table, query, target, where, with_vector=vector is not None))
+        return list(await asyncio.gather(*runs))
+
+    async def _nearest(
+        self, table: Any, query: Query, vector: npt.NDArray[np.float32], target: Target, where: str
+    ) -> Ranking:
+        probes = max(target.probes, _FILTERED_PROBES) if query.filters else target.probes
+        search = (
+            table.query()
+            .nearest_to(vector)
+            .distance_type("cosine")
+            .nprobes(probes)
+            .refine_factor(_REFINE)
+            .limit(query.depth)
+            .select([*_columns(target), "vector", "_distance"])
+        )
+        if where:
+            # Goes on to further partitions while too few rows have met the filter.
+            search = search.where(where).minimum_nprobes(probes).maximum_nprobes(0)
+        async with self._gate:
+            return Ranking("vector", target.fingerprint, await search.to_arrow())
+
+    async def _matching(self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool) -> Ranking:
         from lancedb.query import MatchQuery
 
+        words = MatchQuery(query.question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
+        vector = ["vector"] if with_vector else []
+        search = table.query().nearest_to_text(words).limit(query.depth).select([*_columns(target), *vector, "_score"])
+        if where:
+            search = search.where(where)
         async with self._gate:
-            table = await self._table(entry)
-            nearest = (
-                table.query()
-                .nearest_to(vector)
-                .distance_type("cosine")
-                .nprobes(20)
-                .refine_factor(4)
-                .limit(k)
-                .select([*_COLUMNS, "_distance"])
-            )
-            words = MatchQuery(question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
-            matching = table.query().nearest_to_text(words).limit(k).select([*_COLUMNS, "_score"])
-            return (await nearest.to_arrow()).to_pylist(), (await matching.to_arrow()).to_pylist()
+            return Ranking("text", target.fingerprint, await search.to_arrow())
 
-    async def _table(self, entry: CatalogEntry) -> Any:
-        key = (entry.shard, entry.current.version)
+    async def _reranked(
+        self, query: Query, candidates: Sequence[Candidate]
+    ) -> tuple[dict[str, float] | None, tuple[str, ...]]:
+        if self._reranker is None or not candidates:
+            return None, ()
+        try:
+            scores = await self._reranker.scores(query.question, [candidate.row["text"] for candidate in candidates])
+        except RerankerUnavailable as error:
+            _log.warning("hits stay in the order of their fusion: %s", error)
+            return None, ("reranker_unavailable",)
+        return {c.row["chunk_id"]: score for c, score in zip(candidates, scores, strict=True)}, ()
+
+    async def _table(self, target: Target) -> Any:
+        key = (target.folder, target.table, target.version)
         if key in self._tables:
             self._tables.move_to_end(key)
             return self._tables[key]
-        if self._connection is None:
-            self._connection = await connect_async(self._lake_uri, SHARDS)
-        table = await self._connection.open_table(entry.table)
-        await table.checkout(entry.current.version)
+        connection = await self._connection(target.folder)
+        table = await connection.open_table(target.table)
+        await table.checkout(target.version)
         self._tables[key] = table
         while len(self._tables) > _OPEN_TABLES:
             self._tables.popitem(last=False)
         return table
 
+    async def _connection(self, folder: str) -> lancedb.AsyncConnection:
+        import lancedb
+
+        if self._session is None:
+            self._session = lancedb.Session(
+                index_cache_size_bytes=self._cache_bytes, metadata_cache_size_bytes=self._cache_bytes // 4
+            )
+        if folder not in self._connections:
+            self._connections[folder] = await connect_async(self._lake_uri, folder, self._session)
+        return self._connections[folder]
+
+
+def _columns(target: Target) -> list[str]:
+    return [name for name in _COLUMNS if name != "path" or target.format >= _PATH_FORMAT]
+
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
-
-
-def _fuse(
-    by_vector: list[dict[str, Any]],
-    by_text: list[dict[str, Any]],
-    vectors: Mapping[str, npt.NDArray[np.float32]],
-    entries: Sequence[CatalogEntry],
-    k: int,
-) -> list[Hit]:
-    """Merge the shards' lists into one ranking each, then both rankings into one."""
-    by_vector.sort(key=lambda row: (row["_distance"], row["chunk_id"]))
-    by_text.sort(key=lambda row: (-row["_score"], row["chunk_id"]))
-    fused: dict[str, float] = {}
-    rows: dict[str, dict[str, Any]] = {}
-    for ranking in (by_vector[:k], by_text[:k]):
-        for rank, row in enumerate(ranking, start=1):
-            fused[row["chunk_id"]] = fused.get(row["chunk_id"], 0.0) + 1 / (_FUSION + rank)
-            rows.setdefault(row["chunk_id"], row)
-    fingerprints = {entry.shard.key: entry.current.fingerprint for entry in entries}
-    best = sorted(fused, key=lambda chunk_id: (-fused[chunk_id], chunk_id))[:k]
-    hits: list[Hit] = []
-    for rank, chunk_id in enumerate(best, start=1):
-        row = rows[chunk_id]
-        shard = f"{row['region']}/{row['department']}"
-        vector = np.asarray(row["vector"], dtype=np.float32)
-        hits.append(
-            Hit(
-                rank=rank,
-                fused=round(fused[chunk_id], 6),
-                score=round(float(vector @ vectors[fingerprints[shard]]), 4),
-                shard=shard,
-                heading_path=tuple(row["heading_path"] or ()),
-                **{
-                    name: row[name]
-                    for name in (
-                        "chunk_id",
-                        "doc_id",
-                        "text",
-                        "source",
-                        "type",
-                        "title",
-                        "page",
-                        "start",
-                        "end",
-                        "stale",
-                    )
-                },
-                modified_at=row["modified_at"],
-            )
-        )
-    return hits

@@ -44,6 +44,11 @@ class ServingSettings(EnvironmentSettings):
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="longest generated answer, in tokens")
     catalog_refresh: float = Field(2.0, ge=0, le=3600, description="seconds that a catalog snapshot is used for")
     search_concurrency: int = Field(8, ge=1, le=256, description="table searches in flight at once")
+    wide_shards: int = Field(
+        4, ge=1, description="shards from which on beyond them a question is asked of the company index"
+    )
+    search_cache_bytes: int = Field(2**31, ge=2**24, description="bytes of indexes kept in memory at most")
+    rerank_model: NonEmpty | None = Field(None, description="litellm name of a reranker; hits keep their order without")
     cache_ttl: int = Field(86_400, ge=1, description="seconds from the making of an answer to its end")
     cache_similarity: float = Field(
         0.98, ge=0.5, le=1.0, description="cosine from which a reworded question is the same"

@@ -1,12 +1,13 @@
 """The read contract's tables: the schema of a shard's table, where it lies in the lake, how connections are opened.
 
-Filters handed to LanceDB are SQL text; `sql_in` is the one place that writes literals into them.
+Filters handed to LanceDB are SQL text; the `sql_` functions are the one place that writes literals into them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -22,10 +23,17 @@ SHARDS = "shards"
 FINGERPRINT = b"rag.fingerprint"
 """Schema metadata key of the embedder whose vectors a table holds."""
 
+TABLE_FORMAT = 2
+"""Version of `shard_schema`, noted with every publication; a shard published under an older one is indexed again.
+
+2 added `path`.
+"""
+
 
 def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
     """Columns of a shard's table. One row is one chunk; ``text == document.text[start:end]`` in characters.
 
+    `path` is the object's key below ``region/department/``, with ``#name`` behind it for what is attached to a message.
     `stale` marks passages of a document whose newer version could not be read.
     """
     return pa.schema(
@@ -36,6 +44,7 @@ def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
             pa.field("text", pa.string(), nullable=False),
             pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
             pa.field("source", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
             pa.field("type", pa.string(), nullable=False),
             pa.field("title", pa.string(), nullable=False),
             pa.field("heading_path", pa.list_(pa.string())),
@@ -72,14 +81,45 @@ def storage_options(lake_uri: str) -> dict[str, str] | None:
     return {**s3_options(os.environ), **retries}
 
 
-async def connect_async(lake_uri: str, folder: str) -> lancedb.AsyncConnection:
-    """An asynchronous connection to one folder of tables."""
+async def connect_async(lake_uri: str, folder: str, session: lancedb.Session | None = None) -> lancedb.AsyncConnection:
+    """An asynchronous connection to one folder of tables; those of one session share its caches."""
     import lancedb
 
-    return await lancedb.connect_async(database_uri(lake_uri, folder), storage_options=storage_options(lake_uri))
+    return await lancedb.connect_async(
+        database_uri(lake_uri, folder), storage_options=storage_options(lake_uri), session=session
+    )
 
 
 def sql_in(column: str, values: Iterable[str]) -> str:
     """``column IN ('…', …)`` with every value quoted; false for no values."""
-    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    quoted = ", ".join(_quoted(value) for value in values)
     return f"{column} IN ({quoted})" if quoted else "false"
+
+
+def sql_not_in(column: str, values: Iterable[str]) -> str:
+    """``column NOT IN ('…', …)`` with every value quoted; true for no values."""
+    quoted = ", ".join(_quoted(value) for value in values)
+    return f"{column} NOT IN ({quoted})" if quoted else "true"
+
+
+def sql_starts_with(column: str, prefix: str) -> str:
+    """Whether a column begins with exactly that text; no character of it is a wildcard."""
+    return f"starts_with({column}, {_quoted(prefix)})"
+
+
+def sql_from(column: str, moment: datetime) -> str:
+    """Whether a column of times in UTC is at the moment or after it."""
+    return f"{column} >= {_time(moment)}"
+
+
+def sql_before(column: str, moment: datetime) -> str:
+    """Whether a column of times in UTC is before the moment."""
+    return f"{column} < {_time(moment)}"
+
+
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _time(moment: datetime) -> str:
+    return f"TIMESTAMP '{moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=' ', timespec='microseconds')}Z'"

@@ -7,6 +7,7 @@ import dagster as dg
 
 from rag_assets.defs.assets import SHARD_ASSETS, embedding_model, source_objects
 from rag_assets.defs.checks import CHECKS
+from rag_assets.defs.company import build_company_sensor, company_index, refresh_company_index
 from rag_assets.defs.execution import executor
 from rag_assets.defs.jobs import export_model, index_shard
 from rag_assets.defs.resources import PipelineResource, shard_writer
@@ -35,10 +36,10 @@ def build_definitions(
     if settings.arrivals != "listing":
         resources["arrivals_feed"] = open_feed(settings)
     return dg.Definitions(
-        assets=[source_objects, embedding_model, *SHARD_ASSETS],
+        assets=[source_objects, embedding_model, *SHARD_ASSETS, company_index],
         asset_checks=[*CHECKS, no_shard_left_behind],
-        jobs=[index_shard, export_model, maintain, watch],
-        sensors=[build_arrivals_sensor(settings)],
+        jobs=[index_shard, export_model, refresh_company_index, maintain, watch],
+        sensors=[build_arrivals_sensor(settings), build_company_sensor(settings)],
         schedules=[
             build_reconcile_schedule(settings),
             build_maintenance_schedule(settings),

@@ -10,6 +10,7 @@ import dagster as dg
 
 from rag_assets.defs.build import build_definitions
 from rag_assets.defs.bulk import failure_reason, quiet_logging
+from rag_assets.defs.company import REFRESH
 from rag_assets.defs.jobs import EXPORT_MODEL, INDEX_SHARD
 from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG
 from rag_assets.errors import OrchestrationError
@@ -115,6 +116,16 @@ def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings) 
     )
     if not run.success:
         raise OrchestrationError(f"the embedding model was not exported: {failure_reason(run.all_events)}")
+
+
+def refresh_company_index_here(instance: dg.DagsterInstance, settings: PipelineSettings) -> str | None:
+    """Materialize `company_index` in this process; gives the reason when it fails."""
+    run = (
+        build_definitions(settings)
+        .resolve_job_def(REFRESH)
+        .execute_in_process(instance=instance, raise_on_error=False, run_config=quiet_logging(verbose=False))
+    )
+    return None if run.success else failure_reason(run.all_events)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def test_the_code_location_loads_in_a_fresh_interpreter_without_settings_and_con
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "5"  # those below, and Dagster's own over all assets
+    assert done.stdout.strip() == "6"  # those below, and Dagster's own over all assets
     assert not list(tmp_path.iterdir())
 
 
@@ -82,6 +82,7 @@ GRAPH: dict[str, dict[str, Any]] = {
         "made_here": True,
     },
     "published": {"upstream": ["shards"], "kinds": ["json", "lancedb"], "partitioned": True, "made_here": True},
+    "company_index": {"upstream": ["published"], "kinds": ["lancedb"], "partitioned": False, "made_here": True},
 }
 
 
@@ -113,6 +114,7 @@ def test_the_jobs_are_these(definitions: dg.Definitions) -> None:
         "export_model": ["embedding_model"],
         "index_shard": ["chunks", "embeddings", "published", "raw_documents", "shards"],
         "maintain": [],
+        "refresh_company_index": ["company_index"],
         "watch": [],
     }
 
@@ -139,9 +141,11 @@ def test_the_checks_are_these_and_those_of_the_table_block(definitions: dg.Defin
 
 def test_the_sensor_and_the_schedules_are_these_and_off_until_switched_on(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
-    (sensor,) = repository.sensor_defs
-    assert (sensor.name, sensor.job_name, sensor.minimum_interval_seconds) == ("s3_arrivals", "index_shard", 30)
-    assert sensor.default_status == dg.DefaultSensorStatus.STOPPED
+    assert {(each.name, each.job_name, each.minimum_interval_seconds) for each in repository.sensor_defs} == {
+        ("s3_arrivals", "index_shard", 30),
+        ("company_index_follows", "refresh_company_index", 60),
+    }
+    assert {each.default_status for each in repository.sensor_defs} == {dg.DefaultSensorStatus.STOPPED}
     assert {schedule.name: (schedule.job_name, schedule.cron_schedule) for schedule in repository.schedule_defs} == {
         "reconcile": ("index_shard", "0 2 * * *"),
         "maintenance": ("maintain", "30 4 * * *"),

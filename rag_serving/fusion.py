@@ -1,0 +1,219 @@
+"""From the rankings that tables give to one list of hits: fused by rank, without duplicates, neighbours joined.
+
+Pure functions of Arrow rows. Reciprocal rank fusion after Cormack, Clarke and Büttcher (SIGIR 2009), with their
+constant of 60.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+import pyarrow as pa
+
+from rag_serving.results import Hit
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+FUSION = 60
+SAME_WORDS = 0.9
+"""Share of a passage that must stand in another in one piece for both to say the same, as copies of a page do."""
+
+# Scripts without spaces would make one word of a sentence, so that each of their characters counts as one.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
+Kind = Literal["vector", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Rows that one table found in one way. `fingerprint` is of the table's vectors; texts compare across all."""
+
+    kind: Kind
+    fingerprint: str
+    rows: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A passage that was found: its row but for the vector, how it was fused, and its cosine with the question."""
+
+    row: Mapping[str, Any]
+    fused: float
+    score: float | None
+    also_in: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[float, float, str]:
+        """What orders candidates, the best first."""
+        return -self.fused, -(self.score or 0.0), self.row["chunk_id"]
+
+
+def fuse(rankings: Iterable[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int) -> list[Candidate]:
+    """One list of all that was found, the best first.
+
+    Distances are comparable within one embedder only, so each embedder's rows are ranked by themselves; words are
+    words whoever embeds. Each of these rankings counts to `depth`. `vectors` holds the question's by fingerprint;
+    where it has none, candidates have no score.
+    """
+    by_kind: dict[tuple[Kind, str], list[Ranking]] = {}
+    for ranking in rankings:
+        if ranking.rows.num_rows:
+            group = ranking.fingerprint if ranking.kind == "vector" else ""
+            by_kind.setdefault((ranking.kind, group), []).append(ranking)
+    fused: dict[str, float] = {}
+    found: dict[str, tuple[Mapping[str, Any], float | None]] = {}
+    for (kind, _), group in sorted(by_kind.items(), key=lambda item: item[0], reverse=True):
+        for rank, (chunk_id, row, score) in enumerate(_ranked(kind, group, vectors, depth), start=1):
+            fused[chunk_id] = fused.get(chunk_id, 0.0) + 1 / (FUSION + rank)
+            found.setdefault(chunk_id, (row, score))
+    candidates = [Candidate(row, fused[chunk_id], score) for chunk_id, (row, score) in found.items()]
+    return sorted(candidates, key=lambda candidate: candidate.key)
+
+
+def _ranked(
+    kind: Kind, group: Sequence[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int
+) -> list[tuple[str, Mapping[str, Any], float | None]]:
+    """The best rows of several tables: their ids, the rows without their vectors, and cosines with the question."""
+    column, sign = ("_distance", 1.0) if kind == "vector" else ("_score", -1.0)
+    keyed: list[tuple[float, str, int, int]] = []
+    for table, ranking in enumerate(group):
+        orders: list[float] = cast("Any", ranking.rows[column]).to_pylist()
+        ids: list[str] = cast("Any", ranking.rows["chunk_id"]).to_pylist()
+        keyed += [(sign * by, chunk_id, table, row) for row, (by, chunk_id) in enumerate(zip(orders, ids, strict=True))]
+    keyed.sort()
+    best: list[tuple[str, Mapping[str, Any], float | None]] = []
+    seen: set[str] = set()
+    for _, chunk_id, table, row in keyed:
+        if chunk_id in seen:
+            continue
+        seen.add(chunk_id)
+        ranking = group[table]
+        taken = ranking.rows.slice(row, 1)
+        question = vectors.get(ranking.fingerprint)
+        score = None
+        if question is not None and "vector" in taken.column_names:
+            score = float(_vector(taken) @ question)
+            taken = taken.drop_columns(["vector"])
+        facts = taken.to_pylist()[0]
+        best.append((chunk_id, {**facts, "shard": f"{facts['region']}/{facts['department']}"}, score))
+        if len(best) == depth:
+            break
+    return best
+
+
+def _vector(row: pa.Table) -> npt.NDArray[np.float32]:
+    flat: Any = cast("Any", row["vector"]).combine_chunks().flatten()
+    return flat.to_numpy(zero_copy_only=False)
+
+
+def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
+    """The first `count` candidates that do not say what a better one says; those name where else they stand."""
+    kept: list[Candidate] = []
+    said: list[list[str]] = []
+    for candidate in candidates:
+        words = _WORD.findall(candidate.row["text"].casefold())
+        same = next((place for place, other in enumerate(said) if _alike(words, other)), None)
+        if same is not None:
+            source: str = candidate.row["source"]
+            better = kept[same]
+            if source != better.row["source"] and source not in better.also_in:
+                kept[same] = replace(better, also_in=(*better.also_in, source))
+        elif len(kept) < count:
+            kept.append(candidate)
+            said.append(words)
+    return kept
+
+
+def _alike(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Whether two passages are the same but for what stands above or below.
+
+    One word in the middle may turn the meaning, and so may a number anywhere; neither is passed over.
+    """
+    if one == other:
+        return True
+    shorter, longer = sorted((one, other), key=len)
+    least = SAME_WORDS * len(longer)
+    if (
+        len(shorter) < least
+        or len(set(one) & set(other)) < SAME_WORDS * len(set(longer))
+        or _numbers(one) != _numbers(other)
+    ):
+        return False
+    return SequenceMatcher(None, one, other, autojunk=False).find_longest_match().size >= least
+
+
+def _numbers(words: Iterable[str]) -> list[str]:
+    return [word for word in words if any(character.isdigit() for character in word)]
+
+
+def joined(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates that follow each other in one document made one passage, in the place of the best of them.
+
+    Between two passages of a document there is nothing but white space, which tables do not keep; it is made of as
+    many characters, so that `end - start` stays the length of the text.
+    """
+    by_place = {
+        (candidate.row["shard"], candidate.row["doc_id"], candidate.row["ordinal"]): candidate
+        for candidate in candidates
+    }
+    result: list[Candidate] = []
+    used: set[str] = set()
+    for candidate in candidates:
+        if candidate.row["chunk_id"] in used:
+            continue
+        shard, doc_id, ordinal = (candidate.row[name] for name in ("shard", "doc_id", "ordinal"))
+        first = last = ordinal
+        while (shard, doc_id, first - 1) in by_place:
+            first -= 1
+        while (shard, doc_id, last + 1) in by_place:
+            last += 1
+        run = [by_place[shard, doc_id, number] for number in range(first, last + 1)]
+        used.update(part.row["chunk_id"] for part in run)
+        result.append(_one(candidate, run))
+    return result
+
+
+def _one(best: Candidate, run: Sequence[Candidate]) -> Candidate:
+    text, end = run[0].row["text"], run[0].row["end"]
+    for part in run[1:]:
+        gap = part.row["start"] - end
+        text += (" " if gap == 1 else "\n" * max(gap, 0)) + part.row["text"]
+        end = part.row["end"]
+    head = run[0].row
+    row = {
+        **best.row,
+        "text": text,
+        "start": head["start"],
+        "end": end,
+        "page": head["page"],
+        "heading_path": head["heading_path"],
+        "ordinal": head["ordinal"],
+    }
+    also = tuple(dict.fromkeys(source for part in run for source in part.also_in))
+    return replace(best, row=row, also_in=also)
+
+
+def hits_of(candidates: Sequence[Candidate], reranked: Mapping[str, float] | None = None) -> list[Hit]:
+    """The candidates as hits, in their order; `reranked` holds a reranker's scores by chunk id."""
+    names = ("chunk_id", "doc_id", "text", "source", "type", "title", "page", "start", "end", "modified_at")
+    return [
+        Hit(
+            rank=rank,
+            fused=round(candidate.fused, 6),
+            score=None if candidate.score is None else round(candidate.score, 4),
+            reranked=None if reranked is None else reranked[candidate.row["chunk_id"]],
+            shard=candidate.row["shard"],
+            heading_path=tuple(candidate.row["heading_path"] or ()),
+            stale=candidate.row["stale"],
+            also_in=candidate.also_in,
+            path=candidate.row.get("path", ""),  # tables of the first form have none
+            **{name: candidate.row[name] for name in names},
+        )
+        for rank, candidate in enumerate(candidates, start=1)
+    ]
