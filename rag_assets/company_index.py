@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from rag_assets.indexing import UNINDEXED_ROWS, index_text, index_vectors, table
 from rag_assets.ingestion import Log
 from rag_assets.lake import KEEP_VERSIONS, Lake, columns, read, scan
 from rag_assets.lease import Lease, hold
+from rag_assets.maintenance import made_at
 from rag_serving.catalog import CatalogEntry, Snapshot
 from rag_serving.company import (
     COMPANY,
@@ -47,6 +48,8 @@ _BATCH_ROWS = 100_000
 _FILTER_VALUES = 2_000
 _NOTED_AT_ONCE = 200
 """Shards with nothing to write whose new versions are noted together."""
+_REMOVED_AT_ONCE = 20
+"""Versions that no reader can be on, from which on they are removed."""
 _MOST_SEGMENTS = 8
 _SMALL_FRAGMENTS = 40
 _FACTS = ("chunk_id", "ordinal", "path", "title", "start", "end", "content_hash", "etag", "modified_at", "stale")
@@ -347,8 +350,10 @@ class _CompanyWriter:
         if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
             self._maintain(lambda: table.optimize(cleanup_older_than=KEEP_VERSIONS))
         if self._changed:
+            cutoff = datetime.now(UTC) - pin
             # What the record names is the newest version, and readers may be on those of the last hour.
-            self._maintain(lambda: table.optimize(cleanup_older_than=pin))
+            if sum(made_at(version) < cutoff for version in table.list_versions()[:-1]) > _REMOVED_AT_ONCE:
+                self._maintain(lambda: table.optimize(cleanup_older_than=pin))
 
     def _maintain(self, work: Callable[[], object]) -> None:
         """Index or compact, which changes no row and may take several commits."""

@@ -124,7 +124,7 @@ def _maintain(
             report.indexes_rebuilt += 1
     older_than = _removable_age(table, versions, pin)
     cutoff = datetime.now(UTC) - older_than
-    removable = sum(_made_at(version) < cutoff for version in versions[:-1])
+    removable = sum(made_at(version) < cutoff for version in versions[:-1])
     if removable or _small_fragments(table) > 1 or unindexed_rows(table):
         # Its new version is noted before old ones go: what the note names is what the next writer goes back to.
         writer.maintain(stage, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS), fingerprint=fingerprint)
@@ -144,11 +144,12 @@ def _removable_age(table: Table, versions: list[dict[str, Any]], pin: timedelta)
     Lance refuses to clean up at all when a version of that age bears a tag.
     """
     tagged = kept_versions(table)
-    oldest = min((_made_at(version) for version in versions if version["version"] in tagged), default=None)
+    oldest = min((made_at(version) for version in versions if version["version"] in tagged), default=None)
     return max(pin, datetime.now(UTC) - oldest + _MARGIN) if oldest is not None else pin
 
 
-def _made_at(version: dict[str, Any]) -> datetime:
+def made_at(version: dict[str, Any]) -> datetime:
+    """When a version of a table was made."""
     made: datetime = version["timestamp"]
     return made.astimezone(UTC)  # Lance tells local time, without saying so
 

@@ -7,6 +7,7 @@ constant of 60.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -137,13 +138,8 @@ def _alike(one: Sequence[str], other: Sequence[str]) -> bool:
     """
     if one == other:
         return True
-    shorter, longer = sorted((one, other), key=len)
-    least = SAME_WORDS * len(longer)
-    if (
-        len(shorter) < least
-        or len(set(one) & set(other)) < SAME_WORDS * len(set(longer))
-        or _numbers(one) != _numbers(other)
-    ):
+    least = SAME_WORDS * max(len(one), len(other))
+    if (Counter(one) & Counter(other)).total() < least or _numbers(one) != _numbers(other):
         return False
     return SequenceMatcher(None, one, other, autojunk=False).find_longest_match().size >= least
 
