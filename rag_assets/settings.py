@@ -42,6 +42,12 @@ class PipelineSettings(EnvironmentSettings):
     )
     fetch_concurrency: int = Field(8, ge=1, le=64, description="objects fetched at once")
     vector_index_rows: int = Field(2_000, ge=256, description="rows from which a shard gets a vector index")
+    quality_max_drop: float = Field(
+        0.05, ge=0, le=1, description="by how much a new version may answer the golden questions worse than the old"
+    )
+    quality_min_recall: float = Field(
+        0.9, ge=0, le=1, description="share of the nearest passages that a vector index must find; 0 lets any pass"
+    )
     keep_published: int = Field(5, ge=1, le=20, description="published versions of a shard that are tagged and kept")
     reader_pin_seconds: float = Field(
         3600.0, ge=60, description="seconds that a reader may go on with a version after its successor is published"
