@@ -477,12 +477,6 @@ def _recall(table: Table, vector: Vector) -> float:
     return min(1.0, sum(row["_distance"] <= furthest + _TIE for row in found) / len(nearest))
 
 
-def evaluation_of(lake: Lake, shard: Shard, version: int) -> Evaluation | None:
-    """The last evaluation of that version of the shard's table."""
-    found = read_record(lake, shard).evaluations
-    return next((evaluation for evaluation in found if evaluation.version == version), None)
-
-
 def read_record(lake: Lake, shard: Shard) -> Record:
     """What is kept of the shard's evaluations; one that cannot be read begins anew."""
     found = lake.objects.get(_key(shard))

@@ -100,17 +100,22 @@ def read_squad(folder: Path, limit: int | None) -> Task:
     return Task("SQuAD", passages, questions[: None if limit is None else 2 * limit])
 
 
-def read_japanese(bucket: Path, lake: str) -> Task:
-    """The pages of the Japanese region, cut as the pipeline cuts them."""
+def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
+    """The pages of the Japanese region, cut as the pipeline cuts them; with a limit, those with an answer alone."""
     from rag_assets.embedding import warm_chunker
     from rag_assets.export import PACKAGED_MODEL
     from rag_assets.extraction import ExtractionError, extract
 
+    lines = [json.loads(line) for line in JAPANESE.read_text("utf-8").splitlines()]
+    questions = [Question(line["question"], line["question"], {line["document"]: 1}) for line in lines]
+    answers = {line["document"] for line in lines}
     chunker = warm_chunker(lake, PACKAGED_MODEL)
     passages: dict[str, str] = {}
     document_of: dict[str, str] = {}
     for path in sorted((bucket / "tokyo").rglob("*.md")):
         key = path.relative_to(bucket).as_posix()
+        if limit is not None and key not in answers:
+            continue
         try:
             cut = chunker.chunk(extract(path.read_bytes(), key))
         except ExtractionError:
@@ -118,8 +123,6 @@ def read_japanese(bucket: Path, lake: str) -> Task:
         for number, passage in enumerate(cut):
             passages[f"{key}#{number}"] = passage.text
             document_of[f"{key}#{number}"] = key
-    lines = [json.loads(line) for line in JAPANESE.read_text("utf-8").splitlines()]
-    questions = [Question(line["question"], line["question"], {line["document"]: 1}) for line in lines]
     return Task("Japanese", passages, questions, document_of)
 
 
@@ -375,7 +378,7 @@ def main(argv: Sequence[str]) -> None:
         readers: dict[str, Callable[[], Task]] = {
             "scifact": lambda: read_scifact(Path(data, "eval", "scifact"), limit),
             "squad": lambda: read_squad(Path(data, "eval", "squad"), limit),
-            "japanese": lambda: read_japanese(Path(data, "bucket"), lake),
+            "japanese": lambda: read_japanese(Path(data, "bucket"), lake, limit),
         }
         for name in only:
             task = readers[name]()
