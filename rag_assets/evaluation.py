@@ -328,7 +328,7 @@ def passages(table: Table, question: str, vector: Vector, k: int) -> Mapping[str
     columns = ["chunk_id", "doc_id", "text"]
     nearest = _nearest(table, vector).nprobes(20).refine_factor(4).limit(k).select([*columns, "_distance"])
     words: Any = MatchQuery(question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
-    matching = table.search(words, query_type="fts").limit(k).select([*columns, "_score"])
+    matching: Any = table.search(words, query_type="fts").limit(k).select([*columns, "_score"])
     by_vector: list[dict[str, Any]] = nearest.to_list()
     by_vector.sort(key=lambda row: (row["_distance"], row["chunk_id"]))
     by_text: list[dict[str, Any]] = matching.to_list()
