@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 CANDIDATES = 100
 """Passages of each ranking that fusion is tuned on."""
-QUICK = 300
+QUICK, QUICK_PAGES = 300, 20
 _SAVE_EVERY = 512
 JAPANESE = Path(__file__).with_name("japanese.jsonl")
 
@@ -101,7 +102,10 @@ def read_squad(folder: Path, limit: int | None) -> Task:
 
 
 def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
-    """The pages of the Japanese region, cut as the pipeline cuts them; with a limit, those with an answer alone."""
+    """The pages of the Japanese region, cut as the pipeline cuts them.
+
+    With a limit, so many pages only: those with an answer, and of the others what a hash of their keys puts first.
+    """
     from rag_assets.embedding import warm_chunker
     from rag_assets.export import PACKAGED_MODEL
     from rag_assets.extraction import ExtractionError, extract
@@ -112,12 +116,11 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
     chunker = warm_chunker(lake, PACKAGED_MODEL)
     passages: dict[str, str] = {}
     document_of: dict[str, str] = {}
-    for path in sorted((bucket / "tokyo").rglob("*.md")):
-        key = path.relative_to(bucket).as_posix()
-        if limit is not None and key not in answers:
-            continue
+    keys = [path.relative_to(bucket).as_posix() for path in (bucket / "tokyo").rglob("*.md")]
+    keys.sort(key=lambda key: (key not in answers, hashlib.sha256(key.encode()).digest()))
+    for key in keys[:limit]:
         try:
-            cut = chunker.chunk(extract(path.read_bytes(), key))
+            cut = chunker.chunk(extract((bucket / key).read_bytes(), key))
         except ExtractionError:
             continue
         for number, passage in enumerate(cut):
@@ -322,33 +325,38 @@ def text_indexes() -> dict[str, Callable[[Table], None]]:
     }
 
 
-def tune(task: Task, by_index: Mapping[str, Sequence[Ranked]]) -> list[dict[str, object]]:
-    """nDCG@10 and recall@10 of many ways to fuse, best first."""
-    rows: list[dict[str, object]] = []
-
-    def add(index: str, way: str, ranking: Callable[[Ranked], list[str]]) -> None:
-        found = measures(task, [(one.question, ranking(one)) for one in by_index[index]])
-        rows.append({"words": index, "way": way, **{name: round(found[name], 4) for name in ("nDCG@10", "recall@10")}})
-
-    for index in by_index:
-        add(index, "text alone", lambda ranked: [passage for passage, _ in ranked.text])
-        for candidates in (10, 20, 50, CANDIDATES):
-            for weight in (0.3, 0.4, 0.5, 0.6, 0.7):
-                for constant in (0, 2, 5, 10, 20, 60, 100):
-                    add(
-                        index,
-                        f"ranks: {candidates} candidates, constant {constant}, words {weight}",
-                        lambda ranked, c=candidates, k=constant, w=weight: by_rank(
-                            ranked, candidates=c, constant=k, text_weight=w
-                        ),
-                    )
-                add(
-                    index,
-                    f"scores: {candidates} candidates, words {weight}",
-                    lambda ranked, c=candidates, w=weight: by_score(ranked, candidates=c, text_weight=w),
+def fusions() -> dict[str, Callable[[Ranked], list[str]]]:
+    """Ways to fuse the two rankings."""
+    ways: dict[str, Callable[[Ranked], list[str]]] = {}
+    for candidates in (10, 20, 50, CANDIDATES):
+        for weight in (0.3, 0.4, 0.5, 0.6, 0.7):
+            for constant in (0, 2, 5, 10, 20, 60, 100):
+                ways[f"ranks: {candidates} candidates, constant {constant}, words {weight}"] = partial(
+                    by_rank, candidates=candidates, constant=constant, text_weight=weight
                 )
-    add(next(iter(by_index)), "vector alone", lambda ranked: [passage for passage, _ in ranked.vector])
+            ways[f"scores: {candidates} candidates, words {weight}"] = partial(
+                by_score, candidates=candidates, text_weight=weight
+            )
+    return ways
+
+
+def tune(task: Task, by_index: Mapping[str, Sequence[Ranked]]) -> list[dict[str, object]]:
+    """nDCG@10 and recall@10 of every way to fuse, under every full-text index, best first."""
+    alone = methods(CANDIDATES, 60, 0.5)
+    ways = {"words alone": alone["text (BM25)"], "vectors alone": alone["vector"], **fusions()}
+    rows: list[dict[str, object]] = []
+    for index, ranked in by_index.items():
+        for name, way in ways.items():
+            found = measures(task, [(one.question, way(one)) for one in ranked])
+            rows.append({"words": index, "way": name, **{of: round(found[of], 4) for of in ("nDCG@10", "recall@10")}})
     return sorted(rows, key=lambda row: -float(str(row["nDCG@10"])))
+
+
+def winners(tuned: Sequence[Mapping[str, object]], index: str) -> dict[str, Callable[[Ranked], list[str]]]:
+    """The best way to fuse by rank, and by score, under that full-text index."""
+    names = [str(row["way"]) for row in tuned if row["words"] == index]
+    best = [next(name for name in names if name.startswith(kind)) for kind in ("ranks", "scores")]
+    return {f"hybrid, {name}": fusions()[name] for name in best}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -356,6 +364,9 @@ def main(argv: Sequence[str]) -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep vectors there by the hash of their text")
     parser.add_argument("--only", choices=["scifact", "squad", "japanese"], action="append", help="may be repeated")
+    parser.add_argument(
+        "--pages", type=int, metavar="N", help="Japanese: so many pages only, those with an answer first"
+    )
     parser.add_argument("--tune", action="store_true", help="compare ways to fuse, on SciFact's tuning half")
     parser.add_argument("--candidates", type=int, default=10, help="passages of each ranking that are fused")
     parser.add_argument("--constant", type=float, default=60, help="of reciprocal rank fusion")
@@ -365,7 +376,7 @@ def main(argv: Sequence[str]) -> None:
     if not data:
         parser.error("reads eval/ and bucket/ in the folder that RAG_TEST_DATA names; it is not set")
     only = options.only or ["scifact", "squad", "japanese"]
-    limit = QUICK if options.quick else None
+    limit, pages = (QUICK, QUICK_PAGES) if options.quick else (None, options.pages)
     ways = methods(options.candidates, options.constant, options.text_weight)
     rows: list[dict[str, object]] = []
     tuned: list[dict[str, object]] = []
@@ -378,7 +389,7 @@ def main(argv: Sequence[str]) -> None:
         readers: dict[str, Callable[[], Task]] = {
             "scifact": lambda: read_scifact(Path(data, "eval", "scifact"), limit),
             "squad": lambda: read_squad(Path(data, "eval", "squad"), limit),
-            "japanese": lambda: read_japanese(Path(data, "bucket"), lake, limit),
+            "japanese": lambda: read_japanese(Path(data, "bucket"), lake, pages),
         }
         for name in only:
             task = readers[name]()
@@ -387,9 +398,10 @@ def main(argv: Sequence[str]) -> None:
             table = table_of(lake, task, vectors, fingerprint, indexes[ours])
             ranked = rank(table, task.questions, questions)
             if name != "scifact":
-                rows += report(task, ranked, "all", ways)
+                rows += report(task, ranked, f"{len(task.passages)} passages", ways)
                 continue
-            rows += report(task, [one for one in ranked if half(one.question) == "reporting"], "reporting half", ways)
+            reported = [one for one in ranked if half(one.question) == "reporting"]
+            rows += report(task, reported, "reporting half", ways)
             if options.tune:
                 by_index = {ours: [one for one in ranked if half(one.question) == "tuning"]}
                 for words, build in indexes.items():
@@ -398,6 +410,7 @@ def main(argv: Sequence[str]) -> None:
                         some = [(q, v) for q, v in zip(task.questions, questions, strict=True) if half(q) == "tuning"]
                         by_index[words] = rank(table, [q for q, _ in some], [v for _, v in some])
                 tuned = tune(task, by_index)
+                rows += report(task, reported, "reporting half", winners(tuned, ours))
     first = " FIRST PASSAGES ONLY: no figure to quote" if limit else ""
     fusion = f"{options.candidates} candidates, constant {options.constant:g}, words {options.text_weight:g}"
     show(f"retrieval, hybrid of {fusion}{first}", rows, options.json, tuned=tuned)
