@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from rag_assets.digests import DigestSum
-from rag_assets.sources import Source, SourceObject, shard_of
+from rag_assets.sources import Source, SourceObject, golden_shard_of, shard_of
 from rag_serving.catalog import CatalogEntry
 from rag_serving.errors import RagError
 from rag_serving.shards import Shard
@@ -132,13 +132,13 @@ def sweep(
             if shard is not None and current is None:
                 current, running, before_current = shard, ListingDigest(), previous_key
             previous_key = entry.key
-            if shard is None:
+            if shard is not None:
+                running.add(entry)
+                objects += 1
+            elif golden_shard_of(entry.key) is None:
                 outside += 1
                 if len(examples) < 5:
                     examples.append(entry.key)
-            else:
-                running.add(entry)
-                objects += 1
         if clock() > deadline and current is None:
             return Sweep(digests, objects, outside, tuple(examples), previous_key)
         if clock() > deadline and digests and current is not None:

@@ -49,6 +49,7 @@ def main() -> None:
 )
 @click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
 @click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")
+@click.option("--accept-worse-retrieval", is_flag=True, help="Publish even what answers golden questions worse.")
 @click.option("--dry-run", is_flag=True, help="Print the shards and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="With --here: print each step's log.")
 def backfill(
@@ -59,6 +60,7 @@ def backfill(
     jobs: int | None,
     wait: bool,
     allow_mass_delete: bool,
+    accept_worse_retrieval: bool,
     dry_run: bool,
     verbose: bool,
 ) -> None:
@@ -91,7 +93,7 @@ def backfill(
         if dry_run or not shards:
             click.echo("\n".join(shard.key for shard in shards) if shards else "nothing to do")
             return
-        tags = launching.mass_delete_tags(allow=allow_mass_delete)
+        tags = launching.permission_tags(mass_delete=allow_mass_delete, worse_retrieval=accept_worse_retrieval)
         if not here:
             launching.require_daemon(instance)
         if not launching.model_is_exported(settings):
@@ -317,6 +319,7 @@ def maintain() -> None:
         keep=pipeline.keep_published,
         pin_seconds=pipeline.reader_pin_seconds,
         log=click.echo,
+        quality=pipeline.quality(),
     )
     click.echo(
         f"{report.shards} shards, {report.tables} tables: {report.versions_removed} old versions removed, "

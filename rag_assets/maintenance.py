@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rag_assets.errors import ShardLocked
+from rag_assets.evaluation import Quality
 from rag_assets.indexing import index_text, index_vectors, unindexed_rows
 from rag_assets.ingestion import Log
 from rag_assets.lake import EMBEDDINGS, KEEP_VERSIONS
@@ -56,13 +57,16 @@ def maintain_shards(
     keep: int,
     pin_seconds: float,
     log: Log,
+    quality: Quality | None = None,
 ) -> MaintenanceReport:
     """Keep up the tables of the shards, one after the other; one that fails or is busy does not stop the others."""
     report = MaintenanceReport()
     for shard in shards:
         try:
             with writer(shard) as held:
-                maintain_shard(held, identity, report, run_id=run_id, keep=keep, pin_seconds=pin_seconds)
+                maintain_shard(
+                    held, identity, report, run_id=run_id, keep=keep, pin_seconds=pin_seconds, quality=quality
+                )
         except ShardLocked:
             report.skipped.append(shard.key)
             log(f"{shard}: a run is on it; left for the next time")
@@ -82,8 +86,12 @@ def maintain_shard(
     run_id: str,
     keep: int,
     pin_seconds: float,
+    quality: Quality | None = None,
 ) -> None:
-    """Keep up the tables of one shard, and publish its table again if it was as published before."""
+    """Keep up the tables of one shard, and publish its table again if it was as published before.
+
+    Upkeep changes no row, so that `quality` is a matter of the indexes alone, and neither asks nor embeds anything.
+    """
     found = read_catalog_entry(writer.lake.objects, writer.shard)
     head = writer.table(SHARDS)
     as_published = (
@@ -103,7 +111,8 @@ def maintain_shard(
         if table is not None:
             _maintain(writer, table, stage, fingerprint, timedelta(seconds=pin_seconds), report)
     if as_published and head is not None:
-        publish(writer, identity, run_id=run_id, keep=keep, pin_seconds=pin_seconds)
+        upkept = None if quality is None else replace(quality, embedder=None, source=None)
+        publish(writer, identity, run_id=run_id, keep=keep, pin_seconds=pin_seconds, quality=upkept)
 
 
 def _maintain(

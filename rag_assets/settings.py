@@ -45,6 +45,12 @@ class PipelineSettings(EnvironmentSettings):
     company_interval: int = Field(
         60, ge=1, description="least seconds between two looks at whether the company index is behind"
     )
+    quality_max_drop: float = Field(
+        0.05, ge=0, le=1, description="by how much a new version may answer the golden questions worse than the old"
+    )
+    quality_min_recall: float = Field(
+        0.9, ge=0, le=1, description="share of the nearest passages that a vector index must find; 0 lets any pass"
+    )
     keep_published: int = Field(5, ge=1, le=20, description="published versions of a shard that are tagged and kept")
     reader_pin_seconds: float = Field(
         3600.0, ge=60, description="seconds that a reader may go on with a version after its successor is published"

@@ -10,7 +10,7 @@ import errno
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,10 +79,31 @@ class Source(Protocol):
         ...
 
 
+GOLDEN_FOLDER = "_eval"
+"""Folder of a shard that holds its golden questions. What lies in it is no document."""
+
+
 def shard_of(key: str) -> Shard | None:
-    """The shard a key belongs to, or None for keys outside ``region/department/``, hidden ones and folder markers."""
+    """The shard of a document's key.
+
+    None for keys outside ``region/department/``, hidden ones, folder markers and golden questions.
+    """
     parts = key.split("/")
-    if len(parts) < 3 or not parts[-1] or any(part.startswith(".") for part in parts):
+    return None if not parts[-1] or _is_golden(parts) else _owner(parts)
+
+
+def golden_shard_of(key: str) -> Shard | None:
+    """The shard whose golden questions lie under the key, or None for all other keys."""
+    parts = key.split("/")
+    return _owner(parts) if _is_golden(parts) else None
+
+
+def _is_golden(parts: Sequence[str]) -> bool:
+    return len(parts) > 3 and parts[2] == GOLDEN_FOLDER
+
+
+def _owner(parts: Sequence[str]) -> Shard | None:
+    if len(parts) < 3 or any(part.startswith(".") for part in parts):
         return None
     try:
         return Shard(parts[0], parts[1])

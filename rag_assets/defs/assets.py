@@ -13,8 +13,9 @@ from pydantic import Field
 
 from rag_assets.defs.execution import named_failures, step_retries
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG, PipelineResource, flag
+from rag_assets.defs.resources import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, PipelineResource, flag
 from rag_assets.embedding import sync_embeddings
+from rag_assets.evaluation import Evaluation
 from rag_assets.export import ensure_exported
 from rag_assets.extraction import EXTRACTOR_VERSION
 from rag_assets.indexing import sync_shard
@@ -221,6 +222,7 @@ def published(
             run_id=context.run.run_id,
             keep=pipeline.keep_published,
             pin_seconds=pipeline.reader_pin_seconds,
+            quality=pipeline.quality(accept_worse=flag(context.run.tags, ACCEPT_WORSE_TAG)),
         )
     if result.held is not None:
         context.log.warning("held by %s since %s; not published", result.held.by, result.held.since)
@@ -239,8 +241,18 @@ def published(
             "fingerprint": publication.fingerprint,
             "published_at": dg.TimestampMetadataValue(publication.published_at.timestamp()),
             "dagster/partition_row_count": publication.chunks,
+            **quality_numbers(result.evaluation),
         }
     )
+
+
+def quality_numbers(evaluation: Evaluation | None) -> dict[str, float]:
+    """What was measured of a shard's head, so that the UI plots it over time; nothing where nothing was."""
+    if evaluation is None:
+        return {}
+    scores = {} if evaluation.head is None else dataclasses.asdict(evaluation.head.hybrid)
+    recall = {} if evaluation.index_recall is None else {"index_recall": evaluation.index_recall}
+    return {name: round(value, 4) for name, value in {**scores, **recall}.items()}
 
 
 SHARD_ASSETS = (raw_documents, chunks, embeddings, shards, published)

@@ -254,6 +254,15 @@ def quiet_logging(*, verbose: bool) -> dict[str, Any]:
 
 def failure_reason(events: Sequence[dg.DagsterEvent]) -> str:
     """Why a run failed, in its own words."""
+    stopped = [
+        f"{check.check_name}: {check.description}"
+        for event in events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
+        and not (check := event.asset_check_evaluation_data).passed
+        and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
+    if stopped:  # Dagster itself names the check alone
+        return "; ".join(stopped)
     for event in events:
         if event.is_step_failure:
             data = event.step_failure_data

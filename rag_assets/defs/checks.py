@@ -1,18 +1,26 @@
 """Asset checks: the blocking ones stand between the shard's table and its publish, the quarantine one only warns."""
 
+import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.assets import raw_documents, shards
-from rag_assets.defs.execution import named_failures
+from rag_assets.defs.assets import chunks, quality_numbers, raw_documents, shards
+from rag_assets.defs.execution import named_failures, step_retries
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import WHOLE_TAG, PipelineResource, flag
+from rag_assets.defs.resources import ACCEPT_WORSE_TAG, WHOLE_TAG, PipelineResource, flag
+from rag_assets.evaluation import Assessment, Evaluation, assess
+from rag_assets.golden import Invalid
 from rag_assets.ingestion import refused_documents
-from rag_assets.publishing import Verdict, check_rows, check_vectors
+from rag_assets.lake import Lake
+from rag_assets.publishing import Verdict, check_coverage, check_rows, check_vectors
 from rag_assets.writing import unchecked
 from rag_serving.shards import Shard
+
+_MOST_SHOWN = 20
+_MOST_INVALID_SHOWN = 50
 
 
 def _shard_check(**options: Any) -> Any:
@@ -34,6 +42,22 @@ def _result(verdict: Verdict) -> dg.AssetCheckResult:
     )
 
 
+def _looked_at(context: dg.AssetCheckExecutionContext, lake: Lake, shard: Shard) -> Sequence[str] | None:
+    """Documents that the check looks at; None for all."""
+    return None if flag(context.run.tags, WHOLE_TAG) else unchecked(lake, shard)
+
+
+@_shard_check(
+    asset=chunks,
+    blocking=True,
+    description="The passages of each document hold all of its text, and were cut from it as it is now.",
+)
+def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
+    with named_failures():
+        return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
+
+
 @_shard_check(
     asset=shards,
     blocking=True,
@@ -42,19 +66,108 @@ def _result(verdict: Verdict) -> dg.AssetCheckResult:
 def rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
     lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
-        whole = flag(context.run.tags, WHOLE_TAG)
-        return _result(check_rows(lake, shard, None if whole else unchecked(lake, shard)))
+        return _result(check_rows(lake, shard, _looked_at(context, lake, shard)))
 
 
 @_shard_check(
     asset=shards,
     blocking=True,
-    description="Vectors are of the configured embedder and of unit length; the indexes cover the rows.",
+    description="Vectors are of the configured embedder, of unit length and, in a sample of what is new, those of "
+    "their texts; the indexes cover the rows.",
 )
 def vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
         identity = pipeline.identity()
-        return _result(check_vectors(pipeline.lake(), Shard.parse(context.partition_key), identity))
+        looked_at = _looked_at(context, lake, shard)
+        return _result(check_vectors(lake, shard, identity, pipeline.embedder, looked_at))
+
+
+@_shard_check(
+    asset=shards,
+    blocking=True,
+    retry_policy=step_retries,
+    description="The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about as well "
+    "as the published one, and its vector index finds what it should.",
+)
+def retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
+    # Whoever executes the check by itself wants to see figures, of whatever the table is.
+    alone = not context.job_def.asset_layer.executable_asset_keys
+    with named_failures():
+        found = assess(
+            lake,
+            shard,
+            pipeline.identity(),
+            pipeline.quality(accept_worse=flag(context.run.tags, ACCEPT_WORSE_TAG)),
+            run_id=context.run.run_id,
+            again=alone or flag(context.run.tags, WHOLE_TAG),
+        )
+    return _assessed(found)
+
+
+def _assessed(found: Assessment) -> dg.AssetCheckResult:
+    evaluation = found.evaluation
+    said = [*found.problems, *found.warnings]
+    if found.gone:
+        said.append(f"{len(found.gone)} documents of golden questions are no longer in the source")
+    if evaluation is None:
+        said.append(f"not measured: {found.reason}")
+    elif evaluation.head is None:
+        said.append("no golden questions were asked")
+    else:
+        scores = evaluation.head.hybrid
+        said.append(
+            f"{evaluation.questions} golden questions: hit@10 {scores.hit_at_10:.3f}, nDCG@10 {scores.ndcg_at_10:.3f}"
+        )
+    metadata: dict[str, Any] = {"measured": evaluation is not None, **quality_numbers(evaluation)}
+    if evaluation is not None:
+        metadata |= {"questions": evaluation.questions, "questions_gone": evaluation.gone}
+        for prefix, scores in (
+            ("vector", evaluation.head and evaluation.head.vector),
+            ("published", evaluation.published and evaluation.published.hybrid),
+        ):
+            if scores is not None:
+                metadata |= {f"{prefix}_{name}": round(value, 4) for name, value in dataclasses.asdict(scores).items()}
+    if found.history:
+        metadata["history"] = _history(found.history[:_MOST_SHOWN])
+    if found.golden.invalid:
+        metadata["invalid_lines"] = _invalid(found.golden.invalid[:_MOST_INVALID_SHOWN])
+    for name, values in (("documents_gone", found.gone), ("questions_lost", found.lost)):
+        if values:
+            metadata[name] = dg.JsonMetadataValue(list(values[:_MOST_INVALID_SHOWN]))
+    return dg.AssetCheckResult(
+        passed=not found.problems and not found.warnings,
+        severity=dg.AssetCheckSeverity.ERROR if found.problems else dg.AssetCheckSeverity.WARN,
+        description="; ".join(said),
+        metadata=metadata,
+    )
+
+
+def _history(evaluations: Sequence[Evaluation]) -> dg.TableMetadataValue:
+    numbers = ("hit_at_1", "hit_at_10", "mrr_at_10", "ndcg_at_10", "index_recall")
+    records = [
+        dg.TableRecord(
+            {
+                "at": evaluation.at.isoformat(timespec="seconds"),
+                "version": evaluation.version,
+                "compared_with": evaluation.compared_with,
+                "questions": evaluation.questions,
+                **{name: quality_numbers(evaluation).get(name) for name in numbers},
+            }
+        )
+        for evaluation in evaluations
+    ]
+    types = {"at": "string", **dict.fromkeys(("version", "compared_with", "questions"), "int")}
+    schema = dg.TableSchema.from_name_type_dict({**types, **dict.fromkeys(numbers, "float")})
+    return dg.TableMetadataValue(records=records, schema=schema)
+
+
+def _invalid(lines: Sequence[Invalid]) -> dg.TableMetadataValue:
+    return dg.TableMetadataValue(
+        records=[dg.TableRecord({"file": at.file, "line": at.line, "problem": at.problem}) for at in lines],
+        schema=dg.TableSchema.from_name_type_dict({"file": "string", "line": "int", "problem": "string"}),
+    )
 
 
 @_shard_check(
@@ -72,4 +185,4 @@ def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: Pipeli
     )
 
 
-CHECKS = (rows_reconcile, vectors_sound, nothing_quarantined)
+CHECKS = (nothing_quarantined, passages_cover_documents, rows_reconcile, vectors_sound, retrieval_holds)

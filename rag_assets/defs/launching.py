@@ -12,7 +12,7 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.defs.bulk import failure_reason, quiet_logging
 from rag_assets.defs.company import REFRESH
 from rag_assets.defs.jobs import EXPORT_MODEL, INDEX_SHARD
-from rag_assets.defs.resources import ALLOW_MASS_DELETE_TAG
+from rag_assets.defs.resources import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG
 from rag_assets.errors import OrchestrationError
 from rag_assets.export import find_exported
 from rag_assets.lake import Lake
@@ -161,6 +161,7 @@ def watch_backfill(
         time.sleep(poll_seconds)
 
 
-def mass_delete_tags(*, allow: bool) -> dict[str, str]:
-    """Tags of runs that may delete most of a shard."""
-    return {ALLOW_MASS_DELETE_TAG: "true"} if allow else {}
+def permission_tags(*, mass_delete: bool, worse_retrieval: bool) -> dict[str, str]:
+    """Tags of runs that may delete most of a shard, and that may publish what answers golden questions worse."""
+    allowed = {ALLOW_MASS_DELETE_TAG: mass_delete, ACCEPT_WORSE_TAG: worse_retrieval}
+    return {tag: "true" for tag, allow in allowed.items() if allow}

@@ -11,6 +11,7 @@ from dagster_aws.s3 import S3Resource
 
 from rag_assets.chunking import Chunker
 from rag_assets.embedding import RuntimeName, warm_chunker, warm_embedder, warm_identity
+from rag_assets.evaluation import Quality
 from rag_assets.export import find_exported
 from rag_assets.ingestion import IngestionLimits, Read
 from rag_assets.lake import Lake
@@ -27,6 +28,7 @@ from rag_serving.shards import Shard
 
 PARTITION_TAG = "dagster/partition"
 ALLOW_MASS_DELETE_TAG = "rag/allow_mass_delete"
+ACCEPT_WORSE_TAG = "rag/accept_worse_retrieval"
 WHOLE_TAG = "rag/compare_whole_tables"
 
 
@@ -42,6 +44,8 @@ class PipelineResource(dg.ConfigurableResource[None]):
     max_delete_share: float
     fetch_concurrency: int
     vector_index_rows: int
+    quality_max_drop: float
+    quality_min_recall: float
     keep_published: int
     reader_pin_seconds: float
     parse_workers: int
@@ -97,6 +101,15 @@ class PipelineResource(dg.ConfigurableResource[None]):
 
     def chunker(self) -> Chunker:
         return warm_chunker(self.lake_uri, self.embedding_model)
+
+    def quality(self, *, accept_worse: bool = False) -> Quality:
+        """How a shard's retrieval is measured, and what it must come to."""
+        return Quality(
+            embedder=self.embedder,
+            source=None if self.source_uri is None else self.source,
+            max_drop=1.0 if accept_worse else self.quality_max_drop,
+            min_recall=0.0 if accept_worse else self.quality_min_recall,
+        )
 
     def limits(self, *, allow_mass_delete: bool) -> IngestionLimits:
         return IngestionLimits(

@@ -220,6 +220,7 @@ def summary_of(messages: int, news: Reading, decision: Decision, note: str) -> s
         (news.foreign, "foreign"),
         (news.tests, "test"),
         (news.outside, "of keys outside region/department/"),
+        (news.golden, "of golden questions"),
     )
     apart = ", ".join(f"{count} {what}" for count, what in counted if count)
     return (

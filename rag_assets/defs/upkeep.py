@@ -30,6 +30,7 @@ def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineResource) 
             keep=pipeline.keep_published,
             pin_seconds=pipeline.reader_pin_seconds,
             log=context.log.info,
+            quality=pipeline.quality(),
         )
     context.add_output_metadata(dataclasses.asdict(report))
     if report.failed:

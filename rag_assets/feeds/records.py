@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote_plus
 
-from rag_assets.sources import shard_of
+from rag_assets.sources import golden_shard_of, shard_of
 from rag_serving.shards import Shard
 
 MAX_BODY_BYTES = 2 * 2**20  # SQS carries 1 MiB at most, a Kafka topic by default as much
@@ -49,6 +49,8 @@ class Reading:
     """Records of another bucket or of no S3 event; an unreadable message counts as one."""
     tests: int = 0
     """S3 sends one when notifications are set up."""
+    golden: int = 0
+    """Files of golden questions. They are read when a shard is published, so that nothing is to be done now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +78,32 @@ def read_message(body: bytes | str | None, watched: Watched) -> Reading:
 def read_messages(bodies: Iterable[bytes | str | None], watched: Watched) -> Reading:
     """Several messages as one; what they repeat is named once."""
     named: dict[Named, None] = {}
-    outside = foreign = tests = 0
+    outside = foreign = tests = golden = 0
     for body in bodies:
         reading = read_message(body, watched)
         named.update(dict.fromkeys(reading.named))
         outside, foreign, tests = outside + reading.outside, foreign + reading.foreign, tests + reading.tests
-    return Reading(tuple(named), outside, foreign, tests)
+        golden += reading.golden
+    return Reading(tuple(named), outside, foreign, tests, golden)
 
 
 def _judge(mentions: Iterable[_Mention | None], watched: Watched) -> Reading:
     named: dict[Named, None] = {}  # in order, each once
-    outside = foreign = 0
+    outside = foreign = golden = 0
     for mention in mentions:
         if mention is None or mention.bucket != watched.bucket:
             foreign += 1
             continue
         key = mention.key.removeprefix(watched.prefix)
-        shard = shard_of(key) if mention.key.startswith(watched.prefix) and _storable(mention.key) else None
-        if shard is None:
-            outside += 1
-        else:
+        watched_key = mention.key.startswith(watched.prefix) and _storable(mention.key)
+        shard = shard_of(key) if watched_key else None
+        if shard is not None:
             named[Named(shard, key)] = None
-    return Reading(tuple(named), outside, foreign)
+        elif watched_key and golden_shard_of(key) is not None:
+            golden += 1
+        else:
+            outside += 1
+    return Reading(tuple(named), outside, foreign, golden=golden)
 
 
 def _mentions(envelope: object) -> Iterator[_Mention | None]:

@@ -28,7 +28,9 @@ def assert_exact(bench: Bench) -> None:
     assert len({row["chunk_id"] for row in published_rows(bench.lake, bench.shard)}) == current.chunks
 
 
-def test_a_named_change_is_published_without_a_listing_or_a_look_at_other_objects(bench: Bench) -> None:
+def test_a_named_change_is_published_with_no_listing_but_of_golden_questions_and_no_look_at_other_objects(
+    bench: Bench,
+) -> None:
     for number in range(8):
         bench.put(f"{number}.txt", f"Page {number} is the first.")
     bench.run()
@@ -36,7 +38,7 @@ def test_a_named_change_is_published_without_a_listing_or_a_look_at_other_object
     bench.put("new.txt", "A page that was not there.")
     noted, pipeline = watched(bench)
     said = bench.run(pipeline, keys=["3.txt", "new.txt"])
-    assert noted.listed == []
+    assert noted.listed == [f"{bench.shard}/_eval/"]
     assert noted.headed == [f"{bench.shard}/3.txt", f"{bench.shard}/new.txt"]
     assert noted.fetched == noted.headed
     assert [said["raw_documents"][name] for name in ("added", "changed", "documents")] == [1, 1, 9]
@@ -53,7 +55,7 @@ def test_a_named_deletion_is_published(bench: Bench) -> None:
     bench.delete("gone.txt")
     noted, pipeline = watched(bench)
     bench.run(pipeline, keys=["gone.txt"])
-    assert (noted.listed, noted.fetched) == ([], [])
+    assert (noted.listed, noted.fetched) == ([f"{bench.shard}/_eval/"], [])
     assert bench.texts() == {"stays.txt": "This is stays.txt."}
     assert_exact(bench)
 

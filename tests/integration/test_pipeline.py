@@ -85,7 +85,13 @@ def test_a_first_run_publishes_what_the_source_holds_and_a_second_writes_nothing
         for event in result.all_events
         if event.event_type_value == "ASSET_CHECK_EVALUATION"
     }
-    assert warned == {"nothing_quarantined": False, "rows_reconcile": True, "vectors_sound": True}
+    assert warned == {
+        "nothing_quarantined": False,
+        "passages_cover_documents": True,
+        "rows_reconcile": True,
+        "vectors_sound": True,
+        "retrieval_holds": True,
+    }
 
     rows = published_rows(bench.lake, bench.shard)
     assert len({row["chunk_id"] for row in rows}) == len(rows)

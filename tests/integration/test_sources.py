@@ -18,6 +18,7 @@ from rag_assets.sources import (
     ObjectGone,
     Source,
     SourceObject,
+    golden_shard_of,
     has_documents,
     list_shard,
     open_source,
@@ -352,6 +353,12 @@ def test_the_sample_corpus_lies_in_shards(corpus: Path) -> None:
         ("a/b/c/", None),
         ("/a/b/c.md", None),
         ("a//c.md", None),
+        ("a/b/_eval/q.jsonl", None),
+        ("a/b/_eval/notes.md", None),
+        ("a/b/_eval", Shard("a", "b")),
+        ("a/b/_evaluation/c.md", Shard("a", "b")),
+        ("a/b/c/_eval/d.md", Shard("a", "b")),
+        ("_eval/b/c.md", Shard("_eval", "b")),
         ("a/b/.DS_Store", None),
         ("a/b/.git/config", None),
         (".trash/b/c.md", None),
@@ -363,3 +370,20 @@ def test_the_sample_corpus_lies_in_shards(corpus: Path) -> None:
 )
 def test_a_key_belongs_to_the_shard_of_its_first_two_folders_or_to_none(key: str, shard: Shard | None) -> None:
     assert shard_of(key) == shard
+
+
+@pytest.mark.parametrize(
+    ("key", "shard"),
+    [
+        ("a/b/_eval/q.jsonl", Shard("a", "b")),
+        ("a/b/_eval/sub/q.jsonl", Shard("a", "b")),
+        ("a/b/_eval/", Shard("a", "b")),
+        ("a/b/_eval", None),
+        ("a/b/c/_eval/q.jsonl", None),
+        ("a/b/_eval/.hidden", None),
+        ("a/b|c/_eval/q.jsonl", None),
+        ("a/b/c.md", None),
+    ],
+)
+def test_golden_questions_lie_in_one_folder_of_a_shard(key: str, shard: Shard | None) -> None:
+    assert golden_shard_of(key) == shard

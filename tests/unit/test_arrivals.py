@@ -148,6 +148,14 @@ def test_hidden_keys_and_markers_inside_a_shard_do_not_cut_it_in_two() -> None:
     assert (seen.objects, seen.outside) == (4, 4)
 
 
+def test_golden_questions_are_neither_documents_nor_outside_and_make_no_shard() -> None:
+    documents = {"a/x/1.md": "1", "a/x/b/2.md": "1"}
+    golden = {"a/x/_eval/q.jsonl": "1", "a/x/_eval/r/q.jsonl": "1", "b/x/_eval/q.jsonl": "1"}
+    seen = sweep(Listing({**documents, **golden}, page=2), seconds=1000, clock=ticking())
+    assert seen.digests == digests_of(documents)
+    assert (seen.objects, seen.outside) == (2, 0)
+
+
 def test_only_a_few_outside_keys_are_kept_as_examples() -> None:
     seen = sweep(Listing({f"loose-{n}": "1" for n in range(50)}), seconds=1000, clock=ticking())
     assert seen.outside == 50

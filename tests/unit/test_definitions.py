@@ -134,8 +134,10 @@ def test_the_checks_are_these_and_those_of_the_table_block(definitions: dg.Defin
     assert checks == {
         ("source_objects", "no_shard_left_behind"): False,
         ("raw_documents", "nothing_quarantined"): False,
+        ("chunks", "passages_cover_documents"): True,
         ("shards", "rows_reconcile"): True,
         ("shards", "vectors_sound"): True,
+        ("shards", "retrieval_holds"): True,
     }
 
 

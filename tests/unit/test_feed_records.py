@@ -101,6 +101,14 @@ def test_keys_that_are_no_document_are_counted_outside(key: str) -> None:
     assert read_message(json.dumps({"Records": [record(key)]}), WATCHED) == Reading(outside=1)
 
 
+def test_golden_questions_are_counted_by_themselves_and_name_no_document() -> None:
+    golden = json.dumps({"Records": [record("incoming/a/b/_eval/q.jsonl"), record("incoming/a/b/c.md")]})
+    assert read_message(golden, WATCHED) == Reading((Named(Shard("a", "b"), "a/b/c.md"),), golden=1)
+    assert read_messages([golden, golden], WATCHED).golden == 2
+    elsewhere = json.dumps({"Records": [record("a/b/_eval/q.jsonl")]})
+    assert read_message(elsewhere, WATCHED) == Reading(outside=1)
+
+
 def test_a_key_that_is_no_text_is_not_taken_for_another() -> None:
     message = plain(KEY)
     message["Records"][0]["s3"]["object"]["key"] = "incoming/a/b/%FF.md"
@@ -169,7 +177,7 @@ def test_no_bytes_raise(body: bytes) -> None:
 def test_no_record_raises_and_each_is_counted_somewhere(bucket: str, key: str, source: object) -> None:
     message = {"eventSource": source, "s3": {"bucket": {"name": bucket}, "object": {"key": key}}}
     reading = read_message(json.dumps(message), Watched(bucket, ""))
-    assert len(reading.named) + reading.outside + reading.foreign == 1
+    assert len(reading.named) + reading.outside + reading.foreign + reading.golden == 1
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))

@@ -1,0 +1,427 @@
+"""Retrieval on labelled questions, through tables with the pipeline's own indexes and by the packaged model.
+
+SciFact: abstracts for the claims of its training split, of which one half (by a hash of the query's id) is to tune on
+and the other to report. SQuAD: the paragraph that a question was asked of. Japanese: handbook pages cut by the
+pipeline's chunker, and questions that were written for them here.
+
+With --tune it prints, on SciFact's tuning half alone, what other ways of fusing the two rankings come to.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.ingest import export
+from benchmarks.reporting import arguments, show
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from lancedb.table import Table
+
+    from rag_serving.embedding import Embedder
+
+    Vectors = npt.NDArray[np.float32]
+
+CANDIDATES = 100
+"""Passages of each ranking that fusion is tuned on."""
+QUICK, QUICK_PAGES = 300, 20
+_SAVE_EVERY = 512
+JAPANESE = Path(__file__).with_name("japanese.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question, and how relevant which documents are to it."""
+
+    id: str
+    text: str
+    relevant: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Passages by id, the document of each where that is not itself, and questions."""
+
+    name: str
+    passages: dict[str, str]
+    questions: list[Question]
+    document_of: dict[str, str] = field(default_factory=dict[str, str])
+
+    def documents(self, ranking: Sequence[str]) -> list[str]:
+        """The documents of a ranking of passages, each at its first."""
+        return list(dict.fromkeys(self.document_of.get(passage, passage) for passage in ranking))
+
+
+def half(question: Question) -> str:
+    """Which half of the questions it belongs to: by a hash, so that neither order nor number matters."""
+    return "tuning" if hashlib.sha256(question.id.encode()).digest()[0] % 2 else "reporting"
+
+
+def read_scifact(folder: Path, limit: int | None) -> Task:
+    """With a limit, the first abstracts only, and the queries that they answer."""
+    documents: dict[str, str] = {}
+    for line in (folder / "corpus.jsonl").read_text("utf-8").splitlines()[:limit]:
+        record = json.loads(line)
+        documents[record["_id"]] = f"{record['title']} {record['text']}".strip()
+    relevant: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    with (folder / "train.tsv").open(encoding="utf-8", newline="") as file:
+        for judgement in csv.DictReader(file, delimiter="\t"):
+            if judgement["corpus-id"] in documents and int(judgement["score"]) > 0:
+                relevant[judgement["query-id"]][judgement["corpus-id"]] = int(judgement["score"])
+    records = [json.loads(line) for line in (folder / "queries.train.jsonl").read_text("utf-8").splitlines()]
+    questions = [Question(r["_id"], r["text"], relevant[r["_id"]]) for r in records if r["_id"] in relevant]
+    return Task("SciFact", documents, questions)
+
+
+def read_squad(folder: Path, limit: int | None) -> Task:
+    """Every paragraph, and the questions that it answers; with a limit, the first so many paragraphs."""
+    passages: dict[str, str] = {}
+    questions: list[Question] = []
+    for article in json.loads((folder / "dev-v2.0.json").read_text("utf-8"))["data"]:
+        for number, paragraph in enumerate(article["paragraphs"]):
+            if limit is not None and len(passages) == limit:
+                break
+            name = f"{article['title']}/{number}"
+            passages[name] = paragraph["context"]
+            questions += [
+                Question(q["id"], q["question"], {name: 1}) for q in paragraph["qas"] if not q["is_impossible"]
+            ]
+    return Task("SQuAD", passages, questions[: None if limit is None else 2 * limit])
+
+
+def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
+    """The pages of the Japanese region, cut as the pipeline cuts them.
+
+    With a limit, so many pages only: those with an answer, and of the others what a hash of their keys puts first.
+    """
+    from rag_assets.embedding import warm_chunker
+    from rag_assets.export import PACKAGED_MODEL
+    from rag_assets.extraction import ExtractionError, extract
+
+    lines = [json.loads(line) for line in JAPANESE.read_text("utf-8").splitlines()]
+    questions = [Question(line["question"], line["question"], {line["document"]: 1}) for line in lines]
+    answers = {line["document"] for line in lines}
+    chunker = warm_chunker(lake, PACKAGED_MODEL)
+    passages: dict[str, str] = {}
+    document_of: dict[str, str] = {}
+    keys = [path.relative_to(bucket).as_posix() for path in (bucket / "tokyo").rglob("*.md")]
+    keys.sort(key=lambda key: (key not in answers, hashlib.sha256(key.encode()).digest()))
+    for key in keys[:limit]:
+        try:
+            cut = chunker.chunk(extract((bucket / key).read_bytes(), key))
+        except ExtractionError:
+            continue
+        for number, passage in enumerate(cut):
+            passages[f"{key}#{number}"] = passage.text
+            document_of[f"{key}#{number}"] = key
+    return Task("Japanese", passages, questions, document_of)
+
+
+class VectorCache:
+    """Vectors by the hash of their text, of one embedder, kept in a folder where one is given."""
+
+    def __init__(self, embedder: Embedder, folder: Path | None) -> None:
+        import numpy as np
+
+        self._embedder = embedder
+        self._file = None if folder is None else folder / f"{embedder.identity.fingerprint}.npz"
+        self._vectors: dict[str, Any] = {}
+        if self._file is not None and self._file.exists():
+            with np.load(self._file) as kept:
+                self._vectors = dict(zip(kept["hashes"].tolist(), kept["vectors"], strict=True))
+
+    @property
+    def fingerprint(self) -> str:
+        return self._embedder.identity.fingerprint
+
+    def documents(self, texts: Sequence[str]) -> Vectors:
+        return self._all("document", texts, self._embedder.embed_documents)
+
+    def questions(self, texts: Sequence[str]) -> Vectors:
+        import numpy as np
+
+        return self._all("question", texts, lambda some: np.stack([self._embedder.embed_query(text) for text in some]))
+
+    def _all(self, kind: str, texts: Sequence[str], embed: Callable[[Sequence[str]], Vectors]) -> Vectors:
+        import numpy as np
+
+        hashes = [hashlib.sha256(f"{kind}\0{text}".encode()).hexdigest() for text in texts]
+        missing = {h: text for h, text in zip(hashes, texts, strict=True) if h not in self._vectors}
+        waiting = sorted(missing, key=lambda h: len(missing[h]))
+        for start in range(0, len(waiting), _SAVE_EVERY):
+            some = waiting[start : start + _SAVE_EVERY]
+            self._vectors.update(zip(some, embed([missing[h] for h in some]), strict=True))
+            self._save()
+        return np.stack([self._vectors[h] for h in hashes])
+
+    def _save(self) -> None:
+        import numpy as np
+
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._file.with_suffix(".partial.npz")
+            np.savez(partial, hashes=np.array(list(self._vectors)), vectors=np.stack(list(self._vectors.values())))
+            partial.replace(self._file)
+
+
+def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str, text_index: Callable[[Table], None]) -> Table:
+    """A shard's table of the passages, under the pipeline's indexes; `text_index` makes that of the words."""
+    import pyarrow as pa
+
+    from rag_assets.embedding import vector_array
+    from rag_assets.indexing import index_vectors
+    from rag_assets.lake import Lake
+    from rag_assets.settings import PipelineSettings
+    from rag_serving.shards import Shard
+    from rag_serving.tables import SHARDS, shard_schema
+
+    schema = shard_schema(vectors.shape[1], fingerprint)
+    count = len(task.passages)
+    texts = {
+        "chunk_id": list(task.passages),
+        "doc_id": [task.document_of.get(passage, passage) for passage in task.passages],
+        "text": list(task.passages.values()),
+    }
+    filler = {"int32": 0, "bool": False, "timestamp[us, tz=UTC]": datetime(2026, 1, 1, tzinfo=UTC)}
+    arrays: dict[str, Any] = {"vector": vector_array(vectors)}
+    for column in schema:
+        if column.name not in arrays:
+            blank = None if column.nullable else filler.get(str(column.type), "")
+            arrays[column.name] = pa.array(texts.get(column.name) or [blank] * count, column.type)
+    table = Lake(lake).ensure(SHARDS, Shard("benchmark", f"{task.name}-{os.urandom(4).hex()}"), schema)
+    table.add(pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema))
+    text_index(table)
+    if count >= PipelineSettings.model_fields["vector_index_rows"].default:
+        index_vectors(table)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """The best passages for one question in each way, with their scores, best first."""
+
+    question: Question
+    vector: list[tuple[str, float]]
+    text: list[tuple[str, float]]
+
+
+def rank(table: Table, questions: Sequence[Question], vectors: Vectors, operator: str = "OR") -> list[Ranked]:
+    """Both rankings of every question, searched as serving searches."""
+    from lancedb.query import MatchQuery
+
+    ranked: list[Ranked] = []
+    for question, vector in zip(questions, vectors, strict=True):
+        nearest: Any = table.search(vector, vector_column_name="vector", query_type="vector")
+        nearest = nearest.distance_type("cosine").nprobes(20).refine_factor(4)
+        by_vector = nearest.limit(CANDIDATES).select(["chunk_id", "_distance"]).to_list()
+        words: Any = MatchQuery(question.text, "text", operator=operator)
+        by_text = table.search(words, query_type="fts").limit(CANDIDATES).select(["chunk_id", "_score"]).to_list()
+        ranked.append(
+            Ranked(
+                question,
+                sorted(((row["chunk_id"], 1 - row["_distance"]) for row in by_vector), key=lambda x: (-x[1], x[0])),
+                sorted(((row["chunk_id"], row["_score"]) for row in by_text), key=lambda x: (-x[1], x[0])),
+            )
+        )
+    return ranked
+
+
+def by_rank(ranked: Ranked, *, candidates: int, constant: float, text_weight: float = 0.5) -> list[str]:
+    """Reciprocal rank fusion; equal weights are the plain one."""
+    scores: dict[str, float] = {}
+    for ranking, weight in ((ranked.vector, 1 - text_weight), (ranked.text, text_weight)):
+        for place, (passage, _) in enumerate(ranking[:candidates], start=1):
+            scores[passage] = scores.get(passage, 0.0) + weight / (constant + place)
+    return sorted(scores, key=lambda passage: (-scores[passage], passage))
+
+
+def by_score(ranked: Ranked, *, candidates: int, text_weight: float) -> list[str]:
+    """A weighted mean of the scores, each ranking's scaled so that its candidates lie between 0 and 1."""
+    scores: dict[str, float] = {}
+    for ranking, weight in ((ranked.vector, 1 - text_weight), (ranked.text, text_weight)):
+        values = [score for _, score in ranking[:candidates]]
+        low, span = min(values, default=0.0), (max(values, default=0.0) - min(values, default=0.0)) or 1.0
+        for passage, score in ranking[:candidates]:
+            scores[passage] = scores.get(passage, 0.0) + weight * (score - low) / span
+    return sorted(scores, key=lambda passage: (-scores[passage], passage))
+
+
+def measures(task: Task, found: Iterable[tuple[Question, Sequence[str]]]) -> dict[str, float]:
+    """Means over the questions, by document."""
+    import statistics
+
+    from benchmarks.embed import ndcg
+
+    rows: list[tuple[float, ...]] = []
+    for question, ranking in found:
+        documents = task.documents(ranking)
+        places = [place for place, name in enumerate(documents[:10], start=1) if name in question.relevant]
+        first = places[0] if places else 11
+        rows.append(
+            (
+                ndcg(documents, question.relevant),
+                len(places) / len(question.relevant),
+                1 / first if places else 0.0,
+                *(float(first <= k) for k in (1, 5, 10)),
+            )
+        )
+    names = ("nDCG@10", "recall@10", "MRR@10", "hit@1", "hit@5", "hit@10")
+    return {name: statistics.fmean(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
+
+
+def methods(candidates: int, constant: float, text_weight: float) -> dict[str, Callable[[Ranked], list[str]]]:
+    """The three ways to search."""
+    return {
+        "vector": lambda ranked: [passage for passage, _ in ranked.vector],
+        "text (BM25)": lambda ranked: [passage for passage, _ in ranked.text],
+        "hybrid": lambda ranked: by_rank(ranked, candidates=candidates, constant=constant, text_weight=text_weight),
+    }
+
+
+def report(
+    task: Task, ranked: Sequence[Ranked], part: str, ways: Mapping[str, Callable[[Ranked], list[str]]]
+) -> list[dict[str, object]]:
+    """One row for each way to search."""
+    return [
+        {
+            "questions": f"{task.name}, {part}",
+            "of": len(ranked),
+            "search": name,
+            **{
+                measure: f"{value:.4f}"
+                for measure, value in measures(task, [(one.question, way(one)) for one in ranked]).items()
+            },
+        }
+        for name, way in ways.items()
+    ]
+
+
+def text_indexes() -> dict[str, Callable[[Table], None]]:
+    """Full-text indexes to tune on; the first is the pipeline's own."""
+    from lancedb.index import FTS
+
+    from rag_assets.indexing import index_text
+
+    def of(**options: Any) -> Callable[[Table], None]:
+        config = FTS(**{"base_tokenizer": "icu", "with_position": False, **options})
+        return lambda table: table.create_index("text", config=config, replace=True)
+
+    return {
+        "stems, no stop words": index_text,
+        "stems and stop words": of(remove_stop_words=False),
+        "words as they are": of(stem=False, remove_stop_words=False),
+    }
+
+
+def fusions() -> dict[str, Callable[[Ranked], list[str]]]:
+    """Ways to fuse the two rankings."""
+    ways: dict[str, Callable[[Ranked], list[str]]] = {}
+    for candidates in (10, 20, 50, CANDIDATES):
+        for weight in (0.3, 0.4, 0.5, 0.6, 0.7):
+            for constant in (0, 2, 5, 10, 20, 60, 100):
+                ways[f"ranks: {candidates} candidates, constant {constant}, words {weight}"] = partial(
+                    by_rank, candidates=candidates, constant=constant, text_weight=weight
+                )
+            ways[f"scores: {candidates} candidates, words {weight}"] = partial(
+                by_score, candidates=candidates, text_weight=weight
+            )
+    return ways
+
+
+def tune(task: Task, by_index: Mapping[str, Sequence[Ranked]]) -> list[dict[str, object]]:
+    """nDCG@10 and recall@10 of every way to fuse, under every full-text index, best first."""
+    alone = methods(CANDIDATES, 60, 0.5)
+    ways = {"words alone": alone["text (BM25)"], "vectors alone": alone["vector"], **fusions()}
+    rows: list[dict[str, object]] = []
+    for index, ranked in by_index.items():
+        for name, way in ways.items():
+            found = measures(task, [(one.question, way(one)) for one in ranked])
+            rows.append({"words": index, "way": name, **{of: round(found[of], 4) for of in ("nDCG@10", "recall@10")}})
+    return sorted(rows, key=lambda row: -float(str(row["nDCG@10"])))
+
+
+def winners(tuned: Sequence[Mapping[str, object]], index: str) -> dict[str, Callable[[Ranked], list[str]]]:
+    """The best way to fuse by rank, and by score, under that full-text index."""
+    names = [str(row["way"]) for row in tuned if row["words"] == index]
+    best = [next(name for name in names if name.startswith(kind)) for kind in ("ranks", "scores")]
+    return {f"hybrid, {name}": fusions()[name] for name in best}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep vectors there by the hash of their text")
+    parser.add_argument("--only", choices=["scifact", "squad", "japanese"], action="append", help="may be repeated")
+    parser.add_argument(
+        "--pages", type=int, metavar="N", help="Japanese: so many pages only, those with an answer first"
+    )
+    parser.add_argument("--tune", action="store_true", help="compare ways to fuse, on SciFact's tuning half")
+    parser.add_argument("--candidates", type=int, default=10, help="passages of each ranking that are fused")
+    parser.add_argument("--constant", type=float, default=60, help="of reciprocal rank fusion")
+    parser.add_argument("--text-weight", type=float, default=0.5, help="of the ranking by words; of vectors the rest")
+    options = parser.parse_args(argv)
+    data = os.environ.get("RAG_TEST_DATA")
+    if not data:
+        parser.error("reads eval/ and bucket/ in the folder that RAG_TEST_DATA names; it is not set")
+    only = options.only or ["scifact", "squad", "japanese"]
+    limit, pages = (QUICK, QUICK_PAGES) if options.quick else (None, options.pages)
+    ways = methods(options.candidates, options.constant, options.text_weight)
+    rows: list[dict[str, object]] = []
+    tuned: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
+        export(lake)
+        cache = VectorCache(_embedder(lake), options.cache)
+        fingerprint = cache.fingerprint
+        indexes = text_indexes()
+        ours = next(iter(indexes))
+        readers: dict[str, Callable[[], Task]] = {
+            "scifact": lambda: read_scifact(Path(data, "eval", "scifact"), limit),
+            "squad": lambda: read_squad(Path(data, "eval", "squad"), limit),
+            "japanese": lambda: read_japanese(Path(data, "bucket"), lake, pages),
+        }
+        for name in only:
+            task = readers[name]()
+            vectors = cache.documents(list(task.passages.values()))
+            questions = cache.questions([question.text for question in task.questions])
+            table = table_of(lake, task, vectors, fingerprint, indexes[ours])
+            ranked = rank(table, task.questions, questions)
+            if name != "scifact":
+                rows += report(task, ranked, f"{len(task.passages)} passages", ways)
+                continue
+            reported = [one for one in ranked if half(one.question) == "reporting"]
+            rows += report(task, reported, "reporting half", ways)
+            if options.tune:
+                by_index = {ours: [one for one in ranked if half(one.question) == "tuning"]}
+                for words, build in indexes.items():
+                    if words != ours:
+                        build(table)
+                        some = [(q, v) for q, v in zip(task.questions, questions, strict=True) if half(q) == "tuning"]
+                        by_index[words] = rank(table, [q for q, _ in some], [v for _, v in some])
+                tuned = tune(task, by_index)
+                rows += report(task, reported, "reporting half", winners(tuned, ours))
+    first = " FIRST PASSAGES ONLY: no figure to quote" if limit else ""
+    fusion = f"{options.candidates} candidates, constant {options.constant:g}, words {options.text_weight:g}"
+    show(f"retrieval, hybrid of {fusion}{first}", rows, options.json, tuned=tuned)
+    if tuned:
+        show(f"ways to fuse, SciFact's tuning half, best 25 of {len(tuned)}{first}", tuned[:25], None)
+        alone = [row for row in tuned if "alone" in str(row["way"])]
+        show("the rankings alone, SciFact's tuning half", alone, None)
+
+
+def _embedder(lake: str) -> Embedder:
+    from rag_assets.embedding import warm_embedder
+    from rag_assets.export import PACKAGED_MODEL
+
+    return warm_embedder(lake, PACKAGED_MODEL)
