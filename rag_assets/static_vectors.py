@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rag_assets.export import PACKAGED_MODEL, ensure_exported
+from rag_assets.export import PACKAGED_MODEL, ensure_exported, find_exported
 from rag_serving.embedding import MODELS, EmbedderIdentity, OpenVinoEmbedder, load_embedder, load_tokenizer
 from rag_serving.errors import LakeCorrupt, WriteConflict
 from rag_serving.objects import ABSENT, Objects
@@ -25,6 +27,8 @@ from rag_serving.objects import ABSENT, Objects
 if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
+
+    Make = Callable[[Objects, EmbedderIdentity], npt.NDArray[np.float32]]
 
 VECTORS_MANIFEST: Final = "boundary_vectors.json"
 DIMENSIONS: Final = 256
@@ -58,6 +62,7 @@ class Distillation:
     manifest: VectorsManifest
     created: bool
     bytes: int
+    seconds: float
 
 
 class StaticVectors:
@@ -97,22 +102,24 @@ class StaticVectors:
         return sums
 
 
-def ensure_distilled(objects: Objects, identity: EmbedderIdentity) -> Distillation:
+def ensure_distilled(objects: Objects, identity: EmbedderIdentity, make: Make | None = None) -> Distillation:
     """The static vectors of the model, distilled now if they are not in the lake or not as they were written.
 
     The file is named by its content and the manifest is written last, only where there is none yet: of two makers at
     once the first decides, and one that is killed midway leaves nothing that is read.
     """
+    started = time.monotonic()
     identity = _distillable(objects, identity)
     key = _key(identity)
     stored = objects.get(key)
     if stored is not None:
         try:
             manifest = _manifest(stored.data, identity)
-            return Distillation(manifest, False, len(_read(objects, identity, manifest)))
+            size = len(_read(objects, identity, manifest))
+            return Distillation(manifest, False, size, time.monotonic() - started)
         except LakeCorrupt:
             pass
-    data = _as_file(distil(objects, identity))
+    data = _as_file((make or distil)(objects, identity))
     matrix = np.load(io.BytesIO(data))
     manifest = VectorsManifest(
         format=1,
@@ -125,8 +132,14 @@ def ensure_distilled(objects: Objects, identity: EmbedderIdentity) -> Distillati
     try:
         objects.put(key, manifest.model_dump_json(indent=1).encode(), expect=ABSENT if stored is None else stored.etag)
     except WriteConflict:
-        return ensure_distilled(objects, identity)
-    return Distillation(manifest, True, len(data))
+        return ensure_distilled(objects, identity, make)
+    return Distillation(manifest, True, len(data), time.monotonic() - started)
+
+
+def are_distilled(objects: Objects, identity: EmbedderIdentity) -> bool:
+    """Whether the lake holds the model's static vectors."""
+    source = identity if identity.runtime == "openvino" else find_exported(objects, PACKAGED_MODEL)
+    return source is not None and objects.get(_key(source)) is not None
 
 
 def load_vectors(objects: Objects, identity: EmbedderIdentity) -> StaticVectors:
@@ -141,7 +154,8 @@ def load_vectors(objects: Objects, identity: EmbedderIdentity) -> StaticVectors:
 def distil(objects: Objects, identity: EmbedderIdentity) -> npt.NDArray[np.float32]:
     """One weighted vector for each token of the model's vocabulary, shape ``(tokens, DIMENSIONS)`` at most."""
     embedder = load_embedder(objects, identity.fingerprint, streams=_STREAMS)
-    assert isinstance(embedder, OpenVinoEmbedder)
+    if not isinstance(embedder, OpenVinoEmbedder):
+        raise TypeError(f"{identity.model} runs elsewhere; its vocabulary is not embedded through an API")
     tokenizer = load_tokenizer(objects, identity)
     count = max(tokenizer.get_vocab().values()) + 1
     before, after = _around(tokenizer)
@@ -168,7 +182,7 @@ def weighted(vectors: npt.NDArray[np.float32], *, unseen: set[int]) -> npt.NDArr
 
 
 def _distillable(objects: Objects, identity: EmbedderIdentity) -> EmbedderIdentity:
-    """The embedder to distil: a hosted model's passages are cut by the packaged model's tokenizer, so by its vectors."""
+    """The embedder to distil; a hosted model's passages are cut by the packaged one's tokenizer, so by its vectors."""
     return identity if identity.runtime == "openvino" else ensure_exported(objects, PACKAGED_MODEL).identity
 
 

@@ -141,7 +141,7 @@ class SemanticChunker(SectionChunker):
         return firsts[::-1]
 
     def _costs(self, units: Sequence[_Unit], room: Room) -> list[list[float]]:
-        """Of a passage that ends with unit ``i`` and has ``k + 1`` units, at ``[i][k]``; infinite where it is too long."""
+        """At ``[i][k]``, of a passage that ends with unit ``i`` and has ``k + 1`` units; infinite where too long."""
         prices, budget, count = self._prices, room.budget, len(units)
         tokens = np.array([unit.tokens for unit in units], np.float64)
         starts = np.array([unit.start for unit in units], np.int64)

@@ -153,7 +153,10 @@ def _splits_at_spaces(description: dict[str, Any]) -> bool:
 
     BERT's does: it takes the text apart at white space before anything else looks at it. Of others nothing is assumed.
     """
-    parts = [(description.get(part) or {}).get("type") for part in ("normalizer", "pre_tokenizer", "model")]
+    parts: list[str] = []
+    for name in ("normalizer", "pre_tokenizer", "model"):
+        part: dict[str, Any] = description.get(name) or {}
+        parts.append(str(part.get("type")))
     added = cast("list[dict[str, Any]]", description.get("added_tokens") or [])
     whole_words = not any(character.isspace() for token in added for character in token["content"])
     return parts == ["BertNormalizer", "BertPreTokenizer", "WordPiece"] and whole_words

@@ -1,0 +1,1 @@
+"""How good what is indexed is: one subcommand a question."""
