@@ -19,21 +19,21 @@ _HEADING_CHARACTERS: Final = 400
 def contexts(
     name: ContextName,
     title: str,
-    path: Sequence[str],
+    path: tuple[str, ...],
     section_start: int,
     tokens: DocumentTokens,
     start: int,
 ) -> Iterator[str]:
     """What could stand before the passage that starts there, the fullest first."""
     if name == "headings":
+        words = [title, *path] if path[:1] != (title,) else [*path]
         # The heading that a passage begins with stands in its text.
-        yield from _headings(title, path[:-1] if start == section_start else path)
+        yield from _headings(words[:-1] if path and start == section_start else words)
     elif name == "neighbours":
         yield from _neighbours(tokens, section_start, start)
 
 
-def _headings(title: str, path: Sequence[str]) -> Iterator[str]:
-    words = [title, *path] if not path or path[0] != title else list(path)
+def _headings(words: Sequence[str]) -> Iterator[str]:
     words = [word[:_HEADING_CHARACTERS] for word in words if word]
     for first in range(len(words)):
         yield " > ".join(words[first:]) + "\n"
@@ -43,4 +43,4 @@ def _neighbours(tokens: DocumentTokens, section_start: int, start: int) -> Itera
     low = max(section_start, start - _NEIGHBOUR_CHARACTERS)
     for seam in sentence_starts(tokens.text, low, start):
         if tokens.count(seam, start) <= NEIGHBOUR_TOKENS:
-            yield tokens.text[seam:start]
+            yield tokens.text[seam:start].lstrip()

@@ -144,7 +144,7 @@ def test_a_line_that_leads_in_stays_with_its_list() -> None:
         assert "- a short item" in leading.text
 
 
-@given(st.lists(st.sampled_from(["table", "code", SENTENCE * 2, "Short.", LEAVE * 3]), max_size=12))
+@given(st.lists(st.sampled_from(["table", "code", SENTENCE * 2, "Short.", LEAVE * 3]), min_size=1, max_size=12))
 def test_tables_and_code_that_fit_are_whole(kinds: list[str]) -> None:
     wholes = {
         "table": "| a | b |\n|---|---|\n| one | two |\n| three | four |",
