@@ -43,10 +43,10 @@ _AFTER_HEADING: Final = 1e6
 class Prices:
     """What the optimisation weighs against each other; tuned on the questions of benchmarks.quality."""
 
-    best_share: float = 0.6
+    best_share: float = 0.8
     """The best length, as a part of the most tokens."""
     length: float = 1.0
-    scatter: float = 1.0
+    scatter: float = 8.0
     sentence: float = 0.3
     line: float = 0.1
     wrap: float = 0.6
