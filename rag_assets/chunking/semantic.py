@@ -7,6 +7,7 @@ what its length differs from the best one, and what the place costs where it beg
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -30,6 +31,9 @@ _MOST_UNITS: Final = 64
 """Units of a passage at most: crumbs are joined beforehand, so that a passage seldom has so many."""
 _UNITS_AT_ONCE: Final = 4096
 """Units that are cut together: memory stays bounded however long a section is."""
+_UNITS_IN_DOUBT: Final = 8
+_NOTHING: Final = 1e-3
+"""Length of a vector that is left of rounding alone."""
 _CRUMB_SHARE: Final = 16
 """Units under this part of a passage join the next one."""
 
@@ -46,13 +50,18 @@ class Prices:
     best_share: float = 0.8
     """The best length, as a part of the most tokens."""
     length: float = 1.0
-    scatter: float = 8.0
+    scatter: float = 3.0
     sentence: float = 0.3
     line: float = 0.1
     wrap: float = 0.6
     item: float = 0.1
     block: float = 0.0
     torn: float = 1.0
+
+    @property
+    def version(self) -> str:
+        """Other prices make other cuts."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
 class SemanticChunker(SectionChunker):
@@ -75,7 +84,7 @@ class SemanticChunker(SectionChunker):
     ) -> None:
         """`window` is what the model reads, context included; without it, `max_tokens`."""
         super().__init__(
-            f"semantic-1/{vectors.version}",
+            f"semantic-1/{vectors.version}/{prices.version}",
             tokenizer,
             max_tokens=max_tokens,
             min_tokens=max_tokens // 4 if min_tokens is None else min_tokens,
@@ -149,7 +158,7 @@ class SemanticChunker(SectionChunker):
         price = np.array([unit.price for unit in units], np.float64)
         first = room.tokens.indexes([unit.start for unit in units])
         last = room.tokens.index(units[-1].end)
-        vectors = self._vectors.units(room.tokens.ids[first[0] : last], first - first[0])
+        vectors = _contrasted(self._vectors.units(room.tokens.ids[first[0] : last], first - first[0]))
         vectors *= tokens[:, None].astype(np.float32)
         weights = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).astype(np.float64)
 
@@ -183,6 +192,17 @@ class _Unit:
     end: int
     tokens: int
     price: float
+
+
+def _contrasted(vectors: Floats) -> Floats:
+    """Unit vectors less what all have in common: what a text is about as a whole hides where its subject changes.
+
+    Of a few units that is not known, and little is taken off.
+    """
+    common = vectors.sum(axis=0) / (len(vectors) + _UNITS_IN_DOUBT)
+    vectors = np.where(vectors.any(axis=1)[:, None], vectors - common, 0)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return vectors / np.where(norms > _NOTHING, norms, np.inf)[:, None]
 
 
 def _pieces(atom: Atom, room: Room, limit: int, prices: Prices) -> list[_Unit]:

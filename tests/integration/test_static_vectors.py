@@ -153,7 +153,8 @@ def test_a_hosted_model_takes_those_of_the_packaged_one_and_embeds_no_vocabulary
         return {"data": [{"index": at, "embedding": [1.0, 0.0]} for at in range(len(input))]}
 
     monkeypatch.setattr("rag_serving.hosted_embedding._litellm_embedding", lambda: embedding)
-    identity = identity_in(model_lake).model_copy(update={"runtime": "litellm", "weights_sha256": "a" * 64})
+    facts = identity_in(model_lake).model_dump()
+    identity = EmbedderIdentity.model_validate({**facts, "runtime": "litellm", "weights_sha256": "a" * 64})
     objects = open_objects(model_lake)
     assert identity.fingerprint != identity_in(model_lake).fingerprint
     assert are_distilled(objects, identity)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from rag_assets.chunking import ChunkerOptions, Passage, SemanticChunker, StructureChunker, make_chunker
+from rag_assets.chunking.semantic import Prices
 from rag_assets.chunking.tokens import TokenCounter
 from rag_assets.extraction import Block, BlockKind, ExtractedDocument, ExtractionError, extract
 from rag_assets.static_vectors import StaticVectors
@@ -246,6 +247,7 @@ def test_the_version_names_what_passages_depend_on() -> None:
         SemanticChunker(model_tokenizer(), other_vectors, max_tokens=128, min_tokens=16),
         SemanticChunker(other_tokenizer, vectors(), max_tokens=128, min_tokens=16),
         SemanticChunker(model_tokenizer(), vectors(), max_tokens=128, min_tokens=16, window=200, context="headings"),
+        SemanticChunker(model_tokenizer(), vectors(), max_tokens=128, min_tokens=16, prices=Prices(scatter=2)),
         StructureChunker(model_tokenizer(), max_tokens=128, min_tokens=16),
     ]
     assert len({each.version for each in made}) == len(made)
