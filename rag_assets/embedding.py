@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pyarrow as pa
 
-from rag_assets.chunking import Chunker, StructureChunker
+from rag_assets.chunking import DEFAULT_CHUNKER, Chunker, ChunkerOptions, make_chunker
 from rag_assets.export import ensure_exported
 from rag_assets.ingestion import Log
 from rag_assets.lake import CHUNKS, EMBEDDINGS, Lake, columns, embedding_schema, scan, values
 from rag_assets.lookups import keep_lookups
+from rag_assets.static_vectors import load_vectors
 from rag_assets.torch_embedding import TorchEmbedder, gpu_is_there
 from rag_assets.writing import ShardWriter
 from rag_serving.embedding import (
@@ -80,11 +81,16 @@ def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto") -> E
 
 
 @lru_cache(maxsize=2)
-def warm_chunker(lake_uri: str, model: str) -> Chunker:
-    """The chunker that fits the model's window, in the model's own tokens."""
+def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions = DEFAULT_CHUNKER) -> Chunker:
+    """The chunker that fits the model's window, in the model's own tokens.
+
+    The semantic one's vectors are distilled into the lake if they are not there yet.
+    """
     identity = warm_identity(lake_uri, model)
-    tokenizer = load_tokenizer(Lake(lake_uri).objects, identity)
-    return StructureChunker(tokenizer, max_tokens=passage_tokens(identity, tokenizer))
+    objects = Lake(lake_uri).objects
+    tokenizer = load_tokenizer(objects, identity)
+    vectors = load_vectors(objects, identity) if options.name == "semantic" else None
+    return make_chunker(options, tokenizer, passage_tokens(identity, tokenizer), vectors)
 
 
 def sync_embeddings(
@@ -177,14 +183,14 @@ def _windows(chunks: Table | None, missing: set[str]) -> Iterator[Window]:
     where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
     left = set(missing)
     window = Window([], [], 0)
-    names = ["embed_hash", "text", "tokens"]
+    names = ["embed_hash", "context", "text", "tokens"]
     for batch in scan(chunks, names, where=where):
-        for hashed, text, tokens in columns(batch, *names):
+        for hashed, context, text, tokens in columns(batch, *names):
             if hashed not in left:
                 continue
             left.discard(hashed)
             window.hashes.append(hashed)
-            window.texts.append(text)
+            window.texts.append(context + text)
             window = replace(window, tokens=window.tokens + tokens)
             if window.tokens >= _WINDOW_TOKENS:
                 yield window

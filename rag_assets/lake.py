@@ -91,6 +91,7 @@ CHUNK_SCHEMA = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("ordinal", pa.int32(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
+        pa.field("context", pa.string(), nullable=False),
         pa.field("embed_hash", pa.string(), nullable=False),
         pa.field("heading_path", pa.list_(pa.string()), nullable=False),
         pa.field("page", pa.int32()),

@@ -1,7 +1,7 @@
 """The step from `raw_documents` to `chunks`: cut the documents whose content or chunker changed, and only those.
 
-A chunk's id is made from its document, its text and which occurrence of that text it is, so that a paragraph put in
-above does not rename what follows.
+A chunk's id is made from its document, the text that is embedded and which occurrence of that text it is, so that a
+paragraph put in above does not rename what follows.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
     """Bring `chunks` of the shard to what `raw_documents` holds."""
     started = time.monotonic()
     report = ChunkingReport()
+    _keep_schema(writer)
     if writer.progress.chunker != chunker.version:
         writer.touch(None)
     for where in _looked_at(writer):
@@ -64,6 +65,14 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
     report.chunks = 0 if table is None else table.count_rows()
     report.seconds = time.monotonic() - started
     return report
+
+
+def _keep_schema(writer: ShardWriter) -> None:
+    """Empty a table of an older schema, as the next version: its documents are cut again."""
+    table = writer.table(CHUNKS)
+    if table is not None and not table.schema.equals(CHUNK_SCHEMA, check_metadata=False):
+        writer.touch(None)
+        writer.overwrite(CHUNKS, CHUNK_SCHEMA)
 
 
 def _looked_at(writer: ShardWriter) -> Iterable[str | None]:
@@ -152,14 +161,16 @@ def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:
         ),
     )
     passages = chunker.chunk(document)
-    ids = chunk_ids(record["doc_id"], [passage.text for passage in passages])
+    # By what is embedded, so that a row whose vector is another has another id.
+    ids = chunk_ids(record["doc_id"], [passage.embedded_text for passage in passages])
     return [
         {
             "chunk_id": chunk_id,
             "doc_id": record["doc_id"],
             "ordinal": ordinal,
             "text": passage.text,
-            "embed_hash": embed_hash(passage.text),
+            "context": passage.context,
+            "embed_hash": embed_hash(passage.embedded_text),
             "heading_path": list(passage.heading_path),
             "page": passage.page,
             "start": passage.start,

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, StringConstraints
 
+from rag_assets.chunking import CHUNK_TOKENS, ChunkerName, ContextName
+from rag_assets.chunking.sections import SMALLEST_WINDOW
 from rag_assets.embedding import RuntimeName
 from rag_assets.export import PACKAGED_MODEL
 from rag_serving.settings import EnvironmentSettings, NonEmpty
@@ -22,6 +24,11 @@ class PipelineSettings(EnvironmentSettings):
         PACKAGED_MODEL, description="sentence-transformers name, a model's folder, or litellm:NAME"
     )
     embedding_runtime: RuntimeName = Field("auto", description="what runs the model in the pipeline")
+    chunker: ChunkerName = Field("semantic", description="how documents are cut into passages")
+    chunk_tokens: int = Field(
+        CHUNK_TOKENS, ge=SMALLEST_WINDOW, description="most tokens of a passage, special ones included"
+    )
+    chunk_context: ContextName = Field("none", description="what is embedded before a passage")
     executor: ExecutorName = Field("in_process", description="how the steps of one run are executed")
     reconcile_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
         "0 2 * * *", description="when all shards are reconciled with the source, in UTC"

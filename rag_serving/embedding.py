@@ -159,12 +159,14 @@ class OpenVinoEmbedder:
         encoding = self._tokenizer.encode(self._identity.query_prompt + text)
         return not encoding.overflowing
 
-    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        vectors = np.empty((len(texts), self._identity.dimensions), dtype=np.float32)
-        encoded = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+    def embed_tokens(
+        self, encoded: Sequence[Sequence[int]], *, most_rows: int = _BATCH_ROWS
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of texts that are tokens already, special ones included; none may be beyond the window."""
+        vectors = np.empty((len(encoded), self._identity.dimensions), dtype=np.float32)
         running = [
             (rows, self._threads.submit(self._infer, [encoded[row] for row in rows]))
-            for rows in batches_by_length(encoded, most_tokens=_BATCH_TOKENS, most_rows=_BATCH_ROWS)
+            for rows in batches_by_length(encoded, most_tokens=_BATCH_TOKENS, most_rows=most_rows)
         ]
         try:
             for rows, batch in running:
@@ -174,14 +176,17 @@ class OpenVinoEmbedder:
                 batch.cancel()
         return vectors
 
-    def _infer(self, batch: list[list[int]]) -> npt.NDArray[np.float32]:
+    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return self.embed_tokens([encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))])
+
+    def _infer(self, batch: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         request: Any = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
         request.infer(self._padded(batch), share_inputs=True)
         return request.get_output_tensor(0).data.copy()
 
-    def _padded(self, batch: list[list[int]]) -> dict[str, npt.NDArray[np.int64]]:
+    def _padded(self, batch: Sequence[Sequence[int]]) -> dict[str, npt.NDArray[np.int64]]:
         longest = len(batch[0])
         ids = np.zeros((len(batch), longest), dtype=np.int64)
         mask = np.zeros_like(ids)

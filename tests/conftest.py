@@ -169,14 +169,16 @@ def kafka(server_binaries: Path) -> Iterator[KafkaBroker]:
 
 @pytest.fixture(scope="session")
 def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A lake that holds nothing but the exported packaged model."""
+    """A lake that holds nothing but the exported packaged model and its static vectors."""
     from rag_assets.export import PACKAGED_MODEL, ensure_exported
+    from rag_assets.static_vectors import ensure_distilled
     from rag_serving.objects import open_objects
 
     lake = str(tmp_path_factory.mktemp("model-lake"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
-        ensure_exported(open_objects(lake), PACKAGED_MODEL)
+        objects = open_objects(lake)
+        ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
     return lake
 
 

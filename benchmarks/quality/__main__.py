@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBCOMMANDS = ("retrieval",)
+SUBCOMMANDS = ("chunking", "retrieval")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """The asset graph, from arriving objects to what readers see. Each asset reads what changed in the one before it.
 
 source_objects → raw_documents → chunks → embeddings → shards → published, all partitioned by shard; beside them
-embedding_model, made once.
+embedding_model and boundary_vectors, made once.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from rag_assets.ingestion import refused_documents, sync_documents
 from rag_assets.lake import CHUNK_SCHEMA, RAW_SCHEMA, embedding_schema
 from rag_assets.passages import sync_chunks
 from rag_assets.publishing import publish
+from rag_assets.static_vectors import ensure_distilled
 from rag_assets.writing import ShardWriter
 from rag_serving.embedding import MODELS
 from rag_serving.tables import shard_schema
@@ -65,6 +66,36 @@ def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResourc
             "lowest_probe_cosine": export.lowest_cosine,
             "bytes": export.bytes,
             "uri": f"{pipeline.lake_uri}/{MODELS}/{export.identity.fingerprint}",
+        }
+    )
+
+
+@dg.asset(
+    deps=[embedding_model],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"python", "numpy"},
+    retry_policy=step_retries,
+    code_version="1",
+    description="One static vector for each token of the embedding model's vocabulary, distilled once from the model: "
+    "by them the chunker finds where a text changes its subject. Sound ones are kept; a shard's run distils missing "
+    "ones by itself.",
+)
+def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[Any]:
+    with named_failures():
+        distillation = ensure_distilled(pipeline.lake().objects, pipeline.identity())
+    manifest = distillation.manifest
+    context.log.info("%s of %s", "distilled" if distillation.created else "found", manifest.fingerprint)
+    return dg.MaterializeResult(
+        metadata={
+            "created": distillation.created,
+            "tokens": manifest.tokens,
+            "dimensions": manifest.dimensions,
+            "sha256": manifest.sha256,
+            "bytes": distillation.bytes,
+            "seconds": round(distillation.seconds, 3),
+            "fingerprint": manifest.fingerprint,
+            "uri": f"{pipeline.lake_uri}/{MODELS}/{manifest.fingerprint}/{manifest.file}",
         }
     )
 
@@ -154,19 +185,20 @@ def raw_documents(
 
 
 @_shard_asset(
-    deps=[raw_documents],
+    deps=[raw_documents, dg.AssetDep(boundary_vectors, partition_mapping=dg.AllPartitionMapping())],
     kinds={"python", "lancedb"},
-    code_version="1",
+    code_version="2",
     metadata=_columns(CHUNK_SCHEMA),
-    description="Passages that fit the model's window, cut along the document's own structure; only documents whose "
-    "content changed are cut again.",
+    description="Passages that fit the model's window, cut along the document's own structure and where it changes its "
+    "subject; only documents whose content changed are cut again.",
 )
 def chunks(
     context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
     with named_failures():
-        report = sync_chunks(shard_writer, pipeline.chunker(), context.log.info)
-    return dg.MaterializeResult(metadata=_metadata(report, rows=report.chunks))
+        chunker = pipeline.chunker()
+        report = sync_chunks(shard_writer, chunker, context.log.info)
+    return dg.MaterializeResult(metadata={**_metadata(report, rows=report.chunks), "chunker": chunker.version})
 
 
 @_shard_asset(

@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.assets import SHARD_ASSETS, embedding_model, source_objects
+from rag_assets.defs.assets import SHARD_ASSETS, boundary_vectors, embedding_model, source_objects
 from rag_assets.defs.checks import CHECKS
 from rag_assets.defs.company import build_company_sensor, company_index, refresh_company_index
 from rag_assets.defs.execution import executor
@@ -36,7 +36,7 @@ def build_definitions(
     if settings.arrivals != "listing":
         resources["arrivals_feed"] = open_feed(settings)
     return dg.Definitions(
-        assets=[source_objects, embedding_model, *SHARD_ASSETS, company_index],
+        assets=[source_objects, embedding_model, boundary_vectors, *SHARD_ASSETS, company_index],
         asset_checks=[*CHECKS, no_shard_left_behind],
         jobs=[index_shard, export_model, refresh_company_index, maintain, watch],
         sensors=[build_arrivals_sensor(settings), build_company_sensor(settings)],

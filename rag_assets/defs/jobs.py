@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from rag_assets.defs.assets import SHARD_ASSETS, embedding_model
+from rag_assets.defs.assets import SHARD_ASSETS, boundary_vectors, embedding_model
 
 INDEX_SHARD = "index_shard"
 EXPORT_MODEL = "export_model"
@@ -15,6 +15,6 @@ index_shard = dg.define_asset_job(
 
 export_model = dg.define_asset_job(
     EXPORT_MODEL,
-    selection=dg.AssetSelection.assets(embedding_model),
-    description="Export the configured embedding model into the lake.",
+    selection=dg.AssetSelection.assets(embedding_model, boundary_vectors),
+    description="Export the configured embedding model into the lake, and distil its static vectors.",
 )

@@ -17,6 +17,7 @@ from rag_assets.errors import OrchestrationError
 from rag_assets.export import find_exported
 from rag_assets.lake import Lake
 from rag_assets.settings import PipelineSettings
+from rag_assets.static_vectors import are_distilled
 from rag_serving.shards import Shard
 
 LOCATION = "rag_assets"
@@ -100,12 +101,14 @@ def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags:
 
 
 def model_is_exported(settings: PipelineSettings) -> bool:
-    """Whether the lake holds the configured embedding model."""
-    return find_exported(Lake(settings.lake_uri).objects, settings.embedding_model) is not None
+    """Whether the lake holds the configured embedding model, and what the chunker needs of it."""
+    objects = Lake(settings.lake_uri).objects
+    identity = find_exported(objects, settings.embedding_model)
+    return identity is not None and (settings.chunker != "semantic" or are_distilled(objects, identity))
 
 
 def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings) -> None:
-    """Materialize `embedding_model` in this process, so that the shards' runs need not each wait for it.
+    """Materialize `embedding_model` and `boundary_vectors` in this process, so that no shard's run waits for them.
 
     Raises `OrchestrationError` with the reason when it fails.
     """

@@ -9,7 +9,7 @@ from typing import cast
 import dagster as dg
 from dagster_aws.s3 import S3Resource
 
-from rag_assets.chunking import Chunker
+from rag_assets.chunking import Chunker, ChunkerName, ChunkerOptions, ContextName
 from rag_assets.embedding import RuntimeName, warm_chunker, warm_embedder, warm_identity
 from rag_assets.evaluation import Quality
 from rag_assets.export import find_exported
@@ -40,6 +40,9 @@ class PipelineResource(dg.ConfigurableResource[None]):
     lake_uri: str
     embedding_model: str
     embedding_runtime: str
+    chunker_name: str
+    chunk_tokens: int
+    chunk_context: str
     max_document_bytes: int
     max_delete_share: float
     fetch_concurrency: int
@@ -57,9 +60,13 @@ class PipelineResource(dg.ConfigurableResource[None]):
     @classmethod
     def from_settings(cls, settings: PipelineSettings) -> PipelineResource:
         # Keys, region and endpoint come from the usual AWS_* variables, which boto3 reads itself.
-        names = cls.model_fields.keys() - {"s3"}
+        names = cls.model_fields.keys() - {"s3", "chunker_name"}
         # Dagster's client retries with growing pauses and jitter; longer outages are for the steps' own retries.
-        return cls(s3=S3Resource(max_attempts=5), **{name: getattr(settings, name) for name in names})
+        return cls(
+            s3=S3Resource(max_attempts=5),
+            chunker_name=settings.chunker,
+            **{name: getattr(settings, name) for name in names},
+        )
 
     def lake(self) -> Lake:
         return Lake(self.lake_uri)
@@ -100,7 +107,10 @@ class PipelineResource(dg.ConfigurableResource[None]):
         return warm_embedder(self.lake_uri, self.embedding_model, cast("RuntimeName", self.embedding_runtime))
 
     def chunker(self) -> Chunker:
-        return warm_chunker(self.lake_uri, self.embedding_model)
+        options = ChunkerOptions(
+            cast("ChunkerName", self.chunker_name), self.chunk_tokens, cast("ContextName", self.chunk_context)
+        )
+        return warm_chunker(self.lake_uri, self.embedding_model, options)
 
     def quality(self, *, accept_worse: bool = False) -> Quality:
         """How a shard's retrieval is measured, and what it must come to."""

@@ -62,13 +62,24 @@ def test_a_wrong_setting_fails_the_load_by_its_name(monkeypatch: pytest.MonkeyPa
 GRAPH: dict[str, dict[str, Any]] = {
     "source_objects": {"upstream": [], "kinds": ["s3"], "partitioned": True, "made_here": False},
     "embedding_model": {"upstream": [], "kinds": ["openvino", "python"], "partitioned": False, "made_here": True},
+    "boundary_vectors": {
+        "upstream": ["embedding_model"],
+        "kinds": ["numpy", "python"],
+        "partitioned": False,
+        "made_here": True,
+    },
     "raw_documents": {
         "upstream": ["source_objects"],
         "kinds": ["lancedb", "python"],
         "partitioned": True,
         "made_here": True,
     },
-    "chunks": {"upstream": ["raw_documents"], "kinds": ["lancedb", "python"], "partitioned": True, "made_here": True},
+    "chunks": {
+        "upstream": ["boundary_vectors", "raw_documents"],
+        "kinds": ["lancedb", "python"],
+        "partitioned": True,
+        "made_here": True,
+    },
     "embeddings": {
         "upstream": ["chunks", "embedding_model"],
         "kinds": ["lancedb", "openvino"],
@@ -111,7 +122,7 @@ def test_the_jobs_are_these(definitions: dg.Definitions) -> None:
         if not job.name.startswith("__")
     }
     assert jobs == {
-        "export_model": ["embedding_model"],
+        "export_model": ["boundary_vectors", "embedding_model"],
         "index_shard": ["chunks", "embeddings", "published", "raw_documents", "shards"],
         "maintain": [],
         "refresh_company_index": ["company_index"],

@@ -1,0 +1,287 @@
+"""How well chunks fit what a question asks for: recall, precision, IoU and precision-omega of several chunkers.
+
+The corpora, the questions and the measures are those of Chroma's "Evaluating Chunking Strategies for Retrieval" (2024);
+see `spans`. For each question the five chunks nearest by cosine are retrieved from all chunks of all corpora. Every
+chunker's chunks are embedded by the same model, the exported one.
+
+Questions are halved by a hash: this project's prices and sizes were tuned on one half, and figures are of the other
+unless --tuning asks for those. Behind the tables: how much higher this project's chunker is than each of the others,
+with 95 % intervals by a paired bootstrap over the questions.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.quality.peers import PEERS, Unavailable, peer_chunks
+from benchmarks.quality.spans import Chunk, Question, Scores, score
+from benchmarks.reporting import arguments, show
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from rag_assets.chunking import Chunker
+    from rag_serving.embedding import Embedder
+
+RETRIEVED = 5
+MEASURES = ("recall", "precision", "omega", "iou")
+OURS = "semantic"
+HALVES = ("tuning", "reporting")
+RESAMPLES = 10_000
+SEED = 20_240_703
+FIXED_TOKENS = (200, 254)
+TEST_DATA = "RAG_TEST_DATA"
+QUICK_CORPORA = ("chatlogs", "state_of_the_union")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The texts by name, and the questions to them."""
+
+    corpora: Mapping[str, str]
+    questions: Sequence[Question]
+
+
+def read_evaluation(folder: Path, corpora: Sequence[str] = ()) -> Evaluation:
+    """The data set in the folder, or those corpora of it."""
+    csv.field_size_limit(2**30)
+    questions: list[Question] = []
+    with (folder / "questions_df.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            if not corpora or row["corpus_id"] in corpora:
+                references = tuple((each["start_index"], each["end_index"]) for each in json.loads(row["references"]))
+                questions.append(Question(row["question"], row["corpus_id"], references))
+    names = sorted({question.corpus for question in questions})
+    texts = {name: (folder / "corpora" / f"{name}.md").read_text("utf-8") for name in names}
+    return Evaluation(texts, questions)
+
+
+def half(question: Question) -> str:
+    """The half that a question belongs to, whatever else is asked."""
+    return HALVES[hashlib.sha256(f"{question.corpus}\0{question.text}".encode()).digest()[0] % 2]
+
+
+def our_chunks(chunker: Chunker, corpora: Mapping[str, str]) -> list[Chunk]:
+    """The corpora as the pipeline cuts them: read as the Markdown files that they are, and cut by that chunker."""
+    from rag_assets.extraction import extract
+
+    chunks: list[Chunk] = []
+    for name, text in corpora.items():
+        document = extract(text.encode(), f"{name}.md")
+        offset = text.index(document.text)
+        chunks += [
+            Chunk(name, offset + passage.start, offset + passage.end, passage.embedded_text)
+            for passage in chunker.chunk(document)
+        ]
+    return chunks
+
+
+class Vectors:
+    """Vectors of texts, each made once."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._known: dict[str, npt.NDArray[np.float32]] = {}
+
+    def of(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """A matrix with one row for each text."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        self._known |= dict(zip(new, self._embedder.embed_documents(new), strict=True)) if new else {}
+        return np.stack([self._known[text] for text in texts])
+
+    def of_questions(self, questions: Sequence[Question]) -> npt.NDArray[np.float32]:
+        """The same for questions."""
+        return np.stack([self._embedder.embed_query(question.text) for question in questions])
+
+
+def scores_of(chunks: Sequence[Chunk], questions: Sequence[Question], asked: Any, vectors: Vectors) -> list[Scores]:
+    """The scores of each question, with `asked` as their vectors."""
+    near = asked @ vectors.of([chunk.embedded for chunk in chunks]).T
+    best = np.argsort(-near, axis=1, kind="stable")[:, :RETRIEVED]
+    by_corpus: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        by_corpus.setdefault(chunk.corpus, []).append(chunk)
+    return [
+        score(question, [chunks[number] for number in row], by_corpus[question.corpus])
+        for question, row in zip(questions, best, strict=True)
+    ]
+
+
+def fixed_chunks(corpora: Mapping[str, str], tokenizer: Any, size: int) -> list[Chunk]:
+    """The corpora in pieces of `size` tokens."""
+    chunks: list[Chunk] = []
+    for name, text in corpora.items():
+        offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+        for first in range(0, len(offsets), size):
+            start, end = offsets[first][0], offsets[min(first + size, len(offsets)) - 1][1]
+            chunks.append(Chunk(name, start, end, text[start:end]))
+    return chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to cut the corpora, in the table by that name; `cut` gives the chunks and a version."""
+
+    name: str
+    cut: Callable[[], tuple[list[Chunk], str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What became of a contender: its chunks and scores, or the reason why there are none."""
+
+    chunks: Sequence[Chunk] = ()
+    scores: Sequence[Scores] = ()
+    version: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+
+
+def contenders(evaluation: Evaluation, lake: str, vectors: Vectors, *, peers: bool) -> list[Contender]:
+    """Ours with each context, our other chunker, cuts of one size, and the others."""
+    from rag_assets.chunking import CHUNK_TOKENS, ChunkerOptions
+    from rag_assets.embedding import warm_chunker, warm_identity
+    from rag_assets.export import PACKAGED_MODEL
+    from rag_serving.embedding import load_tokenizer
+    from rag_serving.objects import open_objects
+
+    corpora = evaluation.corpora
+    tokenizer = load_tokenizer(open_objects(lake), warm_identity(lake, PACKAGED_MODEL))
+
+    def ours(options: ChunkerOptions) -> Callable[[], tuple[list[Chunk], str]]:
+        chunker = warm_chunker(lake, PACKAGED_MODEL, options)
+        return lambda: (our_chunks(chunker, corpora), chunker.version)
+
+    def fixed(size: int) -> Callable[[], tuple[list[Chunk], str]]:
+        return lambda: (fixed_chunks(corpora, tokenizer, size), "")
+
+    rows = [
+        Contender(OURS, ours(ChunkerOptions())),
+        *(
+            Contender(f"{OURS}, {context}", ours(ChunkerOptions(context=context)))
+            for context in ("none", "headings", "neighbours")
+            if context != ChunkerOptions().context
+        ),
+        Contender("structure", ours(ChunkerOptions("structure", 256, "none"))),
+        Contender(f"structure {CHUNK_TOKENS}", ours(ChunkerOptions("structure", CHUNK_TOKENS, "none"))),
+        *(Contender(f"{size} tokens", fixed(size)) for size in FIXED_TOKENS),
+    ]
+    if peers:
+        rows += [Contender(name, lambda name=name: peer_chunks(name, corpora, vectors.of)) for name in PEERS]
+    return rows
+
+
+def run(contender: Contender, evaluation: Evaluation, asked: Any, vectors: Vectors) -> Result:
+    """Cut, embed, retrieve and score."""
+    started = time.perf_counter()
+    try:
+        chunks, version = contender.cut()
+    except Unavailable as error:
+        return Result(reason=str(error))
+    seconds = time.perf_counter() - started
+    return Result(chunks, scores_of(chunks, evaluation.questions, asked, vectors), version, seconds)
+
+
+def means(scores: Sequence[Scores]) -> dict[str, float]:
+    """Means over the questions, in percent."""
+    return {name: 100 * float(np.mean([getattr(each, name) for each in scores])) for name in MEASURES}
+
+
+def intervals(one: Sequence[Scores], other: Sequence[Scores]) -> dict[str, tuple[float, float, float]]:
+    """Of each measure, how much higher `one` is in percent, with the 95 % interval of a paired bootstrap."""
+    draws = np.random.default_rng(SEED).integers(0, len(one), (RESAMPLES, len(one)))
+    found: dict[str, tuple[float, float, float]] = {}
+    for name in MEASURES:
+        differences = 100 * np.array([getattr(a, name) - getattr(b, name) for a, b in zip(one, other, strict=True)])
+        low, high = np.percentile(differences[draws].mean(axis=1), [2.5, 97.5])
+        found[name] = (float(differences.mean()), float(low), float(high))
+    return found
+
+
+def table(
+    results: Mapping[str, Result], questions: Sequence[Question], halves: Sequence[str], window: int, tokenizer: Any
+) -> list[dict[str, object]]:
+    """One row for each contender, of the questions of those halves."""
+    rows: list[dict[str, object]] = []
+    for name, result in results.items():
+        scores = [each for each, question in zip(result.scores, questions, strict=False) if half(question) in halves]
+        row: dict[str, object] = {"chunker": name, "chunks": len(result.chunks) or ""}
+        lengths = [len(each) for each in tokenizer.encode_batch_fast([chunk.embedded for chunk in result.chunks])]
+        row["tokens"] = round(float(np.mean(lengths))) if lengths else ""
+        row["characters"] = round(float(np.mean([c.end - c.start for c in result.chunks]))) if result.chunks else ""
+        measured = means(scores) if scores else dict.fromkeys(MEASURES, "")
+        row |= {each: f"{value:.1f}" if isinstance(value, float) else "" for each, value in measured.items()}
+        cut = sum(length > window for length in lengths)
+        row["remark"] = result.reason or (f"{cut} chunks over the window" if cut else "")
+        rows.append(row)
+    return rows
+
+
+def main(values: Sequence[str]) -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--data", type=Path, help="the data set (default: eval/chunking in RAG_TEST_DATA)")
+    parser.add_argument("--no-peers", action="store_true", help="this project's chunkers alone")
+    parser.add_argument("--tuning", action="store_true", help="figures of the tuning half instead")
+    options = parser.parse_args(values)
+    folder = options.data or (Path(os.environ[TEST_DATA], "eval", "chunking") if TEST_DATA in os.environ else None)
+    if folder is None or not folder.is_dir():
+        raise SystemExit("needs the data set: --data FOLDER, or RAG_TEST_DATA with eval/chunking in it")
+    warnings.simplefilter("ignore")
+    evaluation = read_evaluation(folder, QUICK_CORPORA if options.quick else ())
+    with tempfile.TemporaryDirectory() as lake:
+        results, window, tokenizer = measure(evaluation, lake, peers=not (options.no_peers or options.quick))
+    shown = (HALVES[0],) if options.tuning else (HALVES[1],)
+    rows = table(results, evaluation.questions, shown, window, tokenizer)
+    everything = table(results, evaluation.questions, HALVES, window, tokenizer)
+    count = sum(half(question) in shown for question in evaluation.questions)
+    title = f"{count} questions of the {shown[0]} half, {len(evaluation.corpora)} corpora, {RETRIEVED} chunks each"
+    compared = comparisons(results, evaluation.questions, shown)
+    show(title, rows, options.json, all_questions=everything, differences=compared)
+    show(f"all {len(evaluation.questions)} questions", everything, None)
+    for name, differences in compared.items():
+        said = ", ".join(f"{each} {d:+.1f} ({low:+.1f} to {high:+.1f})" for each, (d, low, high) in differences.items())
+        print(f"{OURS} less {name}: {said}")
+
+
+def measure(evaluation: Evaluation, lake: str, *, peers: bool) -> tuple[dict[str, Result], int, Any]:
+    """All contenders' results, the model's window and its tokenizer."""
+    from rag_assets.embedding import warm_embedder, warm_identity
+    from rag_assets.export import PACKAGED_MODEL
+    from rag_serving.embedding import load_tokenizer
+    from rag_serving.objects import open_objects
+
+    identity = warm_identity(lake, PACKAGED_MODEL)
+    vectors = Vectors(warm_embedder(lake, PACKAGED_MODEL, "openvino"))
+    asked = vectors.of_questions(evaluation.questions)
+    results: dict[str, Result] = {}
+    for contender in contenders(evaluation, lake, vectors, peers=peers):
+        print(f"measuring {contender.name}", file=sys.stderr)
+        results[contender.name] = run(contender, evaluation, asked, vectors)
+    return results, identity.window, load_tokenizer(open_objects(lake), identity)
+
+
+def comparisons(
+    results: Mapping[str, Result], questions: Sequence[Question], halves: Sequence[str]
+) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Ours beside each of the others, on the questions of those halves."""
+    wanted = [number for number, question in enumerate(questions) if half(question) in halves]
+    ours = [results[OURS].scores[number] for number in wanted]
+    return {
+        name: intervals(ours, [result.scores[number] for number in wanted])
+        for name, result in results.items()
+        if name != OURS and result.scores
+    }

@@ -1,0 +1,46 @@
+"""What is put before a passage where it is embedded: words that say what it is about, which its own text may not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final, Literal
+
+from rag_assets.chunking.seams import sentence_starts
+from rag_assets.chunking.tokens import DocumentTokens
+
+ContextName = Literal["none", "headings", "neighbours"]
+
+CONTEXT_VERSIONS: Final[dict[str, str]] = {"headings": "headings-1", "neighbours": "neighbours-1"}
+NEIGHBOUR_TOKENS: Final = 64
+_NEIGHBOUR_CHARACTERS: Final = 1000
+_HEADING_CHARACTERS: Final = 400
+
+
+def contexts(
+    name: ContextName,
+    title: str,
+    path: tuple[str, ...],
+    section_start: int,
+    tokens: DocumentTokens,
+    start: int,
+) -> Iterator[str]:
+    """What could stand before the passage that starts there, the fullest first."""
+    if name == "headings":
+        words = [title, *path] if path[:1] != (title,) else [*path]
+        # The heading that a passage begins with stands in its text.
+        yield from _headings(words[:-1] if path and start == section_start else words)
+    elif name == "neighbours":
+        yield from _neighbours(tokens, section_start, start)
+
+
+def _headings(words: Sequence[str]) -> Iterator[str]:
+    words = [word[:_HEADING_CHARACTERS] for word in words if word]
+    for first in range(len(words)):
+        yield " > ".join(words[first:]) + "\n"
+
+
+def _neighbours(tokens: DocumentTokens, section_start: int, start: int) -> Iterator[str]:
+    low = max(section_start, start - _NEIGHBOUR_CHARACTERS)
+    for seam in sentence_starts(tokens.text, low, start):
+        if tokens.count(seam, start) <= NEIGHBOUR_TOKENS:
+            yield tokens.text[seam:start].lstrip()

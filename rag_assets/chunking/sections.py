@@ -1,0 +1,292 @@
+"""A document as a chunker sees it: sections of atoms, how large they are, and the way from spans to passages.
+
+Which atoms make a passage is decided elsewhere, by each chunker in its own way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from rag_assets.chunking.context import CONTEXT_VERSIONS, ContextName, contexts
+from rag_assets.chunking.passage import Passage
+from rag_assets.chunking.seams import LEAD_IN, SEAMS, Seam, halves, seam_near, spans_between
+from rag_assets.chunking.tokens import MAX_CHARACTERS_PER_TOKEN, DocumentTokens, TokenCounter, batches
+from rag_assets.extraction import Block, BlockKind, ExtractedDocument, heading_text
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+# One character can need this many tokens (a ligature that unfolds into a phrase), so that smaller windows
+# cannot hold every text.
+SMALLEST_WINDOW: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Atom:
+    """What is packed whole: a block, or a piece of one that is larger than the window.
+
+    `seams` are the ways to cut it that have not been used yet. A heading is bound to what follows it; a
+    lead-in is, if both fit into one passage.
+    """
+
+    start: int
+    end: int
+    tokens: int
+    seams: tuple[Seam, ...]
+    kind: BlockKind
+    is_heading: bool = False
+    is_lead_in: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A heading and what follows it up to the next one; `parents` identifies the sections around it."""
+
+    path: tuple[str, ...]
+    parents: tuple[int, ...]
+    atoms: list[Atom]
+    tokens: int
+
+    @property
+    def start(self) -> int:
+        return self.atoms[0].start
+
+    @property
+    def ends_in_heading(self) -> bool:
+        return self.atoms[-1].is_heading
+
+
+class Room:
+    """What fits into one passage of one document."""
+
+    def __init__(self, tokens: DocumentTokens, budget: int) -> None:
+        self.text = tokens.text
+        self.budget = budget
+        self.max_characters = budget * MAX_CHARACTERS_PER_TOKEN
+        self.tokens = tokens
+
+    def fit(self, atoms: Sequence[Atom], tokens: int, limit: int | None = None) -> bool:
+        """Whether a passage from the first to the last of `atoms`, with `tokens`, keeps to the limits."""
+        if tokens > (self.budget if limit is None else limit):
+            return False
+        return atoms[-1].end - atoms[0].start <= self.max_characters
+
+
+def sections_of(document: ExtractedDocument, room: Room) -> list[Section]:
+    """The document's sections in order, with one atom for each block."""
+    sections: list[Section] = []
+    open_headings: list[tuple[int, int, str]] = []  # level, number of the section, words
+    atoms: list[Atom] = []
+
+    def close() -> None:
+        if atoms:
+            path = tuple(words for _, _, words in open_headings)
+            parents = tuple(number for _, number, _ in open_headings[:-1])
+            sections.append(Section(path, parents, atoms, sum(atom.tokens for atom in atoms)))
+
+    for index, block in enumerate(document.blocks):
+        if block.kind is BlockKind.HEADING:
+            close()
+            atoms = []
+            while open_headings and open_headings[-1][0] >= block.level:
+                open_headings.pop()
+            open_headings.append((block.level, index, heading_text(document, block)))
+        is_last = index + 1 == len(document.blocks)
+        behind = block.end if is_last else document.blocks[index + 1].start
+        atoms.append(_atom(document.text, block, room.tokens.count(block.start, behind)))
+    close()
+    return sections
+
+
+def _atom(text: str, block: Block, tokens: int) -> Atom:
+    is_lead_in = block.kind is BlockKind.PARAGRAPH and text.endswith(LEAD_IN, block.start, block.end)
+    return Atom(
+        block.start,
+        block.end,
+        tokens,
+        SEAMS[block.kind],
+        block.kind,
+        is_heading=block.kind is BlockKind.HEADING,
+        is_lead_in=is_lead_in,
+    )
+
+
+def group_sections(sections: list[Section], budget: int, min_tokens: int) -> list[list[Section]]:
+    """Sections to pack together: most stand alone, tiny ones join their neighbours under one parent."""
+    groups: list[list[Section]] = []
+    sizes: list[int] = []
+    for section in sections:
+        if groups:
+            group, size = groups[-1], sizes[-1]
+            joins = size < min_tokens and size + section.tokens <= budget and _is_beside(group[0], section)
+            if joins or group[-1].ends_in_heading:
+                group.append(section)
+                sizes[-1] += section.tokens
+                continue
+        groups.append([section])
+        sizes.append(section.tokens)
+
+    # A tiny group that nothing follows goes to the one before it.
+    merged: list[list[Section]] = []
+    totals: list[int] = []
+    for group, size in zip(groups, sizes, strict=True):
+        if merged and size < min_tokens and totals[-1] + size <= budget and _is_beside(merged[-1][0], group[0]):
+            merged[-1] += group
+            totals[-1] += size
+        else:
+            merged.append(group)
+            totals.append(size)
+    return merged
+
+
+def _is_beside(first: Section, other: Section) -> bool:
+    """Whether `other` stands under the section that `first` stands under."""
+    return other.parents[: len(first.parents)] == first.parents
+
+
+def cut_atom(atom: Atom, room: Room, limit: int) -> list[Atom]:
+    """The pieces of an atom, of at most `limit` tokens each, at the coarsest seams that give such pieces."""
+    for used, seam in enumerate(atom.seams, start=1):
+        spans = spans_between(room.text, atom.start, atom.end, seam(room.text, atom.start, atom.end))
+        if len(spans) > 1:
+            seams = atom.seams[used:]
+            break
+    else:
+        spans, seams = list(_even_cuts(atom, room, limit)), ()
+        if len(spans) == 1:
+            return [atom]
+    pieces: list[Atom] = []
+    for index, (start, end) in enumerate(spans):
+        is_last = index + 1 == len(spans)
+        tokens = room.tokens.count(start, end if is_last else spans[index + 1][0])
+        piece = Atom(start, end, tokens, seams, atom.kind, is_last and atom.is_heading, is_last and atom.is_lead_in)
+        if room.fit([piece], tokens, limit):
+            pieces.append(piece)
+        else:
+            pieces += cut_atom(piece, room, limit)
+    return pieces
+
+
+def _even_cuts(atom: Atom, room: Room, limit: int) -> Iterator[tuple[int, int]]:
+    """Cut between tokens into pieces of about the same size, at white space where there is some nearby."""
+    start, end = atom.start, atom.end
+    while start < end:
+        tokens, characters = room.tokens.count(start, end), end - start
+        pieces = max(-(-tokens // limit), -(-characters // room.max_characters))
+        if pieces <= 1:
+            yield from spans_between(room.text, start, end, [])
+            return
+        cut = min(room.tokens.after(start, -(-tokens // pieces)), start + room.max_characters, end)
+        cut = seam_near(room.text, start, cut)
+        yield from spans_between(room.text, start, cut, [])
+        start = cut
+
+
+class SectionChunker(ABC):
+    """Cuts a document section by section; how one is cut, a subclass says.
+
+    Sections under `min_tokens` join the next ones under the same parent. Every passage is counted in the model's own
+    tokens before it is returned, and cut again if it has more than `max_tokens`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int,
+        min_tokens: int,
+        window: int | None,
+        context: ContextName,
+    ) -> None:
+        """Copies the tokenizer. Raises ValueError for an unusable window."""
+        if max_tokens < SMALLEST_WINDOW:
+            raise ValueError(f"max_tokens is {max_tokens}; a window below {SMALLEST_WINDOW} cannot hold every text")
+        if not 0 <= min_tokens <= max_tokens:
+            raise ValueError(f"min_tokens is {min_tokens}; it lies between 0 and max_tokens ({max_tokens})")
+        window = max_tokens if window is None else window
+        if window < max_tokens:
+            raise ValueError(f"max_tokens is {max_tokens}, more than the window ({window})")
+        self.min_tokens = min_tokens
+        self._counter = TokenCounter(tokenizer)
+        self._max_tokens = max_tokens
+        self._window = window
+        self._budget = max_tokens - self._counter.special_tokens
+        self._context: ContextName = context
+        # Whatever changes a cut or what is embedded belongs to the version.
+        self._version = f"{name}/{max_tokens}/{min_tokens}/{self._counter.vocabulary}"
+        if context != "none":
+            self._version += f"+{CONTEXT_VERSIONS[context]}/{window}"
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @abstractmethod
+    def cut(self, atoms: Sequence[Atom], room: Room) -> list[tuple[int, int]]:
+        """Spans in order that hold all of the atoms, each of at most `room.budget` tokens."""
+
+    def chunk(self, document: ExtractedDocument) -> list[Passage]:
+        """The passages in order; together they hold all text of the blocks that is not white space, once."""
+        if not document.blocks:
+            return []
+        tokens = self._counter.read(document)
+        room = Room(tokens, self._budget)
+        sections = sections_of(document, room)
+        spans: list[tuple[int, int]] = []
+        for group in group_sections(sections, self._budget, self.min_tokens):
+            spans += self.cut([atom for section in group for atom in section.atoms], room)
+
+        block_starts = [block.start for block in document.blocks]
+        section_of = [section for section in sections for _ in section.atoms]
+        passages: list[Passage] = []
+        for (start, end), count in self._fit(tokens, spans):
+            block = bisect_right(block_starts, start) - 1
+            section = section_of[block]
+            context, count = self._context_of(document, section, tokens, (start, end), count)
+            page = document.blocks[block].page
+            passages.append(Passage(document.text[start:end], start, end, section.path, page, count, context))
+        return passages
+
+    def _fit(self, tokens: DocumentTokens, spans: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int]]:
+        """Spans that keep to the window, with their token counts.
+
+        Counts in parts do not always add up: a cut inside a word makes other tokens of its halves. So the
+        tokenizer has the last word wherever the sum is not certain.
+        """
+        fitting: list[tuple[tuple[int, int], int]] = []
+        for batch in batches(spans):
+            for span, count in zip(batch, self._counts(tokens, batch), strict=True):
+                if count <= self._max_tokens:
+                    fitting.append((span, count))
+                else:
+                    fitting += self._fit(tokens, halves(tokens.text, *span))
+        return fitting
+
+    def _counts(self, tokens: DocumentTokens, spans: Sequence[tuple[int, int]]) -> list[int]:
+        unsure = [span for span in spans if not tokens.is_exact(*span)]
+        counted = iter(self._counter.count([tokens.text[start:end] for start, end in unsure]))
+        waiting = set(unsure)
+        return [
+            next(counted) if span in waiting else tokens.count(*span) + self._counter.special_tokens for span in spans
+        ]
+
+    def _context_of(
+        self, document: ExtractedDocument, section: Section, tokens: DocumentTokens, span: tuple[int, int], count: int
+    ) -> tuple[str, int]:
+        """The fullest context for which there is room in the window, and how many tokens the model sees then."""
+        if self._context == "none":
+            return "", count
+        start, end = span
+        for context in contexts(self._context, document.title, section.path, section.start, tokens, start):
+            if self._context == "neighbours" and tokens.is_exact(start - len(context), end):
+                together = tokens.count(start - len(context), end) + self._counter.special_tokens
+            else:
+                together = self._counter.count([context + document.text[start:end]])[0]
+            if together <= self._window:
+                return context, together
+        return "", count

@@ -1,0 +1,264 @@
+"""Cuts sections where they change their subject: sentences by static vectors, boundaries by an exact optimisation.
+
+A section becomes units (sentences, list items, whole tables); of all ways to put neighbours together into passages
+between the least and the most tokens, the cheapest is taken. A passage costs what its units differ from one another,
+what its length differs from the best one, and what the place costs where it begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from rag_assets.chunking.context import ContextName
+from rag_assets.chunking.seams import at_items, at_lines, ends_sentence, sentence_starts, spans_between
+from rag_assets.chunking.sections import Atom, Room, SectionChunker, cut_atom
+from rag_assets.extraction import BlockKind
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from tokenizers import Tokenizer
+
+    from rag_assets.static_vectors import StaticVectors
+
+    Floats = npt.NDArray[np.float32]
+
+_MOST_UNITS: Final = 64
+"""Units of a passage at most: crumbs are joined beforehand, so that a passage seldom has so many."""
+_UNITS_AT_ONCE: Final = 4096
+"""Units that are cut together: memory stays bounded however long a section is."""
+_UNITS_IN_DOUBT: Final = 8
+_NOTHING: Final = 1e-3
+"""Length of a vector that is left of rounding alone."""
+_CRUMB_SHARE: Final = 16
+"""Units under this part of a passage join the next one."""
+
+# Prices of cuts that are made only where nothing else is possible; the dearest is the last resort.
+_TOO_SHORT: Final = 1e3
+_AFTER_LEAD_IN: Final = 1e2
+_AFTER_HEADING: Final = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What the optimisation weighs against each other; tuned on the questions of benchmarks.quality."""
+
+    best_share: float = 0.8
+    """The best length, as a part of the most tokens."""
+    length: float = 1.0
+    scatter: float = 3.0
+    sentence: float = 0.3
+    line: float = 0.1
+    wrap: float = 0.6
+    item: float = 0.1
+    block: float = 0.0
+    torn: float = 1.0
+
+    @property
+    def version(self) -> str:
+        """Other prices make other cuts."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
+
+
+class SemanticChunker(SectionChunker):
+    """Passages of a section that keep to one subject, of `min_tokens` to `max_tokens`, special tokens included.
+
+    Structure comes first: sections are not mixed, a heading stays with what follows it, as does a short line that ends
+    in a colon; tables and code are cut only where they are larger than a passage.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vectors: StaticVectors,
+        *,
+        max_tokens: int,
+        min_tokens: int | None = None,
+        window: int | None = None,
+        context: ContextName = "none",
+        prices: Prices = Prices(),
+    ) -> None:
+        """`window` is what the model reads, context included; without it, `max_tokens`."""
+        super().__init__(
+            f"semantic-1/{vectors.version}/{prices.version}",
+            tokenizer,
+            max_tokens=max_tokens,
+            min_tokens=max_tokens // 4 if min_tokens is None else min_tokens,
+            window=window,
+            context=context,
+        )
+        self._vectors = vectors
+        self._prices = prices
+
+    def cut(self, atoms: Sequence[Atom], room: Room) -> list[tuple[int, int]]:
+        units = self._units(atoms, room)
+        spans: list[tuple[int, int]] = []
+        first = 0
+        while first < len(units):
+            batch = units[first : first + _UNITS_AT_ONCE]
+            firsts = self._cheapest(batch, room)
+            if first + len(batch) < len(units) and len(firsts) > 1:
+                firsts, taken = firsts[:-1], firsts[-1]  # the last one may go on in the next batch
+            else:
+                taken = len(batch)
+            for begin, end in zip(firsts, [*firsts[1:], taken], strict=True):
+                spans.append((batch[begin].start, batch[end - 1].end))
+            first += taken
+        return spans
+
+    def _units(self, atoms: Sequence[Atom], room: Room) -> list[_Unit]:
+        """The atoms in pieces that are never cut, with what a cut before each costs."""
+        units: list[_Unit] = []
+        headings = 0  # tokens of those that wait for something to follow
+        price = 0.0
+        for atom in atoms:
+            limit = room.budget - headings if headings <= room.budget // 2 else room.budget
+            pieces = _pieces(atom, room, limit, self._prices)
+            units.append(_Unit(pieces[0].start, pieces[0].end, pieces[0].tokens, price))
+            units += pieces[1:]
+            if atom.is_heading:
+                headings += atom.tokens
+                price = _AFTER_HEADING
+            else:
+                headings = 0
+                price = _AFTER_LEAD_IN if atom.is_lead_in else self._prices.block
+        return _joined(units, room)
+
+    def _cheapest(self, units: Sequence[_Unit], room: Room) -> list[int]:
+        """The first unit of each passage, of the cheapest way to make passages of all units."""
+        count = len(units)
+        costs = self._costs(units, room)
+        best = [0.0] * (count + 1)
+        before = [0] * (count + 1)
+        for end in range(1, count + 1):
+            lowest, at = np.inf, end - 1
+            row = costs[end - 1]
+            for size in range(1, min(end, len(row)) + 1):
+                cost = best[end - size] + row[size - 1]
+                if cost < lowest:
+                    lowest, at = cost, end - size
+            best[end], before[end] = lowest, at
+        firsts: list[int] = []
+        end = count
+        while end > 0:
+            end = before[end]
+            firsts.append(end)
+        return firsts[::-1]
+
+    def _costs(self, units: Sequence[_Unit], room: Room) -> list[list[float]]:
+        """At ``[i][k]``, of a passage that ends with unit ``i`` and has ``k + 1`` units; infinite where too long."""
+        prices, budget, count = self._prices, room.budget, len(units)
+        tokens = np.array([unit.tokens for unit in units], np.float64)
+        starts = np.array([unit.start for unit in units], np.int64)
+        ends = np.array([unit.end for unit in units], np.int64)
+        price = np.array([unit.price for unit in units], np.float64)
+        first = room.tokens.indexes([unit.start for unit in units])
+        last = room.tokens.index(units[-1].end)
+        vectors = _contrasted(self._vectors.units(room.tokens.ids[first[0] : last], first - first[0]))
+        vectors *= tokens[:, None].astype(np.float32)
+        weights = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).astype(np.float64)
+
+        best = prices.best_share * budget
+        least = self.min_tokens - self._counter.special_tokens
+        most = min(_MOST_UNITS, count)
+        costs = np.full((count, most), np.inf)
+        length, weight, sums = tokens.copy(), weights.copy(), vectors.copy()
+        for size in range(1, most + 1):
+            if size > 1:
+                length = length[:-1] + tokens[size - 1 :]
+                weight = weight[:-1] + weights[size - 1 :]
+                sums = sums[:-1] + vectors[size - 1 :]
+            fits = (length <= budget) & (ends[size - 1 :] - starts[: count - size + 1] <= room.max_characters)
+            if size == 1:
+                fits[:] = True  # also a single character with more tokens than there is room for
+            elif not fits.any():
+                return costs[:, : size - 1].tolist()
+            scatter = (weight - np.sqrt(np.einsum("ij,ij->i", sums, sums))) / best
+            cost = prices.length * (length / best - 1) ** 2 + prices.scatter * scatter + price[: count - size + 1]
+            cost += np.where(length < least, _TOO_SHORT * (2 - length / max(least, 1)), 0)
+            costs[size - 1 :, size - 1] = np.where(fits, cost, np.inf)
+        return costs.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What is never cut. `price` is of a cut before it."""
+
+    start: int
+    end: int
+    tokens: int
+    price: float
+
+
+def _contrasted(vectors: Floats) -> Floats:
+    """Unit vectors less what all have in common: what a text is about as a whole hides where its subject changes.
+
+    Of a few units that is not known, and little is taken off.
+    """
+    common = vectors.sum(axis=0) / (len(vectors) + _UNITS_IN_DOUBT)
+    vectors = np.where(vectors.any(axis=1)[:, None], vectors - common, 0)
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return vectors / np.where(norms > _NOTHING, norms, np.inf)[:, None]
+
+
+def _pieces(atom: Atom, room: Room, limit: int, prices: Prices) -> list[_Unit]:
+    """An atom in units, the first of at most `limit` tokens. A cut before the first has no price yet."""
+    text = room.text
+    if atom.kind is BlockKind.PARAGRAPH:
+        seams = sentence_starts(text, atom.start, atom.end)
+    elif atom.kind is BlockKind.LIST:
+        seams = at_items(text, atom.start, atom.end)
+    elif atom.kind is BlockKind.HEADING or room.fit([atom], atom.tokens, limit):
+        seams = []
+    else:
+        seams = at_lines(text, atom.start, atom.end)
+    spans = spans_between(text, atom.start, atom.end, seams)
+    if len(spans) > 1:
+        firsts = room.tokens.indexes([start for start, _ in spans])
+        counts = [*np.diff(firsts).tolist(), atom.tokens - int(firsts[-1] - firsts[0])]
+    else:
+        counts = [atom.tokens]
+    units: list[_Unit] = []
+    for (start, end), count in zip(spans, counts, strict=True):
+        price = _price(text, atom.kind, units[-1].end, start, prices) if units else 0.0
+        most = room.budget if units else limit
+        if count <= most and end - start <= room.max_characters:
+            units.append(_Unit(start, end, count, price))
+            continue
+        finer = (at_items, at_lines, sentence_starts) if atom.kind is BlockKind.LIST else (at_lines,)
+        torn = cut_atom(Atom(start, end, count, finer, atom.kind), room, most)
+        units.append(_Unit(torn[0].start, torn[0].end, torn[0].tokens, price))
+        units += [_Unit(piece.start, piece.end, piece.tokens, prices.torn) for piece in torn[1:]]
+    return units
+
+
+def _price(text: str, kind: BlockKind, end: int, start: int, prices: Prices) -> float:
+    """What a cut between two pieces of a block costs."""
+    if kind is BlockKind.LIST:
+        return prices.item
+    if kind is not BlockKind.PARAGRAPH:
+        return prices.line
+    if "\n" not in text[end:start]:
+        return prices.sentence
+    return prices.line if ends_sentence(text, end) else prices.wrap
+
+
+def _joined(units: Sequence[_Unit], room: Room) -> list[_Unit]:
+    """The units, each crumb joined to the neighbour from which a cut would part it at the higher price."""
+    crumb = room.budget // _CRUMB_SHARE
+    joined: list[_Unit] = []
+    for number, unit in enumerate(units):
+        if joined:
+            before = joined[-1]
+            following = units[number + 1].price if number + 1 < len(units) else 0.0
+            joins = before.tokens < crumb or (unit.tokens < crumb and unit.price >= following)
+            together = before.tokens + unit.tokens
+            if joins and together <= room.budget and unit.end - before.start <= room.max_characters:
+                joined[-1] = replace(before, end=unit.end, tokens=together)
+                continue
+        joined.append(unit)
+    return joined
