@@ -11,7 +11,7 @@ from rag_assets.chunking.tokens import DocumentTokens
 ContextName = Literal["none", "headings", "neighbours"]
 
 CONTEXT_VERSIONS: Final[dict[str, str]] = {"headings": "headings-1", "neighbours": "neighbours-1"}
-NEIGHBOUR_TOKENS: Final = 64
+NEIGHBOUR_TOKENS: Final = 20
 _NEIGHBOUR_CHARACTERS: Final = 1000
 _HEADING_CHARACTERS: Final = 400
 

@@ -199,10 +199,13 @@ def _contrasted(vectors: Floats) -> Floats:
 
     Of a few units that is not known, and little is taken off.
     """
-    common = vectors.sum(axis=0) / (len(vectors) + _UNITS_IN_DOUBT)
-    vectors = np.where(vectors.any(axis=1)[:, None], vectors - common, 0)
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-    return vectors / np.where(norms > _NOTHING, norms, np.inf)[:, None]
+    common: Floats = vectors.sum(axis=0) / np.float32(len(vectors) + _UNITS_IN_DOUBT)
+    apart: Floats = vectors - common
+    apart[~vectors.any(axis=1)] = 0
+    norms = np.sqrt(np.einsum("ij,ij->i", apart, apart))
+    apart[norms <= _NOTHING] = 0
+    apart /= np.where(norms > _NOTHING, norms, np.float32(1))[:, None]
+    return apart
 
 
 def _pieces(atom: Atom, room: Room, limit: int, prices: Prices) -> list[_Unit]:

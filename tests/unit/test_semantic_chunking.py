@@ -207,12 +207,13 @@ def test_passages_keep_path_and_page() -> None:
     words = SENTENCE * 3
     passages = chunker(64, 16).chunk(markdown(f"{words}\n\n# Leave\n\n{words}\n\n## **Who** ##\n\n{words}"))
     assert [passage.heading_path for passage in passages] == [(), ("Leave",), ("Leave", "Who")]
-    size = len(SENTENCE.strip())
+    words = (SENTENCE * 2).strip()
+    size = len(words)
     blocks = tuple(
         Block(BlockKind.PARAGRAPH, start, start + size, page=page)
         for page, start in enumerate(range(0, 3 * (size + 2), size + 2), start=1)
     )
-    paged = ExtractedDocument("\n\n".join([SENTENCE.strip()] * 3), "t", "application/pdf", blocks)
+    paged = ExtractedDocument("\n\n".join([words] * 3), "t", "application/pdf", blocks)
     assert [passage.page for passage in chunker(32, 0).chunk(paged)] == [1, 2, 3]
 
 
