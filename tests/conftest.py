@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.servers import (
@@ -167,36 +169,54 @@ def kafka(server_binaries: Path) -> Iterator[KafkaBroker]:
         yield broker
 
 
+def made_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> str:
+    """A folder of that name that all processes of the test run share, made by the first of them that asks."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder, done = shared / name, shared / f"{name}.made"
+    with FileLock(shared / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A lake that holds nothing but the exported packaged model and its static vectors."""
-    from rag_assets.export import PACKAGED_MODEL, ensure_exported
-    from rag_assets.static_vectors import ensure_distilled
-    from rag_serving.objects import open_objects
+    """A lake that holds nothing but the exported packaged model and its static vectors. Shared: do not write to it."""
 
-    lake = str(tmp_path_factory.mktemp("model-lake"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
-        objects = open_objects(lake)
-        ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
-    return lake
+    def make(folder: Path) -> None:
+        from rag_assets.export import PACKAGED_MODEL, ensure_exported
+        from rag_assets.static_vectors import ensure_distilled
+        from rag_serving.objects import open_objects
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
+            objects = open_objects(str(folder))
+            ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
+
+    return made_once("model-lake", tmp_path_factory, make)
 
 
 @pytest.fixture(scope="session")
 def sample_lake(model_lake: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A lake with the whole sample corpus published through Dagster. Shared: read it, do not write to it."""
-    import dagster as dg
 
-    from tests.pipelines import failure_of, listed_shards, run_shard, seed_model, settings_for
+    def make(folder: Path) -> None:
+        import dagster as dg
 
-    lake = str(tmp_path_factory.mktemp("sample-lake"))
-    seed_model(model_lake, lake)
-    settings = settings_for(str(corpus), lake)
-    with dg.DagsterInstance.ephemeral() as instance:
-        for shard in listed_shards(settings):
-            result = run_shard(instance, settings, shard.key)
-            assert result.success, failure_of(result)
-    return lake
+        from tests.pipelines import failure_of, listed_shards, run_shard, seed_model, settings_for
+
+        seed_model(model_lake, str(folder))
+        settings = settings_for(str(corpus), str(folder))
+        with dg.DagsterInstance.ephemeral() as instance:
+            for shard in listed_shards(settings):
+                result = run_shard(instance, settings, shard.key)
+                assert result.success, failure_of(result)
+
+    return made_once("sample-lake", tmp_path_factory, make)
 
 
 @pytest.fixture
