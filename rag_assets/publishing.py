@@ -169,7 +169,8 @@ def _sample_problems(
         return []
     where = sql_in("doc_id", {row["doc_id"] for row in rows})
     where += f" AND {sql_in('chunk_id', [row['chunk_id'] for row in rows])}"
-    chunks = {row["chunk_id"]: row for row in read(cut, ["chunk_id", "embed_hash", "text"], where=where).to_pylist()}
+    names = ["chunk_id", "embed_hash", "context", "text"]
+    chunks = {row["chunk_id"]: row for row in read(cut, names, where=where).to_pylist()}
     rows = [row for row in rows if row["chunk_id"] in chunks]
     hashes = {chunks[row["chunk_id"]]["embed_hash"] for row in rows}
     found = read(embeddings, ["embed_hash", "vector"], where=sql_in("embed_hash", hashes)).to_pylist()
@@ -184,16 +185,17 @@ def _sample_problems(
     if rows and load is not None and not problems:
         # The shorter half of twice as many costs a third, and shows a mix-up as well.
         shortest = sorted(rows[: 2 * _EMBEDDED_ROWS], key=lambda row: len(row["text"]))[:_EMBEDDED_ROWS]
-        lowest = _lowest_cosine(load(), shortest)
+        embedded = [chunks[row["chunk_id"]]["context"] + row["text"] for row in shortest]
+        lowest = _lowest_cosine(load(), embedded, [row["vector"] for row in shortest])
         if lowest < _SAME_TEXT:
             problems.append(f"a sampled vector is not that of its text (cosine {lowest:.3f}, {_SAME_TEXT} at least)")
     return problems
 
 
-def _lowest_cosine(embedder: Embedder, rows: Sequence[dict[str, Any]]) -> float:
-    """Of the rows' vectors with those of their texts, embedded anew."""
-    anew = embedder.embed_documents([row["text"] for row in rows])
-    have = np.asarray([row["vector"] for row in rows], dtype=np.float32)
+def _lowest_cosine(embedder: Embedder, texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> float:
+    """Of the vectors with those of their texts, embedded anew."""
+    anew = embedder.embed_documents(texts)
+    have = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(anew, axis=1) * np.linalg.norm(have, axis=1)
     return float(((anew * have).sum(axis=1) / np.maximum(lengths, 1e-9)).min())
 
