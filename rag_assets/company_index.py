@@ -184,7 +184,7 @@ class _CompanyWriter:
                 log(f"the company index is made anew: {error}")
         table = lake.open(COMPANY, self._owner)
         if record is None or table is None or not self._as_recorded(table, record):
-            self.table, self.record = self._blank()
+            self.table, self.record = self._blank(there=table is not None)
             self._save(self.table.version)
         else:
             self.table, self.record = table, record
@@ -204,13 +204,15 @@ class _CompanyWriter:
         self._log(f"took back writes to the company index that nobody recorded, to version {record.version}")
         return True
 
-    def _blank(self) -> tuple[Table, CompanyRecord]:
+    def _blank(self, *, there: bool) -> tuple[Table, CompanyRecord]:
+        """An empty table, in place of the one that is there, with its record."""
         self._lease.check()
         fingerprint = self._owner.fingerprint
         identity = read_manifest(self._lake.objects, fingerprint)
         if identity is None:
             raise LakeCorrupt(f"the lake holds no embedder {fingerprint}, of which vectors are published; export it")
-        table = self._lake.overwrite(COMPANY, self._owner, company_schema(identity.dimensions, fingerprint))
+        schema = company_schema(identity.dimensions, fingerprint)
+        table = (self._lake.overwrite if there else self._lake.ensure)(COMPANY, self._owner, schema)
         return table, CompanyRecord(
             format=1, fingerprint=fingerprint, version=table.version, epoch=self._lease.epoch, shards={}
         )
