@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
+import numpy as np
 import pytest
 
 from rag_assets.arrivals import listing_digest
@@ -19,8 +20,8 @@ from rag_assets.lake import CHUNKS, RAW_DOCUMENTS, Lake
 from rag_assets.maintenance import MaintenanceReport, maintain_shards
 from rag_assets.publishing import drop_old_tags, kept_versions, release, rollback
 from rag_assets.writing import ShardWriter
-from rag_serving.catalog import CatalogEntry, Publication, read_catalog_entry
-from rag_serving.search import Searcher
+from rag_serving.catalog import CatalogEntry, Publication, Snapshot, read_catalog_entry
+from rag_serving.search import Query, Searcher
 from rag_serving.shards import Shard
 from rag_serving.tables import SHARDS
 from tests.bench import Bench, on_folders
@@ -183,10 +184,12 @@ def test_a_reader_finishes_on_the_version_that_it_began_with(bench: Bench) -> No
         bench.put("page.txt", text)
         bench.run()
     maintained(bench, pin_seconds=3600.0, keep=1)
-    vector = published_rows(bench.lake, bench.shard)[0]["vector"]
+    vector = np.array(published_rows(bench.lake, bench.shard)[0]["vector"], dtype=np.float32)
 
     async def search() -> list[str]:
-        hits, failed = await Searcher(bench.lake).search("reader", {entry.current.fingerprint: vector}, [entry], 3)
+        vectors = {entry.current.fingerprint: vector}
+        snapshot = Snapshot({entry.shard: entry})
+        hits, failed = await Searcher(bench.lake).search(Query("reader", 3), vectors, [entry], snapshot)
         assert failed == ()
         return [hit.text for hit in hits]
 
