@@ -29,7 +29,7 @@ def _shard_check(**options: Any) -> Any:
     def decorate(function: Any) -> dg.AssetChecksDefinition:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", dg.PreviewWarning)
-            return dg.asset_check(partitions_def=shard_partitions, **options)(function)
+            return dg.asset_check(partitions_def=shard_partitions, retry_policy=step_retries, **options)(function)
 
     return decorate
 
@@ -86,7 +86,6 @@ def vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineReso
 @_shard_check(
     asset=shards,
     blocking=True,
-    retry_policy=step_retries,
     description="The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about as well "
     "as the published one, and its vector index finds what it should.",
 )
