@@ -75,9 +75,7 @@ class Indexer:
         return PipelineSettings.model_validate({"source_uri": self.source, "lake_uri": lake})
 
     def _pipeline(self, lake: str) -> PipelineWithModel:
-        settings = self._settings(lake)
-        values = {name: getattr(settings, name) for name in PipelineResource.model_fields.keys() - {"s3"}}
-        return PipelineWithModel(s3=PipelineResource.from_settings(settings).s3, model_lake=self.model_lake, **values)
+        return PipelineWithModel.from_settings(self._settings(lake), model_lake=self.model_lake)
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, Self, cast
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
@@ -58,14 +58,16 @@ class PipelineResource(dg.ConfigurableResource[None]):
     lease_wait: float
 
     @classmethod
-    def from_settings(cls, settings: PipelineSettings) -> PipelineResource:
+    def from_settings(cls, settings: PipelineSettings, **more: Any) -> Self:
+        """The resource of these settings; `more` are the fields that a subclass adds."""
+        names = PipelineResource.model_fields.keys() - {"s3", "chunker_name"}
         # Keys, region and endpoint come from the usual AWS_* variables, which boto3 reads itself.
-        names = cls.model_fields.keys() - {"s3", "chunker_name"}
         # Dagster's client retries with growing pauses and jitter; longer outages are for the steps' own retries.
         return cls(
             s3=S3Resource(max_attempts=5),
             chunker_name=settings.chunker,
             **{name: getattr(settings, name) for name in names},
+            **more,
         )
 
     def lake(self) -> Lake:

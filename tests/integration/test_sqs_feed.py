@@ -311,12 +311,18 @@ def test_one_changed_document_of_a_shard_is_looked_at_without_listing_the_shard(
     for name in ("a", "b", "c"):
         mailbox.put(f"Malmö/it & web/{name} +.md", f"This is page {name}.".encode())
     (first,) = deployment.tick().run_requests or ()
-    # Nothing is known of a new shard, so its first run lists it, whatever is named.
-    assert sorted(deployment.run(first)) == [*(f"GET Malmö/it & web/{n} +.md" for n in "abc"), "LIST Malmö/it & web/"]
+    # Nothing is known of a new shard, so its first run lists it, whatever is named. The golden questions, a handful of
+    # objects in a folder of their own, are looked for whenever there is something to publish.
+    questions = "LIST Malmö/it & web/_eval/"
+    assert sorted(deployment.run(first)) == [
+        *(f"GET Malmö/it & web/{name} +.md" for name in "abc"),
+        "LIST Malmö/it & web/",
+        questions,
+    ]
 
     mailbox.put("Malmö/it & web/b +.md", b"Page b was rewritten.")
     (second,) = deployment.tick().run_requests or ()
-    assert deployment.run(second) == ["HEAD Malmö/it & web/b +.md", "GET Malmö/it & web/b +.md"]
+    assert deployment.run(second) == ["HEAD Malmö/it & web/b +.md", "GET Malmö/it & web/b +.md", questions]
     assert deployment.texts("Malmö/it & web") == {
         "a +.md": "This is page a.",
         "b +.md": "Page b was rewritten.",
@@ -325,7 +331,7 @@ def test_one_changed_document_of_a_shard_is_looked_at_without_listing_the_shard(
 
     mailbox.delete("Malmö/it & web/c +.md")
     (third,) = deployment.tick().run_requests or ()
-    assert deployment.run(third) == ["HEAD Malmö/it & web/c +.md"]
+    assert deployment.run(third) == ["HEAD Malmö/it & web/c +.md", questions]
     assert deployment.texts("Malmö/it & web").keys() == {"a +.md", "b +.md"}
 
     quiet = deployment.tick()
