@@ -21,7 +21,7 @@ ask: $(VENV)/.run  ## make ask Q='…'
 	@$(DEMO_ENV) $(BIN)/rag-serving ask "$(Q)"
 
 test: $(VENV)/.dev servers lint check-definitions  ## everything that must hold
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports

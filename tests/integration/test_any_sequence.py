@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -538,7 +539,7 @@ def everything(lake_uri: str) -> dict[str, object]:
     return {**lake_state(lake_uri, SHARD.key), "note": None if stored is None else stored.etag}
 
 
-TestAnySequence = AnySequence.TestCase
+TestAnySequence = pytest.mark.slow(AnySequence.TestCase)
 # Shrinking a failure would outlast the time limit of a test; add Phase.shrink to look into one.
 TestAnySequence.settings = settings(
     max_examples=30, stateful_step_count=15, print_blob=True, phases=[Phase.explicit, Phase.generate]

@@ -10,6 +10,7 @@ from benchmarks.burst import burst
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_burst_becomes_one_run_for_each_shard_and_arrival_and_all_is_published(
     model_lake: str, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from rag_assets.chunking import StructureChunker
 from rag_assets.extraction import ExtractionError, QuarantineReason, extract
 
-pytestmark = pytest.mark.corpus
+pytestmark = [pytest.mark.corpus, pytest.mark.slow]
 WINDOW = 256
 
 
