@@ -29,6 +29,10 @@ class StubEmbedder:
         """A vector of shape ``(dimensions,)``, unit length."""
         return self._vector(text)
 
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of shape ``(len(texts), dimensions)``, unit length."""
+        return self.embed_documents(texts)
+
     def fits(self, text: str) -> bool:
         """Any text will do."""
         return bool(text)

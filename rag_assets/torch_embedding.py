@@ -62,7 +62,10 @@ class TorchEmbedder:
         return self._embed([self._identity.document_prompt + text for text in texts])
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        return self._embed([self._identity.query_prompt + text])[0]
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return self._embed([self._identity.query_prompt + text for text in texts])
 
     def fits(self, text: str) -> bool:
         """Whether the question is read whole, or would be cut at the window."""

@@ -6,23 +6,46 @@ Settings come from `RAG_*` variables by `from_env()`; everything that talks to t
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
+import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from dataclasses import dataclass, field, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from rag_serving.answer import MODEL_UNAVAILABLE, PROMPT_VERSION, LanguageModel, extract, generate
-from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, open_redis, scope_tag
+from rag_serving.answer import EVIDENCE_FLOORS, PROMPT_VERSION, LanguageModel, is_weak, standalone
+from rag_serving.arguments import (
+    checked_history,
+    checked_k,
+    checked_mode,
+    checked_moment,
+    checked_prefix,
+    checked_question,
+    checked_tenant,
+)
+from rag_serving.asking import Answerer, Asked, Clock, failed, finished
+from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, Note, scope_tag
 from rag_serving.catalog import Catalog, CatalogEntry, Snapshot
 from rag_serving.embedding import Embedder, load_embedder
-from rag_serving.errors import CacheUnavailable, InvalidArgument, InvalidQuestion, ModelUnavailable
+from rag_serving.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, RagError, error_named
+from rag_serving.events import Done, Event, Failed
+from rag_serving.flight import FlightBoard, Flights
+from rag_serving.gate import Gate
+from rag_serving.guards import Judge
 from rag_serving.objects import Objects, open_objects
+from rag_serving.query_embedding import QueryEmbedders
+from rag_serving.redis_store import open_redis
 from rag_serving.reranking import HostedReranker, Reranker
-from rag_serving.results import Answer, CacheState, Hits
+from rag_serving.results import Answer, Hit, Hits, Turn
 from rag_serving.search import Mode, Query, Searcher
 from rag_serving.settings import ServingSettings
 
@@ -30,9 +53,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-MAX_QUESTION_CHARACTERS = 4_000
-MAX_K = 100
-MAX_PREFIX_CHARACTERS = 1_024
+_MOST_REWRITTEN = 1_000
+_ENTRY = re.compile(r"[0-9a-f]{32}:[0-9a-f]{32}")
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -49,6 +71,7 @@ class AsyncRagClient:
         cache_store: CacheStore | None = None,
         model: LanguageModel | None = None,
         reranker: Reranker | None = None,
+        judge: Judge | None = None,
         load: Callable[[Objects, str], Embedder] = load_embedder,
     ) -> None:
         self._settings = settings
@@ -63,15 +86,29 @@ class AsyncRagClient:
             cache_bytes=settings.search_cache_bytes,
             reranker=reranker,
         )
-        self._cache = AnswerCache(
-            cache_store or _open_store(settings),
-            similarity=settings.cache_similarity,
-            ttl_seconds=settings.cache_ttl,
-        )
+        store = cache_store or _open_store(settings)
+        self._cache = AnswerCache(store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl)
         self._model = model or _configured_model(settings)
-        self._load = load
-        self._embedders: dict[str, Embedder] = {}
-        self._loading = asyncio.Lock()
+        self._embedders = QueryEmbedders(self._objects, load)
+        self._flights = Flights(store if isinstance(store, FlightBoard) else None)
+        self._searches = Gate("searches", running=settings.search_concurrency, waiting=settings.queue_limit)
+        self._calls = Gate("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)
+        self._rewritten: OrderedDict[str, _Rewritten] = OrderedDict()
+        self._answerer = Answerer(
+            self._cache,
+            self._searcher,
+            self._embedders,
+            self._flights,
+            judge or _configured_judge(settings),
+            model=self._model,
+            mode=settings.cache_mode,
+            sure=settings.cache_similarity,
+            floor=settings.cache_floor,
+            weak=partial(_is_weak, settings.min_evidence),
+            searches=self._searches,
+            calls=self._calls,
+            deadline=settings.ask_deadline,
+        )
 
     @classmethod
     def from_env(cls) -> Self:
@@ -103,14 +140,14 @@ class AsyncRagClient:
         Raises `InvalidQuestion`, `InvalidArgument`, `InvalidShardName`, `UnknownScope`, `LakeError` or
         `EmbedderUnavailable`.
         """
-        clock = _Clock()
+        clock = Clock()
         query = Query(
-            _checked_question(question),
-            _checked_k(k),
-            mode=_checked_mode(mode),
-            path_prefix=_checked_prefix(path_prefix),
-            modified_from=_checked_moment("modified_from", modified_from),
-            modified_before=_checked_moment("modified_before", modified_before),
+            checked_question(question),
+            checked_k(k),
+            mode=checked_mode(mode),
+            path_prefix=checked_prefix(path_prefix),
+            modified_from=checked_moment("modified_from", modified_from),
+            modified_before=checked_moment("modified_before", modified_before),
             join_neighbours=join_neighbours,
         )
         snapshot = await self._snapshot()
@@ -118,9 +155,12 @@ class AsyncRagClient:
         vectors: dict[str, npt.NDArray[np.float32]] = {}
         cut: tuple[str, ...] = ()
         if mode != "text":
-            vectors, cut = await self._vectors(query.question, entries)
+            vectors, cut = await self._embedders.vectors(
+                query.question, {entry.current.fingerprint for entry in entries}
+            )
         clock.lap("embed")
-        hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
+        async with self._searches.enter():
+            hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
         clock.lap("search")
         return Hits(hits, clock.timings(), broken + cut + failed)
 
@@ -134,7 +174,7 @@ class AsyncRagClient:
         snapshot = await self._snapshot()
         entries = snapshot.route(regions, departments)
         for fingerprint in {entry.current.fingerprint for entry in entries}:
-            await self._embedder(fingerprint)
+            await self._embedders.embedder(fingerprint)
         await self._searcher.warm(entries, snapshot)
         return entries
 
@@ -145,60 +185,127 @@ class AsyncRagClient:
         regions: Sequence[str] | None = None,
         departments: Sequence[str] | None = None,
         k: int = 8,
+        history: Sequence[Turn | dict[str, Any]] = (),
         tenant: str = "default",
     ) -> Answer:
         """An answer from those regions and departments, from the cache when an equal question was answered before.
 
-        `k` is how many passages the answer may rest on. Answers are shared within a `tenant` only. Raises what `search`
-        raises; a failing cache or language model does not raise but is named in `Answer.degraded`.
+        `k` is how many passages the answer may rest on. `history` holds the turns of a conversation before, oldest
+        first: the question is then rewritten into one that stands alone, which is what is answered and cached. Answers
+        are shared within a `tenant` only.
+
+        Raises what `search` raises, `Overloaded` and `DeadlineExceeded`; a failing cache or language model does not
+        raise but is named in `Answer.degraded`.
         """
-        clock = _Clock()
-        question = _checked_question(question)
-        query = Query(question, _checked_k(k))
+        events = self.stream(question, regions=regions, departments=departments, k=k, history=history, tenant=tenant)
+        last = await finished(events)
+        if isinstance(last, Failed):
+            raise error_named(last.error)(last.message)
+        return last.answer
+
+    async def stream(
+        self,
+        question: str,
+        *,
+        regions: Sequence[str] | None = None,
+        departments: Sequence[str] | None = None,
+        k: int = 8,
+        history: Sequence[Turn | dict[str, Any]] = (),
+        tenant: str = "default",
+    ) -> AsyncGenerator[Event]:
+        """The answer as it is made, see `rag_serving.events`; the same events whether the cache answers or not.
+
+        Wrong arguments raise at the first event; what fails later is the last event, `Failed`.
+        """
+        clock = Clock()
+        deadline = asyncio.get_running_loop().time() + self._settings.ask_deadline
+        asked_as = checked_question(question)
+        k, tenant, turns = checked_k(k), checked_tenant(tenant), checked_history(history)
+        rewritten = _Rewritten(asked_as)
+        if turns:
+            rewritten = await self._standalone(asked_as, turns)
+            clock.lap("rewrite")
         snapshot = await self._snapshot()
-        entries, broken = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
-        digests = {entry.shard.key: entry.current.content_digest for entry in entries}
+        entries, marks = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
+        asked = self._asked(rewritten, k, tenant, snapshot, entries, marks)
+        try:
+            async for event in _until(deadline, self._answerer.answer(asked, clock)):
+                yield Done(answer=rewritten.told(event.answer, asked_as)) if isinstance(event, Done) else event
+        except RagError as error:
+            yield failed(error)
+
+    def _asked(
+        self,
+        rewritten: _Rewritten,
+        k: int,
+        tenant: str,
+        snapshot: Snapshot,
+        entries: Sequence[CatalogEntry],
+        marks: tuple[str, ...],
+    ) -> Asked:
         tag = scope_tag(
             tenant=tenant,
-            shards=sorted(digests),
+            shards=[entry.shard.key for entry in entries],
             fingerprints=sorted({entry.current.fingerprint for entry in entries}),
-            model=self._model.name if self._model else None,
+            model=[self._model.name, *self._model.fallbacks] if self._model else None,
             prompt=PROMPT_VERSION,
             k=k,
         )
-        problems: list[str] = []
-        exact = await self._tolerant(self._cache.exact(tag, question, digests), problems)
-        clock.lap("cache")
-        if exact is not None:
-            return _served(exact.answer, "exact", question, clock, similarity=1.0)
-        vectors, cut = await self._vectors(question, entries)
-        degraded = broken + cut
-        clock.lap("embed")
-        vector = next(iter(vectors.values())) if len(vectors) == 1 and not degraded else None
-        if vector is not None and not problems:
-            found = await self._tolerant(self._cache.semantic(tag, question, vector, digests), problems)
-            clock.lap("cache")
-            if found is not None:
-                return _served(
-                    found.entry.answer,
-                    "semantic",
-                    question,
-                    clock,
-                    similarity=round(found.similarity, 4),
-                    cached_question=found.entry.question,
-                )
-        hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
-        clock.lap("search")
-        answer = await self._answer(question, hits, entries, degraded + failed)
-        clock.lap("answer")
-        # What was made under a fault is not kept: the next asker deserves the whole.
-        if vector is not None and not problems and not answer.degraded:
-            await self._tolerant(self._cache.store(tag, vector, answer, digests), problems)
-            clock.lap("cache")
-        cache: CacheState = "bypass" if problems else "miss"
-        return answer.model_copy(
-            update={"cache": cache, "degraded": answer.degraded + tuple(problems), "timings": clock.timings()}
+        return Asked(Query(rewritten.question, k), tenant, tag, entries, snapshot, marks + rewritten.marks)
+
+    async def _standalone(self, question: str, turns: Sequence[Turn]) -> _Rewritten:
+        if self._model is None:
+            return _Rewritten(question, marks=("history_not_read",))  # only a language model can
+        key = hashlib.sha256(json.dumps([question, [turn.model_dump() for turn in turns]]).encode()).hexdigest()
+        known = self._rewritten.get(key)
+        if known is not None:
+            self._rewritten.move_to_end(key)
+            return replace(known, tokens={}, cost=0.0)
+        try:
+            async with self._calls.enter():
+                text, generated = await standalone(self._model, question, turns)
+        except ModelUnavailable as error:
+            _log.warning("the question is taken as it stands: %s", error)
+            return _Rewritten(question, marks=("history_not_read",))
+        made = _Rewritten(checked_question(text), generated.tokens, self._model.cost(generated))
+        self._rewritten[key] = made
+        while len(self._rewritten) > _MOST_REWRITTEN:
+            self._rewritten.popitem(last=False)
+        return made
+
+    async def feedback(self, answer: Answer, *, correct: bool, tenant: str = "default") -> bool:
+        """Tell whether an answer was right. A wrong one leaves the cache; says whether it was there.
+
+        The pair of questions, where the answer was found by another one, is kept for a recalibration of the guards.
+        Raises `InvalidArgument` for an answer of another tenant and `CacheUnavailable`.
+        """
+        tag, _, key = (answer.entry or "").partition(":")
+        known = _ENTRY.fullmatch(answer.entry or "") is not None
+        entry = await self._cache.store.get(tag, key) if known else None
+        if entry is not None and entry.tenant != checked_tenant(tenant):
+            raise InvalidArgument("the answer belongs to another tenant")
+        await self._cache.store.note(
+            Note(
+                kind="feedback",
+                tenant=tenant,
+                asked=answer.standalone_question or answer.question,
+                cached=answer.cached_question,
+                similarity=answer.similarity,
+                cached_evidence=entry.evidence if entry is not None else (),
+                same=correct,
+                at=time.time(),
+            )
         )
+        self._answerer.counts["feedback_correct" if correct else "feedback_wrong"] += 1
+        return entry is not None and not correct and await self._cache.store.drop(tag, key)
+
+    async def notes(self) -> list[Note]:
+        """Pairs of questions that were refused narrowly, served in the shadow, or judged by people; newest first."""
+        return await self._cache.store.notes()
+
+    def stats(self) -> dict[str, int]:
+        """What happened since this client began: answers by state of the cache, refusals by guard, model calls."""
+        return dict(self._answerer.counts)
 
     async def shards(self) -> list[CatalogEntry]:
         """What is published now, sorted by shard."""
@@ -206,6 +313,7 @@ class AsyncRagClient:
 
     async def close(self) -> None:
         """Let go of the cache's connections and of the tables."""
+        await self._flights.close()
         await self._searcher.close()
         await self._cache.close()
 
@@ -221,46 +329,6 @@ class AsyncRagClient:
         snapshot = self._catalog.cached() or await asyncio.to_thread(self._catalog.snapshot)
         self._searcher.follow(snapshot)
         return snapshot
-
-    async def _vectors(
-        self, question: str, entries: Sequence[CatalogEntry]
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
-        vectors: dict[str, npt.NDArray[np.float32]] = {}
-        degraded: tuple[str, ...] = ()
-        for fingerprint in sorted({entry.current.fingerprint for entry in entries}):
-            embedder = await self._embedder(fingerprint)
-            vectors[fingerprint] = await asyncio.to_thread(embedder.embed_query, question)
-            if not embedder.fits(question):
-                degraded = ("question_cut_at_window",)
-        return vectors, degraded
-
-    async def _embedder(self, fingerprint: str) -> Embedder:
-        async with self._loading:
-            if fingerprint not in self._embedders:
-                self._embedders[fingerprint] = await asyncio.to_thread(self._load, self._objects, fingerprint)
-            return self._embedders[fingerprint]
-
-    async def _answer(
-        self, question: str, hits: Sequence[Any], entries: Sequence[CatalogEntry], degraded: tuple[str, ...]
-    ) -> Answer:
-        if self._model is not None and hits:
-            try:
-                answer = await generate(self._model, question, hits)
-                return answer.model_copy(update={"degraded": answer.degraded + degraded})
-            except ModelUnavailable as error:
-                _log.warning("answering with an extract: %s", error)
-                degraded = (*degraded, MODEL_UNAVAILABLE)
-        embedder = await self._embedder(entries[0].current.fingerprint)
-        return await asyncio.to_thread(extract, embedder, question, hits, degraded=degraded)
-
-    async def _tolerant(self, operation: Awaitable[_T], problems: list[str]) -> _T | None:
-        try:
-            return await operation
-        except CacheUnavailable as error:
-            if "cache_unavailable" not in problems:
-                problems.append("cache_unavailable")
-                _log.warning("answering without the cache: %s", error)
-            return None
 
 
 class RagClient:
@@ -326,10 +394,25 @@ class RagClient:
         regions: Sequence[str] | None = None,
         departments: Sequence[str] | None = None,
         k: int = 8,
+        history: Sequence[Turn | dict[str, Any]] = (),
         tenant: str = "default",
     ) -> Answer:
         """See `AsyncRagClient.ask`."""
-        return self._run(self._core.ask(question, regions=regions, departments=departments, k=k, tenant=tenant))
+        return self._run(
+            self._core.ask(question, regions=regions, departments=departments, k=k, history=history, tenant=tenant)
+        )
+
+    def feedback(self, answer: Answer, *, correct: bool, tenant: str = "default") -> bool:
+        """See `AsyncRagClient.feedback`."""
+        return self._run(self._core.feedback(answer, correct=correct, tenant=tenant))
+
+    def notes(self) -> list[Note]:
+        """See `AsyncRagClient.notes`."""
+        return self._run(self._core.notes())
+
+    def stats(self) -> dict[str, int]:
+        """See `AsyncRagClient.stats`."""
+        return self._core.stats()
 
     def shards(self) -> list[CatalogEntry]:
         """See `AsyncRagClient.shards`."""
@@ -364,88 +447,73 @@ class RagClient:
         self._loop.close()
 
 
-class _Clock:
-    """Milliseconds by phase."""
+@dataclass(frozen=True, slots=True)
+class _Rewritten:
+    """A question as it is answered, and what it cost to find that out."""
 
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._laps: dict[str, float] = {}
+    question: str
+    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    cost: float | None = 0.0
+    marks: tuple[str, ...] = ()
 
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._laps[phase] = self._laps.get(phase, 0.0) + (now - self._last) * 1000
-        self._last = now
-
-    def timings(self) -> dict[str, float]:
-        total = (time.perf_counter() - self._started) * 1000
-        return {phase: round(value, 2) for phase, value in {**self._laps, "total": total}.items()}
-
-
-def _served(answer: Answer, state: CacheState, question: str, clock: _Clock, **found: Any) -> Answer:
-    update = {"question": question, "cache": state, "timings": clock.timings(), **found}
-    return answer.model_copy(update=update)
-
-
-def _checked_question(question: str) -> str:
-    if not isinstance(question, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
-        raise InvalidQuestion(f"the question must be a string, not {type(question).__name__}")
-    # Spaces that are not printable (no-break, full-width, carriage return) part words too.
-    spaced = (" " if c.isspace() and c not in "\n\t" else c for c in question)
-    text = "".join(c for c in spaced if c in "\n\t" or c.isprintable()).strip()
-    if not text:
-        raise InvalidQuestion("the question is empty")
-    if len(text) > MAX_QUESTION_CHARACTERS:
-        raise InvalidQuestion(
-            f"the question has {len(text)} characters; {MAX_QUESTION_CHARACTERS} at most. Ask it in a sentence or two"
-        )
-    return text
-
-
-def _checked_k(k: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"k must be a whole number from 1 to {MAX_K}, not {k!r}")
-    return k
-
-
-def _checked_mode(mode: Mode) -> Mode:
-    if mode not in get_args(Mode):
-        raise InvalidArgument(f"mode must be one of {', '.join(get_args(Mode))}, not {str(mode)[:80]!r}")
-    return mode
-
-
-def _checked_prefix(prefix: str | None) -> str | None:
-    if prefix is None:
-        return None
-    if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX_CHARACTERS or not all(map(str.isprintable, prefix)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(
-            f"path_prefix must be the beginning of a path below region/department/, of at most {MAX_PREFIX_CHARACTERS} "
-            "printable characters, for example 'policies/'"
-        )
-    return prefix.removeprefix("/") or None
-
-
-def _checked_moment(name: str, moment: date | None) -> datetime | None:
-    if moment is None:
-        return None
-    if not isinstance(moment, date):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"{name} must be a date or a datetime, not {type(moment).__name__}")
-    if not isinstance(moment, datetime):
-        moment = datetime(moment.year, moment.month, moment.day)  # noqa: DTZ001  # the zone follows
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError:
-        raise InvalidArgument(f"{name} lies outside the years that a zone can be applied to") from None
+    def told(self, answer: Answer, asked: str) -> Answer:
+        """The answer as that of the question that was asked."""
+        if self.question == asked:
+            return answer
+        cost = None if answer.cost is None or self.cost is None else answer.cost + self.cost
+        tokens = {
+            name: answer.tokens.get(name, 0) + self.tokens.get(name, 0)
+            for name in sorted({*answer.tokens, *self.tokens})
+        }
+        update = {"question": asked, "standalone_question": self.question, "tokens": tokens, "cost": cost}
+        return answer.model_copy(update=update)
 
 
 def _open_store(settings: ServingSettings) -> CacheStore:
     if settings.redis_url is None:
         return MemoryStore(settings.cache_memory_entries)
     url = settings.redis_url.get_secret_value()
-    return open_redis(url, timeout=settings.cache_timeout, prefix=settings.cache_prefix)
+    return open_redis(
+        url, timeout=settings.cache_timeout, prefix=settings.cache_prefix, most_entries=settings.cache_entries
+    )
 
 
 def _configured_model(settings: ServingSettings) -> LanguageModel | None:
     if settings.llm_model is None:
         return None
-    return LanguageModel(settings.llm_model, settings.llm_timeout, settings.llm_retries, settings.llm_max_tokens)
+    named = (settings.llm_fallbacks or "").split(",")
+    return LanguageModel(
+        settings.llm_model,
+        settings.llm_timeout,
+        settings.llm_retries,
+        settings.llm_max_tokens,
+        fallbacks=tuple(name.strip() for name in named if name.strip()),
+        context_tokens=settings.llm_context_tokens,
+    )
+
+
+def _configured_judge(settings: ServingSettings) -> Judge:
+    if settings.cache_calibration is None:
+        return Judge.shipped(max_error=settings.cache_max_error)
+    return Judge.from_file(Path(settings.cache_calibration), max_error=settings.cache_max_error)
+
+
+def _is_weak(floor: float | None, question: str, hits: Sequence[Hit], fingerprint: str) -> bool:
+    least = EVIDENCE_FLOORS.get(fingerprint, -1.0) if floor is None else floor
+    return is_weak(question, hits, least)
+
+
+async def _until(deadline: float, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """The events, until that time of the loop; raises `DeadlineExceeded`."""
+    try:
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as error:
+                raise DeadlineExceeded("no answer within the time that one question may take") from error
+            yield event
+    finally:
+        await events.aclose()

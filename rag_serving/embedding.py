@@ -91,6 +91,10 @@ class Embedder(Protocol):
         """A vector of shape ``(dimensions,)``, unit length."""
         ...
 
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Vectors of shape ``(len(texts), dimensions)``, unit length, of questions that came at the same time."""
+        ...
+
     def fits(self, text: str) -> bool:
         """Whether a question is read whole, or would be cut at the window."""
         ...
@@ -152,7 +156,10 @@ class OpenVinoEmbedder:
         return self._embed([self._identity.document_prompt + text for text in texts])
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        return self._embed([self._identity.query_prompt + text])[0]
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return self._embed([self._identity.query_prompt + text for text in texts])
 
     def fits(self, text: str) -> bool:
         """Whether the question is read whole, or would be cut at the window."""

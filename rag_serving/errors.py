@@ -12,6 +12,8 @@
     │   └── WriteConflict        a conditional write lost against another writer
     ├── EmbedderUnavailable      the lake holds no embedder that a shard needs, or a hosted one gives no vectors
     ├── RerankerUnavailable      the reranker gave no scores (hits come in the order of their fusion)
+    ├── Overloaded               as many questions wait already as may
+    ├── DeadlineExceeded         no answer in the time that a question may take
     ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
     └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 __all__ = [
     "CacheUnavailable",
+    "DeadlineExceeded",
     "EmbedderUnavailable",
     "InvalidArgument",
     "InvalidQuestion",
@@ -30,6 +33,7 @@ __all__ = [
     "LakeError",
     "LakeUnavailable",
     "ModelUnavailable",
+    "Overloaded",
     "RagError",
     "RerankerUnavailable",
     "SettingsError",
@@ -92,3 +96,17 @@ class CacheUnavailable(RagError):
 
 class ModelUnavailable(RagError):
     """The language model failed after its bounded retries."""
+
+
+class Overloaded(RagError):
+    """As many questions wait already as may; ask again in a moment."""
+
+
+class DeadlineExceeded(RagError, TimeoutError):
+    """There was no answer within the time that one question may take."""
+
+
+def error_named(name: str) -> type[RagError]:
+    """The class of that name in this tree, `RagError` for any other name."""
+    found = globals().get(name)
+    return found if isinstance(found, type) and issubclass(found, RagError) else RagError

@@ -57,7 +57,10 @@ class HostedEmbedder:
         return np.concatenate(made) if made else np.empty((0, self._identity.dimensions), dtype=np.float32)
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        return self._embed([self._identity.query_prompt + text])[0]
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return self._embed([self._identity.query_prompt + text for text in texts])
 
     def fits(self, text: str) -> bool:
         """Hosted models read thousands of tokens; no question that is accepted here is cut."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 if TYPE_CHECKING:
     import pandas as pd
 
-CacheState = Literal["exact", "semantic", "miss", "bypass"]
+CacheState = Literal["exact", "semantic", "revalidated", "miss", "bypass"]
 
 
 class Place(BaseModel):
@@ -84,6 +84,15 @@ class Hits(Sequence[Hit]):
         return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
 
 
+class Turn(BaseModel):
+    """One question of a conversation and what was answered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    question: str
+    answer: str
+
+
 class Answer(BaseModel):
     """An answer and what it rests on."""
 
@@ -97,10 +106,29 @@ class Answer(BaseModel):
     )
     model: str | None = Field(description="the language model, for generated answers")
     cache: CacheState = Field(
-        default="miss", description="exact or semantic hit, miss, or bypass when the cache could not be asked"
+        default="miss",
+        description="exact or semantic hit, revalidated (a hit whose documents changed, and its evidence did not), "
+        "miss, or bypass when the cache could not be asked",
+    )
+    cache_reason: str | None = Field(
+        default=None, description="why the cache answered, or which guard refused the nearest stored question"
     )
     similarity: float | None = Field(default=None, description="cosine with the question that the hit was stored for")
     cached_question: str | None = Field(default=None, description="that question, for semantic hits")
+    entry: str | None = Field(
+        default=None, description="names the cache entry to `feedback`; None for what is not kept"
+    )
+    shared: bool = Field(
+        default=False, description="whether it was made for another asker of the same question at that time"
+    )
+    standalone_question: str | None = Field(
+        default=None, description="what a follow-up question was taken to mean; this is what was answered and cached"
+    )
     degraded: tuple[str, ...] = Field((), description="what was not done as it should have been; empty when all was")
-    tokens: dict[str, int] = Field(default_factory=dict[str, int], description="prompt and completion tokens paid for")
+    tokens: dict[str, int] = Field(
+        default_factory=dict[str, int], description="prompt and completion tokens paid for; empty for hits"
+    )
+    cost: float | None = Field(
+        default=None, description="US dollars by litellm's price list; 0 for hits, None where no price is known"
+    )
     timings: dict[str, float] = Field(default_factory=dict[str, float], description="milliseconds by phase, and total")

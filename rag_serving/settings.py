@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -39,9 +39,21 @@ class ServingSettings(EnvironmentSettings):
 
     redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL of the cache; in memory without")
     llm_model: NonEmpty | None = Field(None, description="litellm model name; without it answers are extracts")
-    llm_timeout: float = Field(30.0, gt=0, le=600, description="seconds for one call of the model")
+    llm_fallbacks: NonEmpty | None = Field(
+        None, description="litellm names of the models that are asked when the first fails, with commas between"
+    )
+    llm_timeout: float = Field(30.0, gt=0, le=600, description="seconds for one model, its retries included")
     llm_retries: int = Field(2, ge=0, le=10, description="further tries after a failed call of the model")
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="longest generated answer, in tokens")
+    llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="tokens of passages in a prompt at most")
+    llm_concurrency: int = Field(16, ge=1, le=1_024, description="calls of the model in flight at once")
+    queue_limit: int = Field(
+        256, ge=0, description="questions that may wait for a search or a call; others are refused"
+    )
+    ask_deadline: float = Field(120.0, gt=0, le=3_600, description="seconds that one question may take")
+    min_evidence: float | None = Field(
+        None, ge=-1, le=1, description="cosine below which passages answer nothing; by default that of the known model"
+    )
     catalog_refresh: float = Field(2.0, ge=0, le=3600, description="seconds that a catalog snapshot is used for")
     search_concurrency: int = Field(8, ge=1, le=256, description="table searches in flight at once")
     wide_shards: int = Field(
@@ -50,9 +62,23 @@ class ServingSettings(EnvironmentSettings):
     search_cache_bytes: int = Field(2**31, ge=2**24, description="bytes of indexes kept in memory at most")
     rerank_model: NonEmpty | None = Field(None, description="litellm name of a reranker; hits keep their order without")
     cache_ttl: int = Field(86_400, ge=1, description="seconds from the making of an answer to its end")
-    cache_similarity: float = Field(
-        0.98, ge=0.5, le=1.0, description="cosine from which a reworded question is the same"
+    cache_refusal_ttl: int = Field(300, ge=1, description="the same for an answer that says that nothing was found")
+    cache_mode: Literal["on", "shadow", "off"] = Field(
+        "on", description="shadow answers anew and logs what would have been served"
     )
+    cache_similarity: float = Field(
+        0.98, ge=0.5, le=1.0, description="cosine from which a reworded question needs no agreeing evidence"
+    )
+    cache_floor: float = Field(
+        0.75, ge=0.3, le=1.0, description="cosine below which stored questions are not looked at"
+    )
+    cache_max_error: float = Field(
+        0.01, gt=0, le=0.5, description="share of wrong answers that the guards may let through, among those served"
+    )
+    cache_calibration: NonEmpty | None = Field(
+        None, description="file that rag-serving calibrate wrote; the one shipped otherwise"
+    )
+    cache_entries: int = Field(100_000, ge=1, description="entries in Redis at most; the least used go first")
     cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds that the cache may take before it is bypassed")
     cache_memory_entries: int = Field(10_000, ge=1, description="bound of the in-memory cache, without Redis")
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(

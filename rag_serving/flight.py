@@ -1,0 +1,187 @@
+"""Single flight: what many ask at the same time is made once, and all of them follow it as it is made.
+
+Within a process the askers share one task. Between processes a `FlightBoard` (Redis) holds a lease for whoever leads,
+and what it has written so far; a leader that dies is replaced when its lease ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Protocol, runtime_checkable
+
+from pydantic import ValidationError
+
+from rag_serving.errors import CacheUnavailable
+from rag_serving.events import EVENT, Delta, Done, Event, Failed, Restart
+
+_log = logging.getLogger(__name__)
+
+LEASE_SECONDS = 3.0
+"""How long a leader that gives no sign of life is followed."""
+_KEPT_SECONDS = 60.0
+_MIRROR_SECONDS = 0.05
+_LOOK_SECONDS = 0.03
+
+Emit = Callable[[Event], None]
+Produce = Callable[[Emit], Awaitable[None]]
+"""Makes an answer: emits its events, the last one `Done` or `Failed`."""
+
+
+@runtime_checkable
+class FlightBoard(Protocol):
+    """Where processes see each other's flights. Methods raise `CacheUnavailable`."""
+
+    async def claim(self, flight: str, token: str, seconds: float) -> str | None: ...
+    async def leader(self, flight: str) -> str | None: ...
+    async def renew(self, flight: str, token: str, seconds: float) -> bool: ...
+    async def publish(self, flight: str, token: str, events: Sequence[bytes], seconds: float) -> None: ...
+    async def events(self, flight: str, token: str, after: int) -> list[bytes]: ...
+    async def release(self, flight: str, token: str) -> None: ...
+
+
+class _Flight:
+    """What was emitted so far, and who waits for more."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.ended = False
+        self.led = False
+        self._news = asyncio.Event()
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        self.ended = isinstance(event, (Done, Failed))
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def follow(self) -> AsyncGenerator[Event]:
+        seen = 0
+        while True:
+            while seen < len(self.events):
+                event = self.events[seen]
+                seen += 1
+                yield event
+                if isinstance(event, (Done, Failed)):
+                    return
+            await self._news.wait()
+
+
+class Flights:
+    """The flights of one process. Belongs to one event loop."""
+
+    def __init__(self, board: FlightBoard | None = None, *, lease_seconds: float = LEASE_SECONDS) -> None:
+        self._board = board
+        self._lease = lease_seconds
+        self._flying: dict[str, _Flight] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._flying)
+
+    async def join(self, key: str, produce: Produce) -> AsyncGenerator[tuple[Event, bool]]:
+        """The events of that flight from its first, each with whether it was made for this caller first of all.
+
+        What was begun goes on when its askers leave: others follow it, and its answer is worth keeping.
+        """
+        flight = self._flying.get(key)
+        began = flight is None
+        if flight is None:
+            flight = self._flying[key] = _Flight()
+            task = asyncio.create_task(self._fly(key, flight, produce))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        async for event in flight.follow():
+            yield event, began and flight.led
+
+    async def close(self) -> None:
+        """End what is under way; whoever waits gets an error."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fly(self, key: str, flight: _Flight, produce: Produce) -> None:
+        try:
+            if self._board is None:
+                flight.led = True
+                await produce(flight.emit)
+            else:
+                await self._fly_with_others(self._board, key, flight, produce)
+        except Exception as error:  # noqa: BLE001
+            _log.exception("a flight failed")
+            flight.emit(
+                Failed(error=type(error).__name__, message="making the answer failed unexpectedly; see the log")
+            )
+        finally:
+            if not flight.ended:
+                flight.emit(Failed(error="RagError", message="making the answer was cut off; ask again"))
+            if self._flying.get(key) is flight:
+                del self._flying[key]
+
+    async def _fly_with_others(self, board: FlightBoard, key: str, flight: _Flight, produce: Produce) -> None:
+        token = secrets.token_hex(16)
+        while not flight.ended:
+            try:
+                leader = await board.claim(key, token, self._lease)
+            except CacheUnavailable:
+                flight.led = True
+                await produce(flight.emit)
+                return
+            if leader is None:
+                await self._lead(board, key, token, flight, produce)
+                return
+            await self._follow(board, key, leader, flight)
+            if not flight.ended and any(isinstance(event, Delta) for event in flight.events):
+                flight.emit(Restart())
+
+    async def _lead(self, board: FlightBoard, key: str, token: str, flight: _Flight, produce: Produce) -> None:
+        flight.led = True
+        mirror = asyncio.create_task(self._mirror(board, key, token, flight, len(flight.events)))
+        try:
+            await produce(flight.emit)
+        finally:
+            if not flight.ended:  # cancelled: the next one takes over at once
+                mirror.cancel()
+            await asyncio.gather(mirror, return_exceptions=True)
+            with suppress(CacheUnavailable):
+                await board.release(key, token)
+
+    async def _mirror(self, board: FlightBoard, key: str, token: str, flight: _Flight, sent: int) -> None:
+        """Write down what is emitted, and stay the leader meanwhile."""
+        loop = asyncio.get_running_loop()
+        renewed = loop.time()
+        while True:
+            ended, news = flight.ended, flight.events[sent:]
+            try:
+                if news:
+                    await board.publish(key, token, [EVENT.dump_json(event) for event in news], _KEPT_SECONDS)
+                    sent += len(news)
+                if not ended and loop.time() - renewed > self._lease / 3:
+                    await board.renew(key, token, self._lease)
+                    renewed = loop.time()
+            except CacheUnavailable as error:  # the others will make theirs themselves
+                _log.warning("cannot show other processes what is being answered: %s", error)
+                return
+            if ended:
+                return
+            await asyncio.sleep(_MIRROR_SECONDS)
+
+    async def _follow(self, board: FlightBoard, key: str, leader: str, flight: _Flight) -> None:
+        """Emit what the leader writes until it ends, or is the leader no more."""
+        seen = 0
+        try:
+            while True:
+                alive = await board.leader(key) == leader  # asked first: the last events are written before it ends
+                for data in await board.events(key, leader, seen):
+                    seen += 1
+                    flight.emit(EVENT.validate_json(data))
+                if flight.ended or not alive:
+                    return
+                await asyncio.sleep(_LOOK_SECONDS)
+        except (CacheUnavailable, ValidationError) as error:
+            _log.warning("cannot follow what another process answers: %s", type(error).__name__)
+            await asyncio.sleep(_LOOK_SECONDS)
