@@ -76,12 +76,15 @@ class KafkaBroker:
 
 
 @contextlib.contextmanager
-def redis_server(binaries: Path, *, search: bool = True) -> Generator[RedisServer]:
-    """Redis, with the search commands unless `search` is false; raises `ServerFailedError`."""
+def redis_server(binaries: Path, *, search: bool = True, cluster: bool = False) -> Generator[RedisServer]:
+    """Redis, with the search commands unless `search` is false; raises `ServerFailedError`.
+
+    A `cluster` is of one node that holds all slots: it refuses whatever reaches over several of them, as others do.
+    """
     with _folder("redis") as folder, contextlib.ExitStack() as stack:
 
         def start() -> RedisServer:
-            (port,) = _free_ports(1)
+            port, bus = _free_ports(2)
             command = [
                 str(redis_program(binaries)),
                 "--port",
@@ -92,10 +95,15 @@ def redis_server(binaries: Path, *, search: bool = True) -> Generator[RedisServe
                 str(folder),
             ]
             command += ["--save", "", "--appendonly", "no"]
+            if cluster:
+                command += ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-announce-ip", HOST]
             if search:
                 command += ["--loadmodule", str(redisearch_module(binaries))]
             process = _start(stack, command, folder)
             _wait_until(lambda: _is_redis(port, process.pid), process, folder)
+            if cluster:
+                _take_all_slots(port)
+                _wait_until(lambda: _serves_slots(port), process, folder)
             return RedisServer(f"redis://{HOST}:{port}/0", process)
 
         yield _with_other_ports(start)
@@ -221,6 +229,16 @@ def _is_redis(port: int, pid: int) -> bool:
             return f"process_id:{pid}\r\n".encode() in connection.recv(65_536)
     except OSError:
         return False
+
+
+def _take_all_slots(port: int) -> None:
+    with redis.Redis(HOST, port) as client:
+        client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16_383)
+
+
+def _serves_slots(port: int) -> bool:
+    with redis.Redis(HOST, port) as client:
+        return "cluster_state:ok" in str(client.execute_command("CLUSTER INFO"))
 
 
 def _remove_sockets(ports: Sequence[int]) -> None:
