@@ -1,0 +1,1 @@
+"""How well the cache tells a reworded question from another one: ``python -m benchmarks.guards``."""
