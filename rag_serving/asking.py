@@ -28,10 +28,10 @@ from rag_serving.cache import AnswerCache, Entry, Found, Note, digest_of, questi
 from rag_serving.catalog import CatalogEntry, Snapshot
 from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavailable, RagError
 from rag_serving.events import Done, Event, Failed, Sources, replayed
-from rag_serving.evidence import Evidence, evidence_of, same_evidence
+from rag_serving.evidence import evidence_of, same_evidence
 from rag_serving.flight import Emit, Flights
 from rag_serving.gate import Gate
-from rag_serving.guards import Judge, Pair
+from rag_serving.guards import Evidence, Judge, Pair
 from rag_serving.query_embedding import QueryEmbedders
 from rag_serving.results import Answer, CacheState, Hit
 from rag_serving.search import Query, Searcher
@@ -125,7 +125,6 @@ class Answerer:
         model: LanguageModel | None,
         mode: CacheMode,
         sure: float,
-        floor: float,
         weak: Callable[[str, Sequence[Hit], str], bool],
         searches: Gate,
         calls: Gate,
@@ -140,7 +139,6 @@ class Answerer:
         self._model = model
         self._mode: CacheMode = mode
         self._sure = sure
-        self._floor = floor
         self._weak = weak
         self._searches = searches
         self._calls = calls
@@ -167,7 +165,10 @@ class Answerer:
         vector = _cache_vector(vectors)
         # A part of a long question says nothing about the whole.
         if self._mode != "off" and vector is not None and not cut and not problems:
-            near = await self._tolerant(self._cache.nearest(asked.tag, vector, self._floor), problems) or []
+            near = (
+                await self._tolerant(self._cache.nearest(asked.tag, vector, self._judge.least_similarity), problems)
+                or []
+            )
             near = [one for one in near if one.entry.key != question_key(asked.question)]
             clock.lap("cache")
             sure = self._surely(asked, near)
@@ -194,7 +195,7 @@ class Answerer:
         """The stored question that is surely the same: so near that its particulars alone have to agree."""
         for found in near:
             if found.similarity >= self._sure and found.entry.digests == asked.digests:
-                verdict = self._judge.judge(_pair(asked, found, None, sure=True))
+                verdict = self._judge.judge(_pair(asked, found, None))
                 if verdict.serve:
                     return found, verdict.reason
         return None
@@ -280,7 +281,7 @@ class Answerer:
         """The entry of another question, if the guards find that it means the same and it still holds."""
         asked = work.asked
         for found in work.near:
-            verdict = self._judge.judge(_pair(asked, found, evidence, sure=found.similarity >= self._sure))
+            verdict = self._judge.judge(_pair(asked, found, evidence))
             entry = found.entry
             if verdict.serve and entry.digests != asked.digests:
                 held = await self._held(asked, entry, problems)
@@ -356,7 +357,7 @@ class Answerer:
         if self._mode == "off" or problems or faults:
             return answer
         cited = {citation.chunk_id for citation in answer.citations}
-        marked = [one.model_copy(update={"cited": one.chunk_id in cited}) for one in evidence]
+        marked = [replace(one, cited=one.chunk_id in cited) for one in evidence]
         answer = answer.model_copy(update={"entry": f"{asked.tag}:{question_key(asked.question)}"})
         kept = self._cache.keep(asked.tag, asked.tenant, _cache_vector(work.vectors), answer, asked.digests, marked)
         return answer if await self._tolerant(kept, problems) else answer.model_copy(update={"entry": None})
@@ -432,7 +433,7 @@ def _cache_vector(vectors: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray
     return vectors[min(vectors)] if vectors else None
 
 
-def _pair(asked: Asked, found: Found, evidence: Sequence[Evidence] | None, *, sure: bool) -> Pair:
+def _pair(asked: Asked, found: Found, evidence: Sequence[Evidence] | None) -> Pair:
     return Pair(
         asked=asked.question,
         cached=found.entry.question,
@@ -440,7 +441,6 @@ def _pair(asked: Asked, found: Found, evidence: Sequence[Evidence] | None, *, su
         asked_evidence=evidence,
         cached_evidence=found.entry.evidence if evidence is not None else None,
         scope_words=asked.scope_words,
-        sure=sure,
     )
 
 

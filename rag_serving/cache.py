@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from rag_serving.evidence import Evidence
+from rag_serving.guards import Evidence, Guard
 from rag_serving.results import Answer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Note(BaseModel):
     similarity: float | None
     asked_evidence: tuple[Evidence, ...] = ()
     cached_evidence: tuple[Evidence, ...] = ()
-    guard: str | None = Field(default=None, description="which guard refused")
+    guard: Guard | None = Field(default=None, description="which guard refused")
     risk: float | None = Field(default=None, description="estimated probability that serving would have been wrong")
     same: bool | None = Field(default=None, description="whether the answer was right, where a person said so")
     at: float

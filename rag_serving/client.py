@@ -103,7 +103,6 @@ class AsyncRagClient:
             model=self._model,
             mode=settings.cache_mode,
             sure=settings.cache_similarity,
-            floor=settings.cache_floor,
             weak=partial(_is_weak, settings.min_evidence),
             searches=self._searches,
             calls=self._calls,
@@ -493,9 +492,10 @@ def _configured_model(settings: ServingSettings) -> LanguageModel | None:
 
 
 def _configured_judge(settings: ServingSettings) -> Judge:
+    error, sure = settings.cache_max_error, settings.cache_similarity
     if settings.cache_calibration is None:
-        return Judge.shipped(max_error=settings.cache_max_error)
-    return Judge.from_file(Path(settings.cache_calibration), max_error=settings.cache_max_error)
+        return Judge.shipped(max_error=error, sure=sure)
+    return Judge.from_file(Path(settings.cache_calibration), max_error=error, sure=sure)
 
 
 def _is_weak(floor: float | None, question: str, hits: Sequence[Hit], fingerprint: str) -> bool:

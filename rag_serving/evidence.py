@@ -6,20 +6,8 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from rag_serving.guards import Evidence
 from rag_serving.results import Hit
-
-
-class Evidence(BaseModel):
-    """One passage that was found for a question."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    chunk_id: str
-    content_hash: str = Field(description="over everything of the passage that an answer can be made from")
-    score: float | None = Field(description="cosine with the question")
-    cited: bool = Field(False, description="whether the answer refers to it")
 
 
 def evidence_of(hits: Sequence[Hit], cited: frozenset[str] = frozenset()) -> tuple[Evidence, ...]:

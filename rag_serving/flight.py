@@ -50,11 +50,14 @@ class _Flight:
         self.events: list[Event] = []
         self.ended = False
         self.led = False
+        self.over = asyncio.Event()
         self._news = asyncio.Event()
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
         self.ended = isinstance(event, (Done, Failed))
+        if self.ended:
+            self.over.set()
         self._news.set()
         self._news = asyncio.Event()
 
@@ -76,7 +79,7 @@ class Flights:
     def __init__(self, board: FlightBoard | None = None, *, lease_seconds: float = LEASE_SECONDS) -> None:
         self._board = board
         self._lease = lease_seconds
-        self._flying: dict[str, _Flight] = {}
+        self._flying: dict[str, tuple[_Flight, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -87,11 +90,12 @@ class Flights:
 
         What was begun goes on when its askers leave: others follow it, and its answer is worth keeping.
         """
-        flight = self._flying.get(key)
-        began = flight is None
-        if flight is None:
-            flight = self._flying[key] = _Flight()
-            task = asyncio.create_task(self._fly(key, flight, produce))
+        flight, before = self._flying.get(key, (None, None))
+        began = flight is None or flight.ended  # what has its answer is only being put away
+        if flight is None or flight.ended:
+            flight = _Flight()
+            task = asyncio.create_task(self._fly(key, flight, produce, before))
+            self._flying[key] = flight, task
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         async for event in flight.follow():
@@ -104,8 +108,10 @@ class Flights:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _fly(self, key: str, flight: _Flight, produce: Produce) -> None:
+    async def _fly(self, key: str, flight: _Flight, produce: Produce, before: asyncio.Task[None] | None) -> None:
         try:
+            if before is not None:
+                await asyncio.wait([before])
             if self._board is None:
                 flight.led = True
                 await produce(flight.emit)
@@ -119,7 +125,7 @@ class Flights:
         finally:
             if not flight.ended:
                 flight.emit(Failed(error="RagError", message="making the answer was cut off; ask again"))
-            if self._flying.get(key) is flight:
+            if self._flying.get(key, (None, None))[0] is flight:
                 del self._flying[key]
 
     async def _fly_with_others(self, board: FlightBoard, key: str, flight: _Flight, produce: Produce) -> None:
@@ -168,7 +174,8 @@ class Flights:
                 return
             if ended:
                 return
-            await asyncio.sleep(_MIRROR_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(flight.over.wait(), _MIRROR_SECONDS)
 
     async def _follow(self, board: FlightBoard, key: str, leader: str, flight: _Flight) -> None:
         """Emit what the leader writes until it ends, or is the leader no more."""

@@ -92,8 +92,7 @@ class RedisStore:
         command = (
             *("FT.SEARCH", self._index(dimensions)),
             f"(@tag:{{{tag}}})=>[KNN {NEIGHBOURS} @{_field(dimensions)} $vector AS distance]",
-            *("PARAMS", 2, "vector", _bytes(vector), "RETURN", 2, "entry", "distance"),
-            *("LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
+            *("PARAMS", 2, "vector", _bytes(vector), "NOCONTENT", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
         )
         try:
             answer = await self._guarded(lambda: self._search_command(*command))
@@ -102,12 +101,19 @@ class RedisStore:
                 raise CacheUnavailable(f"the cache refused a search: {error}") from error
             self._indexed.discard(dimensions)  # the server was flushed; the next question makes the index anew
             return []
+        # Names alone, and the rest from the hashes: the servers differ in what else they return, some of it nothing.
+        names = [name for name in _ids(answer) if name.startswith(self._name(tag, ""))]
+        if not names:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.hmget(name, ["entry", _field(dimensions)])
         found: list[Found] = []
-        for document in _documents(answer):
-            entry = _read_entry(document.get("entry"))
-            if entry is not None:
-                found.append(Found(entry, 1.0 - float(document["distance"])))
-        return sorted(found, key=lambda one: -one.similarity)  # not every server orders them
+        for data, stored in await self._answered(pipeline.execute):
+            entry = _read_entry(data)
+            if entry is not None and stored is not None and len(stored) == 4 * dimensions:
+                found.append(Found(entry, float(np.frombuffer(stored, dtype="<f4") @ vector)))
+        return sorted(found, key=lambda one: -one.similarity)
 
     async def put(self, tag: str, key: str, vector: npt.NDArray[np.float32] | None, entry: Entry) -> None:
         indexed = vector is not None and await self._ensure_index(len(vector))
@@ -332,16 +338,13 @@ def _read_entry(data: Any) -> Entry | None:
         return None
 
 
-def _documents(answer: Any) -> list[dict[str, Any]]:
-    """The fields of each found hash, whether the server speaks RESP2 (flat lists) or RESP3 (maps)."""
+def _ids(answer: Any) -> list[str]:
+    """The names of the found hashes, whether the server speaks RESP2 (a list) or RESP3 (a map)."""
     if isinstance(answer, dict):
         by_name = {_text(name): value for name, value in cast("dict[Any, Any]", answer).items()}
         rows = [{_text(name): value for name, value in row.items()} for row in by_name.get("results", [])]
-        return [{_text(name): value for name, value in row["extra_attributes"].items()} for row in rows]
-    flat = cast("list[Any]", answer)
-    return [
-        {_text(name): value for name, value in zip(fields[::2], fields[1::2], strict=True)} for fields in flat[2::2]
-    ]
+        return [_text(row["id"]) for row in rows]
+    return [_text(name) for name in cast("list[Any]", answer)[1:]]
 
 
 def _text(name: Any) -> str:

@@ -67,10 +67,7 @@ class ServingSettings(EnvironmentSettings):
         "on", description="shadow answers anew and logs what would have been served"
     )
     cache_similarity: float = Field(
-        0.98, ge=0.5, le=1.0, description="cosine from which a reworded question needs no agreeing evidence"
-    )
-    cache_floor: float = Field(
-        0.75, ge=0.3, le=1.0, description="cosine below which stored questions are not looked at"
+        0.98, gt=0, le=1.0, description="cosine from which a reworded question needs no agreeing evidence"
     )
     cache_max_error: float = Field(
         0.01, gt=0, le=0.5, description="share of wrong answers that the guards may let through, among those served"

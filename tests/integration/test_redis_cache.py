@@ -20,7 +20,7 @@ import redis
 from rag_serving.cache import Entry, Note
 from rag_serving.client import AsyncRagClient, RagClient
 from rag_serving.errors import CacheUnavailable, SettingsError
-from rag_serving.evidence import Evidence
+from rag_serving.guards import Evidence
 from rag_serving.redis_store import RedisStore, open_redis
 from rag_serving.results import Answer
 from rag_serving.settings import ServingSettings
@@ -87,16 +87,19 @@ def test_an_equal_question_hits_exactly_and_a_reworded_one_by_meaning(
 
 
 def test_a_question_about_another_year_is_not_served_from_it(sample_lake: str, redis_clean: str) -> None:
-    with open_client(sample_lake, redis_clean, cache_similarity=0.5, cache_floor=0.5) as client:
+    with open_client(sample_lake, redis_clean) as client:
         ask(client, ASKED)
         answer = ask(client, OTHER_YEAR)
     assert (answer.cache, answer.degraded) == ("miss", ())
 
 
-def test_a_question_below_the_floor_is_not_served_from_it(sample_lake: str, redis_clean: str) -> None:
-    with open_client(sample_lake, redis_clean, cache_floor=1.0) as client:
+def test_a_bound_that_no_calibration_keeps_leaves_the_sure_hits_alone(sample_lake: str, redis_clean: str) -> None:
+    with open_client(sample_lake, redis_clean, cache_max_error=1e-9, cache_similarity=0.999) as client:
         ask(client, ASKED)
-        assert ask(client, REWORDED).cache == "miss"
+        refused = ask(client, REWORDED)
+    assert refused.cache == "miss"
+    assert refused.cache_reason is not None
+    assert "refused by wording" in refused.cache_reason
 
 
 def test_two_clients_share_the_cache(sample_lake: str, redis_clean: str) -> None:
@@ -121,7 +124,7 @@ def test_two_clients_share_the_cache(sample_lake: str, redis_clean: str) -> None
 def test_another_scope_tenant_or_number_of_passages_shares_nothing(
     sample_lake: str, redis_clean: str, other: dict[str, Any]
 ) -> None:
-    with open_client(sample_lake, redis_clean, cache_similarity=0.5) as client:
+    with open_client(sample_lake, redis_clean) as client:
         ask(client, ASKED)
         assert ask(client, ASKED, **other).cache == "miss"
         assert ask(client, ASKED).cache == "exact"
@@ -164,7 +167,6 @@ def test_an_entry_that_outlived_its_time_is_a_miss(sample_lake: str, redis_clean
         (key,) = entries(server)
         entry = json.loads(server.hget(key, "entry"))
         server.hset(key, "entry", json.dumps({**entry, "expires_at": entry["created_at"] - 1}))
-        assert ask(client, REWORDED).cache == "miss"
         assert ask(client, ASKED).cache == "miss"
 
 
@@ -172,7 +174,7 @@ def test_the_least_used_entry_leaves_a_cache_that_is_full(
     sample_lake: str, redis_clean: str, server: redis.Redis
 ) -> None:
     questions = [ASKED, "Who reviews a change?", "How is a release made?"]
-    with open_client(sample_lake, redis_clean, cache_entries=2, cache_floor=1.0) as client:
+    with open_client(sample_lake, redis_clean, cache_entries=2) as client:
         ask(client, questions[0])
         ask(client, questions[1])
         assert ask(client, questions[0]).cache == "exact"
@@ -286,7 +288,6 @@ def test_garbage_under_the_key_is_a_miss_and_is_replaced(
         ask(client, ASKED)
         (key,) = entries(server)
         server.hset(key, "entry", garbage)
-        assert ask(client, REWORDED).cache == "miss"
         answer = ask(client, ASKED)
         assert (answer.cache, answer.degraded) == ("miss", ())
         assert ask(client, ASKED).cache == "exact"

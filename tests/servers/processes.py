@@ -16,7 +16,9 @@ import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import redis
 
 from tests.servers.binaries import kafka_program, redis_program, redisearch_module, weed_program
 
@@ -238,7 +240,8 @@ def _take_all_slots(port: int) -> None:
 
 def _serves_slots(port: int) -> bool:
     with redis.Redis(HOST, port) as client:
-        return "cluster_state:ok" in str(client.execute_command("CLUSTER INFO"))
+        info: Any = client.execute_command("CLUSTER INFO")
+        return info["cluster_state"] == "ok"
 
 
 def _remove_sockets(ports: Sequence[int]) -> None:

@@ -26,7 +26,7 @@ from rag_serving.cache import (
     scope_tag,
 )
 from rag_serving.errors import SettingsError
-from rag_serving.evidence import Evidence
+from rag_serving.guards import Evidence
 from rag_serving.redis_store import open_redis
 from rag_serving.results import Answer
 
