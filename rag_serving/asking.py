@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rag_serving.answer import (
+    ANSWER_CUT,
     INVENTED_CITATIONS,
     MODEL_UNAVAILABLE,
     LanguageModel,
@@ -45,7 +46,7 @@ _T = TypeVar("_T")
 
 CacheMode = Literal["on", "shadow", "off"]
 CACHE_UNAVAILABLE = "cache_unavailable"
-_FAULTLESS = (INVENTED_CITATIONS,)
+_FAULTLESS = (ANSWER_CUT, INVENTED_CITATIONS)
 """Marks with which an answer is kept all the same: the model would do so again."""
 
 

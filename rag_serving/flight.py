@@ -114,14 +114,9 @@ class Flights:
                 await asyncio.wait([before])
             if self._board is None:
                 flight.led = True
-                await produce(flight.emit)
+                await _produced(flight, produce)
             else:
                 await self._fly_with_others(self._board, key, flight, produce)
-        except Exception as error:  # noqa: BLE001
-            _log.exception("a flight failed")
-            flight.emit(
-                Failed(error=type(error).__name__, message="making the answer failed unexpectedly; see the log")
-            )
         finally:
             if not flight.ended:
                 flight.emit(Failed(error="RagError", message="making the answer was cut off; ask again"))
@@ -135,7 +130,7 @@ class Flights:
                 leader = await board.claim(key, token, self._lease)
             except CacheUnavailable:
                 flight.led = True
-                await produce(flight.emit)
+                await _produced(flight, produce)
                 return
             if leader is None:
                 await self._lead(board, key, token, flight, produce)
@@ -148,7 +143,7 @@ class Flights:
         flight.led = True
         mirror = asyncio.create_task(self._mirror(board, key, token, flight, len(flight.events)))
         try:
-            await produce(flight.emit)
+            await _produced(flight, produce)
         finally:
             if not flight.ended:  # cancelled: the next one takes over at once
                 mirror.cancel()
@@ -192,3 +187,13 @@ class Flights:
         except (CacheUnavailable, ValidationError) as error:
             _log.warning("cannot follow what another process answers: %s", type(error).__name__)
             await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _produced(flight: _Flight, produce: Produce) -> None:
+    """Have it made; what nobody foresaw ends it as an error for all who follow, too."""
+    try:
+        await produce(flight.emit)
+    except Exception as error:  # noqa: BLE001
+        _log.exception("making an answer failed")
+        if not flight.ended:
+            flight.emit(Failed(error=type(error).__name__, message="the answer failed unexpectedly; see the log"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBCOMMANDS = ("chunking", "retrieval")
+SUBCOMMANDS = ("chunking", "evidence", "retrieval")
 
 
 def main() -> None:

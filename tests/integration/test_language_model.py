@@ -2,72 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 
 from rag_serving.answer import LanguageModel
 from rag_serving.client import AsyncRagClient, RagClient
 from rag_serving.settings import ServingSettings
+from tests.stand_in import StandIn, stand_in_model
 
 QUESTION = "How many weeks of parental leave are on full pay?"
 
 
-@dataclass
-class StandIn:
-    """A model that answers with these words, or with an HTTP status; it keeps what it was asked."""
-
-    url: str = ""
-    words: tuple[str, ...] = ("46 weeks", " on full pay", " [1]", " [77].")
-    status: int = 200
-    requests: list[dict[str, Any]] = field(default_factory=list)
-
-
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    state = StandIn()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            state.requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(state.status)
-            if state.status != 200:
-                self.send_header("Content-Type", "application/json")
-                self.end_headers()
-                self.wfile.write(b'{"error": {"message": "overloaded", "type": "server_error"}}')
-                return
-            self.send_header("Content-Type", "text/event-stream")
-            self.end_headers()
-            for word in state.words:
-                self.event({"choices": [{"index": 0, "delta": {"content": word}}]})
-            self.event({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-            usage = {"prompt_tokens": 700, "completion_tokens": 9, "total_tokens": 709}
-            self.event({"choices": [], "usage": usage})
-            self.wfile.write(b"data: [DONE]\n\n")
-
-        def event(self, content: dict[str, Any]) -> None:
-            common = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "stand-in"}
-            self.wfile.write(f"data: {json.dumps({**common, **content})}\n\n".encode())
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named so by the base class
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    state.url = f"http://127.0.0.1:{server.server_port}/v1"
-    monkeypatch.setenv("OPENAI_API_KEY", "not-a-key")
-    monkeypatch.setenv("OPENAI_API_BASE", state.url)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with stand_in_model() as state:
+        for name, value in state.environment.items():
+            monkeypatch.setenv(name, value)
+        yield state
 
 
 @pytest.fixture
@@ -85,7 +37,7 @@ def test_a_model_behind_litellm_writes_the_answer_with_checked_citations_and_usa
     answer = client.ask(QUESTION, regions=["oslo"])
 
     assert answer.kind == "generated"
-    assert answer.text == "46 weeks on full pay [1] ."
+    assert answer.text == "46 weeks on full pay [1]."
     assert [citation.number for citation in answer.citations] == [1]
     assert answer.citations[0].shard.startswith("oslo/")
     assert answer.tokens == {"prompt": 700, "completion": 9}
@@ -118,3 +70,34 @@ def test_a_failing_model_gives_a_marked_extract_that_is_not_cached(client: RagCl
     assert (failed.kind, failed.degraded) == ("extract", ("model_unavailable",))
     assert "46 weeks" in failed.text
     assert (recovered.kind, recovered.cache) == ("generated", "miss")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fault", ["429", "500", "hangs", "cut"])
+def test_a_model_that_fails_in_any_way_is_followed_by_its_fallback(
+    sample_lake: str, stand_in: StandIn, fault: str
+) -> None:
+    stand_in.words = ("46 weeks", " [1].")
+    stand_in.faults = {"broken": fault}
+    settings = ServingSettings.model_validate({"lake_uri": sample_lake})
+    model = LanguageModel("openai/broken", timeout=3, retries=0, max_tokens=100, fallbacks=("openai/stand-in",))
+    with RagClient(lambda: AsyncRagClient(settings, model=model)) as client:
+        answer = client.ask(QUESTION, regions=["oslo"])
+    assert (answer.text, answer.model, answer.degraded) == ("46 weeks [1].", "openai/stand-in", ())
+    assert [request["model"] for request in stand_in.requests] == ["broken", "stand-in"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_follow_up_is_answered_and_cached_as_the_question_it_stands_for(client: RagClient, stand_in: StandIn) -> None:
+    stand_in.rewrite = QUESTION
+    stand_in.words = ("46 weeks [1].",)
+    history = [{"question": "Is there parental leave?", "answer": "Yes [1]."}]
+    first = client.ask("How many weeks are on full pay?", regions=["oslo"], history=history)
+    again = client.ask("How many weeks are on full pay?", regions=["oslo"], history=history)
+    direct = client.ask(QUESTION, regions=["oslo"])
+
+    assert (first.cache, first.standalone_question) == ("miss", QUESTION)
+    assert first.tokens == {"prompt": 1400, "completion": 18}
+    assert (again.cache, again.tokens) == ("exact", {})
+    assert (direct.cache, direct.standalone_question) == ("exact", None)
+    assert len(stand_in.requests) == 2
