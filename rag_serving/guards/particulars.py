@@ -1,7 +1,7 @@
 """What two questions must have in common whatever their vectors say: numbers, units, dates, names, codes and scope.
 
-An embedding hardly tells 2024 from 2025, "may" from "may not", "before" from "after" or Oslo from Bergen. `read` takes a
-question apart once; `disagreement` compares two of them and names the first guard that refuses. Rules and word lists,
+An embedding hardly tells 2024 from 2025, "may" from "may not", "before" from "after" or Oslo from Bergen. `read` takes
+a question apart once; `disagreement` compares two of them and names the first guard that refuses. Rules and word lists,
 no model: what they find can be shown, and holds in domains that no training pair came from.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -51,6 +50,7 @@ _FISCAL = re.compile(r"\b(?:fy|fiscal(?:\s+year)?)[\s-]*'?(\d{4}|\d{2})\b")
 _ERA = re.compile(r"\b(\d{1,4})\s*(bce|bc|ad|ce)\b|\b(\d{3}0|\d0)'?s\b")
 _NUMBER = re.compile(r"(?<![\w.,/+-])(?:(?<!\S)[-+])?(?:\d{1,3}(?:[,' .]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*)")
 _NUMBER_UNIT = re.compile(r"^(\d+(?:[.,]\d+)?)-?([^\W\d]+|%)$")
+_ROMAN = re.compile(r"\b(\w+) (ii|iii|II|III|IV|VI|VII|VIII|IX)\b|\b([A-Z]\w+) ([IVX])\b")
 _GLOSS = re.compile(r"([\w-]+) \(([^\W\d_]+)(?:'s)?\)")
 _ORDINAL = re.compile(r"^(\d+)(?:st|nd|rd|th|º|ª|er|ème|e)$")
 
@@ -78,6 +78,10 @@ class Question:
     scopes: frozenset[tuple[int, int]]
     kind: str
     """What is asked for, such as "when" or "count"; "what" and "how" may mean anything, "" is not known."""
+    tense: str
+    """"past", "present" or "future" by the first auxiliary verb, "" without one."""
+    persons: str
+    """Who is spoken of, in order: "1" the one who asks, "2" the one who answers."""
     relations: frozenset[tuple[str, str]]
     """Words of direction, each with the word it governs: `("from", "oslo")`."""
 
@@ -100,12 +104,14 @@ def read(text: str) -> Question:
     """A question taken apart; never fails, whatever the text."""
     plain = fold(text)
     folded = plain.casefold()
+    core = _OPENING.sub("", folded)
     scopes = _sides(lexicon.ALTERNATIVES, folded)
-    dates, rest = _dates(plain, folded)
+    dates, rest = _dates(folded)
     raw = [match[0] for match in _TOKEN.finditer(plain)]
     words = [_bare(token) for token in raw]
     tokens = tuple(word for word in words if word)
     numbers, codes = _numbers(rest)
+    numbers += _roman(plain)
     return Question(
         text=plain,
         tokens=tokens,
@@ -118,7 +124,9 @@ def read(text: str) -> Question:
         negations=_negations(folded),
         comparisons=_sides(lexicon.COMPARISONS, folded),
         scopes=scopes,
-        kind=_kind(folded),
+        kind=_kind(core),
+        tense=next((_TENSES[token] for token in tokens if token in _TENSES), ""),
+        persons=_persons(core),
         relations=_relations(tokens),
     )
 
@@ -129,14 +137,12 @@ def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] =
     `scope_words` are names that a question may be limited by and that are typed in any case, such as regions,
     departments and products: both questions must name the same of them.
     """
-    for guard, left, right in (
-        ("dates", asked.dates, cached.dates),
-        ("codes", asked.codes, cached.codes),
-    ):
-        if left != right:
-            return Disagreement(guard, f"{guard} differ: {_show(left, right)}")
-    values = [Counter(value for value, _ in question.numbers) for question in (asked, cached)]
-    if set(values[0]) != set(values[1]):
+    if asked.dates != cached.dates:
+        return Disagreement("dates", f"dates differ: {_show(asked.dates, cached.dates)}")
+    if asked.codes != cached.codes:
+        return Disagreement("codes", f"codes differ: {_show(asked.codes, cached.codes)}")
+    values = [{value for value, _ in question.numbers} for question in (asked, cached)]
+    if values[0] != values[1]:
         return Disagreement("numbers", f"numbers differ: {_show(values[0], values[1])}")
     if set(asked.numbers) != set(cached.numbers):
         units = [[f"{v} {u}".strip() for v, u in question.numbers] for question in (asked, cached)]
@@ -149,7 +155,7 @@ def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] =
         return Disagreement("scope", f"scopes differ: {_show(*limits)}")
     if asked.negations != cached.negations:
         return Disagreement("negation", "one of the questions negates what the other does not")
-    prefixed = _prefixed(asked.forms, cached.forms) or _prefixed(cached.forms, asked.forms)
+    prefixed = _prefixed(asked.tokens, cached.tokens) or _prefixed(cached.tokens, asked.tokens)
     if prefixed is not None:
         return Disagreement("negation", f"one says “{prefixed[0]}”, the other “{prefixed[1]}”")
     opposed = _opposed(asked.comparisons, cached.comparisons)
@@ -161,13 +167,19 @@ def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] =
     kinds = {asked.kind, cached.kind}
     if len(kinds) == 2 and (kinds <= _DEFINITE or ("how" in kinds and kinds & _UNLIKE_HOW)):
         return Disagreement("kind", f"one asks “{asked.kind}”, the other “{cached.kind}”")
+    if "when" == asked.kind == cached.kind and asked.tense and cached.tense and asked.tense != cached.tense:
+        return Disagreement("dates", f"one asks when in the {asked.tense}, the other in the {cached.tense}")
+    if asked.persons and cached.persons and not set(asked.persons) & set(cached.persons):
+        return Disagreement("scope", "one asks about the one who asks, the other about the one who answers")
+    if len(asked.persons) > 1 and asked.persons == cached.persons[::-1] != cached.persons:
+        return Disagreement("order", "“I” and “you” stand in each other's place")
     return _order(asked, cached)
 
 
 # --- dates and numbers -------------------------------------------------------------------------------------------
 
 
-def _dates(plain: str, folded: str) -> tuple[list[str], str]:
+def _dates(folded: str) -> tuple[list[str], str]:
     """Dates and times in one notation each, and the text without them."""
     found: list[str] = []
 
@@ -225,9 +237,8 @@ def _dates(plain: str, folded: str) -> tuple[list[str], str]:
         return f"{before or ''} "
 
     text = _LONE_MONTH.sub(lone, text)
-    for word in re.findall(r"[^\W\d]+(?:-feira)?", text):
-        if word in lexicon.WEEKDAYS:
-            found.append(f"weekday {lexicon.WEEKDAYS[word]}")
+    words = re.findall(r"[^\W\d]+(?:-feira)?", text)
+    found += [f"weekday {lexicon.WEEKDAYS[word]}" for word in words if word in lexicon.WEEKDAYS]
     return found, text
 
 
@@ -263,15 +274,23 @@ def _numbers(text: str) -> tuple[list[Number], frozenset[str]]:
             place += 1
             continue
         unit = lexicon.UNITS.get(words[place_after], "") if place_after < len(words) else ""
+        before = lexicon.UNITS.get(words[place - 1], "") if place else ""
         if unit:
             place_after += 1
-        elif (place and words[place - 1] in lexicon.UNITS and not words[place - 1].isalpha()) or (
-            place and lexicon.UNITS.get(words[place - 1]) in {"usd", "eur", "gbp", "nok", "jpy", "sek", "dkk", "chf"}
-        ):
-            unit = lexicon.UNITS[words[place - 1]]
+        elif before in lexicon.CURRENCIES:
+            unit = before
         numbers.append((value, unit))
         place = place_after
     return numbers, frozenset(codes)
+
+
+def _roman(plain: str) -> list[Number]:
+    """Roman numerals that follow a word; "I" and its like after a capital that begins no question, "Should I"."""
+    return [
+        ((match[2] or match[4]).casefold(), "")
+        for match in _ROMAN.finditer(plain)
+        if match[2] or match[3].casefold() not in _COMMON
+    ]
 
 
 def _spoken(parts: Sequence[str]) -> bool:
@@ -312,15 +331,13 @@ def _spoken_number(words: Sequence[str], place: int) -> tuple[str | None, int]:
 def _counts(word: str, following: str) -> bool:
     if following in lexicon.SCALES and len(following) > 1:
         return True
-    return word == "one" and following in lexicon.UNITS and following not in ("time", "timer")
+    return word == "one" and following in lexicon.UNITS
 
 
 def _apart(match: re.Match[str], text: str) -> bool:
     """Whether a number stands by itself, beside white space, punctuation, a unit's sign or Japanese."""
     after = text[match.end() : match.end() + 1]
-    if not after or after.isspace() or after in "%°$€£¥₹,.;:?!)'\"" or _CJK.match(after):
-        return True
-    return False
+    return not after or after.isspace() or after in "%°$€£¥₹,.;:?!)'\"" or _CJK.match(after) is not None
 
 
 def _value(number: str) -> str:
@@ -474,9 +491,9 @@ def _negations(folded: str) -> int:
     return count
 
 
-def _prefixed(words: frozenset[str], others: frozenset[str]) -> tuple[str, str] | None:
+def _prefixed(words: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
     """A word that the other question has with a negating prefix, and only so: necessary, unnecessary."""
-    for word in others - words:
+    for word in set(others) - set(words):
         for prefix in _PREFIXES:
             root = word.removeprefix(prefix)
             if root != word and len(root) >= 4 and root in words and root not in others:
@@ -486,13 +503,13 @@ def _prefixed(words: frozenset[str], others: frozenset[str]) -> tuple[str, str] 
 
 @cache
 def _side_patterns(
-    groups: tuple[tuple[str, ...], ...],
+    groups: lexicon.Groups,
 ) -> tuple[re.Pattern[str], dict[str, tuple[tuple[int, int], ...]]]:
     """One pattern for all phrases, the longest first, and where each belongs."""
     belongs: dict[str, list[tuple[int, int]]] = {}
     for group, sides in enumerate(groups):
         for side, phrases in enumerate(sides):
-            for phrase in phrases.split("|"):
+            for phrase in phrases:
                 belongs.setdefault(phrase, []).append((group, side))
     ordered = sorted(belongs, key=len, reverse=True)
     spaced = "|".join(re.escape(phrase) for phrase in ordered if not _CJK.search(phrase))
@@ -501,7 +518,7 @@ def _side_patterns(
     return pattern, {phrase: tuple(places) for phrase, places in belongs.items()}
 
 
-def _sides(groups: tuple[tuple[str, ...], ...], folded: str) -> frozenset[tuple[int, int]]:
+def _sides(groups: lexicon.Groups, folded: str) -> frozenset[tuple[int, int]]:
     pattern, belongs = _side_patterns(groups)
     return frozenset(place for match in pattern.finditer(folded) for place in belongs[match[0]])
 
@@ -526,10 +543,33 @@ def _mentioned(question: Question, scope_words: Iterable[str]) -> frozenset[str]
     return frozenset(found)
 
 
-_KINDS = tuple(
-    (kind, re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])" if kind != "definition" else pattern))
-    for kind, pattern in lexicon.WH_TYPES
+_OPENING = re.compile(
+    r"^(?:(?:hi|hello|hey|please|quick question|so|well|ok|okay)\b[\s,:!.]*)*"
+    r"(?:(?:can|could|would|will) you (?:please |kindly )?(?:tell|show|help|explain|give|let)(?: me| us)?(?: know)?"
+    r"|do you know|(?:please )?(?:tell|show|let) (?:me|us)(?: know)?|i(?: would|'d) like to know|i want to know"
+    r"|i need to know|i(?: am|'m) (?:wondering|trying to find out)|i wonder)\b[\s,:]*"
 )
+"""Politeness before the question, whose pronouns and verbs say nothing."""
+_WHETHER = re.compile(
+    r"(?:do|does|did|is|are|am|was|were|has|have|had|should|must|may|might|can|could|will|would)(?:n't)?\b"
+)
+_TENSES = {
+    **dict.fromkeys(("did", "was", "were", "had", "didn't", "wasn't", "weren't"), "past"),
+    **dict.fromkeys(("do", "does", "is", "are", "am", "has", "don't", "doesn't", "isn't", "aren't"), "present"),
+    **dict.fromkeys(("will", "won't", "shall"), "future"),
+}
+_FIRST = frozenset(["i", "me", "my", "mine", "we", "us", "our", "im", "ive"])
+_SECOND = frozenset(["you", "your", "yours"])
+
+
+def _kind_pattern(patterns: Sequence[str]) -> re.Pattern[str]:
+    """Words by themselves, but for Japanese, which has no spaces."""
+    spaced = "|".join(pattern for pattern in patterns if not _CJK.search(pattern))
+    unspaced = [pattern for pattern in patterns if _CJK.search(pattern)]
+    return re.compile("|".join([rf"(?<![\w-])(?:{spaced})(?![\w-])", *unspaced]))
+
+
+_KINDS = tuple((kind, _kind_pattern(patterns)) for kind, *patterns in lexicon.KINDS)
 _DEFINITE = frozenset(["count", "amount", "duration", "age", "frequency", "when", "where", "who", "why"])
 
 _UNLIKE_HOW = frozenset(["when", "where", "who", "why"])
@@ -538,14 +578,19 @@ _UNLIKE_HOW = frozenset(["when", "where", "who", "why"])
 def _kind(folded: str) -> str:
     """The kind of the question word that comes first; of two that begin together, the one listed first."""
     found = [(match.start(), order, kind) for order, (kind, p) in enumerate(_KINDS) if (match := p.search(folded))]
-    return min(found)[2] if found else ""
+    if found:
+        return min(found)[2]
+    return "whether" if _WHETHER.match(folded) else ""
+
+
+def _persons(core: str) -> str:
+    found = ["1" if word in _FIRST else "2" for word in re.findall(r"[^\W\d_]+", core) if word in _FIRST | _SECOND]
+    return "".join(person for place, person in enumerate(found) if found[place - 1 : place] != [person])
 
 
 # --- order -------------------------------------------------------------------------------------------------------
 
-_DIRECTIONS = frozenset(
-    ["from", "to", "into", "by", "than", "with", "against", "outside", "von", "nach", "desde", "hasta", "til", "fra"]
-)
+_DIRECTIONS = frozenset("from to into by than with against outside von nach desde hasta til fra".split())  # noqa: SIM905
 
 
 def _relations(tokens: Sequence[str]) -> frozenset[tuple[str, str]]:
@@ -562,9 +607,9 @@ def _order(asked: Question, cached: Question) -> Disagreement | None:
     """Whether the same words stand in another's place: from Oslo to Bergen, or who beat whom."""
     for direction, word in asked.relations:
         for other, same in cached.relations:
-            if word == same and direction != other and {direction, other} <= _DIRECTIONS:
-                if (other, word) not in asked.relations and (direction, word) not in cached.relations:
-                    return Disagreement("order", f"“{direction}” against “{other}” before one word")
+            both = (other, word) in asked.relations or (direction, word) in cached.relations
+            if word == same and direction != other and not both:
+                return Disagreement("order", f"“{direction}” against “{other}” before one word")
     left, right = (_content(question.tokens) for question in (asked, cached))
     shared = [word for word in left if word in set(right) and left.count(word) == 1 and right.count(word) == 1]
     if len(shared) >= 3:
@@ -584,5 +629,5 @@ def _show(left: Iterable[str], right: Iterable[str]) -> str:
     return f"{', '.join(sorted(left)) or 'none'} against {', '.join(sorted(right)) or 'none'}"[:160]
 
 
-def _sides_shown(groups: tuple[tuple[str, ...], ...], group: int, left: int, right: int) -> str:
-    return " against ".join(groups[group][side].split("|")[0] for side in (left, right))
+def _sides_shown(groups: lexicon.Groups, group: int, left: int, right: int) -> str:
+    return " against ".join(groups[group][side][0] for side in (left, right))

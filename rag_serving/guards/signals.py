@@ -26,6 +26,7 @@ NAMES: Final = (
     "other_light",
     "letters",
     "kind",
+    "tense",
     "order",
     "one_sided",
 )
@@ -54,6 +55,7 @@ def wording(asked: Question, cached: Question, similarity: float) -> tuple[float
     - `other_light`: as `other_words`, of words that seldom decide what is asked.
     - `letters`: 1 less the Dice coefficient of the character trigrams.
     - `kind`: 1 where the question words differ.
+    - `tense`: 1 where one asks for what was, the other for what is or will be.
     - `order`: the share of common content words that stand in another order.
     - `one_sided`: opposites ("before", "manager", "last year") that one of the questions has and the other has not.
     """
@@ -68,6 +70,7 @@ def wording(asked: Question, cached: Question, similarity: float) -> tuple[float
         light,
         1.0 - _dice(_trigrams(asked.text), _trigrams(cached.text)),
         float(asked.kind != cached.kind),
+        float(asked.tense != cached.tense and bool(asked.tense and cached.tense)),
         _disorder(list(left.heavy), list(right.heavy)),
         float(min(sides, 4)),
     )
