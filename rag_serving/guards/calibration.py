@@ -105,26 +105,26 @@ def fit_logistic(
     `values` holds a row of signals for each pair, `mass` what each counts. The penalty is on the weights of signals
     scaled to a deviation of 1.
     """
-    # Any: numpy's own types lose the element type in half of these operations.
-    matrix: Any = np.asarray(values, dtype=np.float64)
-    target: Any = np.asarray(wrong, dtype=np.float64)
-    counts: Any = np.asarray(mass, dtype=np.float64)
-    scale: Any = matrix.std(0)
+    numeric: Any = np  # its own types lose the element type in half of these operations
+    matrix = numeric.asarray(values, dtype=numeric.float64)
+    target = numeric.asarray(wrong, dtype=numeric.float64)
+    counts = numeric.asarray(mass, dtype=numeric.float64)
+    scale = matrix.std(0)
     scale[scale == 0] = 1.0
     active = list(range(len(scale)))
     while True:
-        columns: Any = np.column_stack([np.ones(len(target)), (matrix / scale)[:, active]])
-        ridge: Any = np.diag([1e-6, *[penalty] * len(active)])
-        beta: Any = np.zeros(columns.shape[1])
+        columns = numeric.column_stack([numeric.ones(len(target)), (matrix / scale)[:, active]])
+        ridge = numeric.diag([1e-6, *[penalty] * len(active)])
+        beta = numeric.zeros(columns.shape[1])
         for _ in range(50):
-            p: Any = 1 / (1 + np.exp(-np.clip(columns @ beta, -30, 30)))
-            gradient: Any = columns.T @ (counts * (target - p)) - ridge @ beta
-            curvature: Any = columns.T @ (columns * (counts * np.maximum(p * (1 - p), 1e-9))[:, None]) + ridge
-            step: Any = np.linalg.solve(curvature, gradient)
-            beta += np.clip(step, -5, 5)
-            if float(np.abs(step).max()) < 1e-8:
+            p = 1 / (1 + numeric.exp(-numeric.clip(columns @ beta, -30, 30)))
+            gradient = columns.T @ (counts * (target - p)) - ridge @ beta
+            curvature = columns.T @ (columns * (counts * numeric.maximum(p * (1 - p), 1e-9))[:, None]) + ridge
+            step = numeric.linalg.solve(curvature, gradient)
+            beta += numeric.clip(step, -5, 5)
+            if float(numeric.abs(step).max()) < 1e-8:
                 break
-        fitted = dict(zip(active, beta[1:].tolist(), strict=True))
+        fitted: dict[int, float] = dict(zip(active, beta[1:].tolist(), strict=True))
         if all(weight >= 0 for weight in fitted.values()):
             return float(beta[0]), [fitted.get(column, 0.0) / float(scale[column]) for column in range(len(scale))]
         active = [column for column, weight in fitted.items() if weight > 0]

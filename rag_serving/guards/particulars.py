@@ -8,13 +8,13 @@ no model: what they find can be shown, and holds in domains that no training pai
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Literal
 
-from rag_serving.guards import lexicon
+from rag_serving.guards import lexicon, quantities
+from rag_serving.guards.words import CJK, COMMON, TOKEN, bare, fold, singular, spaced
 
 Guard = Literal[
     "dates", "codes", "numbers", "units", "names", "negation", "comparison", "scope", "kind", "order",
@@ -22,40 +22,7 @@ Guard = Literal[
 ]  # fmt: skip
 """What refused a hit. The last three are not of this module."""
 
-_TOKEN = re.compile(
-    r"[\w.+-]+@[\w-]+\.[\w.-]+"  # addresses
-    r"|\.?[^\W_]+(?:[.:/_&#@+’'-]+[^\W_]+)*(?:\+\+|\+|#)?"
-    r"|[%°$€£¥₹]"
-)
-_CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
-_MARKS = str.maketrans(
-    {"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-", "\u00a0": " ", "\u202f": " "}
-)
-
-_MONTH = "|".join(sorted(map(re.escape, lexicon.MONTHS), key=len, reverse=True))
-_ISO = re.compile(r"(?<![\d-])(\d{4})-(\d{1,2})(?:-(\d{1,2}))?(?![\d-])")
-_JAPANESE_DATE = re.compile(r"(?:(\d{4})年)?(\d{1,2})月(?:(\d{1,2})日)?")
-_SLASHED = re.compile(r"\b(\d{1,2})([./])(\d{1,2})\2(\d{4}|\d{2})\b")
-_DAY_MONTH = re.compile(
-    rf"\b(\d{{1,2}})(?:st|nd|rd|th|er|º|\.)?\s*(?:of\s+|de\s+|-)?({_MONTH})\b\.?(?:,?\s*(?:of\s+|de\s+|-)?(\d{{4}}))?"
-)
-_MONTH_DAY = re.compile(rf"\b({_MONTH})\b\.?\s+(?:the\s+)?(\d{{1,2}})(?:st|nd|rd|th)?\b(?!:)(?:,?\s+(\d{{4}}))?")
-_MONTH_YEAR = re.compile(rf"\b({_MONTH})\b\.?,?\s+(?:of\s+|de\s+)?'?(\d{{4}})\b")
-_LONE_MONTH = re.compile(rf"(?:\b([\w]+)\s+)?\b({_MONTH})\b")
-_CLOCK = re.compile(
-    r"\b(\d{1,2})(?:[:.h](\d{2}))?\s*([ap])\.?m\b\.?|\b(\d{1,2}):(\d{2})\b|\b(\d{1,2})\s*uhr\b|(\d{1,2})時(?!間)"
-)
-_QUARTER = re.compile(r"\b(q[1-4]|h[12])\b|\b(first|second|third|fourth|last)[\s-]+(quarter|half)\b")
-_FISCAL = re.compile(r"\b(?:fy|fiscal(?:\s+year)?)[\s-]*'?(\d{4}|\d{2})\b")
-_ERA = re.compile(r"\b(\d{1,4})\s*(bce|bc|ad|ce)\b|\b(\d{3}0|\d0)'?s\b")
-_NUMBER = re.compile(r"(?<![\w.,/+-])(?:(?<!\S)[-+])?(?:\d{1,3}(?:[,' .]\d{3})+(?!\d)(?:[.,]\d+)?|\d+(?:[.,]\d+)*)")
-_NUMBER_UNIT = re.compile(r"^(\d+(?:[.,]\d+)?)-?([^\W\d]+|%)$")
-_ROMAN = re.compile(r"\b(\w+) (ii|iii|II|III|IV|VI|VII|VIII|IX)\b|\b([A-Z]\w+) ([IVX])\b")
 _GLOSS = re.compile(r"([\w-]+) \(([^\W\d_]+)(?:'s)?\)")
-_ORDINAL = re.compile(r"^(\d+)(?:st|nd|rd|th|º|ª|er|ème|e)$")
-
-Number = tuple[str, str]
-"""A value as text, with "#" before an ordinal, and its unit or ""."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +34,7 @@ class Question:
     """Case-folded words in order, dates and numbers among them, possessive endings off."""
     forms: frozenset[str]
     """What a name may be found as: the words, their parts, and both without a plural ending."""
-    numbers: tuple[Number, ...]
+    numbers: tuple[quantities.Number, ...]
     dates: tuple[str, ...]
     codes: frozenset[str]
     names: frozenset[str]
@@ -94,11 +61,6 @@ class Disagreement:
     reason: str
 
 
-def fold(text: str) -> str:
-    """Compatibility forms, quotes and dashes made plain, white space single, case kept."""
-    return " ".join(unicodedata.normalize("NFKC", text).translate(_MARKS).split())
-
-
 @lru_cache(maxsize=4096)
 def read(text: str) -> Question:
     """A question taken apart; never fails, whatever the text."""
@@ -106,12 +68,12 @@ def read(text: str) -> Question:
     folded = plain.casefold()
     core = _OPENING.sub("", folded)
     scopes = _sides(lexicon.ALTERNATIVES, folded)
-    dates, rest = _dates(folded)
-    raw = [match[0] for match in _TOKEN.finditer(plain)]
-    words = [_bare(token) for token in raw]
+    dates, rest = quantities.dates(folded)
+    raw = [match[0] for match in TOKEN.finditer(plain)]
+    words = [bare(token) for token in raw]
     tokens = tuple(word for word in words if word)
-    numbers, codes = _numbers(rest)
-    numbers += _roman(plain)
+    numbers, codes = quantities.numbers(rest)
+    numbers += quantities.roman(plain)
     return Question(
         text=plain,
         tokens=tokens,
@@ -176,199 +138,7 @@ def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] =
     return _order(asked, cached)
 
 
-# --- dates and numbers -------------------------------------------------------------------------------------------
-
-
-def _dates(folded: str) -> tuple[list[str], str]:
-    """Dates and times in one notation each, and the text without them."""
-    found: list[str] = []
-
-    def take(name: str) -> str:
-        found.append(name)
-        return " "
-
-    def date(year: str | None, month: int, day: str | None) -> str:
-        if not 1 <= month <= 12 or (day is not None and not 1 <= int(day) <= 31):
-            return ""
-        return take(f"{year or '?'}-{month:02}" + (f"-{int(day):02}" if day else ""))
-
-    def slashed(match: re.Match[str]) -> str:
-        first, second = int(match[1]), int(match[3])
-        year = match[4] if len(match[4]) == 4 else f"20{match[4]}"
-        if match[2] == "." or first > 12:
-            return date(year, second, match[1]) or match[0]
-        if second > 12:
-            return date(year, first, match[3]) or match[0]
-        return take(f"{year}-{first}/{second}")  # day first or month first: nobody knows
-
-    def clock(match: re.Match[str]) -> str:
-        hour = int(next(part for part in (match[1], match[4], match[6], match[7]) if part))
-        minute = int(match[2] or match[5] or 0)
-        if match[3]:
-            hour = hour % 12 + (12 if match[3] == "p" else 0)
-        return take(f"{hour:02}:{minute:02}")
-
-    def quarter(match: re.Match[str]) -> str:
-        if match[1]:
-            return take(match[1])
-        number = {"first": 1, "second": 2, "third": 3, "fourth": 4, "last": 4 if match[3] == "quarter" else 2}
-        if match[2] == "last" and match[3] == "quarter":
-            return match[0]  # the one before this one, more often than the year's last
-        return take(f"{match[3][0]}{number[match[2]]}")
-
-    months = lexicon.MONTHS
-    text = folded
-    text = _ISO.sub(lambda m: date(m[1], int(m[2]), m[3]) or m[0], text)
-    text = _JAPANESE_DATE.sub(lambda m: date(m[1], int(m[2]), m[3]) or m[0], text)
-    text = _SLASHED.sub(slashed, text)
-    text = _DAY_MONTH.sub(lambda m: date(m[3], months[m[2]], m[1]) or m[0], text)
-    text = _MONTH_YEAR.sub(lambda m: date(m[2], months[m[1]], None) or m[0], text)
-    text = _MONTH_DAY.sub(lambda m: date(m[3], months[m[1]], m[2]) or m[0], text)
-    text = _FISCAL.sub(lambda m: take(f"fy{m[1][-2:]}"), text)
-    text = _QUARTER.sub(quarter, text)
-    text = _CLOCK.sub(clock, text)
-    text = _ERA.sub(lambda m: take(f"{m[1]}{'bc' if m[2][0] == 'b' else 'ad'}" if m[1] else f"{m[3]}s"), text)
-
-    def lone(match: re.Match[str]) -> str:
-        before, name = match[1], match[2]
-        if name in lexicon.AMBIGUOUS_MONTHS and before not in lexicon.BEFORE_MONTHS:
-            return match[0]
-        take(f"?-{months[name]:02}")
-        return f"{before or ''} "
-
-    text = _LONE_MONTH.sub(lone, text)
-    words = re.findall(r"[^\W\d]+(?:-feira)?", text)
-    found += [f"weekday {lexicon.WEEKDAYS[word]}" for word in words if word in lexicon.WEEKDAYS]
-    return found, text
-
-
-def _numbers(text: str) -> tuple[list[Number], frozenset[str]]:
-    """Numbers with their units, and codes: what mixes digits or signs with letters."""
-    numbers: list[Number] = []
-    codes: set[str] = set()
-    text = _NUMBER.sub(lambda match: f" {_value(match[0])} " if _apart(match, text) else match[0], text)
-    tokens = [match[0] for match in _TOKEN.finditer(text)]
-    words: list[str] = []
-    for token in tokens:
-        glued = _NUMBER_UNIT.match(token)
-        parts = token.split("-")
-        if (glued and glued[2] in lexicon.UNITS) or (glued and glued[2] in lexicon.SCALES):
-            words += [_value(glued[1]), glued[2]]
-        elif len(parts) > 1 and _spoken(parts):
-            words += parts
-        else:
-            words.append(token)
-    place = 0
-    while place < len(words):
-        value, place_after = _spoken_number(words, place)
-        if value is None:
-            word = words[place]
-            if any(c.isdigit() for c in word) or word.endswith(("+", "#")):
-                ordinal = _ORDINAL.match(word)
-                if ordinal:
-                    numbers.append((f"#{int(ordinal[1])}", ""))
-                elif not _CJK.search(word):
-                    codes.add(word.strip("."))
-            elif word in lexicon.ORDINALS and not (word == "second" and words[place - 1 : place] == ["per"]):
-                numbers.append((f"#{lexicon.ORDINALS[word]}", ""))
-            place += 1
-            continue
-        unit = lexicon.UNITS.get(words[place_after], "") if place_after < len(words) else ""
-        before = lexicon.UNITS.get(words[place - 1], "") if place else ""
-        if unit:
-            place_after += 1
-        elif before in lexicon.CURRENCIES:
-            unit = before
-        numbers.append((value, unit))
-        place = place_after
-    return numbers, frozenset(codes)
-
-
-def _roman(plain: str) -> list[Number]:
-    """Roman numerals that follow a word; "I" and its like after a capital that begins no question, "Should I"."""
-    return [
-        ((match[2] or match[4]).casefold(), "")
-        for match in _ROMAN.finditer(plain)
-        if match[2] or match[3].casefold() not in _COMMON
-    ]
-
-
-def _spoken(parts: Sequence[str]) -> bool:
-    """Whether a hyphenated word is a number with what is counted, as in "14-year-old"; "covid-19" is a code."""
-    head = parts[0]
-    if not all(part.isalpha() or part.isdecimal() for part in parts):
-        return False
-    if head.isdecimal():
-        return parts[1].isalpha()
-    return head in lexicon.NUMBER_WORDS or (head == "one" and parts[1] in lexicon.UNITS)
-
-
-def _spoken_number(words: Sequence[str], place: int) -> tuple[str | None, int]:
-    """A number in digits or words that begins there, and the place after it."""
-    word = words[place]
-    if re.fullmatch(r"[-+]?\d+(?:\.\d+)?", word):
-        value = float(word)
-        place += 1
-    elif word in lexicon.NUMBER_WORDS:
-        value = float(lexicon.NUMBER_WORDS[word])
-        place += 1
-        if value >= 20 and place < len(words):
-            digit = 1 if words[place] == "one" else lexicon.NUMBER_WORDS.get(words[place], 10)
-            if digit < 10:
-                value += digit
-                place += 1
-    elif word in ("one", "a", "an") and place + 1 < len(words) and _counts(word, words[place + 1]):
-        value = 1.0
-        place += 1
-    else:
-        return None, place
-    while place < len(words) and words[place] in lexicon.SCALES:
-        value *= lexicon.SCALES[words[place]]
-        place += 1
-    return _plain(value), place
-
-
-def _counts(word: str, following: str) -> bool:
-    if following in lexicon.SCALES and len(following) > 1:
-        return True
-    return word == "one" and following in lexicon.UNITS
-
-
-def _apart(match: re.Match[str], text: str) -> bool:
-    """Whether a number stands by itself, beside white space, punctuation, a unit's sign or Japanese."""
-    after = text[match.end() : match.end() + 1]
-    return not after or after.isspace() or after in "%°$€£¥₹,.;:?!)'\"" or _CJK.match(after) is not None
-
-
-def _value(number: str) -> str:
-    """Digits without grouping: 1,000 and 1 000 are 1000; 2,5 is 2.5; a version such as 1.2.3 stays."""
-    sign = "-" if number.startswith("-") else ""
-    digits = number.lstrip("+-")
-    if re.fullmatch(r"\d{1,3}(?:\.\d{3}){2,}(?:,\d+)?|\d{1,3}(?:\.\d{3})+,\d+", digits):
-        digits = digits.replace(".", "").replace(",", ".")
-    elif re.fullmatch(r"\d{1,3}(?:[,' ]\d{3})+(?:\.\d+)?", digits):
-        digits = re.sub(r"[,' ]", "", digits)
-    elif re.fullmatch(r"\d+,\d+", digits):
-        digits = digits.replace(",", ".")
-    try:
-        return sign + _plain(float(digits))
-    except ValueError:
-        return number
-
-
-def _plain(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else repr(value)
-
-
 # --- words -------------------------------------------------------------------------------------------------------
-
-
-def _bare(token: str) -> str:
-    """A word case-folded, without its possessive ending and the dots of an abbreviation."""
-    word = token.casefold().removesuffix("'s").removesuffix("'")
-    if re.fullmatch(r"(?:[^\W\d]\.)+[^\W\d]?", word):
-        word = word.replace(".", "")
-    return word.strip(".'-")
 
 
 def _forms(tokens: Sequence[str]) -> frozenset[str]:
@@ -397,28 +167,6 @@ def _unnamed(question: Question, other: Question) -> list[str]:
     return [name for name in missing if name not in known]
 
 
-def singular(word: str) -> str:
-    """A word without its plural ending, by Harman's S stemmer ("How effective is suffixing?", JASIS 1991)."""
-    if len(word) > 3 and word.endswith("ies") and not word.endswith(("eies", "aies")):
-        return word[:-3] + "y"
-    if len(word) > 3 and word.endswith("es") and not word.endswith(("aes", "ees", "oes", "ses", "xes", "hes")):
-        return word[:-1]
-    if len(word) > 4 and word.endswith(("sses", "xes", "ches", "shes")):
-        return word[:-2]
-    if len(word) > 3 and word.endswith("s") and not word.endswith(("us", "ss", "is")):
-        return word[:-1]
-    return word
-
-
-_COMMON = (
-    lexicon.STOP_WORDS
-    | lexicon.LIGHT_WORDS
-    | lexicon.NEGATIONS
-    | frozenset(lexicon.NUMBER_WORDS)
-    | frozenset(lexicon.ORDINALS)
-    | frozenset(lexicon.MONTHS)
-    | frozenset(lexicon.WEEKDAYS)
-)
 _PREFIXES = (
     "un",
     "in",
@@ -460,11 +208,13 @@ def _names(raw: Sequence[str], plain: str) -> frozenset[str]:
     for place, token in enumerate(raw):
         if not any(c.isupper() for c in token):
             continue
-        word = _bare(token)
+        word = bare(token)
         inner = any(c.isupper() for c in token[1:])
+        if any(c.isdigit() for c in word):
+            continue  # a code, a date or a number
         if word in _NO_ACRONYMS or word.startswith("i'") or not word or not word[0].isalpha():
             continue
-        if inner or (token[0].isupper() and place not in starts and word not in _COMMON and len(word) > 1):
+        if inner or (token[0].isupper() and place not in starts and word not in COMMON and len(word) > 1):
             found.add(word if "-" in word or "'" in word else singular(word))
     return frozenset(found)
 
@@ -486,7 +236,7 @@ def _negations(folded: str) -> int:
         if word in lexicon.NEGATIONS or word.endswith("n't") or word in lexicon.CONTRACTED_NEGATIONS:
             count += 1
     count += len(re.findall(lexicon.NEGATING_PHRASES, folded))
-    if _CJK.search(folded):
+    if CJK.search(folded):
         count += len(re.findall("|".join(lexicon.JAPANESE_NEGATIONS), folded))
     return count
 
@@ -512,8 +262,8 @@ def _side_patterns(
             for phrase in phrases:
                 belongs.setdefault(phrase, []).append((group, side))
     ordered = sorted(belongs, key=len, reverse=True)
-    spaced = "|".join(re.escape(phrase) for phrase in ordered if not _CJK.search(phrase))
-    unspaced = "|".join(re.escape(phrase) for phrase in ordered if _CJK.search(phrase))
+    spaced = "|".join(re.escape(phrase) for phrase in ordered if not CJK.search(phrase))
+    unspaced = "|".join(re.escape(phrase) for phrase in ordered if CJK.search(phrase))
     pattern = re.compile(rf"(?<![\w-])(?:{spaced})(?![\w-])|(?:{unspaced})")
     return pattern, {phrase: tuple(places) for phrase, places in belongs.items()}
 
@@ -537,7 +287,7 @@ def _mentioned(question: Question, scope_words: Iterable[str]) -> frozenset[str]
     spaced = " ".join(question.tokens)
     found: set[str] = set()
     for name in scope_words:
-        words = " ".join(_bare(match[0]) for match in _TOKEN.finditer(fold(name)))
+        words = " ".join(bare(match[0]) for match in TOKEN.finditer(fold(name)))
         if words and re.search(rf"(?<!\w){re.escape(words)}(?!\w)", spaced):
             found.add(words)
     return frozenset(found)
@@ -564,8 +314,8 @@ _SECOND = frozenset(["you", "your", "yours"])
 
 def _kind_pattern(patterns: Sequence[str]) -> re.Pattern[str]:
     """Words by themselves, but for Japanese, which has no spaces."""
-    spaced = "|".join(pattern for pattern in patterns if not _CJK.search(pattern))
-    unspaced = [pattern for pattern in patterns if _CJK.search(pattern)]
+    spaced = "|".join(pattern for pattern in patterns if not CJK.search(pattern))
+    unspaced = [pattern for pattern in patterns if CJK.search(pattern)]
     return re.compile("|".join([rf"(?<![\w-])(?:{spaced})(?![\w-])", *unspaced]))
 
 
@@ -612,17 +362,16 @@ def _order(asked: Question, cached: Question) -> Disagreement | None:
                 return Disagreement("order", f"“{direction}” against “{other}” before one word")
     left, right = (_content(question.tokens) for question in (asked, cached))
     shared = [word for word in left if word in set(right) and left.count(word) == 1 and right.count(word) == 1]
-    if len(shared) >= 3:
-        places = [right.index(word) for word in shared]
-        for first in range(len(places) - 2):
-            for second in range(first + 1, len(places) - 1):
-                if places[second] < places[first] and any(p < places[second] for p in places[second + 1 :]):
-                    return Disagreement("order", "the same words stand in the reverse order")
+    places = [right.index(word) for word in shared]
+    for middle in range(1, len(places) - 1):
+        # Three words in the reverse order, who beat whom; two are turned round by "of" as well.
+        if max(places[:middle]) > places[middle] > min(places[middle + 1 :]):
+            return Disagreement("order", "the same words stand in the reverse order")
     return None
 
 
 def _content(tokens: Sequence[str]) -> list[str]:
-    return [singular(token) for token in tokens if token not in _COMMON]
+    return [singular(word) for token in tokens if token not in COMMON for word in spaced(token)]
 
 
 def _show(left: Iterable[str], right: Iterable[str]) -> str:

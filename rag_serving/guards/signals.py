@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Final
 
 from rag_serving.guards import lexicon
-from rag_serving.guards.particulars import Question, singular
+from rag_serving.guards.particulars import Question
+from rag_serving.guards.words import singular, spaced
 
 EVIDENCE_DEPTH: Final = 5
 """Passages of each question that are compared: below them the ranking is noise."""
@@ -115,6 +116,8 @@ def stem(word: str) -> str:
             if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
                 word = word[:-1]
             break
+    if len(word) > 5 and word.endswith("ll"):
+        word = word[:-1]  # cancelled, canceled
     return word.removesuffix("e") if len(word) > 3 else word
 
 
@@ -140,7 +143,8 @@ def _content(tokens: tuple[str, ...]) -> _Content:
     heavy: dict[str, int] = {}
     light: dict[str, int] = {}
     for token in tokens:
-        for part in re.split(r"[-/_]", token) if not any(c.isdigit() for c in token) else [token]:
+        parts = spaced(token) if any(c.isdigit() for c in token) else re.split(r"[-/_]", " ".join(spaced(token)))
+        for part in (word for run in parts for word in run.split()):
             if part and part not in _IGNORED:
                 root = stem(part)
                 words, meaning = light if root in _LIGHT else heavy, _MEANINGS.get(root, root)
