@@ -1,8 +1,8 @@
-"""Labelled pairs of questions from the sets that `RAG_TEST_DATA` holds, each set cut into three parts.
+"""Labelled pairs of questions from the sets that `RAG_TEST_DATA` holds, each set cut into two parts.
 
-`fit` and `calibrate` are to tune on, `report` is looked at for the figures alone. The cut is by a hash of what a
-question belongs to (a paragraph, an intent, a cluster of pairs with a question in common), so that no question stands
-in two parts.
+Two thirds are to tune on, in folds for cross-fitting; the rest is looked at for the figures alone. The cut is by a hash
+of what a question belongs to (a paragraph, an intent, a cluster of pairs with a question in common), so that no
+question stands in both parts, nor in two folds.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import csv
 import hashlib
 import json
 import tempfile
-import xml.etree.ElementTree as ElementTree
+import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,19 @@ import numpy.typing as npt
 from benchmarks.guards.rewordings import rewordings
 from benchmarks.quality.retrieval import Question, Task, by_rank, rank, table_of
 from rag_serving.cache import normalise
-from rag_serving.guards.signals import Evidence
+from rag_serving.guards import Evidence
+from rag_serving.guards.calibration import clusters
 
 SEED = "guards-1"
-PARTS = ("fit", "calibrate", "report")
+PARTS = ("tune", "report")
+FOLDS = 4
 LEAST = 0.7
 """Pairs of different questions below this cosine are not looked at: no threshold here would serve them."""
 KEPT = 8
 """Passages that are kept of each question."""
 
 DISPUTED = Path(__file__).with_name("disputed.txt")
-"""Digests of pairs with two intents that ask the same all the same, by one reading of the 144 above a cosine of 0.885.
+"""Digests of pairs of two intents that ask the same all the same, by one reading of all above a cosine of 0.885.
 
 "How long do transfers take?" is one intent or another, by chance. They were read before any model had judged them.
 """
@@ -48,34 +50,48 @@ class Labelled:
 
     set: str
     part: str
+    fold: int
     asked: str
     cached: str
     same: bool
     similarity: float = 0.0
     asked_evidence: tuple[Evidence, ...] | None = None
-    cached_evidence: tuple[Evidence, ...] | None = field(default=None)
+    cached_evidence: tuple[Evidence, ...] | None = None
 
 
 def part_of(cluster: str) -> str:
     """The part that a cluster of questions belongs to."""
-    return PARTS[int.from_bytes(hashlib.sha256(f"{SEED}/{cluster}".encode()).digest()[:4], "big") % 3]
+    return PARTS[_hash(cluster) % 3 == 2]
+
+
+def fold_of(cluster: str) -> int:
+    """The fold within the part."""
+    return _hash(cluster) // 3 % FOLDS
+
+
+def _hash(cluster: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{SEED}/{cluster}".encode()).digest()[:4], "big")
 
 
 def entailed(folder: Path, embed: Embed) -> list[Labelled]:
     """RQE: clinical questions and shorter ones that they entail, or others drawn at random; equal ones left out."""
-    root = ElementTree.parse(folder / "RQE_Train_8588_AMIA2016.xml").getroot()  # noqa: S314  # a set of our own choice
+    root = ET.parse(folder / "RQE_Train_8588_AMIA2016.xml").getroot()  # noqa: S314  # a set of our own choice
     rows = [
         (_text(pair, "chq"), _text(pair, "faq"), pair.get("value") == "true")
         for pair in root.iter("pair")
         if normalise(_text(pair, "chq")) != normalise(_text(pair, "faq"))
     ]
     # A question drawn at random joins no clusters, else all were one; such a pair goes where its first question is.
-    clusters = _clusters([(asked, cached) for asked, cached, same in rows if same])
+    joined = clusters([(asked, cached) for asked, cached, same in rows if same])
+
+    def home(text: str) -> str:
+        return joined.get(text, text)
+
     return _embedded(
         [
-            Labelled("RQE", part_of(clusters.get(asked, asked)), asked, cached, same)
+            Labelled("RQE", part_of(home(asked)), fold_of(home(asked)), asked, cached, same)
             for asked, cached, same in rows
-            if same or part_of(clusters.get(asked, asked)) == part_of(clusters.get(cached, cached))
+            if same or (part_of(home(asked)), fold_of(home(asked))) == (part_of(home(cached)), fold_of(home(cached)))
         ],
         embed,
     )
@@ -93,7 +109,7 @@ def intents(name: str, questions: Sequence[tuple[str, str]], embed: Embed) -> li
             cosines = vectors[:row] @ vectors[row]
             cosines[labels[:row] == labels[row]] = -1.0
             found += [
-                Labelled(name, part, texts[row], texts[other], False, float(cosines[other]))
+                Labelled(name, part, fold_of(texts[row]), texts[row], texts[other], False, float(cosines[other]))
                 for other in np.flatnonzero(cosines >= LEAST)
                 if normalise(texts[row]) != normalise(texts[other])  # one text with two labels is no pair
             ]
@@ -162,23 +178,24 @@ def on_paragraphs(paragraphs: Sequence[Paragraph], embed: Embed) -> list[Labelle
     """
     found: list[Labelled] = []
     for paragraph in paragraphs:
-        part = part_of(paragraph.name)
+        part, fold = part_of(paragraph.name), fold_of(paragraph.name)
         for place, (asked, answers) in enumerate(paragraph.questions):
             for cached, others in paragraph.questions[:place]:
                 if (answers or others) and not _alike(answers, others) and normalise(asked) != normalise(cached):
-                    found.append(Labelled("SQuAD, one paragraph", part, asked, cached, False))
+                    found.append(Labelled("SQuAD, one paragraph", part, fold, asked, cached, False))
             if answers:
-                found += [Labelled("SQuAD, reworded", part, new, asked, True) for new in rewordings(asked)]
+                found += [Labelled("SQuAD, reworded", part, fold, new, asked, True) for new in rewordings(asked)]
     for part in PARTS:
         some = [(p.name, text, a) for p in paragraphs if part_of(p.name) == part for text, a in p.questions if a]
+        folds = [fold_of(name) for name, _, _ in some]
         vectors = embed([text for _, text, _ in some])
         homes = np.unique([name for name, _, _ in some], return_inverse=True)[1]
         for row, (_, asked, answers) in enumerate(some):
             cosines = vectors @ vectors[row]
-            cosines[homes == homes[row]] = -1.0
+            cosines[(homes == homes[row]) | (np.array(folds) != folds[row])] = -1.0
             nearest = int(np.argmax(cosines))
             if not _alike(answers, some[nearest][2]) and normalise(asked) != normalise(some[nearest][1]):
-                found.append(Labelled("SQuAD, two paragraphs", part, asked, some[nearest][1], False))
+                found.append(Labelled("SQuAD, two paragraphs", part, folds[row], asked, some[nearest][1], False))
     embedded = [pair for pair in _embedded(found, embed) if pair.same or pair.similarity >= LEAST]
     sets = dict.fromkeys((pair.set, pair.part) for pair in embedded if not pair.same)
     different = [[pair for pair in embedded if not pair.same and (pair.set, pair.part) == which] for which in sets]
@@ -205,14 +222,10 @@ def retrieve(
 
 
 def _with(pair: Labelled, asked: tuple[Evidence, ...], cached: tuple[Evidence, ...]) -> Labelled:
-    from dataclasses import replace
-
     return replace(pair, asked_evidence=asked, cached_evidence=cached)
 
 
 def _embedded(pairs: Sequence[Labelled], embed: Embed) -> list[Labelled]:
-    from dataclasses import replace
-
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.asked, pair.cached)))
     vectors = dict(zip(texts, embed(texts), strict=True))
     return [replace(pair, similarity=float(vectors[pair.asked] @ vectors[pair.cached])) for pair in pairs]
@@ -221,21 +234,6 @@ def _embedded(pairs: Sequence[Labelled], embed: Embed) -> list[Labelled]:
 def _alike(answers: frozenset[str], others: frozenset[str]) -> bool:
     """Whether an answer to one stands in an answer to the other."""
     return any(one in other or other in one for one in answers for other in others)
-
-
-def _clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Questions to one of their cluster: all that a chain of pairs joins."""
-    parent: dict[str, str] = {}
-
-    def root(text: str) -> str:
-        while parent.setdefault(text, text) != text:
-            parent[text] = parent[parent[text]]
-            text = parent[text]
-        return text
-
-    for one, other in pairs:
-        parent[root(one)] = root(other)
-    return {text: root(text) for text in list(parent)}
 
 
 def _text(pair: Any, tag: str) -> str:

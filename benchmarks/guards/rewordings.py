@@ -107,16 +107,16 @@ def _mistake(text: str, draw: random.Random) -> str:
     return " ".join(words)
 
 
-def _small(text: str, draw: random.Random) -> str:
+def _small(text: str, _draw: random.Random) -> str:
     return text.lower().rstrip(" ?")
 
 
-def _possessive(text: str, draw: random.Random) -> str:
+def _possessive(text: str, _draw: random.Random) -> str:
     """ "the capital of France" as "France's capital" """
     return re.sub(r"\bthe (\w+) of ([A-Z]\w+)(?=[ ?]|$)", r"\2's \1", text, count=1)
 
 
-def _clause_first(text: str, draw: random.Random) -> str:
+def _clause_first(text: str, _draw: random.Random) -> str:
     """ "When did X happen in Y?" as "In Y, when did X happen?" """
     return re.sub(r"^(\w+ .{15,}?) (in|during|after|before) ([\w ]{3,30})\?$", _moved, text.strip())
 
@@ -125,7 +125,7 @@ def _moved(match: re.Match[str]) -> str:
     return f"{match[2].capitalize()} {match[3]}, {match[1][:1].lower()}{match[1][1:]}?"
 
 
-def _articles(text: str, draw: random.Random) -> str:
+def _articles(text: str, _draw: random.Random) -> str:
     return re.sub(r"\b(?:the|a|an) ", "", text, flags=re.IGNORECASE)
 
 

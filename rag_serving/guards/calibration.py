@@ -2,15 +2,16 @@
 
 The model is a logistic regression in which no signal may speak for a hit the more doubtful it is (weights below nought
 are set to nought and the rest fitted anew). The threshold for a bound is the highest risk at which the 95 % upper bound
-of wrong hits among those served is within it, counted on pairs that the weights have not seen.
+of wrong hits among those served is within it, counted on pairs that the weights behind their risks have not seen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +20,10 @@ from rag_serving.guards import signals
 from rag_serving.guards.judge import Calibration, Pair, Threshold
 from rag_serving.guards.particulars import disagreement, read
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
 CONFIDENCE = 0.95
 LEAST_SIMILARITY = 0.8
 """Cosine below which no pair is looked at: the packaged model puts unlike questions there."""
+FOLDS = 5
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Bounds on wrong hits that a threshold is chosen for."""
 
@@ -35,6 +34,31 @@ class Labelled:
 
     pair: Pair
     same: bool
+
+
+def clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Every question to one of its cluster: all that a chain of pairs joins."""
+    parent: dict[str, str] = {}
+
+    def root(text: str) -> str:
+        while parent.setdefault(text, text) != text:
+            parent[text] = parent[parent[text]]
+            text = parent[text]
+        return text
+
+    for one, other in pairs:
+        parent[root(one)] = root(other)
+    return {text: root(text) for text in list(parent)}
+
+
+def folded(labelled: Sequence[Labelled], count: int = FOLDS) -> list[list[Labelled]]:
+    """The pairs in folds that share no question, by a hash of their clusters."""
+    cluster = clusters((one.pair.asked, one.pair.cached) for one in labelled)
+    folds: list[list[Labelled]] = [[] for _ in range(count)]
+    for one in labelled:
+        digest = hashlib.sha256(cluster[one.pair.asked].encode()).digest()
+        folds[int.from_bytes(digest[:4], "big") % count].append(one)
+    return folds
 
 
 def upper_bound(wrong: int, served: int, confidence: float = CONFIDENCE) -> float:
@@ -70,144 +94,170 @@ def _at_most(wrong: int, served: int, p: float) -> float:
 
 
 def fit_logistic(
-    signals: npt.NDArray[np.float64],
-    wrong: npt.NDArray[np.bool_],
-    weights: npt.NDArray[np.float64] | None = None,
+    values: Sequence[Sequence[float]],
+    wrong: Sequence[bool],
+    mass: Sequence[float],
     *,
     penalty: float = 1.0,
-) -> tuple[float, npt.NDArray[np.float64]]:
+) -> tuple[float, list[float]]:
     """Intercept and weights, none below nought, of a logistic regression by Newton's method (IRLS) with an L2 penalty.
 
-    `signals` has the shape (pairs, signals). The penalty is on the weights of signals scaled to a deviation of 1.
+    `values` holds a row of signals for each pair, `mass` what each counts. The penalty is on the weights of signals
+    scaled to a deviation of 1.
     """
-    scale = np.where(signals.std(0) > 0, signals.std(0), 1.0)
-    scaled = signals / scale
-    target = wrong.astype(np.float64)
-    mass = np.ones(len(target)) if weights is None else weights
-    active = np.ones(signals.shape[1], dtype=bool)
+    numeric: Any = np  # its own types lose the element type in half of these operations
+    matrix = numeric.asarray(values, dtype=numeric.float64)
+    target = numeric.asarray(wrong, dtype=numeric.float64)
+    counts = numeric.asarray(mass, dtype=numeric.float64)
+    scale = matrix.std(0)
+    scale[scale == 0] = 1.0
+    active = list(range(len(scale)))
     while True:
-        columns = np.column_stack([np.ones(len(target)), scaled[:, active]])
-        ridge = np.diag([1e-6] + [penalty] * int(active.sum()))
-        beta = np.zeros(columns.shape[1])
+        columns = numeric.column_stack([numeric.ones(len(target)), (matrix / scale)[:, active]])
+        ridge = numeric.diag([1e-6, *[penalty] * len(active)])
+        beta = numeric.zeros(columns.shape[1])
         for _ in range(50):
-            p = 1 / (1 + np.exp(-np.clip(columns @ beta, -30, 30)))
-            curvature = mass * np.maximum(p * (1 - p), 1e-9)
-            step = np.linalg.solve(
-                columns.T @ (columns * curvature[:, None]) + ridge, columns.T @ (mass * (target - p)) - ridge @ beta
-            )
-            beta += np.clip(step, -5, 5)
-            if np.abs(step).max() < 1e-8:
+            p = 1 / (1 + numeric.exp(-numeric.clip(columns @ beta, -30, 30)))
+            gradient = columns.T @ (counts * (target - p)) - ridge @ beta
+            curvature = columns.T @ (columns * (counts * numeric.maximum(p * (1 - p), 1e-9))[:, None]) + ridge
+            step = numeric.linalg.solve(curvature, gradient)
+            beta += numeric.clip(step, -5, 5)
+            if float(numeric.abs(step).max()) < 1e-8:
                 break
-        fitted = np.zeros(signals.shape[1])
-        fitted[active] = beta[1:]
-        if (fitted >= 0).all():
-            return float(beta[0]), fitted / scale
-        active &= fitted > 0
+        fitted: dict[int, float] = dict(zip(active, beta[1:].tolist(), strict=True))
+        if all(weight >= 0 for weight in fitted.values()):
+            return float(beta[0]), [fitted.get(column, 0.0) / float(scale[column]) for column in range(len(scale))]
+        active = [column for column, weight in fitted.items() if weight > 0]
 
 
-def highest_risk(risks: Sequence[float], wrong: Sequence[bool], max_error: float) -> float:
-    """The highest risk up to which the upper bound of the wrong share of hits is within `max_error`; -1 for none."""
-    order = np.argsort(np.asarray(risks), kind="stable")
-    best, count = -1.0, 0
+def highest_risk(risks: Sequence[float], wrong: Sequence[bool], max_error: float) -> float | None:
+    """The highest risk, to five digits, up to which the bound of the wrong share of hits is within `max_error`.
+
+    None where there is none. It is the greatest of many that are tried, which the bound does not make up for.
+    """
+    order = sorted(range(len(risks)), key=lambda row: risks[row])
+    best: float | None = None
+    count = 0
     for place, row in enumerate(order):
-        count += bool(wrong[row])
+        count += wrong[row]
         following = order[place + 1] if place + 1 < len(order) else None
         if following is not None and risks[following] == risks[row]:
             continue
         if count / (place + 1) <= max_error and upper_bound(count, place + 1) <= max_error:
-            best = float(risks[row])
-    return best
+            best = risks[row]
+    return None if best is None else math.floor(best * 1e5) / 1e5
 
 
 def calibrate(
-    fit: Sequence[Labelled],
-    held_back: Sequence[Labelled],
+    folds: Sequence[Sequence[Labelled]],
     *,
     least_similarity: float = LEAST_SIMILARITY,
     sure: float = 0.98,
     bounds: Sequence[float] = BOUNDS,
+    fingerprint: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """A calibration with weights fitted on some pairs, and thresholds chosen on others that share no question.
+    """A calibration by cross-fitting: each fold's risks come from weights that the other folds were fitted on.
 
-    Only pairs that pass the guards before the model are looked at; those from `sure` on are served whatever their risk,
-    and count against every bound. Raises `InvalidArgument` where the pairs to fit are too few or all of one label.
+    The folds, two at least, must share no question. The thresholds are chosen on all these risks together, the weights
+    that are kept are fitted on all pairs. Only pairs that pass the guards before the model are looked at; those from
+    `sure` on are served whatever their risk, and count against every bound. Raises `InvalidArgument` where the pairs
+    are too few or nearly all of one label.
     """
-    matrix, wrong, sources = _examples(fit, least_similarity)
-    if len(wrong) < 50 or not 10 <= wrong.sum() <= len(wrong) - 10:
-        raise InvalidArgument(
-            f"{len(wrong)} pairs to fit pass the guards, {int(wrong.sum())} of them different questions: a model wants "
-            "50, and 10 of either kind at least; add pairs, near misses above all"
-        )
-    # Two questions that differ do so both ways round, while one may answer the other and not be answered by it.
-    turned, _, _ = _examples([_turned(one) for one in sources if not one.same], least_similarity)
-    mass = np.concatenate([np.where(wrong, 0.5, 1.0), np.full(len(turned), 0.5)])
-    intercept, weights = fit_logistic(
-        np.vstack([matrix, turned]), np.concatenate([wrong, np.ones(len(turned), dtype=bool)]), mass
-    )
-    named = {name: round(float(weight), 4) for name, weight in zip(signals.NAMES, weights, strict=True) if weight > 0}
-    draft = Calibration(
-        least_similarity=least_similarity,
-        intercept=round(intercept, 4),
-        weights=named,
-        thresholds=(Threshold(max_error=0.5, risk=-1.0),),
-    )
-    values, failed, left = _examples(held_back, least_similarity)
-    sure_words = signals.NAMES.index("swapped_words")
+    if len(folds) < 2:
+        raise InvalidArgument("a calibration wants two folds of pairs at least")
+    reached = [_reaching(fold, least_similarity) for fold in folds]
     risks: list[float] = []
     errors: list[bool] = []
-    for row, error, one in zip(values, failed, left, strict=True):
-        if one.pair.similarity >= sure:
-            if row[sure_words] >= 1:
-                continue
-            risks.append(-1.0)
-        elif _supported(one.pair):
-            risks.append(draft.risk(dict(zip(signals.NAMES, row.tolist(), strict=True))))
-        else:
-            continue
-        errors.append(bool(error))
+    for number, fold in enumerate(reached):
+        others = [one for place, other in enumerate(reached) if place != number for one in other]
+        draft = _fitted(others, least_similarity)
+        for one in fold:
+            risk = _risk(draft, one.pair, sure)
+            if risk is not None:
+                risks.append(risk)
+                errors.append(not one.same)
     thresholds: list[Threshold] = []
     for bound in sorted(bounds):
         highest = highest_risk(risks, errors, bound)
-        served = [error for risk, error in zip(risks, errors, strict=True) if risk <= highest]
+        served = [error for risk, error in zip(risks, errors, strict=True) if highest is not None and risk <= highest]
         thresholds.append(
             Threshold(
                 max_error=bound,
-                risk=round(highest, 5),
+                risk=highest,
                 served=len(served),
                 wrong=sum(served),
                 bound=round(upper_bound(sum(served), len(served)), 5),
             )
         )
-    counts = {"fit": len(wrong), "different": int(wrong.sum()), "held_back": len(errors), "wrong": sum(errors)}
-    return draft.model_copy(
-        update={"thresholds": tuple(thresholds), "provenance": {**(provenance or {}), "pairs": counts}}
+    everything = [one for fold in reached for one in fold]
+    counts = {
+        "folds": len(folds),
+        "same": sum(one.same for fold in folds for one in fold),
+        "different": sum(not one.same for fold in folds for one in fold),
+        "past the guards": len(everything),
+        "of them different": sum(not one.same for one in everything),
+    }
+    return _fitted(everything, least_similarity).model_copy(
+        update={
+            "fingerprint": fingerprint,
+            "thresholds": tuple(thresholds),
+            "provenance": {**(provenance or {}), "pairs": counts},
+        }
     )
 
 
-def _examples(
-    labelled: Sequence[Labelled], least: float
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], list[Labelled]]:
-    """Signals of the pairs that reach the model, whether each is wrong, and the pairs."""
-    rows: list[tuple[float, ...]] = []
-    left: list[Labelled] = []
-    for one in labelled:
-        pair = one.pair
-        if pair.similarity < least:
-            continue
-        asked, cached = read(pair.asked), read(pair.cached)
-        if disagreement(asked, cached, pair.scope_words) is None:
-            rows.append(signals.wording(asked, cached, pair.similarity))
-            left.append(one)
-    return np.array(rows).reshape(-1, len(signals.NAMES)), np.array([not one.same for one in left], dtype=bool), left
+def _fitted(labelled: Sequence[Labelled], least: float) -> Calibration:
+    """The model of these pairs, without thresholds."""
+    different = sum(not one.same for one in labelled)
+    if len(labelled) < 50 or not 10 <= different <= len(labelled) - 10:
+        raise InvalidArgument(
+            f"{len(labelled)} pairs to fit pass the guards, {different} of them different questions: a model wants 50, "
+            "and 10 of either kind at least; add pairs, near misses above all"
+        )
+    # Two questions that differ do so both ways round, while one may answer the other and not be answered by it.
+    turned = [_turned(one) for one in labelled if not one.same]
+    examples = [*labelled, *turned]
+    intercept, weights = fit_logistic(
+        [_signals(one.pair) for one in examples],
+        [not one.same for one in examples],
+        [1.0 if one.same else 0.5 for one in examples],
+    )
+    return Calibration(
+        format=1,
+        fingerprint=None,
+        least_similarity=least,
+        intercept=round(intercept, 4),
+        weights={name: round(float(w), 4) for name, w in zip(signals.NAMES, weights, strict=True) if w > 0},
+        thresholds=(Threshold(max_error=0.5, risk=None, served=0, wrong=0, bound=1.0),),
+    )
+
+
+def _reaching(labelled: Sequence[Labelled], least: float) -> list[Labelled]:
+    """The pairs that pass the guards before the model."""
+    return [
+        one
+        for one in labelled
+        if one.pair.similarity >= least
+        and disagreement(read(one.pair.asked), read(one.pair.cached), one.pair.scope_words) is None
+    ]
+
+
+def _risk(calibration: Calibration, pair: Pair, sure: float) -> float | None:
+    """The model's risk, -1 for what is served without it, None for what is not served whatever the risk."""
+    values = dict[str, float](zip(signals.NAMES, _signals(pair), strict=True))
+    if pair.similarity >= sure:
+        return None if values["swapped_words"] >= 1 else -1.0
+    found, of = pair.asked_evidence, pair.cached_evidence
+    if found is not None and of is not None and not signals.supported(found, of):
+        return None
+    return calibration.risk(values)
+
+
+def _signals(pair: Pair) -> tuple[float, ...]:
+    return signals.wording(read(pair.asked), read(pair.cached), pair.similarity)
 
 
 def _turned(one: Labelled) -> Labelled:
     pair = one.pair
     return Labelled(Pair(pair.cached, pair.asked, pair.similarity, scope_words=pair.scope_words), one.same)
-
-
-def _supported(pair: Pair) -> bool:
-    if pair.asked_evidence is None or pair.cached_evidence is None:
-        return True
-    return signals.supported(pair.asked_evidence, pair.cached_evidence)

@@ -29,7 +29,9 @@ class Threshold(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_error: float = Field(gt=0, lt=1)
-    risk: float = Field(ge=-1, le=1, description="-1 where no risk kept within the bound")
+    risk: float | None = Field(
+        ge=-1, le=1, description="-1 where the sure band alone keeps within the bound, null where not even that does"
+    )
     served: int = Field(0, ge=0, description="pairs of the calibration part that it serves")
     wrong: int = Field(0, ge=0, description="those of them that are wrong")
     bound: float = Field(1.0, ge=0, le=1, description="95 % upper bound of the wrong share")
@@ -41,6 +43,7 @@ class Calibration(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: int = Field(1, ge=1, le=1)
+    fingerprint: str | None = Field(None, description="embedder whose cosines it was fitted on, where that is known")
     least_similarity: float = Field(ge=0, le=1, description="cosine below which no pair is looked at")
     intercept: float
     weights: dict[str, float] = Field(description="by signal; none may speak for a hit the more doubtful it is")
@@ -65,10 +68,10 @@ class Calibration(BaseModel):
         score = self.intercept + sum(weight * values[name] for name, weight in self.weights.items())
         return 1 / (1 + math.exp(-max(-50.0, min(50.0, score))))
 
-    def highest_risk(self, max_error: float) -> float:
-        """The highest risk to serve under a bound: that of the greatest calibrated bound within it, -1 for none."""
+    def highest_risk(self, max_error: float) -> float | None:
+        """The highest risk to serve under a bound: that of the greatest calibrated bound within it, None for none."""
         fitting = [threshold.risk for threshold in self.thresholds if threshold.max_error <= max_error * (1 + 1e-9)]
-        return fitting[-1] if fitting else -1.0
+        return fitting[-1] if fitting else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,16 @@ class Judge:
         return cls(_parsed(data, f"the calibration {path}"), max_error=max_error, sure=sure)
 
     @property
+    def fingerprint(self) -> str | None:
+        """The embedder that the calibration was made with; cosines of another may mean more or less."""
+        return self._calibration.fingerprint
+
+    @property
+    def highest_risk(self) -> float | None:
+        """The risk up to which hits below the sure band are served; None where the bound allows no hit at all."""
+        return self._highest
+
+    @property
     def least_similarity(self) -> float:
         """The cosine below which no pair is served."""
         return min(self._calibration.least_similarity, self._sure)
@@ -146,13 +159,15 @@ class Judge:
         place; below, the evidence must agree as well and the model's risk be within the bound.
         """
         shown = f"similarity {pair.similarity:.3f}"
+        if self._highest is None:
+            return Verdict(False, "wording", "no calibrated threshold keeps to so low a share of wrong hits", 1.0)
         if not pair.similarity >= self.least_similarity:
             return Verdict(False, "similarity", f"{shown} is below {self.least_similarity:.2f}", 1.0)
         asked, cached = read(pair.asked), read(pair.cached)
         refused = disagreement(asked, cached, pair.scope_words)
         if refused is not None:
             return Verdict(False, refused.guard, f"{shown}, but {refused.reason}", 1.0)
-        values = dict(zip(signals.NAMES, signals.wording(asked, cached, pair.similarity), strict=True))
+        values = dict[str, float](zip(signals.NAMES, signals.wording(asked, cached, pair.similarity), strict=True))
         risk = self._calibration.risk(values)
         agreed = f"{shown}, {_agreed(asked)}"
         if pair.similarity >= self._sure:
@@ -167,7 +182,9 @@ class Judge:
                 )
             agreed += f", {found} of {of} passages in common"
         if risk > self._highest:
-            return Verdict(False, "wording", f"{agreed}; estimated risk {risk:.1%} is above {self._highest:.1%}", risk)
+            return Verdict(
+                False, "wording", f"{agreed}; estimated risk {risk:.1%} is above {max(self._highest, 0):.1%}", risk
+            )
         return Verdict(True, None, f"{agreed}; estimated risk {risk:.1%}", risk)
 
 

@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Final
 
 from rag_serving.guards import lexicon
-from rag_serving.guards.particulars import Question, singular
+from rag_serving.guards.particulars import Question
+from rag_serving.guards.words import singular, spaced
 
 EVIDENCE_DEPTH: Final = 5
 """Passages of each question that are compared: below them the ranking is noise."""
@@ -26,6 +27,7 @@ NAMES: Final = (
     "other_light",
     "letters",
     "kind",
+    "tense",
     "order",
     "one_sided",
 )
@@ -54,6 +56,7 @@ def wording(asked: Question, cached: Question, similarity: float) -> tuple[float
     - `other_light`: as `other_words`, of words that seldom decide what is asked.
     - `letters`: 1 less the Dice coefficient of the character trigrams.
     - `kind`: 1 where the question words differ.
+    - `tense`: 1 where one asks for what was, the other for what is or will be.
     - `order`: the share of common content words that stand in another order.
     - `one_sided`: opposites ("before", "manager", "last year") that one of the questions has and the other has not.
     """
@@ -68,6 +71,7 @@ def wording(asked: Question, cached: Question, similarity: float) -> tuple[float
         light,
         1.0 - _dice(_trigrams(asked.text), _trigrams(cached.text)),
         float(asked.kind != cached.kind),
+        float(asked.tense != cached.tense and bool(asked.tense and cached.tense)),
         _disorder(list(left.heavy), list(right.heavy)),
         float(min(sides, 4)),
     )
@@ -112,6 +116,8 @@ def stem(word: str) -> str:
             if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "ls":
                 word = word[:-1]
             break
+    if len(word) > 5 and word.endswith("ll"):
+        word = word[:-1]  # cancelled, canceled
     return word.removesuffix("e") if len(word) > 3 else word
 
 
@@ -137,7 +143,8 @@ def _content(tokens: tuple[str, ...]) -> _Content:
     heavy: dict[str, int] = {}
     light: dict[str, int] = {}
     for token in tokens:
-        for part in re.split(r"[-/_]", token) if not any(c.isdigit() for c in token) else [token]:
+        parts = spaced(token) if any(c.isdigit() for c in token) else re.split(r"[-/_]", " ".join(spaced(token)))
+        for part in (word for run in parts for word in run.split()):
             if part and part not in _IGNORED:
                 root = stem(part)
                 words, meaning = light if root in _LIGHT else heavy, _MEANINGS.get(root, root)

@@ -1,0 +1,159 @@
+"""Served duplicates and wrong hits of the cache's judge on the reporting part, beside plain thresholds of the cosine.
+
+The judge is the shipped one. With --calibrate it is made anew from the tuning part and written over the shipped file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks.guards.pairs import (
+    FOLDS,
+    SEED,
+    Embed,
+    Labelled,
+    disputed,
+    entailed,
+    intents,
+    on_paragraphs,
+    read_banking,
+    read_clinc,
+    read_paragraphs,
+    retrieve,
+)
+from benchmarks.ingest import export
+from benchmarks.quality.retrieval import VectorCache
+from benchmarks.reporting import arguments, show
+from rag_serving.guards import Judge, Pair, calibration
+from rag_serving.guards.judge import SHIPPED
+
+SHIPPED_FILE = Path(calibration.__file__).with_name(SHIPPED)
+PLAIN = {
+    "cosine 0.90 (RedisVL's default, a distance of 0.1)": 0.90,
+    "cosine 0.95": 0.95,
+    "cosine 0.98": 0.98,
+}
+ALL = "all"
+QUICK = 400
+
+
+def read(data: Path, embed: Embed, fingerprint: str, limit: int | None) -> list[Labelled]:
+    """Every labelled pair; with a limit, of so many first questions and paragraphs."""
+    paragraphs = read_paragraphs(data / "squad")[: limit and limit // 8]
+    pairs = entailed(data / "rqe", embed)[:limit]
+    pairs += intents("banking77", read_banking(data / "banking77")[:limit], embed)
+    pairs += intents("clinc150", read_clinc(data / "clinc150")[:limit], embed)
+    return pairs + retrieve(on_paragraphs(paragraphs, embed), paragraphs, embed, fingerprint)
+
+
+def pair_of(one: Labelled) -> Pair:
+    return Pair(one.asked, one.cached, one.similarity, one.asked_evidence, one.cached_evidence)
+
+
+def recalibrate(pairs: Sequence[Labelled], fingerprint: str, model: str) -> None:
+    """Fit the shipped calibration to the tuning part."""
+    folds: list[list[calibration.Labelled]] = [[] for _ in range(FOLDS)]
+    for one in pairs:
+        folds[one.fold].append(calibration.Labelled(pair_of(one), one.same))
+    made = calibration.calibrate(
+        folds,
+        fingerprint=fingerprint,
+        provenance={
+            "embedder": model,
+            "sets": "RQE; SQuAD 2.0 dev; banking77 and clinc150 (questions of different intents)",
+            "part": f"two thirds by a hash seeded {SEED!r}; python -m benchmarks.guards --calibrate makes it again",
+        },
+    )
+    SHIPPED_FILE.write_text(made.model_dump_json(indent=1) + "\n", "utf-8")
+
+
+def rows_of(pairs: Sequence[Labelled], rules: dict[str, Callable[[Labelled], bool]]) -> list[dict[str, object]]:
+    """One row for each set and rule; at the end all sets together."""
+    rows: list[dict[str, object]] = []
+    for name in (*dict.fromkeys(one.set for one in pairs), ALL):
+        some = [one for one in pairs if name in (ALL, one.set)]
+        same = sum(one.same for one in some)
+        for rule, serves in rules.items():
+            hits = [one for one in some if serves(one)]
+            wrong = sum(not one.same for one in hits)
+            rows.append(
+                {
+                    "set": name,
+                    "rule": rule,
+                    "duplicates": same,
+                    "served": f"{(len(hits) - wrong) / same:.1%}" if same else "–",
+                    "others": len(some) - same,
+                    "wrong": wrong,
+                    "of hits": f"{wrong / len(hits):.2%}" if hits and same else "–",
+                    "95 % bound": f"{calibration.upper_bound(wrong, len(hits)):.2%}" if hits and same else "–",
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep vectors there by the hash of their text")
+    parser.add_argument("--calibrate", action="store_true", help="fit the shipped calibration anew to the tuning part")
+    parser.add_argument("--part", choices=["tune", "report"], default="report", help="which part is shown")
+    parser.add_argument("--misses", action="store_true", help="print the wrong hits of the tuning part")
+    options = parser.parse_args()
+    data = os.environ.get("RAG_TEST_DATA")
+    if not data:
+        parser.error("reads eval/ in the folder that RAG_TEST_DATA names; it is not set")
+    if options.calibrate and options.quick:
+        parser.error("--calibrate wants all pairs, and --quick reads few")
+    with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
+        export(lake)
+        from rag_assets.embedding import warm_embedder
+        from rag_assets.export import PACKAGED_MODEL
+
+        embedder = warm_embedder(lake, PACKAGED_MODEL)
+        cache = VectorCache(embedder, options.cache)
+        # The packaged model has no prompts, so that a question's vector is a document's; documents go in batches.
+        pairs = read(Path(data, "eval"), cache.documents, cache.fingerprint, QUICK if options.quick else None)
+    doubt = disputed(pairs)
+    held = [one for one, doubtful in zip(pairs, doubt, strict=True) if not doubtful]
+    if options.calibrate:
+        recalibrate([one for one in held if one.part == "tune"], cache.fingerprint, embedder.identity.model)
+    shown = [one for one in held if one.part == options.part]
+    judges = {f"guards, at most {error:.0%} wrong": Judge.shipped(max_error=error) for error in (0.01, 0.02)}
+    rules: dict[str, Callable[[Labelled], bool]] = {}
+    for name, judge in judges.items():
+        rules[name] = lambda one, judge=judge: judge.judge(pair_of(one)).serve
+    for name, least in PLAIN.items():
+        rules[name] = lambda one, least=least: one.similarity >= least
+    first = " A FEW QUESTIONS ONLY: no figure to quote" if options.quick else ""
+    judge = next(iter(judges.values()))
+    refused: dict[str, Counter[str]] = {"duplicates": Counter(), "others": Counter()}
+    for one in shown:
+        if one.similarity >= judge.least_similarity:
+            verdict = judge.judge(pair_of(one))
+            refused["duplicates" if one.same else "others"][verdict.guard or "served"] += 1
+            if options.misses and options.part == "tune" and verdict.serve and not one.same:
+                print(f"{one.set} | {one.asked} | {one.cached} | {verdict.reason}")
+    doubtful = [one for one, odd in zip(pairs, doubt, strict=True) if odd and one.part == options.part]
+    as_labelled = {name: sum(serves(one) for one in doubtful) for name, serves in rules.items()}
+    show(
+        f"cache guards, part “{options.part}”{first}",
+        rows_of(shown, rules),
+        options.json,
+        guards=refused,
+        disputed={"pairs": len(doubtful), "served": as_labelled},
+    )
+    names = sorted({name for counts in refused.values() for name in counts})
+    show(
+        f"what decided, cosine from {judge.least_similarity}{first}",
+        [{"guard": name, **{kind: counts[name] for kind, counts in refused.items()}} for name in names],
+        None,
+    )
+    print(f"{len(doubtful)} pairs of disputed labels left out; served of them: {as_labelled}")
+
+
+if __name__ == "__main__":
+    main()
