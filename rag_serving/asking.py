@@ -35,7 +35,7 @@ from rag_serving.gate import Gate
 from rag_serving.guards import Evidence, Judge, Pair
 from rag_serving.query_embedding import QueryEmbedders
 from rag_serving.results import Answer, CacheState, Hit
-from rag_serving.search import Query, Searcher
+from rag_serving.search import Query, Searching
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,7 +118,7 @@ class Answerer:
     def __init__(
         self,
         cache: AnswerCache,
-        searcher: Searcher,
+        searcher: Searching,
         embedders: QueryEmbedders,
         flights: Flights,
         judge: Judge,

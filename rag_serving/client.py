@@ -46,7 +46,7 @@ from rag_serving.query_embedding import QueryEmbedders
 from rag_serving.redis_store import open_redis
 from rag_serving.reranking import HostedReranker, Reranker
 from rag_serving.results import Answer, Hit, Hits, Turn
-from rag_serving.search import Mode, Query, Searcher
+from rag_serving.search import Mode, Query, Searcher, Searching
 from rag_serving.settings import ServingSettings
 
 if TYPE_CHECKING:
@@ -72,14 +72,17 @@ class AsyncRagClient:
         model: LanguageModel | None = None,
         reranker: Reranker | None = None,
         judge: Judge | None = None,
+        searcher: Searching | None = None,
+        clock: Callable[[], float] = time.time,
         load: Callable[[Objects, str], Embedder] = load_embedder,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._objects = objects or open_objects(settings.lake_uri)
         self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh)
         if reranker is None and settings.rerank_model is not None:
             reranker = HostedReranker(settings.rerank_model)
-        self._searcher = Searcher(
+        self._searcher: Searching = searcher or Searcher(
             settings.lake_uri,
             concurrency=settings.search_concurrency,
             wide=settings.wide_shards,
@@ -87,7 +90,9 @@ class AsyncRagClient:
             reranker=reranker,
         )
         store = cache_store or _open_store(settings)
-        self._cache = AnswerCache(store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl)
+        self._cache = AnswerCache(
+            store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl, clock=clock
+        )
         self._model = model or _configured_model(settings)
         self._embedders = QueryEmbedders(self._objects, load)
         self._flights = Flights(store if isinstance(store, FlightBoard) else None)
@@ -107,6 +112,7 @@ class AsyncRagClient:
             searches=self._searches,
             calls=self._calls,
             deadline=settings.ask_deadline,
+            clock=clock,
         )
 
     @classmethod
@@ -292,7 +298,7 @@ class AsyncRagClient:
                 similarity=answer.similarity,
                 cached_evidence=entry.evidence if entry is not None else (),
                 same=correct,
-                at=time.time(),
+                at=self._clock(),
             )
         )
         self._answerer.counts["feedback_correct" if correct else "feedback_wrong"] += 1

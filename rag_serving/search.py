@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from rag_serving.catalog import CatalogEntry, Snapshot
 from rag_serving.company import COMPANY, SHARD_COLUMN, CompanyRecord
@@ -166,6 +166,24 @@ def _company_target(record: CompanyRecord, held: Sequence[CatalogEntry] | None) 
         probes = min(round(_PROBES / max(share, 1e-3)), _MOST_PROBES)
     name = f"company_index_unavailable:{record.fingerprint[:8]}"
     return Target(COMPANY, record.fingerprint, record.version, record.fingerprint, TABLE_FORMAT, scope, probes, name)
+
+
+class Searching(Protocol):
+    """What the client needs of a searcher; see `Searcher`."""
+
+    async def search(
+        self,
+        query: Query,
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+        entries: Sequence[CatalogEntry],
+        snapshot: Snapshot,
+    ) -> tuple[list[Hit], tuple[str, ...]]: ...
+
+    async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None: ...
+
+    def follow(self, snapshot: Snapshot) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class Searcher:
