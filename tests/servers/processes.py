@@ -20,7 +20,14 @@ from typing import Any, TypeVar
 
 import redis
 
-from tests.servers.binaries import kafka_program, redis_program, redisearch_module, weed_program
+from tests.servers.binaries import (
+    kafka_program,
+    language_model,
+    python_packages,
+    redis_program,
+    redisearch_module,
+    weed_program,
+)
 
 HOST = "127.0.0.1"
 _Server = TypeVar("_Server")
@@ -74,6 +81,14 @@ class KafkaBroker:
     """A running Tansu without topics, which keeps them in memory."""
 
     address: str
+    process: subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True)
+class LanguageModelServer:
+    """A running model behind OpenAI's protocol."""
+
+    url: str
     process: subprocess.Popen[bytes]
 
 
@@ -151,6 +166,25 @@ def aws_server() -> Generator[AwsServer]:
             process = _start(stack, [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], folder)
             _wait_until(lambda: _is_http(f"http://{HOST}:{port}/moto-api/data.json"), process, folder)
             return AwsServer(f"http://{HOST}:{port}", "eu-west-1", process)
+
+        yield _with_other_ports(start)
+
+
+@contextlib.contextmanager
+def language_model_server(binaries: Path) -> Generator[LanguageModelServer]:
+    """A real, very small language model that speaks OpenAI's protocol; raises `ServerFailedError`."""
+    with _folder("language-model") as folder, contextlib.ExitStack() as stack:
+
+        def start() -> LanguageModelServer:
+            (port,) = _free_ports(1)
+            command = [
+                *(sys.executable, str(Path(__file__).with_name("llama.py"))),
+                *(str(python_packages(binaries)), str(language_model(binaries)), HOST, str(port)),
+            ]
+            process = _start(stack, command, folder)
+            url = f"http://{HOST}:{port}"
+            _wait_until(lambda: _is_http(f"{url}/health"), process, folder)
+            return LanguageModelServer(f"{url}/v1", process)
 
         yield _with_other_ports(start)
 
