@@ -186,13 +186,13 @@ class Builder:
 
 @dataclass(frozen=True, slots=True)
 class Upserts:
-    """Small changes to one shard: documents of about `rows` rows at a time get other text, as many passages long."""
+    """Small changes to one shard: documents of `rows` rows and a few more get other text, as many passages long."""
 
     builder: Builder
     number: int
     reserve: range
     """Rows of the corpus that are in no shard."""
-    rows: int = 20
+    rows: int = 10
 
     def apply(self, count: int, seen: Callable[[int], None]) -> npt.NDArray[np.int64]:
         """Make so many upserts, each followed by what a run does for the indexes and published; `seen` after each.
@@ -237,7 +237,8 @@ class Upserts:
             if any(number in often for number in documents[first:at]):
                 first = at
             elif at - first >= self.rows:
-                groups.append((first, at))
+                if at - first <= 4 * self.rows:
+                    groups.append((first, at))
                 first = at
         if len(groups) < count:
             raise ValueError(f"the shard has {len(groups)} groups of documents, {count} are to be changed")

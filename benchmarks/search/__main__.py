@@ -1,0 +1,406 @@
+"""Latency and recall of search by the number of rows, of one shard and of all, beside other ways to search the same.
+
+Passages are real text cut into a million pieces, with static vectors distilled from the packaged model and widened to
+its width (`--embedder model` embeds them by the model itself, which takes half a minute for a thousand). Questions are
+SQuAD's and SciFact's, of which one half, by a hash, is for `--tune` and the other is reported on. Shards are built and
+published by the pipeline's functions, the company index too, and searched by the client's `Searcher`, without the
+embedding of the question, which is the same for all.
+
+Recall@10 is the share of the ten passages that an exact search would have shown: numpy looks at every row, and as the
+client collapses what says the same, so is what numpy found. For peers, which collapse nothing, it is the share of the
+ten nearest rows. Questions are asked of a shard drawn at random. The last size is also measured after 200 small
+changes to one shard, before and after its upkeep. Peers are timed in an environment of their own, `.venv-search-peers`,
+made on first use; chroma only up to --chroma-rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.ingest import export
+from benchmarks.peers.environment import ROOT, EnvironmentUnavailable, peers_python, quiet_environment
+from benchmarks.reporting import arguments, show
+from benchmarks.search.contenders import K, Questions, collapsed, filtered, ours, timed
+from benchmarks.search.lake import Builder, Upserts, say, shard_of
+from benchmarks.search.measures import Timing, median_of, nearest, recall
+from benchmarks.search.passages import Corpus, cut, embedded, read_corpus, read_texts, widened, write_corpus
+
+if TYPE_CHECKING:
+    import argparse
+
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from benchmarks.search.contenders import Ask
+    from rag_assets.static_vectors import StaticVectors
+
+PEERS = ("faiss", "chroma")
+REQUIREMENTS = ROOT / "benchmarks" / "search-requirements.txt"
+UPSERTS = 200
+_RESERVE = 12_000
+"""Passages beyond the rows, for the upserts."""
+_PEER_SECONDS = 3600
+_EXTRA = 200
+"""Rows of an exact ranking that are looked through for ten that do not repeat each other."""
+
+
+class Bench:
+    """One lake, its corpus and its questions, and the figures so far."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        from rag_assets.export import PACKAGED_MODEL, ensure_exported
+        from rag_assets.lake import Lake
+        from rag_assets.settings import PipelineSettings
+        from rag_serving.embedding import load_tokenizer
+
+        self.folder, self.options = folder, options
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            pool.submit(export, str(folder / "lake")).result()
+        lake = Lake(str(folder / "lake"))
+        identity = ensure_exported(lake.objects, PACKAGED_MODEL).identity
+        tokenizer = load_tokenizer(lake.objects, identity)
+        corpus_folder = folder / f"corpus-{options.embedder}-{options.shard_rows}"
+        static = self._static(lake, identity)
+        if not (corpus_folder / "corpus.json").exists():
+            say("cutting and embedding passages")
+            texts = read_texts(Path(options.data), 3_000 if options.quick else None)
+            wanted = max(options.rows) + min(_RESERVE, options.shard_rows)
+            batches = cut(texts, wanted, tokenizer, static)
+            if options.embedder == "model":
+                batches = self._by_model(batches)
+            write_corpus(corpus_folder, texts, batches)
+        corpus = read_corpus(corpus_folder)
+        if len(corpus) < max(options.rows):
+            raise SystemExit(f"RAG_TEST_DATA's texts give {len(corpus)} passages, not {max(options.rows)}")
+        index_rows = PipelineSettings.model_fields["vector_index_rows"].default
+        self.builder = Builder(lake, identity, corpus, options.shard_rows, index_rows)
+        part = "tuning" if options.tune else "reporting"
+        texts_asked = questions_of(Path(options.data), part, options.questions)
+        self._by_meaning = (
+            self._model().embed_query if options.embedder == "model" else None
+        )
+        vectors = (
+            embedded(texts_asked, tokenizer, static)
+            if self._by_meaning is None
+            else np.stack([self._by_meaning(text) for text in texts_asked])
+        )
+        self.narrow = vectors
+        self.texts = texts_asked
+        self.wide = widened(vectors, identity.dimensions)
+        self.rows: list[dict[str, object]] = []
+        self.runs: dict[str, Any] = {}
+
+    def _static(self, lake: Any, identity: Any) -> StaticVectors:
+        from rag_assets.static_vectors import load_vectors
+
+        say("loading static vectors (distilled in a minute the first time)")
+        return load_vectors(lake.objects, identity)
+
+    def _model(self) -> Any:
+        from rag_assets.embedding import warm_embedder
+        from rag_assets.export import PACKAGED_MODEL
+
+        return warm_embedder(str(self.folder / "lake"), PACKAGED_MODEL)
+
+    def _by_model(self, batches: Iterator[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
+        embedder = self._model()
+        for batch, _ in batches:
+            for at in range(0, batch.num_rows, 1_000):
+                part = batch.slice(at, 1_000)
+                yield part, embedder.embed_documents(part["text"].to_pylist())
+                say(f"embedded {at + part.num_rows} passages of a batch")
+
+    def questions(self, shards: int) -> Questions:
+        """The questions, each with a shard drawn for it."""
+        drawn = random.Random(shards)
+        return Questions(self.texts, self.wide, [drawn.randrange(shards) for _ in self.texts])
+
+    @property
+    def texts_of(self) -> pa.ChunkedArray:
+        return self.builder.corpus.passages["text"]
+
+    def exact(self, questions: Questions, rows: int, shard: int | None = None) -> dict[str, list[list[int]]]:
+        """What an exact search finds for each question: in its shard, and in all rows."""
+        vectors, size = self.builder.corpus.vectors, self.builder.shard_rows
+        found: dict[str, list[list[int]]] = {"shard": [[] for _ in questions.texts]}
+        for number in sorted(set(questions.shards)):
+            asked = [at for at, of in enumerate(questions.shards) if of == number]
+            first = number * size
+            own = nearest(vectors[first : min(first + size, rows)], self.narrow[asked], _EXTRA) + first
+            for at, ranked in zip(asked, own.tolist(), strict=True):
+                found["shard"][at] = ranked
+        if rows > size:
+            say(f"exact search over {rows} rows")
+            found["all"] = nearest(vectors[:rows], self.narrow, _EXTRA).tolist()
+        return found
+
+    def shown(self, exact: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Of exact rankings, what the client would show."""
+        return [collapsed(self.texts_of, ranked) for ranked in exact]
+
+    async def size(self, rows: int) -> None:
+        """Build and measure one size."""
+        from rag_serving.search import Searcher
+
+        shards = -(-rows // self.builder.shard_rows)
+        started = time.perf_counter()
+        self.builder.build(range(shards))
+        wide = shards > 4
+        if wide:
+            self.builder.company(shards, anew=True)
+        built = time.perf_counter() - started
+        questions = self.questions(shards)
+        exact = self.exact(questions, rows)
+        shown = {scope: self.shown(ranked) for scope, ranked in exact.items()}
+        snapshot = self.builder.snapshot(shards)
+        searcher = Searcher(self.builder.lake.uri)
+        for entry in snapshot.entries.values():
+            await searcher.warm([entry], snapshot)
+        if wide:
+            await searcher.warm(snapshot.entries.values(), snapshot)
+        fingerprint = self.builder.identity.fingerprint
+        for scope in ["shard", "all"] if wide else ["shard"]:
+            for mode in ("vector", "hybrid"):
+                ask = ours(searcher, snapshot, fingerprint, questions, mode, shard_of if scope == "shard" else None)
+                truth = shown[scope] if mode == "vector" else None
+                await self.measure(rows, scope, mode, "rag-shards", ask, truth)
+        await searcher.close()
+        raw = {scope: [ranked[:K] for ranked in found] for scope, found in exact.items()}
+        if wide and not self.options.without_peers:
+            table = await self._filtered_table()
+            for mode in ("vector", "hybrid"):
+                ask = filtered(table, questions, mode, shard_of)
+                truth = raw["shard"] if mode == "vector" else None
+                await self.measure(rows, "shard", mode, "one filtered table", ask, truth)
+        if not self.options.without_peers:
+            self.peers(rows, questions, raw)
+        self.runs[f"{rows} rows"] = {"build_seconds": built, "shards": shards}
+
+    async def measure(
+        self, rows: int, scope: str, mode: str, name: str, ask: Ask, truth: Sequence[Sequence[int]] | None
+    ) -> None:
+        """Time a way to search with so many in flight, several runs each."""
+        numbers = list(range(len(self.texts)))
+        await timed(ask, numbers[: len(numbers) // 2], 1)
+        for at_once in self.options.in_flight:
+            timings: list[Timing] = []
+            found: dict[int, list[int]] = {}
+            for _ in range(self.options.runs):
+                timing, found = await timed(ask, numbers, at_once)
+                timings.append(timing)
+            reached = None if truth is None else statistics.fmean(recall(found[at], truth[at]) for at in numbers)
+            self.note(rows, scope, mode, name, at_once, median_of(timings), reached)
+
+    def note(
+        self,
+        rows: int,
+        scope: str,
+        mode: str,
+        name: str,
+        at_once: int,
+        figures: tuple[float, float, float],
+        reached: float | None,
+        remark: str = "",
+    ) -> None:
+        """Add a row to the table."""
+        p50, p95, rate = figures
+        mine = self.p(rows, scope, mode, at_once)
+        self.rows.append(
+            {
+                "rows": rows,
+                "asked of": "one shard" if scope == "shard" else "all",
+                "search": mode,
+                "by": name,
+                "in flight": at_once,
+                "p50 ms": round(p50, 2),
+                "p95 ms": round(p95, 2),
+                "queries/s": round(rate, 1),
+                "recall@10": "" if reached is None else f"{reached:.4f}",
+                "p50 of rag-shards": "" if mine is None or not p50 else f"{p50 / mine:.2f}",
+                "remark": remark,
+            }
+        )
+        say(" ".join(f"{key}={value}" for key, value in self.rows[-1].items() if value != ""))
+
+    def p(self, rows: int, scope: str, mode: str, at_once: int = 1, which: str = "p50 ms", by: str = "rag-shards") -> Any:
+        """A figure that was measured, or None."""
+        wanted = {
+            "rows": rows,
+            "asked of": "one shard" if scope == "shard" else "all",
+            "search": mode,
+            "by": by,
+            "in flight": at_once,
+        }
+        for row in self.rows:
+            if all(row[key] == value for key, value in wanted.items()):
+                return row[which]
+        return None
+
+    async def _filtered_table(self) -> Any:
+        """The company index's files under another name, with indexes of region and department in place of its own."""
+        import lancedb
+        from lancedb.index import Bitmap
+
+        from rag_serving.company import COMPANY
+
+        at = self.folder / "filtered"
+        shutil.rmtree(at, ignore_errors=True)
+        name = f"{self.builder.identity.fingerprint}.lance"
+        shutil.copytree(self.folder / "lake" / COMPANY / name, at / name, copy_function=os.link)
+        connection = await lancedb.connect_async(at)
+        table = await connection.open_table(self.builder.identity.fingerprint)
+        for column in ("region", "department"):
+            await table.create_index(column, config=Bitmap())
+        for index in await table.list_indices():
+            await table.prewarm_index(index.name)
+        return table
+
+    def peers(self, rows: int, questions: Questions, raw: dict[str, list[list[int]]]) -> None:
+        """Time the peers, each in a process of its own."""
+        work = self.folder / "peers"
+        for name in PEERS:
+            if name == "chroma" and rows > self.options.chroma_rows:
+                self.rows.append(self._absent(rows, name, f"not measured beyond {self.options.chroma_rows} rows"))
+                continue
+            shutil.rmtree(work, ignore_errors=True)
+            work.mkdir()
+            np.save(work / "questions.npy", self.narrow)
+            np.save(work / "shards.npy", np.array(questions.shards, np.int64))
+            vectors = self.builder.corpus.vectors
+            task = {
+                "folder": str(work),
+                "vectors": str(vectors.filename),  # type: ignore[attr-defined]
+                "rows": rows,
+                "dimensions": vectors.shape[1],
+                "shard_rows": self.builder.shard_rows,
+                "at_once": self.options.in_flight,
+                "runs": self.options.runs,
+            }
+            say(f"{name} with {rows} rows")
+            try:
+                python = peers_python(ROOT / ".venv-search-peers", REQUIREMENTS)
+                done = subprocess.run(
+                    [str(python), "-W", "ignore", "-m", f"benchmarks.search.with_{name}", json.dumps(task)],
+                    cwd=ROOT,
+                    env=quiet_environment(),
+                    capture_output=True,
+                    text=True,
+                    timeout=_PEER_SECONDS,
+                    check=False,
+                )
+            except (EnvironmentUnavailable, subprocess.TimeoutExpired) as error:
+                self.rows.append(self._absent(rows, name, str(error)[:200]))
+                continue
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
+                self.rows.append(self._absent(rows, name, reason))
+                continue
+            result = json.loads(done.stdout.splitlines()[-1])
+            self.runs[f"{name}, {rows} rows"] = result
+            for figures in result["figures"]:
+                scope = figures["scope"]
+                found = np.load(work / f"found-{scope}.npy").tolist()
+                reached = statistics.fmean(recall(one, truth) for one, truth in zip(found, raw[scope], strict=True))
+                three = (figures["p50"], figures["p95"], figures["per_second"])
+                remark = f"{result['version']}, built in {result['build_seconds']:.0f} s"
+                self.note(rows, scope, "vector", name, figures["in_flight"], three, reached, remark)
+            shutil.rmtree(work)
+
+    def _absent(self, rows: int, name: str, reason: str) -> dict[str, object]:
+        blank = dict.fromkeys(("p50 ms", "p95 ms", "queries/s", "recall@10", "p50 of rag-shards"), "")
+        return {"rows": rows, "asked of": "", "search": "vector", "by": name, "in flight": "", **blank, "remark": reason}
+
+    async def upserts(self, rows: int) -> None:
+        """Change one shard many times, and measure it fresh, changed, and after its upkeep."""
+        from rag_serving.search import Searcher
+
+        number, questions = 0, self.questions(1)
+        held = np.array(self.builder.rows_of(number), np.int64)
+        upserts = Upserts(self.builder, number, range(rows, len(self.builder.corpus)))
+        fingerprint = self.builder.identity.fingerprint
+
+        async def state(name: str) -> None:
+            snapshot = self.builder.snapshot(1)
+            own = nearest(self.builder.corpus.vectors[held], self.narrow, _EXTRA)
+            shown = self.shown(held[own].tolist())
+            searcher = Searcher(self.builder.lake.uri)
+            await searcher.warm(snapshot.entries.values(), snapshot)
+            for mode in ("vector", "hybrid"):
+                ask = ours(searcher, snapshot, fingerprint, questions, mode, shard_of)
+                await self.measure(rows, f"shard, {name}", mode, name, ask, shown if mode == "vector" else None)
+            await searcher.close()
+
+        await state("fresh")
+        count = 20 if self.options.quick else UPSERTS
+        held = upserts.apply(count, lambda done: say(f"{done} upserts") if done % 50 == 0 else None)
+        await state(f"after {count} upserts")
+        upserts.upkeep()
+        await state(f"after {count} upserts and upkeep")
+
+
+def questions_of(data: Path, part: str, count: int) -> list[str]:
+    """Questions of SQuAD and SciFact in turn, of one half of each."""
+    from benchmarks.quality.retrieval import half, read_scifact, read_squad
+
+    squad, scifact = read_squad(data / "eval" / "squad", None), read_scifact(data / "eval" / "scifact", None)
+    halves = [[q.text for q in task.questions if half(q) == part] for task in (squad, scifact)]
+    for questions in halves:
+        random.Random(1).shuffle(questions)
+    return [text for pair in zip(*halves, strict=False) for text in pair][:count]
+
+
+async def measure(bench: Bench, rows: Sequence[int]) -> None:
+    """Every size, then the upserts at the last."""
+    for size in rows:
+        await bench.size(size)
+    if not bench.options.without_upserts:
+        await bench.upserts(rows[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--rows", type=int, nargs="+", help="sizes (default 10000 100000 1000000)")
+    parser.add_argument("--shard-rows", type=int, help="rows of a shard (default 10000)")
+    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 64], help="questions at once")
+    parser.add_argument("--questions", type=int, help="questions asked (default 400)")
+    parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
+    parser.add_argument("--embedder", choices=["static", "model"], default="static", help="what makes the vectors")
+    parser.add_argument("--tune", action="store_true", help="ask the questions that settings may be chosen by")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave or reuse what was built")
+    parser.add_argument("--chroma-rows", type=int, default=100_000, help="rows up to which chroma is measured")
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--without-upserts", action="store_true")
+    options = parser.parse_args()
+    options.data = os.environ.get("RAG_TEST_DATA")
+    if not options.data:
+        parser.error("reads eval/ and bucket/ in the folder that RAG_TEST_DATA names; it is not set")
+    options.shard_rows = options.shard_rows or (2_500 if options.quick else 10_000)
+    options.rows = sorted(options.rows or ([2_500, 15_000] if options.quick else [10_000, 100_000, 1_000_000]))
+    options.questions = options.questions or (40 if options.quick else 400)
+    options.runs = options.runs or (1 if options.quick else 3)
+    with tempfile.TemporaryDirectory(prefix="rag-bench-") as scratch:
+        bench = Bench(options.keep or Path(scratch), options)
+        asyncio.run(measure(bench, options.rows))
+    vectors = "static vectors" if options.embedder == "static" else "the model's vectors"
+    title = f"search, {vectors}, {len(bench.texts)} questions, median of {options.runs}"
+    show(title, bench.rows, options.json, runs=bench.runs)
+
+
+if __name__ == "__main__":
+    main()
