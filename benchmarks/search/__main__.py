@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,19 +37,26 @@ from benchmarks.peers.environment import ROOT, EnvironmentUnavailable, peers_pyt
 from benchmarks.reporting import arguments, show
 from benchmarks.search.contenders import K, Questions, collapsed, filtered, ours, timed
 from benchmarks.search.lake import Builder, Upserts, say, shard_of
-from benchmarks.search.measures import Timing, median_of, nearest, recall
-from benchmarks.search.passages import Corpus, cut, embedded, read_corpus, read_texts, widened, write_corpus
+from benchmarks.search.measures import Figures, Timing, median_of, nearest, recall
+from benchmarks.search.passages import cut, embedded, read_corpus, read_texts, widened, write_corpus
 
 if TYPE_CHECKING:
     import argparse
 
-    import numpy.typing as npt
     import pyarrow as pa
 
     from benchmarks.search.contenders import Ask
     from rag_assets.static_vectors import StaticVectors
 
 PEERS = ("faiss", "chroma")
+OURS = "rag-shards"
+SCOPES = {
+    "shard": "one shard",
+    "all": "all shards",
+    "fresh": "a fresh shard",
+    "changed": "one after upserts",
+    "kept": "the same after upkeep",
+}
 REQUIREMENTS = ROOT / "benchmarks" / "search-requirements.txt"
 UPSERTS = 200
 _RESERVE = 12_000
@@ -91,9 +98,7 @@ class Bench:
         self.builder = Builder(lake, identity, corpus, options.shard_rows, index_rows)
         part = "tuning" if options.tune else "reporting"
         texts_asked = questions_of(Path(options.data), part, options.questions)
-        self._by_meaning = (
-            self._model().embed_query if options.embedder == "model" else None
-        )
+        self._by_meaning = self._model().embed_query if options.embedder == "model" else None
         vectors = (
             embedded(texts_asked, tokenizer, static)
             if self._by_meaning is None
@@ -134,7 +139,7 @@ class Bench:
     def texts_of(self) -> pa.ChunkedArray:
         return self.builder.corpus.passages["text"]
 
-    def exact(self, questions: Questions, rows: int, shard: int | None = None) -> dict[str, list[list[int]]]:
+    def exact(self, questions: Questions, rows: int) -> dict[str, list[list[int]]]:
         """What an exact search finds for each question: in its shard, and in all rows."""
         vectors, size = self.builder.corpus.vectors, self.builder.shard_rows
         found: dict[str, list[list[int]]] = {"shard": [[] for _ in questions.texts]}
@@ -178,7 +183,7 @@ class Bench:
             for mode in ("vector", "hybrid"):
                 ask = ours(searcher, snapshot, fingerprint, questions, mode, shard_of if scope == "shard" else None)
                 truth = shown[scope] if mode == "vector" else None
-                await self.measure(rows, scope, mode, "rag-shards", ask, truth)
+                await self.measure(rows, scope, mode, OURS, ask, truth)
         await searcher.close()
         raw = {scope: [ranked[:K] for ranked in found] for scope, found in exact.items()}
         if wide and not self.options.without_peers:
@@ -213,35 +218,35 @@ class Bench:
         mode: str,
         name: str,
         at_once: int,
-        figures: tuple[float, float, float],
+        figures: Figures,
         reached: float | None,
         remark: str = "",
     ) -> None:
         """Add a row to the table."""
-        p50, p95, rate = figures
         mine = self.p(rows, scope, mode, at_once)
         self.rows.append(
             {
                 "rows": rows,
-                "asked of": "one shard" if scope == "shard" else "all",
+                "asked of": SCOPES[scope],
                 "search": mode,
                 "by": name,
                 "in flight": at_once,
-                "p50 ms": round(p50, 2),
-                "p95 ms": round(p95, 2),
-                "queries/s": round(rate, 1),
+                "p50 ms": round(figures.p50, 2),
+                "p95 ms": round(figures.p95, 2),
+                "queries/s": round(figures.per_second, 1),
+                "CPU ms": round(figures.cpu, 2),
                 "recall@10": "" if reached is None else f"{reached:.4f}",
-                "p50 of rag-shards": "" if mine is None or not p50 else f"{p50 / mine:.2f}",
+                "p50 of rag-shards": "" if mine is None else f"{figures.p50 / mine:.2f}",
                 "remark": remark,
             }
         )
         say(" ".join(f"{key}={value}" for key, value in self.rows[-1].items() if value != ""))
 
-    def p(self, rows: int, scope: str, mode: str, at_once: int = 1, which: str = "p50 ms", by: str = "rag-shards") -> Any:
+    def p(self, rows: int, scope: str, mode: str, at_once: int = 1, which: str = "p50 ms", by: str = OURS) -> Any:
         """A figure that was measured, or None."""
         wanted = {
             "rows": rows,
-            "asked of": "one shard" if scope == "shard" else "all",
+            "asked of": SCOPES[scope],
             "search": mode,
             "by": by,
             "in flight": at_once,
@@ -312,18 +317,25 @@ class Bench:
                 continue
             result = json.loads(done.stdout.splitlines()[-1])
             self.runs[f"{name}, {rows} rows"] = result
-            for figures in result["figures"]:
-                scope = figures["scope"]
+            for row in result["figures"]:
+                scope = row["scope"]
                 found = np.load(work / f"found-{scope}.npy").tolist()
                 reached = statistics.fmean(recall(one, truth) for one, truth in zip(found, raw[scope], strict=True))
-                three = (figures["p50"], figures["p95"], figures["per_second"])
                 remark = f"{result['version']}, built in {result['build_seconds']:.0f} s"
-                self.note(rows, scope, "vector", name, figures["in_flight"], three, reached, remark)
+                self.note(rows, scope, "vector", name, row["in_flight"], Figures(**row["figures"]), reached, remark)
             shutil.rmtree(work)
 
     def _absent(self, rows: int, name: str, reason: str) -> dict[str, object]:
-        blank = dict.fromkeys(("p50 ms", "p95 ms", "queries/s", "recall@10", "p50 of rag-shards"), "")
-        return {"rows": rows, "asked of": "", "search": "vector", "by": name, "in flight": "", **blank, "remark": reason}
+        blank = dict.fromkeys(("p50 ms", "p95 ms", "queries/s", "CPU ms", "recall@10", "p50 of rag-shards"), "")
+        return {
+            "rows": rows,
+            "asked of": "",
+            "search": "vector",
+            "by": name,
+            "in flight": "",
+            **blank,
+            "remark": reason,
+        }
 
     async def upserts(self, rows: int) -> None:
         """Change one shard many times, and measure it fresh, changed, and after its upkeep."""
@@ -334,7 +346,7 @@ class Bench:
         upserts = Upserts(self.builder, number, range(rows, len(self.builder.corpus)))
         fingerprint = self.builder.identity.fingerprint
 
-        async def state(name: str) -> None:
+        async def state(scope: str) -> None:
             snapshot = self.builder.snapshot(1)
             own = nearest(self.builder.corpus.vectors[held], self.narrow, _EXTRA)
             shown = self.shown(held[own].tolist())
@@ -342,15 +354,16 @@ class Bench:
             await searcher.warm(snapshot.entries.values(), snapshot)
             for mode in ("vector", "hybrid"):
                 ask = ours(searcher, snapshot, fingerprint, questions, mode, shard_of)
-                await self.measure(rows, f"shard, {name}", mode, name, ask, shown if mode == "vector" else None)
+                await self.measure(len(held), scope, mode, OURS, ask, shown if mode == "vector" else None)
             await searcher.close()
 
         await state("fresh")
         count = 20 if self.options.quick else UPSERTS
         held = upserts.apply(count, lambda done: say(f"{done} upserts") if done % 50 == 0 else None)
-        await state(f"after {count} upserts")
+        await state("changed")
         upserts.upkeep()
-        await state(f"after {count} upserts and upkeep")
+        await state("kept")
+        self.runs["upserts"] = count
 
 
 def questions_of(data: Path, part: str, count: int) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.search.lake import row_of
-from benchmarks.search.measures import Timing
+from benchmarks.search.measures import Stopwatch, Timing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -57,15 +57,20 @@ async def timed(ask: Ask, questions: Sequence[int], at_once: int) -> tuple[Timin
             found[question] = await ask(question)
             milliseconds.append((time.perf_counter() - started) * 1000)
 
-    started = time.perf_counter()
+    watch = Stopwatch()
     await asyncio.gather(*(asker() for _ in range(at_once)))
-    return Timing(tuple(milliseconds), len(questions) / (time.perf_counter() - started)), found
+    return watch.timing(milliseconds), found
 
 
 def ours(
-    searcher: Searcher, snapshot: Snapshot, fingerprint: str, questions: Questions, mode: Mode, shard: Callable[[int], Shard] | None
+    searcher: Searcher,
+    snapshot: Snapshot,
+    fingerprint: str,
+    questions: Questions,
+    mode: Mode,
+    shard: Callable[[int], Shard] | None,
 ) -> Ask:
-    """The searcher that clients have; `shard` says which shard to ask by its number, None asks all of the snapshot."""
+    """The searcher that clients have; `shard` gives the shard to ask by its number, None asks all of the snapshot."""
     from rag_serving.search import Query
 
     everything = [entry for _, entry in sorted(snapshot.entries.items())]
@@ -122,7 +127,7 @@ def table_columns() -> list[str]:
 
 
 def collapsed(corpus_texts: pa.ChunkedArray, ranked: Sequence[int], k: int = K) -> list[int]:
-    """Of the rows that an exact search ranks, the first `k` that do not repeat a better one, as the client shows them."""
+    """Of the rows that an exact search ranks, the first `k` that do not repeat a better one, as the client shows."""
     from rag_serving.fusion import Candidate, distinct
 
     candidates = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,8 +54,8 @@ class Task:
             numbers = range(len(self.questions))
             in_threads(once, numbers[: len(numbers) // 4], 1)
             for at_once in self.at_once:
-                p50, p95, rate = median_of([in_threads(once, numbers, at_once) for _ in range(self.runs)])
-                figures.append({"scope": scope, "in_flight": at_once, "p50": p50, "p95": p95, "per_second": rate})
+                timings = [in_threads(once, numbers, at_once) for _ in range(self.runs)]
+                figures.append({"scope": scope, "in_flight": at_once, "figures": asdict(median_of(timings))})
             np.save(self.folder / f"found-{scope}.npy", found)
         print(json.dumps({"version": version, "build_seconds": build_seconds, "figures": figures}), flush=True)
 

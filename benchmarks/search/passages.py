@@ -154,7 +154,9 @@ def cut(
         taken = min(count, len(rows))
         for at in range(0, taken, _CUT_AT_ONCE):
             some = rows[at : min(at + _CUT_AT_ONCE, taken)]
-            arrays = [pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), SCHEMA, strict=True)]
+            arrays = [
+                pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), SCHEMA, strict=True)
+            ]
             yield pa.RecordBatch.from_arrays(arrays, schema=SCHEMA), units[at : at + len(some)]
         count -= taken
         if not count:
