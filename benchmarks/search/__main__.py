@@ -8,9 +8,9 @@ embedding of the question, which is the same for all.
 
 Recall@10 is the share of the ten passages that an exact search would have shown: numpy looks at every row, and as the
 client collapses what says the same, so is what numpy found. For peers, which collapse nothing, it is the share of the
-ten nearest rows. Questions are asked of a shard drawn at random. The last size is also measured after 200 small
-changes to one shard, before and after its upkeep. Peers are timed in an environment of their own, `.venv-search-peers`,
-made on first use; chroma only up to --chroma-rows.
+ten nearest rows. Questions are asked of a shard drawn at random, contenders in turn. One shard is also measured after
+200 small changes, before and after its upkeep. Peers are timed in an environment of their own, `.venv-search-peers`,
+made on first use; chroma only up to --chroma-rows. Peers get the vectors as they are, without the zeros behind.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,9 +48,13 @@ if TYPE_CHECKING:
 
     from benchmarks.search.contenders import Ask
     from rag_assets.static_vectors import StaticVectors
+    from rag_serving.search import Mode
 
 PEERS = ("faiss", "chroma")
 OURS = "rag-shards"
+MODES: tuple[Mode, ...] = ("vector", "hybrid")
+WIDE = 4
+"""Shards beyond which the client asks the company index, by default."""
 SCOPES = {
     "shard": "one shard",
     "all": "all shards",
@@ -64,6 +69,18 @@ _RESERVE = 12_000
 _PEER_SECONDS = 3600
 _EXTRA = 200
 """Rows of an exact ranking that are looked through for ten that do not repeat each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A way to search so many rows; `truth` has what an exact search finds for each question, where that is known."""
+
+    rows: int
+    scope: str
+    mode: str
+    name: str
+    ask: Ask
+    truth: Sequence[Sequence[int]] | None
 
 
 class Bench:
@@ -108,7 +125,9 @@ class Bench:
         self.texts = texts_asked
         self.wide = widened(vectors, identity.dimensions)
         self.rows: list[dict[str, object]] = []
-        self.runs: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        self._raw: dict[int, dict[str, list[list[int]]]] = {}
+        self._searchers: list[Any] = []
 
     def _static(self, lake: Any, identity: Any) -> StaticVectors:
         from rag_assets.static_vectors import load_vectors
@@ -158,58 +177,70 @@ class Bench:
         """Of exact rankings, what the client would show."""
         return [collapsed(self.texts_of, ranked) for ranked in exact]
 
-    async def size(self, rows: int) -> None:
-        """Build and measure one size."""
+    async def prepare(self, rows: int) -> list[Contender]:
+        """Build one size, a lake of its own, and open it for everything in this process that searches it."""
+        from rag_assets.lake import Lake
         from rag_serving.search import Searcher
 
         shards = -(-rows // self.builder.shard_rows)
+        wide = shards > WIDE
+        place = self.folder / f"lake-{rows}"
         started = time.perf_counter()
-        self.builder.build(range(shards))
-        wide = shards > 4
-        if wide:
-            self.builder.company(shards, anew=True)
-        built = time.perf_counter() - started
+        if not place.exists():
+            self.builder.build(range(shards))
+            if wide:
+                self.builder.company(shards, anew=True)
+            clone(self.folder / "lake", place)
+        builder = replace(self.builder, lake=Lake(str(place)))
+        self.facts[f"{rows} rows"] = {"build_seconds": time.perf_counter() - started, "shards": shards}
         questions = self.questions(shards)
         exact = self.exact(questions, rows)
-        shown = {scope: self.shown(ranked) for scope, ranked in exact.items()}
-        snapshot = self.builder.snapshot(shards)
-        searcher = Searcher(self.builder.lake.uri)
+        snapshot = builder.snapshot(shards)
+        searcher = Searcher(builder.lake.uri)
+        self._searchers.append(searcher)
         for entry in snapshot.entries.values():
             await searcher.warm([entry], snapshot)
-        if wide:
-            await searcher.warm(snapshot.entries.values(), snapshot)
-        fingerprint = self.builder.identity.fingerprint
-        for scope in ["shard", "all"] if wide else ["shard"]:
-            for mode in ("vector", "hybrid"):
-                ask = ours(searcher, snapshot, fingerprint, questions, mode, shard_of if scope == "shard" else None)
-                truth = shown[scope] if mode == "vector" else None
-                await self.measure(rows, scope, mode, OURS, ask, truth)
-        await searcher.close()
-        raw = {scope: [ranked[:K] for ranked in found] for scope, found in exact.items()}
+        await searcher.warm(snapshot.entries.values(), snapshot)
+        contenders: list[Contender] = []
+        for scope, ranked in exact.items():
+            shown = self.shown(ranked)
+            for mode in MODES:
+                of = shard_of if scope == "shard" else None
+                ask = ours(searcher, snapshot, builder.identity.fingerprint, questions, mode, of)
+                contenders.append(Contender(rows, scope, mode, OURS, ask, shown if mode == "vector" else None))
+        self._raw[rows] = {scope: [ranked[:K] for ranked in found] for scope, found in exact.items()}
         if wide and not self.options.without_peers:
-            table = await self._filtered_table()
-            for mode in ("vector", "hybrid"):
+            table = await self._filtered_table(place)
+            for mode in MODES:
+                truth = self._raw[rows]["shard"] if mode == "vector" else None
                 ask = filtered(table, questions, mode, shard_of)
-                truth = raw["shard"] if mode == "vector" else None
-                await self.measure(rows, "shard", mode, "one filtered table", ask, truth)
-        if not self.options.without_peers:
-            self.peers(rows, questions, raw)
-        self.runs[f"{rows} rows"] = {"build_seconds": built, "shards": shards}
+                contenders.append(Contender(rows, "shard", mode, "one filtered table", ask, truth))
+        return contenders
 
-    async def measure(
-        self, rows: int, scope: str, mode: str, name: str, ask: Ask, truth: Sequence[Sequence[int]] | None
-    ) -> None:
-        """Time a way to search with so many in flight, several runs each."""
+    async def measure(self, contenders: Sequence[Contender]) -> None:
+        """Time them in turn, run by run, so that other work on the machine meets all of them alike."""
         numbers = list(range(len(self.texts)))
-        await timed(ask, numbers[: len(numbers) // 2], 1)
+        for contender in contenders:
+            await timed(contender.ask, numbers[: len(numbers) // 2], 1)
         for at_once in self.options.in_flight:
-            timings: list[Timing] = []
-            found: dict[int, list[int]] = {}
-            for _ in range(self.options.runs):
-                timing, found = await timed(ask, numbers, at_once)
-                timings.append(timing)
-            reached = None if truth is None else statistics.fmean(recall(found[at], truth[at]) for at in numbers)
-            self.note(rows, scope, mode, name, at_once, median_of(timings), reached)
+            timings: list[list[Timing]] = [[] for _ in contenders]
+            found: list[dict[int, list[int]]] = [{} for _ in contenders]
+            for run in range(self.options.runs):
+                say(f"{at_once} in flight, run {run + 1} of {self.options.runs}")
+                for at, contender in enumerate(contenders):
+                    timing, found[at] = await timed(contender.ask, numbers, at_once)
+                    timings[at].append(timing)
+            for own, rows, one in zip(timings, found, contenders, strict=True):
+                reached = None
+                if one.truth is not None:
+                    reached = statistics.fmean(recall(rows[at], one.truth[at]) for at in numbers)
+                self.note(one.rows, one.scope, one.mode, one.name, at_once, median_of(own), reached)
+
+    async def close(self) -> None:
+        """Let go of what is open."""
+        for searcher in self._searchers:
+            await searcher.close()
+        self._searchers.clear()
 
     def note(
         self,
@@ -223,7 +254,6 @@ class Bench:
         remark: str = "",
     ) -> None:
         """Add a row to the table."""
-        mine = self.p(rows, scope, mode, at_once)
         self.rows.append(
             {
                 "rows": rows,
@@ -236,37 +266,33 @@ class Bench:
                 "queries/s": round(figures.per_second, 1),
                 "CPU ms": round(figures.cpu, 2),
                 "recall@10": "" if reached is None else f"{reached:.4f}",
-                "p50 of rag-shards": "" if mine is None else f"{figures.p50 / mine:.2f}",
+                "p50 of rag-shards": "",
                 "remark": remark,
             }
         )
         say(" ".join(f"{key}={value}" for key, value in self.rows[-1].items() if value != ""))
 
-    def p(self, rows: int, scope: str, mode: str, at_once: int = 1, which: str = "p50 ms", by: str = OURS) -> Any:
-        """A figure that was measured, or None."""
-        wanted = {
-            "rows": rows,
-            "asked of": SCOPES[scope],
-            "search": mode,
-            "by": by,
-            "in flight": at_once,
-        }
+    def with_ratios(self) -> list[dict[str, object]]:
+        """The table, with what others take beside this project for the same."""
+        names = ("rows", "asked of", "search", "in flight")
+        mine = {tuple(row[name] for name in names): row["p50 ms"] for row in self.rows if row["by"] == OURS}
         for row in self.rows:
-            if all(row[key] == value for key, value in wanted.items()):
-                return row[which]
-        return None
+            own: Any = mine.get(tuple(row[name] for name in names))
+            took: Any = row["p50 ms"]
+            if own and took and row["by"] != OURS:
+                row["p50 of rag-shards"] = f"{took / own:.2f}"
+        return self.rows
 
-    async def _filtered_table(self) -> Any:
-        """The company index's files under another name, with indexes of region and department in place of its own."""
+    async def _filtered_table(self, lake: Path) -> Any:
+        """The files of the lake's company index once more, with indexes of region and department."""
         import lancedb
         from lancedb.index import Bitmap
 
         from rag_serving.company import COMPANY
 
-        at = self.folder / "filtered"
+        at = lake.with_name(f"{lake.name}-filtered")
         shutil.rmtree(at, ignore_errors=True)
-        name = f"{self.builder.identity.fingerprint}.lance"
-        shutil.copytree(self.folder / "lake" / COMPANY / name, at / name, copy_function=os.link)
+        clone(lake / COMPANY, at)
         connection = await lancedb.connect_async(at)
         table = await connection.open_table(self.builder.identity.fingerprint)
         for column in ("region", "department"):
@@ -275,8 +301,9 @@ class Bench:
             await table.prewarm_index(index.name)
         return table
 
-    def peers(self, rows: int, questions: Questions, raw: dict[str, list[list[int]]]) -> None:
-        """Time the peers, each in a process of its own."""
+    def peers(self, rows: int) -> None:
+        """Time the peers at a size that was prepared, each in a process of its own."""
+        questions, raw = self.questions(-(-rows // self.builder.shard_rows)), self._raw[rows]
         work = self.folder / "peers"
         for name in PEERS:
             if name == "chroma" and rows > self.options.chroma_rows:
@@ -316,7 +343,7 @@ class Bench:
                 self.rows.append(self._absent(rows, name, reason))
                 continue
             result = json.loads(done.stdout.splitlines()[-1])
-            self.runs[f"{name}, {rows} rows"] = result
+            self.facts[f"{name}, {rows} rows"] = result
             for row in result["figures"]:
                 scope = row["scope"]
                 found = np.load(work / f"found-{scope}.npy").tolist()
@@ -337,25 +364,31 @@ class Bench:
             "remark": reason,
         }
 
-    async def upserts(self, rows: int) -> None:
-        """Change one shard many times, and measure it fresh, changed, and after its upkeep."""
+    async def upserts(self, rows: int) -> list[Contender]:
+        """One shard as it was built, after many small changes, and after its upkeep; `rows` are in shards already."""
+        from rag_assets.lake import Lake
         from rag_serving.search import Searcher
 
         number, questions = 0, self.questions(1)
-        held = np.array(self.builder.rows_of(number), np.int64)
-        upserts = Upserts(self.builder, number, range(rows, len(self.builder.corpus)))
-        fingerprint = self.builder.identity.fingerprint
+        place = self.folder / "lake-upserts"
+        shutil.rmtree(place, ignore_errors=True)
+        clone(self.folder / f"lake-{self.options.rows[0]}", place)
+        builder = replace(self.builder, lake=Lake(str(place)))
+        held = np.array(builder.rows_of(number), np.int64)
+        upserts = Upserts(builder, number, range(rows, len(builder.corpus)))
+        contenders: list[Contender] = []
 
         async def state(scope: str) -> None:
-            snapshot = self.builder.snapshot(1)
-            own = nearest(self.builder.corpus.vectors[held], self.narrow, _EXTRA)
+            snapshot = builder.snapshot(1)
+            own = nearest(builder.corpus.vectors[held], self.narrow, _EXTRA)
             shown = self.shown(held[own].tolist())
-            searcher = Searcher(self.builder.lake.uri)
+            searcher = Searcher(builder.lake.uri)
+            self._searchers.append(searcher)
             await searcher.warm(snapshot.entries.values(), snapshot)
-            for mode in ("vector", "hybrid"):
-                ask = ours(searcher, snapshot, fingerprint, questions, mode, shard_of)
-                await self.measure(len(held), scope, mode, OURS, ask, shown if mode == "vector" else None)
-            await searcher.close()
+            for mode in MODES:
+                ask = ours(searcher, snapshot, builder.identity.fingerprint, questions, mode, shard_of)
+                truth = shown if mode == "vector" else None
+                contenders.append(Contender(len(held), scope, mode, OURS, ask, truth))
 
         await state("fresh")
         count = 20 if self.options.quick else UPSERTS
@@ -363,7 +396,13 @@ class Bench:
         await state("changed")
         upserts.upkeep()
         await state("kept")
-        self.runs["upserts"] = count
+        self.facts["upserts"] = count
+        return contenders
+
+
+def clone(source: Path, target: Path) -> None:
+    """The same lake again, without a copy: files of tables are never written twice, and objects are replaced whole."""
+    shutil.copytree(source, target, copy_function=os.link)
 
 
 def questions_of(data: Path, part: str, count: int) -> list[str]:
@@ -377,12 +416,18 @@ def questions_of(data: Path, part: str, count: int) -> list[str]:
     return [text for pair in zip(*halves, strict=False) for text in pair][:count]
 
 
-async def measure(bench: Bench, rows: Sequence[int]) -> None:
-    """Every size, then the upserts at the last."""
-    for size in rows:
-        await bench.size(size)
-    if not bench.options.without_upserts:
-        await bench.upserts(rows[-1])
+async def measure(bench: Bench) -> None:
+    """Everything that is asked for, into `bench.rows`."""
+    options = bench.options
+    contenders = [one for rows in options.rows for one in await bench.prepare(rows)]
+    await bench.measure(contenders)
+    await bench.close()
+    if not options.without_upserts:
+        await bench.measure(await bench.upserts(options.rows[-1]))
+        await bench.close()
+    if not options.without_peers:
+        for rows in options.rows:
+            bench.peers(rows)
 
 
 def main() -> None:
@@ -409,10 +454,10 @@ def main() -> None:
     options.runs = options.runs or (1 if options.quick else 3)
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as scratch:
         bench = Bench(options.keep or Path(scratch), options)
-        asyncio.run(measure(bench, options.rows))
+        asyncio.run(measure(bench))
     vectors = "static vectors" if options.embedder == "static" else "the model's vectors"
     title = f"search, {vectors}, {len(bench.texts)} questions, median of {options.runs}"
-    show(title, bench.rows, options.json, runs=bench.runs)
+    show(title, bench.with_ratios(), options.json, facts=bench.facts)
 
 
 if __name__ == "__main__":
