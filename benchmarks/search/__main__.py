@@ -36,7 +36,7 @@ import numpy as np
 from benchmarks.ingest import export
 from benchmarks.peers.environment import ROOT, EnvironmentUnavailable, peers_python, quiet_environment
 from benchmarks.reporting import arguments, show
-from benchmarks.search.contenders import K, Questions, collapsed, filtered, ours, timed
+from benchmarks.search.contenders import DEPTH, K, Questions, collapsed, filtered, nearest_rows, ours, timed
 from benchmarks.search.lake import Builder, Upserts, say, shard_of
 from benchmarks.search.measures import Figures, Timing, median_of, nearest, recall
 from benchmarks.search.passages import cut, embedded, read_corpus, read_texts, widened, write_corpus
@@ -364,6 +364,56 @@ class Bench:
             "remark": reason,
         }
 
+    async def tune(self, rows: int) -> list[dict[str, object]]:
+        """Recall and cost of searches of the company index by partitions and rows refined, whole and under filters.
+
+        A filter keeps one shard, or a tenth of them, and an exact search is made of what it keeps.
+        """
+        import lancedb
+
+        from rag_serving.company import COMPANY
+        from rag_serving.tables import sql_in
+
+        fingerprint, size = self.builder.identity.fingerprint, self.builder.shard_rows
+        connection = await lancedb.connect_async(self.folder / f"lake-{rows}" / COMPANY)
+        table = await connection.open_table(fingerprint)
+        await asyncio.gather(*[table.prewarm_index(index.name) for index in await table.list_indices()])
+        shards = -(-rows // size)
+        questions = self.questions(shards)
+        vectors = self.builder.corpus.vectors
+        tenth = range(0, shards, 10)
+        kept = np.concatenate([np.arange(number * size, (number + 1) * size) for number in tenth])
+        keys = [shard_of(number).key for number in tenth]
+        scopes: dict[str, tuple[Any, list[list[int]], tuple[int, ...]]] = {
+            "all": (None, nearest(vectors[:rows], self.narrow, DEPTH).tolist(), (2, 5, 10, 20, 40)),
+            "a tenth of the shards": (
+                lambda _: sql_in("shard", keys),
+                kept[nearest(vectors[kept], self.narrow, DEPTH)].tolist(),
+                (10, 20, 60, 120, 200),
+            ),
+            "one shard": (
+                lambda number: sql_in("shard", [shard_of(questions.shards[number]).key]),
+                [ranked[:DEPTH] for ranked in self.exact(questions, rows)["shard"]],
+                (20, 60, 120, 400),
+            ),
+        }
+        table_rows: list[dict[str, object]] = []
+        numbers = range(len(self.texts))
+        for scope, (where, exact, probes) in scopes.items():
+            for looked_at in probes:
+                for refine in (1, 2, 4) if looked_at in (5, 20) else (4,):
+                    ask = nearest_rows(table, questions, looked_at, refine, where)
+                    await timed(ask, numbers[: len(numbers) // 4], 1)
+                    timing, found = await timed(ask, numbers, 1)
+                    shares = {
+                        f"recall@{k}": f"{statistics.fmean(recall(found[at][:k], exact[at][:k]) for at in numbers):.4f}"
+                        for k in (K, DEPTH)
+                    }
+                    figures = {"p50 ms": round(timing.p50, 2), "CPU ms": round(timing.cpu, 2), **shares}
+                    table_rows.append({"of": scope, "probes": looked_at, "refine": refine, **figures})
+                    say(str(table_rows[-1]))
+        return table_rows
+
     async def upserts(self, rows: int) -> list[Contender]:
         """One shard as it was built, after many small changes, and after its upkeep; `rows` are in shards already."""
         from rag_assets.lake import Lake
@@ -419,6 +469,11 @@ def questions_of(data: Path, part: str, count: int) -> list[str]:
 async def measure(bench: Bench) -> None:
     """Everything that is asked for, into `bench.rows`."""
     options = bench.options
+    if options.tune:
+        await bench.prepare(options.rows[-1])
+        bench.rows = await bench.tune(options.rows[-1])
+        await bench.close()
+        return
     contenders = [one for rows in options.rows for one in await bench.prepare(rows)]
     await bench.measure(contenders)
     await bench.close()
@@ -439,7 +494,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, help="questions asked (default 400)")
     parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
     parser.add_argument("--embedder", choices=["static", "model"], default="static", help="what makes the vectors")
-    parser.add_argument("--tune", action="store_true", help="ask the questions that settings may be chosen by")
+    parser.add_argument("--tune", action="store_true", help="other settings, on the questions kept for that")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave or reuse what was built")
     parser.add_argument("--chroma-rows", type=int, default=100_000, help="rows up to which chroma is measured")
     parser.add_argument("--without-peers", action="store_true")
@@ -456,8 +511,9 @@ def main() -> None:
         bench = Bench(options.keep or Path(scratch), options)
         asyncio.run(measure(bench))
     vectors = "static vectors" if options.embedder == "static" else "the model's vectors"
-    title = f"search, {vectors}, {len(bench.texts)} questions, median of {options.runs}"
-    show(title, bench.with_ratios(), options.json, facts=bench.facts)
+    what = "the company index by partitions and rows refined" if options.tune else "search"
+    title = f"{what}, {vectors}, {len(bench.texts)} questions, median of {options.runs}"
+    show(title, bench.rows if options.tune else bench.with_ratios(), options.json, facts=bench.facts)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,26 @@ def filtered(
     return ask
 
 
+def nearest_rows(table: Any, questions: Questions, probes: int, refine: int, where: Callable[[int], str] | None) -> Ask:
+    """The nearest rows of a table as the client asks for them, with so many partitions looked at and so many refined.
+
+    `where` gives the filter of a question, by its number.
+    """
+    gate = asyncio.Semaphore(IN_FLIGHT)
+    columns = [*(name for name in table_columns() if name != "shard"), "_distance"]
+
+    async def ask(number: int) -> list[int]:
+        search = table.query().nearest_to(questions.vectors[number]).distance_type("cosine")
+        search = search.nprobes(probes).refine_factor(refine).limit(DEPTH).select(columns)
+        if where is not None:
+            search = search.where(where(number)).minimum_nprobes(probes).maximum_nprobes(0)
+        async with gate:
+            found = await search.to_arrow()
+        return [row_of(chunk) for chunk in found["chunk_id"].to_pylist()]
+
+    return ask
+
+
 def table_columns() -> list[str]:
     """Columns that a search reads."""
     from rag_serving.tables import shard_schema
