@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 FUSION = 60
+ORIGIN = "_origin"
+"""Name in a row of what its ranking has as `origin`."""
 SAME_WORDS = 0.9
 """Share of a passage that must stand in another in one piece for both to say the same, as copies of a page do."""
 
@@ -34,16 +36,23 @@ Kind = Literal["vector", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Rows that one table found in one way. `fingerprint` is of the table's vectors; texts compare across all."""
+    """Rows that one table found in one way. `fingerprint` is of the table's vectors; texts compare across all.
+
+    `origin` is for whoever is to complete the rows: it stands in each of them.
+    """
 
     kind: Kind
     fingerprint: str
     rows: pa.Table
+    origin: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage that was found: its row but for the vector, how it was fused, and its cosine with the question."""
+    """A passage that was found: its row but for the vector, how it was fused, and its cosine with the question.
+
+    Of the row, ids, `text`, `source` and `shard` suffice until it is joined or made a hit.
+    """
 
     row: Mapping[str, Any]
     fused: float
@@ -109,18 +118,29 @@ def _ranked(
 def _read(
     ranking: Ranking, rows: Sequence[int], vectors: Mapping[str, npt.NDArray[np.float32]]
 ) -> list[tuple[Mapping[str, Any], float | None]]:
-    """Rows of one table, without their vectors, and their cosines with the question."""
+    """Rows of one table, without their vectors, and their cosines with the question.
+
+    Where the question has no vector there are none; a ranking by vectors has measured them.
+    """
     taken = ranking.rows.take(pa.array(rows, pa.int64()))
     question = vectors.get(ranking.fingerprint)
     scores: list[float | None] = [None] * len(rows)
-    if question is not None and "vector" in taken.column_names:
+    if question is not None and ranking.kind == "vector":
+        scores = [1.0 - distance for distance in cast("Any", taken["_distance"]).to_pylist()]
+    elif question is not None and "vector" in taken.column_names:
         flat: Any = cast("Any", taken["vector"]).combine_chunks().flatten()
         scores = (flat.to_numpy(zero_copy_only=False).reshape(len(rows), -1) @ question).tolist()
+    if "vector" in taken.column_names:
         taken = taken.drop_columns(["vector"])
+    origin = {ORIGIN: ranking.origin}
     return [
-        ({**facts, "shard": f"{facts['region']}/{facts['department']}"}, score)
+        ({"shard": _shard(facts), **facts, **origin}, score)
         for facts, score in zip(taken.to_pylist(), scores, strict=True)
     ]
+
+
+def _shard(facts: Mapping[str, Any]) -> str:
+    return facts["shard"] if "shard" in facts else f"{facts['region']}/{facts['department']}"
 
 
 def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:

@@ -385,23 +385,23 @@ class Bench:
         kept = np.concatenate([np.arange(number * size, (number + 1) * size) for number in tenth])
         keys = [shard_of(number).key for number in tenth]
         scopes: dict[str, tuple[Any, list[list[int]], tuple[int, ...]]] = {
-            "all": (None, nearest(vectors[:rows], self.narrow, DEPTH).tolist(), (2, 5, 10, 20, 40)),
+            "all": (None, nearest(vectors[:rows], self.narrow, DEPTH).tolist(), (5, 10, 20, 30, 40, 60, 80)),
             "a tenth of the shards": (
                 lambda _: sql_in("shard", keys),
                 kept[nearest(vectors[kept], self.narrow, DEPTH)].tolist(),
-                (10, 20, 60, 120, 200),
+                (20, 60, 200),
             ),
             "one shard": (
                 lambda number: sql_in("shard", [shard_of(questions.shards[number]).key]),
                 [ranked[:DEPTH] for ranked in self.exact(questions, rows)["shard"]],
-                (20, 60, 120, 400),
+                (20, 60, 400),
             ),
         }
         table_rows: list[dict[str, object]] = []
         numbers = range(len(self.texts))
         for scope, (where, exact, probes) in scopes.items():
             for looked_at in probes:
-                for refine in (1, 2, 4) if looked_at in (5, 20) else (4,):
+                for refine in (1, 2, 4) if looked_at in (20, 60) else (4,):
                     ask = nearest_rows(table, questions, looked_at, refine, where)
                     await timed(ask, numbers[: len(numbers) // 4], 1)
                     timing, found = await timed(ask, numbers, 1)

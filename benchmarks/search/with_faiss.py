@@ -17,7 +17,7 @@ def main() -> None:
     faiss.omp_set_num_threads(1)
     rows, dimensions = task.vectors.shape
     started = time.perf_counter()
-    lists = max(16, int(4 * rows**0.5))
+    lists = max(16, int(rows**0.5))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dimensions), dimensions, lists, faiss.METRIC_INNER_PRODUCT)
     index.cp.max_points_per_centroid = 64
     index.train(task.vectors[:: max(1, rows // (64 * lists))])
