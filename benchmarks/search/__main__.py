@@ -103,7 +103,7 @@ class Bench:
         if not (corpus_folder / "corpus.json").exists():
             say("cutting and embedding passages")
             texts = read_texts(Path(options.data), 3_000 if options.quick else None)
-            wanted = max(options.rows) + min(_RESERVE, options.shard_rows)
+            wanted = max(options.rows) + (0 if options.without_upserts else min(_RESERVE, options.shard_rows))
             batches = cut(texts, wanted, tokenizer, static)
             if options.embedder == "model":
                 batches = self._by_model(batches)
@@ -477,7 +477,7 @@ async def measure(bench: Bench) -> None:
     contenders = [one for rows in options.rows for one in await bench.prepare(rows)]
     await bench.measure(contenders)
     await bench.close()
-    if not options.without_upserts:
+    if not options.without_upserts and len(bench.builder.corpus) > options.rows[-1]:
         await bench.measure(await bench.upserts(options.rows[-1]))
         await bench.close()
     if not options.without_peers:
@@ -497,8 +497,8 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="other settings, on the questions kept for that")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave or reuse what was built")
     parser.add_argument("--chroma-rows", type=int, default=100_000, help="rows up to which chroma is measured")
-    parser.add_argument("--without-peers", action="store_true")
-    parser.add_argument("--without-upserts", action="store_true")
+    parser.add_argument("--without-peers", action="store_true", help="only this project")
+    parser.add_argument("--without-upserts", action="store_true", help="no state after small changes")
     options = parser.parse_args()
     options.data = os.environ.get("RAG_TEST_DATA")
     if not options.data:
