@@ -71,7 +71,7 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
         _sync_documents(writer, table, identity, where, digest, report, log)
     writer.note(content_digest=str(digest), fingerprint=identity.fingerprint)
     rows_now = table.count_rows()
-    report.optimized = _keep_indexes(writer, table, rows_now, vector_index_rows)
+    report.optimized = keep_indexes(writer, table, rows_now, vector_index_rows)
     report.rows = rows_now
     documents = writer.table(RAW_DOCUMENTS)
     report.documents = 0 if documents is None else documents.count_rows()
@@ -282,7 +282,7 @@ def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
 
-def _keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows: int) -> bool:
+def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows: int) -> bool:
     """Create the indexes that are due and fold new rows in when too many lie outside; whether it compacted."""
     if rows == 0:
         return False

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 FUSION = 60
+ORIGIN = "_origin"
+"""Name in a row of what its ranking has as `origin`."""
 SAME_WORDS = 0.9
 """Share of a passage that must stand in another in one piece for both to say the same, as copies of a page do."""
 
@@ -33,16 +36,23 @@ Kind = Literal["vector", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Rows that one table found in one way. `fingerprint` is of the table's vectors; texts compare across all."""
+    """Rows that one table found in one way. `fingerprint` is of the table's vectors; texts compare across all.
+
+    `origin` is for whoever is to complete the rows: it stands in each of them.
+    """
 
     kind: Kind
     fingerprint: str
     rows: pa.Table
+    origin: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage that was found: its row but for the vector, how it was fused, and its cosine with the question."""
+    """A passage that was found: its row but for the vector, how it was fused, and its cosine with the question.
+
+    Of the row, ids, `text`, `source` and `shard` suffice until it is joined or made a hit.
+    """
 
     row: Mapping[str, Any]
     fused: float
@@ -88,37 +98,57 @@ def _ranked(
         ids: list[str] = cast("Any", ranking.rows["chunk_id"]).to_pylist()
         keyed += [(sign * by, chunk_id, table, row) for row, (by, chunk_id) in enumerate(zip(orders, ids, strict=True))]
     keyed.sort()
-    best: list[tuple[str, Mapping[str, Any], float | None]] = []
-    seen: set[str] = set()
+    chosen: dict[str, tuple[int, int]] = {}
     for _, chunk_id, table, row in keyed:
-        if chunk_id in seen:
-            continue
-        seen.add(chunk_id)
-        ranking = group[table]
-        taken = ranking.rows.slice(row, 1)
-        question = vectors.get(ranking.fingerprint)
-        score = None
-        if question is not None and "vector" in taken.column_names:
-            score = float(_vector(taken) @ question)
-            taken = taken.drop_columns(["vector"])
-        facts = taken.to_pylist()[0]
-        best.append((chunk_id, {**facts, "shard": f"{facts['region']}/{facts['department']}"}, score))
-        if len(best) == depth:
+        chosen.setdefault(chunk_id, (table, row))
+        if len(chosen) == depth:
             break
-    return best
+    # A table's rows are read together: one by one they cost more than the search.
+    places: dict[int, list[int]] = {}
+    for table, row in chosen.values():
+        places.setdefault(table, []).append(row)
+    read = {
+        (table, row): facts
+        for table, rows in places.items()
+        for row, facts in zip(rows, _read(group[table], rows, vectors), strict=True)
+    }
+    return [(chunk_id, *read[place]) for chunk_id, place in chosen.items()]
 
 
-def _vector(row: pa.Table) -> npt.NDArray[np.float32]:
-    flat: Any = cast("Any", row["vector"]).combine_chunks().flatten()
-    return flat.to_numpy(zero_copy_only=False)
+def _read(
+    ranking: Ranking, rows: Sequence[int], vectors: Mapping[str, npt.NDArray[np.float32]]
+) -> list[tuple[Mapping[str, Any], float | None]]:
+    """Rows of one table, without their vectors, and their cosines with the question.
+
+    Where the question has no vector there are none; a ranking by vectors has measured them.
+    """
+    taken = ranking.rows.take(pa.array(rows, pa.int64()))
+    question = vectors.get(ranking.fingerprint)
+    scores: list[float | None] = [None] * len(rows)
+    if question is not None and ranking.kind == "vector":
+        scores = [1.0 - distance for distance in cast("Any", taken["_distance"]).to_pylist()]
+    elif question is not None and "vector" in taken.column_names:
+        flat: Any = cast("Any", taken["vector"]).combine_chunks().flatten()
+        scores = (flat.to_numpy(zero_copy_only=False).reshape(len(rows), -1) @ question).tolist()
+    if "vector" in taken.column_names:
+        taken = taken.drop_columns(["vector"])
+    origin = {ORIGIN: ranking.origin}
+    return [
+        ({"shard": _shard(facts), **facts, **origin}, score)
+        for facts, score in zip(taken.to_pylist(), scores, strict=True)
+    ]
+
+
+def _shard(facts: Mapping[str, Any]) -> str:
+    return facts["shard"] if "shard" in facts else f"{facts['region']}/{facts['department']}"
 
 
 def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
     """The first `count` candidates that do not say what a better one says; those name where else they stand."""
     kept: list[Candidate] = []
-    said: list[list[str]] = []
+    said: list[_Words] = []
     for candidate in candidates:
-        words = _WORD.findall(candidate.row["text"].casefold())
+        words = _Words(candidate.row["text"])
         same = next((place for place, other in enumerate(said) if _alike(words, other)), None)
         if same is not None:
             source: str = candidate.row["source"]
@@ -131,21 +161,36 @@ def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
     return kept
 
 
-def _alike(one: Sequence[str], other: Sequence[str]) -> bool:
+class _Words:
+    """The words of a passage, and what is asked of them again and again."""
+
+    def __init__(self, text: str) -> None:
+        self.all: list[str] = _WORD.findall(text.casefold())
+        self.different = frozenset(self.all)
+
+    @cached_property
+    def counts(self) -> Counter[str]:
+        return Counter(self.all)
+
+    @cached_property
+    def numbers(self) -> list[str]:
+        return [word for word in self.all if any(character.isdigit() for character in word)]
+
+
+def _alike(one: _Words, other: _Words) -> bool:
     """Whether two passages are the same but for what stands above or below.
 
     One word in the middle may turn the meaning, and so may a number anywhere; neither is passed over.
     """
-    if one == other:
+    if one.all == other.all:
         return True
-    least = SAME_WORDS * max(len(one), len(other))
-    if (Counter(one) & Counter(other)).total() < least or _numbers(one) != _numbers(other):
+    least = SAME_WORDS * max(len(one.all), len(other.all))
+    # What is quick to tell comes first: nearly all pairs are of passages that have little in common.
+    if min(len(one.all), len(other.all)) < least or len(one.all) - len(one.different - other.different) < least:
         return False
-    return SequenceMatcher(None, one, other, autojunk=False).find_longest_match().size >= least
-
-
-def _numbers(words: Iterable[str]) -> list[str]:
-    return [word for word in words if any(character.isdigit() for character in word)]
+    if (one.counts & other.counts).total() < least or one.numbers != other.numbers:
+        return False
+    return SequenceMatcher(None, one.all, other.all, autojunk=False).find_longest_match().size >= least
 
 
 def joined(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -1,4 +1,4 @@
-"""The peers' own environment: made on first use beside the project's, and never with torch's CUDA packages."""
+"""Environments of peers: made on first use beside the project's, and never with torch's CUDA packages."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = ROOT / "benchmarks" / "peers-requirements.txt"
 FOLDER = ROOT / ".venv-peers"
-_STAMP = FOLDER / ".requirements.sha256"
 _SILENT = {
+    "ANONYMIZED_TELEMETRY": "False",
     "COCOINDEX_DISABLE_USAGE_TRACKING": "1",
     "DO_NOT_TRACK": "1",
     "HAYSTACK_TELEMETRY_ENABLED": "False",
@@ -28,21 +28,22 @@ class EnvironmentUnavailable(Exception):
     """The peers cannot be installed here; the message says why."""
 
 
-def peers_python() -> Path:
-    """The Python of the peers' environment, installed now where it is not there or out of date.
+def peers_python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Path:
+    """The Python of the peers' environment in that folder, installed now where it is not there or out of date.
 
     Raises `EnvironmentUnavailable`.
     """
-    python = FOLDER / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-    if _STAMP.exists() and _STAMP.read_text() == wanted:
+    python = folder / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    stamp = folder / ".requirements.sha256"
+    if stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"installing the peers into {FOLDER.name} (some minutes the first time)", file=sys.stderr)
+    print(f"installing the peers into {folder.name} (some minutes the first time)", file=sys.stderr)
     if not python.exists():
-        _run([sys.executable, "-m", "venv", str(FOLDER)])
-    _refuse_cuda(python)
-    _run([*_pip(python), "--requirement", str(REQUIREMENTS)])
-    _STAMP.write_text(wanted)
+        _run([sys.executable, "-m", "venv", str(folder)])
+    _refuse_cuda(python, requirements)
+    _run([*_pip(python), "--requirement", str(requirements)])
+    stamp.write_text(wanted)
     return python
 
 
@@ -51,8 +52,10 @@ def quiet_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _SILENT
 
 
-def _refuse_cuda(python: Path) -> None:
-    torch = next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("torch=="))
+def _refuse_cuda(python: Path, requirements: Path) -> None:
+    torch = next((line for line in requirements.read_text().splitlines() if line.startswith("torch==")), None)
+    if torch is None:
+        return
     planned = json.loads(_run([*_pip(python), "--dry-run", "--report", "-", torch]))
     names = [package["metadata"]["name"] for package in planned["install"]]
     if any(name.startswith(("nvidia", "cuda")) for name in names):

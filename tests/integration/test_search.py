@@ -18,7 +18,9 @@ from rag_assets.lake import Lake
 from rag_serving.catalog import Catalog, Snapshot
 from rag_serving.client import AsyncRagClient, RagClient
 from rag_serving.errors import InvalidArgument, RerankerUnavailable
+from rag_serving.fusion import ORIGIN
 from rag_serving.objects import open_objects
+from rag_serving.search import Searcher
 from rag_serving.settings import ServingSettings
 from rag_serving.tables import SHARDS
 from tests.pipelines import failure_of, run_shard, settings_for
@@ -196,6 +198,32 @@ def test_the_company_index_obeys_filters(wide: RagClient) -> None:
 
 def test_without_its_table_the_company_index_is_marked_and_its_shards_answer(own_lake: str, rag: RagClient) -> None:
     shutil.rmtree(Path(own_lake, "company_index"))
+    with open_client(own_lake, wide_shards=1) as client:
+        hits = client.search(LEAVE, mode="vector")
+    (mark,) = hits.degraded
+    assert mark.startswith("company_index_unavailable:")
+    assert [hit.chunk_id for hit in hits] == [chunk_id for chunk_id, _ in found(rag, LEAVE, mode="vector")]
+
+
+def test_hits_of_the_company_index_say_all_that_those_of_shards_say(rag: RagClient, wide: RagClient) -> None:
+    apart, together = (client.search(LEAVE, mode="vector", k=10) for client in (rag, wide))
+    unscored = [[hit.model_copy(update={"score": None, "fused": 0.0}) for hit in hits] for hits in (apart, together)]
+    assert unscored[0] == unscored[1]
+    joined = [client.search(LEAVE, mode="vector", k=10, join_neighbours=True) for client in (rag, wide)]
+    assert [hit.text for hit in joined[0]] == [hit.text for hit in joined[1]]
+
+
+def test_the_shards_answer_when_the_company_index_goes_away_between_its_reads(
+    own_lake: str, rag: RagClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Searcher._completed
+
+    async def failing(self: Searcher, candidates: Any) -> Any:
+        if any(candidate.row[ORIGIN] is not None for candidate in candidates):
+            raise RuntimeError("the object is not there")
+        return await read(self, candidates)
+
+    monkeypatch.setattr(Searcher, "_completed", failing)
     with open_client(own_lake, wide_shards=1) as client:
         hits = client.search(LEAVE, mode="vector")
     (mark,) = hits.degraded

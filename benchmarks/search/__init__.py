@@ -1,0 +1,1 @@
+"""Search as serving does it, and how others do it: latency and recall by the number of rows."""

@@ -1,0 +1,157 @@
+"""Ways to search that are timed in this process: the client's searcher, and one filtered table beside it.
+
+Each answers a question, by its number, with the rows of the corpus that it found, the best first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.search.lake import row_of
+from benchmarks.search.measures import Stopwatch, Timing
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from rag_serving.catalog import Snapshot
+    from rag_serving.search import Mode, Searcher
+    from rag_serving.shards import Shard
+
+    Vectors = npt.NDArray[np.float32]
+    Ask = Callable[[int], Awaitable[list[int]]]
+
+K = 10
+DEPTH = 30
+IN_FLIGHT = 8
+"""What the client lets into the engine at once by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Texts and vectors of the questions, and the shard that each is asked of where it is asked of one."""
+
+    texts: Sequence[str]
+    vectors: Vectors
+    shards: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+async def timed(ask: Ask, questions: Sequence[int], at_once: int) -> tuple[Timing, dict[int, list[int]]]:
+    """Ask all of them, so many at once, and what was found for each."""
+    waiting = iter(questions)
+    milliseconds: list[float] = []
+    found: dict[int, list[int]] = {}
+
+    async def asker() -> None:
+        for question in waiting:
+            started = time.perf_counter()
+            found[question] = await ask(question)
+            milliseconds.append((time.perf_counter() - started) * 1000)
+
+    watch = Stopwatch()
+    await asyncio.gather(*(asker() for _ in range(at_once)))
+    return watch.timing(milliseconds), found
+
+
+def ours(
+    searcher: Searcher,
+    snapshot: Snapshot,
+    fingerprint: str,
+    questions: Questions,
+    mode: Mode,
+    shard: Callable[[int], Shard] | None,
+) -> Ask:
+    """The searcher that clients have; `shard` gives the shard to ask by its number, None asks all of the snapshot."""
+    from rag_serving.search import Query
+
+    everything = [entry for _, entry in sorted(snapshot.entries.items())]
+
+    async def ask(number: int) -> list[int]:
+        entries = everything if shard is None else [snapshot.entries[shard(questions.shards[number])]]
+        vectors = {fingerprint: questions.vectors[number]}
+        hits, marks = await searcher.search(Query(questions.texts[number], K, mode=mode), vectors, entries, snapshot)
+        if marks:
+            raise RuntimeError(f"not everything was searched: {marks}")
+        return [row_of(hit.chunk_id) for hit in hits]
+
+    return ask
+
+
+def filtered(
+    table: Any, questions: Questions, mode: Mode, shard: Callable[[int], Shard], *, probes: int = 20, refine: int = 4
+) -> Ask:
+    """One LanceDB table of all rows, filtered by region and department, with the columns and the fusion of ours."""
+    from lancedb.query import MatchQuery
+
+    from rag_serving.fusion import Ranking, fuse
+
+    gate = asyncio.Semaphore(IN_FLIGHT)
+    columns = [name for name in table_columns() if name not in ("vector", "shard")]
+
+    async def rows(search: Any, where: str) -> pa.Table:
+        async with gate:
+            return await search.where(where).limit(DEPTH).to_arrow()
+
+    async def ask(number: int) -> list[int]:
+        asked = shard(questions.shards[number])
+        where = f"region = '{asked.region}' AND department = '{asked.department}'"
+        vector = questions.vectors[number]
+        nearest = table.query().nearest_to(vector).distance_type("cosine").nprobes(probes).refine_factor(refine)
+        searches = [rows(nearest.select([*columns, "vector", "_distance"]), where)]
+        if mode == "hybrid":
+            words = MatchQuery(questions.texts[number], "text")
+            matching = table.query().nearest_to_text(words).select([*columns, "vector", "_score"])
+            searches.append(rows(matching, where))
+        found = await asyncio.gather(*searches)
+        rankings = [Ranking(kind, "", part) for kind, part in zip(("vector", "text"), found, strict=False)]
+        return [row_of(candidate.row["chunk_id"]) for candidate in fuse(rankings, {"": vector}, DEPTH)[:K]]
+
+    return ask
+
+
+def nearest_rows(table: Any, questions: Questions, probes: int, refine: int, where: Callable[[int], str] | None) -> Ask:
+    """The nearest rows of a table as the client asks for them, with so many partitions looked at and so many refined.
+
+    `where` gives the filter of a question, by its number.
+    """
+    gate = asyncio.Semaphore(IN_FLIGHT)
+    columns = [*(name for name in table_columns() if name != "shard"), "_distance"]
+
+    async def ask(number: int) -> list[int]:
+        search = table.query().nearest_to(questions.vectors[number]).distance_type("cosine")
+        search = search.nprobes(probes).refine_factor(refine).limit(DEPTH).select(columns)
+        if where is not None:
+            search = search.where(where(number)).minimum_nprobes(probes).maximum_nprobes(0)
+        async with gate:
+            found = await search.to_arrow()
+        return [row_of(chunk) for chunk in found["chunk_id"].to_pylist()]
+
+    return ask
+
+
+def table_columns() -> list[str]:
+    """Columns that a search reads."""
+    from rag_serving.tables import shard_schema
+
+    unread = ("tokens", "content_hash", "etag", "indexed_at")
+    return [name for name in shard_schema(1, "").names if name not in unread]
+
+
+def collapsed(corpus_texts: pa.ChunkedArray, ranked: Sequence[int], k: int = K) -> list[int]:
+    """Of the rows that an exact search ranks, the first `k` that do not repeat a better one, as the client shows."""
+    from rag_serving.fusion import Candidate, distinct
+
+    candidates = [
+        Candidate({"chunk_id": "", "row": row, "text": corpus_texts[row].as_py(), "source": ""}, 0.0, None)
+        for row in ranked
+    ]
+    return [candidate.row["row"] for candidate in distinct(candidates, k)]
