@@ -79,6 +79,7 @@ DIFFER = [
     ("When did they move?", "Where did they move?", "kind"),
     ("How many people work here?", "Who works here?", "kind"),
     ("Are there trains from Oslo to Bergen?", "Are there trains from Bergen to Oslo?", "order"),
+    ("Who were the last emperors allied with?", "Who were the last emperors allied against?", "order"),
     ("Did Germany beat France?", "Did France beat Germany?", "order"),
     ("Wer darf exportieren?", "Wer darf nicht exportieren?", "negation"),
     ("Wie hoch ist der Betrag im März?", "Wie hoch ist der Betrag im April?", "dates"),
