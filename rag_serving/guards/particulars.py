@@ -360,6 +360,10 @@ def _order(asked: Question, cached: Question) -> Disagreement | None:
             both = (other, word) in asked.relations or (direction, word) in cached.relations
             if word == same and direction != other and not both:
                 return Disagreement("order", f"“{direction}” against “{other}” before one word")
+    if len(asked.tokens) == len(cached.tokens):
+        others = [pair for pair in zip(asked.tokens, cached.tokens, strict=True) if pair[0] != pair[1]]
+        if len(others) == 1 and set(others[0]) <= _DIRECTIONS:
+            return Disagreement("order", f"“{others[0][0]}” stands for “{others[0][1]}”")
     left, right = (_content(question.tokens) for question in (asked, cached))
     shared = [word for word in left if word in set(right) and left.count(word) == 1 and right.count(word) == 1]
     places = [right.index(word) for word in shared]

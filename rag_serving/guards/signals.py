@@ -61,8 +61,9 @@ def wording(asked: Question, cached: Question, similarity: float) -> tuple[float
     - `one_sided`: opposites ("before", "manager", "last year") that one of the questions has and the other has not.
     """
     left, right = _content(asked.tokens), _content(cached.tokens)
-    added, dropped = _missing(left.heavy, right), _missing(right.heavy, left)
-    light = _missing(right.light, left) + 0.5 * min(_missing(left.light, right), 1.0)
+    more, less = _missing(left.heavy, right), _missing(right.heavy, left)
+    added, dropped = _weight(more, less, right.heavy), _weight(less, more, left.heavy)
+    light = len(_missing(right.light, left)) + 0.5 * min(len(_missing(left.light, right)), 1)
     sides = len(asked.comparisons ^ cached.comparisons) + len(asked.scopes ^ cached.scopes)
     return (
         math.acos(min(1.0, max(-1.0, similarity))),
@@ -152,15 +153,25 @@ def _content(tokens: tuple[str, ...]) -> _Content:
     return _Content(heavy, light)
 
 
-def _missing(words: Mapping[str, int], other: _Content) -> float:
-    missing = 0.0
-    for root, count in words.items():
-        less = count - other.count(root)
-        if less > 0:
-            # A word said again is often a matter of style, and sometimes another word's place.
-            known = other.count(root) or any(_misspelt(root, candidate) for candidate in other.heavy)
-            missing += 0.3 if known else 1.0
-    return missing
+def _missing(words: Mapping[str, int], other: _Content) -> list[tuple[str, bool]]:
+    """Stems that the other question lacks or has less often, each with whether it knows the word at all."""
+    less = [root for root, count in words.items() if count > other.count(root)]
+    return [(root, other.count(root) > 0) for root in less]
+
+
+def _weight(missing: Sequence[tuple[str, bool]], others: Sequence[tuple[str, bool]], known: Mapping[str, int]) -> float:
+    """How much is missing: 1 a word, 0.3 for one that is spelt nearly the same, or is only said more often.
+
+    Where the others lack a word as well, a repeated one stands in its place: "the steam event" for "the exhaust event"
+    in a question that names both.
+    """
+    weight = 0.0
+    for root, repeated in missing:
+        if repeated:
+            weight += 1.0 if others else 0.3
+        else:
+            weight += 0.3 if any(_misspelt(root, candidate) for candidate in known) else 1.0
+    return weight
 
 
 def _misspelt(word: str, other: str) -> bool:

@@ -79,6 +79,7 @@ DIFFER = [
     ("When did they move?", "Where did they move?", "kind"),
     ("How many people work here?", "Who works here?", "kind"),
     ("Are there trains from Oslo to Bergen?", "Are there trains from Bergen to Oslo?", "order"),
+    ("Who were the last emperors allied with?", "Who were the last emperors allied against?", "order"),
     ("Did Germany beat France?", "Did France beat Germany?", "order"),
     ("Wer darf exportieren?", "Wer darf nicht exportieren?", "negation"),
     ("Wie hoch ist der Betrag im März?", "Wie hoch ist der Betrag im April?", "dates"),
@@ -153,6 +154,10 @@ def test_scope_words_must_be_named_by_both() -> None:
 def test_similarity_alone_does_not_serve() -> None:
     assert judged("Which cats are allowed here?", "Which dogs are allowed here?", SURE) == "scope"
     assert judged("Which lamps are allowed here?", "Which chairs are allowed here?", SURE) == "wording"
+    steam, exhaust = (
+        "What can the exhaust steam do when the " + event + " event is long?" for event in ("steam", "exhaust")
+    )
+    assert judged(steam, exhaust, SURE) == "wording"
     assert judged("Which lamps are allowed here?", "Are the lamps here allowed to anyone?", 0.7) == "similarity"
     assert judged("How can I book a room?", "How do I book a room?", 0.97) is None
     assert judged("How can I book a room?", "How do I book a room?", float("nan")) == "similarity"
