@@ -96,6 +96,11 @@ class LanguageModel:
     completion: Completion | None = None
     price: Price | None = None
 
+    async def warm(self) -> None:
+        """Import litellm, which takes seconds, before a question waits for it."""
+        if self.completion is None:
+            await asyncio.to_thread(_litellm_completion)
+
     async def stream(
         self, messages: Sequence[Mapping[str, str]], result: Generated, restart: Callable[[], None] | None = None
     ) -> AsyncIterator[str]:

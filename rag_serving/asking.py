@@ -166,10 +166,8 @@ class Answerer:
         vector = _cache_vector(vectors)
         # A part of a long question says nothing about the whole.
         if self._mode != "off" and vector is not None and not cut and not problems:
-            near = (
-                await self._tolerant(self._cache.nearest(asked.tag, vector, self._judge.least_similarity), problems)
-                or []
-            )
+            nearest = self._cache.nearest(asked.tag, vector, self._floor(vectors))
+            near = await self._tolerant(nearest, problems) or []
             near = [one for one in near if one.entry.key != question_key(asked.question)]
             clock.lap("cache")
             sure = self._surely(asked, near)
@@ -191,6 +189,14 @@ class Answerer:
                 yield Done(answer=_for_a_waiter(event.answer, asked.question, clock))
             else:
                 yield event
+
+    def _floor(self, vectors: Mapping[str, Any]) -> float:
+        """The cosine from which on stored questions are looked at.
+
+        Only the sure ones, where the judge was calibrated on another embedder: its cosines mean more or less.
+        """
+        fits = self._judge.fingerprint in (None, min(vectors))
+        return self._judge.least_similarity if fits else self._sure
 
     def _surely(self, asked: Asked, near: Sequence[Found]) -> tuple[Found, str] | None:
         """The stored question that is surely the same: so near that its particulars alone have to agree."""

@@ -12,6 +12,7 @@ import click
 
 from rag_serving.client import RagClient
 from rag_serving.errors import RagError
+from rag_serving.guards.command import calibrate_command
 from rag_serving.results import Answer, Place
 from rag_serving.search import Mode
 
@@ -127,6 +128,22 @@ def shards(as_json: bool) -> None:
         click.echo("nothing is published yet", err=True)
 
 
+@main.command()
+@click.option("--kind", type=click.Choice(["near_miss", "shadow", "feedback"]), help="Only these.")
+def notes(kind: str | None) -> None:
+    """Print pairs of questions that were refused narrowly, served in the shadow, or judged, as JSON lines.
+
+    Label them with `same` (true or false) and hand them to `calibrate`.
+    """
+    with RagClient.from_env() as client:
+        for note in client.notes():
+            if kind in (None, note.kind):
+                click.echo(note.model_dump_json())
+
+
+main.add_command(calibrate_command)
+
+
 def render(answer: Answer) -> str:
     """An answer as text: what it says, the sources, how the cache and the clock stood."""
     lines = [answer.text, ""]
@@ -134,6 +151,8 @@ def render(answer: Answer) -> str:
     state = answer.cache
     if answer.similarity is not None and state == "semantic":
         state += f" (similarity {answer.similarity:.3f} with “{answer.cached_question}”)"
+    elif answer.cache_reason is not None and state != "exact":
+        state += f" ({answer.cache_reason})"
     lines.append(f"  cache: {state}   total: {answer.timings.get('total', 0):.1f} ms   " + _phases(answer))
     if answer.degraded:
         lines.append(f"  degraded: {', '.join(answer.degraded)}")

@@ -181,6 +181,8 @@ class AsyncRagClient:
         for fingerprint in {entry.current.fingerprint for entry in entries}:
             await self._embedders.embedder(fingerprint)
         await self._searcher.warm(entries, snapshot)
+        if self._model is not None:
+            await self._model.warm()
         return entries
 
     async def ask(

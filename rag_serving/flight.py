@@ -20,8 +20,8 @@ from rag_serving.events import EVENT, Delta, Done, Event, Failed, Restart
 
 _log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 3.0
-"""How long a leader that gives no sign of life is followed."""
+LEASE_SECONDS = 10.0
+"""How long a leader that gives no sign of life is followed: a busy one may need seconds for the next one."""
 _KEPT_SECONDS = 60.0
 _MIRROR_SECONDS = 0.05
 _LOOK_SECONDS = 0.03
