@@ -82,6 +82,11 @@ class Note(BaseModel):
     at: float
 
 
+StoreState = Literal[
+    "exact and semantic", "exact tier only: the server has no search commands", "unavailable", "in this process"
+]
+
+
 class CacheStore(Protocol):
     """Where entries are kept. Methods raise `CacheUnavailable`; callers go on without the cache then."""
 
@@ -118,6 +123,10 @@ class CacheStore(Protocol):
 
     async def notes(self) -> list[Note]:
         """The notes that are kept, newest first."""
+        ...
+
+    async def state(self) -> StoreState:
+        """What it can do just now; never raises."""
         ...
 
     async def close(self) -> None: ...
@@ -267,6 +276,9 @@ class MemoryStore:
 
     async def notes(self) -> list[Note]:
         return list(self._notes)
+
+    async def state(self) -> StoreState:
+        return "in this process"
 
     async def close(self) -> None:
         self._entries.clear()

@@ -8,11 +8,13 @@ of the snapshot and named in `Snapshot.broken`.
 from __future__ import annotations
 
 import time
+import unicodedata
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from threading import Lock
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -86,6 +88,22 @@ def catalog_key(shard: Shard) -> str:
     return f"{CATALOG}/{shard.table_name}.json"
 
 
+def pattern_halves(pattern: str) -> tuple[str, str]:
+    """A pattern of shards as one of regions and one of departments; raises `InvalidArgument`. Case matters."""
+    region, slash, department = unicodedata.normalize("NFC", pattern).partition("/")
+    if not slash or not region or not department or "/" in department:
+        raise InvalidArgument(f"a pattern of shards is written region/department, as in oslo/*, not {pattern[:80]!r}")
+    return region, department
+
+
+def _shard_of(key: str) -> Shard | None:
+    """The shard of a catalog object; None for an object that no pipeline wrote."""
+    try:
+        return Shard.from_table_name(_table_of(key))
+    except InvalidShardName:
+        return None
+
+
 def _table_of(key: str) -> str:
     return key.removeprefix(f"{CATALOG}/").removesuffix(".json")
 
@@ -117,6 +135,26 @@ class Snapshot:
     companies: dict[str, CompanyRecord] = field(default_factory=dict[str, CompanyRecord])
     """What the company index holds, by fingerprint."""
 
+    def within(self, patterns: Iterable[str] | None) -> Snapshot:
+        """Only the shards that a pattern names (``oslo/*``; a wild card stays within its half); None for all of them.
+
+        What a caller may not see is then unknown, like what does not exist. Raises `InvalidArgument` for a pattern
+        without exactly one slash.
+        """
+        if patterns is None:
+            return self
+        halves = [pattern_halves(pattern) for pattern in patterns]
+
+        def seen(shard: Shard) -> bool:
+            region, department = (unicodedata.normalize("NFC", name) for name in (shard.region, shard.department))
+            return any(fnmatchcase(region, left) and fnmatchcase(department, right) for left, right in halves)
+
+        return Snapshot(
+            {shard: entry for shard, entry in self.entries.items() if seen(shard)},
+            {key: problem for key, problem in self.broken.items() if (shard := _shard_of(key)) and seen(shard)},
+            self.companies,
+        )
+
     def route(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> list[CatalogEntry]:
         """The published shards in those regions and departments (None: all), sorted by key.
 
@@ -143,9 +181,8 @@ class Snapshot:
         """Marks for the shards of that scope whose catalog object does not validate, so that none is missed unseen."""
         marks: list[str] = []
         for key in sorted(self.broken):
-            try:
-                shard = Shard.from_table_name(_table_of(key))
-            except InvalidShardName:  # an object that no pipeline wrote
+            shard = _shard_of(key)
+            if shard is None:
                 continue
             in_region = regions is None or any(same_name(shard.region, name) for name in regions)
             if in_region and (departments is None or any(same_name(shard.department, name) for name in departments)):

@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from rag_serving.client import RagClient
-from rag_serving.errors import RagError
+from rag_serving.errors import RagError, SettingsError
 from rag_serving.guards.command import calibrate_command
 from rag_serving.results import Answer, Place
 from rag_serving.search import Mode
@@ -142,6 +143,78 @@ def notes(kind: str | None) -> None:
 
 
 main.add_command(calibrate_command)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, help="Port to listen on.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
+@click.option("--open", "open_to_all", is_flag=True, help="Without keys: whoever reaches it may ask everything.")
+def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
+    """Answer over HTTP (needs rag-shards[http]; keys from RAG_HTTP_KEYS)."""
+    _need_http()
+    from rag_serving.http.serve import serve as run
+
+    run(host, port, workers=workers, open_to_all=open_to_all)
+
+
+@main.group()
+def keys() -> None:
+    """Create, list and revoke the keys of the service, in the file that RAG_HTTP_KEYS names."""
+
+
+@keys.command("create")
+@click.argument("name")
+@click.option("--tenant", default="default", show_default=True, help="Whose answers it shares.")
+@click.option("--shards", multiple=True, default=("*/*",), show_default=True, help="Pattern as in oslo/*; repeatable.")
+@click.option("--per-minute", default=600, show_default=True, help="Requests that it may make in a minute.")
+def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int) -> None:
+    """Make a key for NAME and show it, this once."""
+    from rag_serving.http.keys import create_key
+
+    key, text = create_key(_key_file(), name, tenant=tenant, shards=shards, requests_per_minute=per_minute)
+    click.echo(f"{text}\nthe key {key.id} is not shown again; only its hash is stored", err=False)
+
+
+@keys.command("list")
+def list_keys() -> None:
+    """List the keys without their secrets."""
+    from rag_serving.http.keys import read_keys
+
+    path = _key_file()
+    for key in read_keys(path) if path.exists() else ():
+        state = "revoked" if key.revoked_at else "valid"
+        click.echo(
+            f"{key.id}  {state:<8} {key.name:<24} tenant {key.tenant:<16} {key.requests_per_minute:>7} a minute  "
+            f"{' '.join(key.shards)}"
+        )
+
+
+@keys.command("revoke")
+@click.argument("key_id")
+def revoke(key_id: str) -> None:
+    """Refuse the key KEY_ID from now on."""
+    from rag_serving.http.keys import revoke_key
+
+    key = revoke_key(_key_file(), key_id)
+    click.echo(f"{key.id} ({key.name}) is revoked")
+
+
+def _key_file() -> Path:
+    from rag_serving.http.settings import HttpSettings
+
+    path = HttpSettings.from_env().keys
+    if path is None:
+        raise SettingsError("RAG_HTTP_KEYS is not set; name the file that holds the keys")
+    return Path(path)
+
+
+def _need_http() -> None:
+    try:
+        import fastapi  # noqa: F401  # pyright: ignore[reportUnusedImport]
+        import uvicorn  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    except ImportError as error:
+        raise SettingsError("the service needs more packages: pip install 'rag-shards[http]'") from error
 
 
 def render(answer: Answer) -> str:

@@ -33,7 +33,7 @@ from rag_serving.arguments import (
     checked_tenant,
 )
 from rag_serving.asking import Answerer, Asked, Clock, failed, finished
-from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, Note, scope_tag
+from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, Note, StoreState, scope_tag
 from rag_serving.catalog import Catalog, CatalogEntry, Snapshot
 from rag_serving.embedding import Embedder, load_embedder
 from rag_serving.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, RagError, error_named
@@ -58,6 +58,15 @@ _ENTRY = re.compile(r"[0-9a-f]{32}:[0-9a-f]{32}")
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a client can do just now."""
+
+    shards: int
+    cache: StoreState
+    model: str | None
 
 
 class AsyncRagClient:
@@ -132,6 +141,7 @@ class AsyncRagClient:
         modified_from: date | None = None,
         modified_before: date | None = None,
         join_neighbours: bool = False,
+        within: Sequence[str] | None = None,
     ) -> Hits:
         """The `k` (1 to 100) best passages in those regions and departments; None means all of them.
 
@@ -140,7 +150,7 @@ class AsyncRagClient:
         ``region/department/``; `modified_from` (inclusive) and `modified_before` (exclusive) are of the document's last
         change, a date or a time without a zone being taken for UTC. A passage that repeats a better one is left out and
         named in the other's `also_in`. With `join_neighbours`, passages that follow each other in their document come
-        as one.
+        as one. `within` holds patterns of the shards that the caller may see, as in ``oslo/*``; no other exists then.
 
         Raises `InvalidQuestion`, `InvalidArgument`, `InvalidShardName`, `UnknownScope`, `LakeError` or
         `EmbedderUnavailable`.
@@ -155,7 +165,7 @@ class AsyncRagClient:
             modified_before=checked_moment("modified_before", modified_before),
             join_neighbours=join_neighbours,
         )
-        snapshot = await self._snapshot()
+        snapshot = (await self._snapshot()).within(within)
         entries, broken = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
         vectors: dict[str, npt.NDArray[np.float32]] = {}
         cut: tuple[str, ...] = ()
@@ -194,17 +204,20 @@ class AsyncRagClient:
         k: int = 8,
         history: Sequence[Turn | dict[str, Any]] = (),
         tenant: str = "default",
+        within: Sequence[str] | None = None,
     ) -> Answer:
         """An answer from those regions and departments, from the cache when an equal question was answered before.
 
         `k` is how many passages the answer may rest on. `history` holds the turns of a conversation before, oldest
         first: the question is then rewritten into one that stands alone, which is what is answered and cached. Answers
-        are shared within a `tenant` only.
+        are shared within a `tenant` only. `within` is as for `search`.
 
         Raises what `search` raises, `Overloaded` and `DeadlineExceeded`; a failing cache or language model does not
         raise but is named in `Answer.degraded`.
         """
-        events = self.stream(question, regions=regions, departments=departments, k=k, history=history, tenant=tenant)
+        events = self.stream(
+            question, regions=regions, departments=departments, k=k, history=history, tenant=tenant, within=within
+        )
         last = await finished(events)
         if isinstance(last, Failed):
             raise error_named(last.error)(last.message)
@@ -219,6 +232,7 @@ class AsyncRagClient:
         k: int = 8,
         history: Sequence[Turn | dict[str, Any]] = (),
         tenant: str = "default",
+        within: Sequence[str] | None = None,
     ) -> AsyncGenerator[Event]:
         """The answer as it is made, see `rag_serving.events`; the same events whether the cache answers or not.
 
@@ -232,7 +246,7 @@ class AsyncRagClient:
         if turns:
             rewritten = await self._standalone(asked_as, turns)
             clock.lap("rewrite")
-        snapshot = await self._snapshot()
+        snapshot = (await self._snapshot()).within(within)
         entries, marks = snapshot.route(regions, departments), snapshot.broken_in(regions, departments)
         asked = self._asked(rewritten, k, tenant, snapshot, entries, marks)
         try:
@@ -310,13 +324,22 @@ class AsyncRagClient:
         """Pairs of questions that were refused narrowly, served in the shadow, or judged by people; newest first."""
         return await self._cache.store.notes()
 
+    async def health(self) -> Health:
+        """Whether questions can be answered; raises `LakeError` where the lake cannot be read."""
+        snapshot = await self._snapshot()
+        return Health(
+            shards=len(snapshot.entries),
+            cache=await self._cache.store.state(),
+            model=None if self._model is None else self._model.name,
+        )
+
     def stats(self) -> dict[str, int]:
         """What happened since this client began: answers by state of the cache, refusals by guard, model calls."""
         return dict(self._answerer.counts)
 
-    async def shards(self) -> list[CatalogEntry]:
-        """What is published now, sorted by shard."""
-        return [entry for _, entry in sorted((await self._snapshot()).entries.items())]
+    async def shards(self, *, within: Sequence[str] | None = None) -> list[CatalogEntry]:
+        """What is published now, sorted by shard; `within` is as for `search`."""
+        return [entry for _, entry in sorted((await self._snapshot()).within(within).entries.items())]
 
     async def close(self) -> None:
         """Let go of the cache's connections and of the tables."""
@@ -372,6 +395,7 @@ class RagClient:
         modified_from: date | None = None,
         modified_before: date | None = None,
         join_neighbours: bool = False,
+        within: Sequence[str] | None = None,
     ) -> Hits:
         """See `AsyncRagClient.search`."""
         return self._run(
@@ -385,6 +409,7 @@ class RagClient:
                 modified_from=modified_from,
                 modified_before=modified_before,
                 join_neighbours=join_neighbours,
+                within=within,
             )
         )
 
@@ -403,10 +428,13 @@ class RagClient:
         k: int = 8,
         history: Sequence[Turn | dict[str, Any]] = (),
         tenant: str = "default",
+        within: Sequence[str] | None = None,
     ) -> Answer:
         """See `AsyncRagClient.ask`."""
         return self._run(
-            self._core.ask(question, regions=regions, departments=departments, k=k, history=history, tenant=tenant)
+            self._core.ask(
+                question, regions=regions, departments=departments, k=k, history=history, tenant=tenant, within=within
+            )
         )
 
     def feedback(self, answer: Answer, *, correct: bool, tenant: str = "default") -> bool:
@@ -421,9 +449,9 @@ class RagClient:
         """See `AsyncRagClient.stats`."""
         return self._core.stats()
 
-    def shards(self) -> list[CatalogEntry]:
+    def shards(self, *, within: Sequence[str] | None = None) -> list[CatalogEntry]:
         """See `AsyncRagClient.shards`."""
-        return self._run(self._core.shards())
+        return self._run(self._core.shards(within=within))
 
     def close(self) -> None:
         """Let go of the cache's connections and end the event loop."""

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from rag_serving.breaker import Breaker
-from rag_serving.cache import MOST_NOTES, NEIGHBOURS, USE_SECONDS, Entry, Found, Note
+from rag_serving.cache import MOST_NOTES, NEIGHBOURS, USE_SECONDS, Entry, Found, Note, StoreState
 from rag_serving.errors import CacheUnavailable, SettingsError
 
 if TYPE_CHECKING:
@@ -207,10 +207,20 @@ class RedisStore:
         await self._breaker.close()
         await self._client.aclose()
 
-    @property
-    def available(self) -> bool:
-        """Whether the server answered when it was last asked."""
-        return not self._breaker.open
+    async def state(self) -> StoreState:
+        """What the server can do just now."""
+        from redis.exceptions import ResponseError
+
+        try:
+            await self._guarded(lambda: self._search_command("FT._LIST"))
+        except ResponseError as error:
+            if "unknown command" in str(error).lower():
+                self.searchable = False
+                return "exact tier only: the server has no search commands"
+            return "unavailable"
+        except CacheUnavailable:
+            return "unavailable"
+        return "exact and semantic"
 
     @property
     def _usage(self) -> str:

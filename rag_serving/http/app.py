@@ -1,0 +1,321 @@
+"""The application: routes over an `AsyncRagClient`."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.sse import format_sse_event
+from starlette.exceptions import HTTPException
+
+from rag_serving import errors
+from rag_serving.client import AsyncRagClient
+from rag_serving.errors import RagError, error_named
+from rag_serving.events import Done, Event, Failed
+from rag_serving.http import openai
+from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, Search, ShardInfo, Told
+from rag_serving.http.callers import Caller, Door, NotAllowed, TooManyRequests
+from rag_serving.http.edge import Edge
+from rag_serving.http.keys import Keys
+from rag_serving.http.metrics import Metrics
+from rag_serving.http.settings import HttpSettings
+from rag_serving.results import Answer
+
+_PAGE = Path(__file__).with_name("page")
+_STATUS: Mapping[type[RagError], int] = {
+    errors.InvalidQuestion: 400,
+    errors.InvalidArgument: 400,
+    errors.InvalidShardName: 400,
+    errors.UnknownScope: 404,
+    NotAllowed: 401,
+    TooManyRequests: 429,
+    errors.Overloaded: 503,
+    errors.DeadlineExceeded: 504,
+    errors.LakeUnavailable: 503,
+    errors.EmbedderUnavailable: 503,
+    errors.CacheUnavailable: 503,
+}
+_RETRY = {errors.Overloaded: 1, errors.LakeUnavailable: 5, errors.CacheUnavailable: 5}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)
+}
+_EVENT_STREAM = "text/event-stream"
+_UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+@dataclass(slots=True)
+class _Service:
+    """What the routes share."""
+
+    door: Door
+    metrics: Metrics
+    client: AsyncRagClient | None = None
+
+
+def create_app(
+    make_client: Callable[[], AsyncRagClient], settings: HttpSettings, *, version: str = "0", open_to_all: bool = False
+) -> FastAPI:
+    """The service over a client, which is made within its event loop.
+
+    Raises `SettingsError` where there are no keys and it is not `open_to_all`.
+    """
+    if settings.keys is None and not open_to_all:
+        raise errors.SettingsError("RAG_HTTP_KEYS is not set; make keys with rag-serving keys create, or use --open")
+    keys = None if open_to_all else Keys(Path(settings.keys or ""))
+    if keys is not None:
+        keys.check()
+    service = _Service(Door(keys, failed_per_minute=settings.failed_keys_per_minute), Metrics())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        app.state.service = service
+        async with make_client() as service.client:
+            yield
+
+    app = FastAPI(
+        title="rag-shards",
+        version=version,
+        description="Answers from the published shards of a lake.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.add_middleware(Edge, metrics=service.metrics, max_body=settings.max_body, concurrency=settings.concurrency)
+    _add_error_handlers(app)
+    app.include_router(_api)
+    app.include_router(_around)
+    return app
+
+
+def _service_of(request: Request) -> _Service:
+    return request.app.state.service
+
+
+def _client_of(request: Request) -> AsyncRagClient:
+    client = _service_of(request).client
+    if client is None:
+        raise errors.Overloaded("the service is only starting")
+    return client
+
+
+async def _caller_of(request: Request) -> Caller:
+    caller = await _service_of(request).door.enter(request)
+    request.state.key = caller.key
+    return caller
+
+
+Allowed = Annotated[Caller, Depends(_caller_of)]
+Client = Annotated[AsyncRagClient, Depends(_client_of)]
+
+_api = APIRouter(prefix="/v1", responses=_ERRORS)
+_around = APIRouter(include_in_schema=False)
+
+
+@_api.post("/ask", response_model=Answer, summary="Answer a question with its sources")
+async def ask(body: Ask, request: Request, client: Client, caller: Allowed) -> Response:
+    """JSON, or with `stream` (or `Accept: text/event-stream`) server-sent events.
+
+    The events are `sources`, `delta`, `citations` and `done`, or `error`; `restart` voids the deltas before it.
+    """
+    first, rest = await _begun(_events_of(body, client, caller))
+    if body.stream or _EVENT_STREAM in request.headers.get("accept", ""):
+
+        async def sent() -> AsyncIterator[bytes]:
+            async for event in _chained(first, rest):
+                if isinstance(event, Done):
+                    _note(request, event.answer)
+                yield format_sse_event(event=event.type, data_str=event.model_dump_json(exclude={"type"}))
+
+        return StreamingResponse(sent(), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
+    answer = await _answer(first, rest)
+    _note(request, answer)
+    return Response(answer.model_dump_json(), media_type="application/json", headers={"x-cache": answer.cache})
+
+
+@_api.post("/search", summary="Find passages")
+async def search(body: Search, client: Client, caller: Allowed) -> Found:
+    """Passages of published documents, best first."""
+    hits = await client.search(**body.model_dump(), within=caller.within)
+    return Found(hits=list(hits), timings=hits.timings, degraded=list(hits.degraded))
+
+
+@_api.post("/feedback", summary="Say whether an answer was right")
+async def feedback(body: Feedback, client: Client, caller: Allowed) -> Told:
+    """A wrong answer leaves the cache; the pair of questions is kept for a recalibration."""
+    return Told(dropped=await client.feedback(body.answer, correct=body.correct, tenant=caller.tenant))
+
+
+@_api.get("/shards", summary="List what the key may see")
+async def shards(client: Client, caller: Allowed) -> list[ShardInfo]:
+    """The published shards."""
+    return [
+        ShardInfo(
+            region=entry.region,
+            department=entry.department,
+            documents=entry.current.documents,
+            chunks=entry.current.chunks,
+            published_at=entry.current.published_at,
+        )
+        for entry in await client.shards(within=caller.within)
+    ]
+
+
+@_api.get("/models", summary="The models of OpenAI's protocol: one", dependencies=[Depends(_caller_of)])
+async def models() -> dict[str, Any]:
+    """The list of models."""
+    return openai.models()
+
+
+@_api.post("/chat/completions", summary="OpenAI's chat completions", response_model=None)
+async def chat(body: ChatRequest, request: Request, client: Client, caller: Allowed) -> Response:
+    """The last message is the question, those before are its history.
+
+    Citations come as `annotations` of the message and as `citations` of the reply; `regions` and `departments` narrow
+    the scope.
+    """
+    question = openai.question_of(body)
+    identity = openai.Identity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
+    first, rest = await _begun(_events_of(question, client, caller))
+    if not body.stream:
+        answer = await _answer(first, rest)
+        _note(request, answer)
+        return JSONResponse(openai.completion(identity, answer), headers={"x-cache": answer.cache})
+    with_usage = bool((body.stream_options or {}).get("include_usage"))
+
+    async def sent() -> AsyncIterator[bytes]:
+        async for event in _chained(first, rest):
+            if isinstance(event, Done):
+                _note(request, event.answer)
+            for chunk in openai.chunks(identity, event, with_usage=with_usage):
+                yield format_sse_event(data_str=chunk)
+        yield format_sse_event(data_str="[DONE]")
+
+    return StreamingResponse(sent(), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
+
+
+@_around.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@_around.get("/readyz")
+async def readyz(client: Client) -> JSONResponse:
+    """Questions can be answered, and with which cache."""
+    try:
+        health = await client.health()
+    except RagError as error:
+        return JSONResponse({"ready": False, "problem": type(error).__name__}, 503)
+    return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
+
+
+@_around.get("/metrics")
+async def show_metrics(request: Request, client: Client) -> Response:
+    """Prometheus' text."""
+    metrics = _service_of(request).metrics
+    metrics.follow(client.stats())
+    return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@_around.get("/")
+async def page() -> FileResponse:
+    """The page to ask from."""
+    return _page_file("index.html")
+
+
+@_around.get("/page/{name}")
+async def page_file(name: str) -> FileResponse:
+    """What belongs to the page."""
+    return _page_file(name)
+
+
+def _events_of(ask: Ask, client: AsyncRagClient, caller: Caller) -> AsyncGenerator[Event]:
+    return client.stream(
+        ask.question,
+        regions=ask.regions,
+        departments=ask.departments,
+        k=ask.k,
+        history=ask.history,
+        tenant=caller.tenant,
+        within=caller.within,
+    )
+
+
+def _note(request: Request, answer: Answer) -> None:
+    request.state.cache = answer.cache
+    metrics = _service_of(request).metrics
+    metrics.tokens(answer.tokens)
+    metrics.follow(_client_of(request).stats())
+
+
+def _page_file(name: str) -> FileResponse:
+    files = {path.name: path for path in _PAGE.iterdir() if path.is_file()}
+    if name not in files:
+        raise HTTPException(404)
+    policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+    headers = {
+        "content-security-policy": f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-cache",
+    }
+    return FileResponse(files[name], headers=headers)
+
+
+async def _begun(events: AsyncGenerator[Event]) -> tuple[Event, AsyncGenerator[Event]]:
+    """The first event, before the reply begins: what is wrong from the start is an error with a status of its own."""
+    first = await anext(events)
+    if isinstance(first, Failed):
+        raise error_named(first.error)(first.message)
+    return first, events
+
+
+async def _chained(first: Event, rest: AsyncGenerator[Event]) -> AsyncIterator[Event]:
+    yield first
+    async for event in rest:
+        yield event
+
+
+async def _answer(first: Event, rest: AsyncGenerator[Event]) -> Answer:
+    async for event in _chained(first, rest):
+        if isinstance(event, Failed):
+            raise error_named(event.error)(event.message)
+        if isinstance(event, Done):
+            return event.answer
+    raise AssertionError("an answer ends with Done or Failed")
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def reply(status: int, kind: str, message: str, retry: int | None = None) -> JSONResponse:
+        headers = {} if retry is None else {"retry-after": str(retry)}
+        if status == HTTPStatus.UNAUTHORIZED:
+            headers["www-authenticate"] = "Bearer"
+        return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)
+
+    async def deliberate(_request: Request, error: Exception) -> JSONResponse:
+        status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
+        retry = error.retry_after if isinstance(error, TooManyRequests) else None
+        for kind, seconds in _RETRY.items():
+            retry = seconds if isinstance(error, kind) else retry
+        return reply(status, type(error).__name__, str(error), retry)
+
+    async def malformed(_request: Request, error: Exception) -> JSONResponse:
+        found: list[dict[str, Any]] = list(error.errors()) if isinstance(error, RequestValidationError) else []
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
+        return reply(422, "InvalidRequest", problems[:1_000])
+
+    async def plain(_request: Request, error: Exception) -> JSONResponse:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        return reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
+
+    app.add_exception_handler(RagError, deliberate)
+    app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(HTTPException, plain)

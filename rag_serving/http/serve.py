@@ -1,0 +1,57 @@
+"""Runs the application under uvicorn, in one process or in several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from rag_serving.client import AsyncRagClient
+from rag_serving.http.app import create_app
+from rag_serving.http.metrics import SHARED
+from rag_serving.http.settings import HttpSettings
+from rag_serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+_OPEN = "RAG_HTTP_OPEN_TO_ALL"
+
+
+def app() -> FastAPI:
+    """The application by the environment; uvicorn calls it in each of its processes."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for name in ("LiteLLM", "httpx"):  # they tell what is asked of a model
+        logging.getLogger(name).setLevel(logging.WARNING)
+    settings = ServingSettings.from_env()
+    return create_app(
+        lambda: AsyncRagClient(settings),
+        HttpSettings.from_env(),
+        version=version("rag-shards"),
+        open_to_all=os.environ.get(_OPEN) == "1",
+    )
+
+
+def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are finished then. Raises `SettingsError` at once."""
+    import uvicorn
+
+    settings = HttpSettings.from_env()
+    create_app(lambda: AsyncRagClient(ServingSettings.from_env()), settings, open_to_all=open_to_all)  # is it well set?
+    if open_to_all:
+        os.environ[_OPEN] = "1"
+    with tempfile.TemporaryDirectory(prefix="rag-metrics-") as folder:
+        if workers > 1:
+            os.environ[SHARED] = folder
+        uvicorn.run(
+            "rag_serving.http.serve:app",
+            factory=True,
+            host=host,
+            port=port,
+            workers=workers,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.drain_seconds,
+        )
