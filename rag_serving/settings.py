@@ -14,12 +14,10 @@ DEFAULT_LAKE = "./lake"
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class EnvironmentSettings(BaseSettings):
-    """Base of both packages' settings: every field is the variable `RAG_` + its name in capitals."""
+class Environment(BaseSettings):
+    """Base of all settings: every field is the variable of the prefix + its name in capitals."""
 
     model_config = SettingsConfigDict(env_prefix="RAG_", env_ignore_empty=True, frozen=True, extra="ignore")
-
-    lake_uri: NonEmpty = Field(DEFAULT_LAKE, description="folder or s3://bucket/prefix that holds the tables")
 
     @classmethod
     def from_env(cls) -> Self:
@@ -27,11 +25,18 @@ class EnvironmentSettings(BaseSettings):
         try:
             return cls()  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
         except ValidationError as error:
+            prefix = cls.model_config.get("env_prefix", "")
             problems = "; ".join(
-                f"RAG_{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+                f"{prefix}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
                 for problem in error.errors(include_input=False, include_url=False)
             )
             raise SettingsError(f"check the environment: {problems}") from None
+
+
+class EnvironmentSettings(Environment):
+    """Base of both packages' settings."""
+
+    lake_uri: NonEmpty = Field(DEFAULT_LAKE, description="folder or s3://bucket/prefix that holds the tables")
 
 
 class ServingSettings(EnvironmentSettings):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from rag_serving.settings import EnvironmentSettings, NonEmpty
+from rag_serving.settings import Environment, NonEmpty
 
 
-class HttpSettings(EnvironmentSettings):
+class HttpSettings(Environment):
     """What the service needs beside what the client needs."""
 
     model_config = SettingsConfigDict(env_prefix="RAG_HTTP_")

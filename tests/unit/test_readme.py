@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rag_assets.cli import main as rag_assets
 from rag_assets.settings import PipelineSettings
 from rag_serving.cli import main as rag_serving
+from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServingSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -17,11 +18,12 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 
 def test_the_settings_table_lists_every_setting_with_its_default() -> None:
     listed = dict(re.findall(r"^\| `(RAG_[A-Z_]+)` \| (?:`([^`]*)`)? ?\|", README, flags=re.MULTILINE))
-    expected = {
-        f"RAG_{name.upper()}": "" if field.default is None else re.sub(r"\.0$", "", str(field.default))
-        for settings in (PipelineSettings, ServingSettings)
-        for name, field in settings.model_fields.items()
-    }
+    expected: dict[str, str] = {}
+    for settings in (PipelineSettings, ServingSettings, HttpSettings):
+        prefix = settings.model_config.get("env_prefix", "")
+        for name, field in settings.model_fields.items():
+            default = "" if field.default is None else re.sub(r"\.0$", "", str(field.default))
+            expected[f"{prefix}{name.upper()}"] = default
     assert listed == expected
 
 

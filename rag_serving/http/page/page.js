@@ -145,7 +145,10 @@ function showText(answer) {
       link.href = `#source-${number}`;
       link.textContent = part;
       link.setAttribute("aria-label", `Source ${number}`);
-      link.addEventListener("click", () => openSource(number));
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        openSource(number);
+      });
       return link;
     }),
   );
@@ -159,7 +162,7 @@ function showSources(sources) {
       item.id = `source-${source.number}`;
       const details = document.createElement("details");
       const summary = document.createElement("summary");
-      summary.textContent = `[${source.number}] ${[source.title, ...source.heading_path].join(" › ")}`;
+      summary.textContent = `[${source.number}] ${[...new Set([source.title, ...source.heading_path])].join(" › ")}`;
       const place = document.createElement("p");
       place.className = "place";
       const page = source.page === null ? "" : `page ${source.page}, `;
@@ -178,6 +181,7 @@ function openSource(number) {
   if (!details) return;
   details.open = true;
   details.querySelector("summary").focus();
+  details.scrollIntoView({ block: "nearest" });
 }
 
 at("form").addEventListener("submit", (event) => {
