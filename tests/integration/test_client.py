@@ -113,7 +113,7 @@ def test_hits_and_citations_lie_in_the_scope_only(
     for question in ("How many days of leave are there?", BRATTHOLM):
         hits = rag.search(question, regions=regions, departments=departments)
         answer = rag.ask(question, regions=regions, departments=departments)
-        assert answer.citations
+        assert answer.citations or answer.kind == "none"
         for place in (*hits, *answer.citations):
             region, department = place.shard.split("/")
             assert regions is None or region in regions
@@ -316,7 +316,7 @@ def test_a_bare_string_or_an_empty_list_is_no_scope(rag: RagClient, names: Any) 
 )
 def test_a_question_may_hold_anything(rag: RagClient, question: str) -> None:
     assert len(rag.search(question, regions=["oslo"])) == 8
-    assert rag.ask(question, regions=["oslo"]).citations
+    assert rag.ask(question, regions=["oslo"]).kind in ("extract", "none")
 
 
 def test_a_question_beyond_the_models_window_is_answered_and_marked(rag: RagClient) -> None:
