@@ -1,0 +1,72 @@
+"""Small lakes for benchmarks of answering: shards of a folder, indexed by real runs of the pipeline.
+
+To be called in a process of its own: what Dagster and torch take of memory is not the client's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+STRUCTURE = "structure"
+"""The chunker that needs no vectors distilled, which takes a minute; for runs that only show that all works."""
+
+
+def build(source: str, lake: str, keys: Sequence[str] = (), chunker: str = "semantic") -> list[str]:
+    """Export the packaged model into a lake and index those shards of a folder, all where none is named; their keys."""
+    warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
+    from rag_assets.export import PACKAGED_MODEL, ensure_exported
+    from rag_assets.static_vectors import ensure_distilled
+    from rag_serving.objects import open_objects
+    from tests.pipelines import listed_shards, settings_for
+
+    objects = open_objects(lake)
+    exported = ensure_exported(objects, PACKAGED_MODEL)
+    if chunker != STRUCTURE:
+        ensure_distilled(objects, exported.identity)
+    chosen = list(keys) or [shard.key for shard in listed_shards(settings_for(source, lake))]
+    index(source, lake, chosen, chunker)
+    return chosen
+
+
+def built(source: str, lake: str, keys: Sequence[str], chunker: str, keep: Path | None) -> None:
+    """As `build`; with a folder to keep lakes in, from what was built there before, which only has to be looked over."""
+    stored = None if keep is None else keep / "lake"
+    if stored is not None and stored.is_dir():
+        shutil.copytree(stored, lake, dirs_exist_ok=True)
+        index(source, lake, keys, chunker)
+        return
+    build(source, lake, keys, chunker)
+    if stored is not None:
+        shutil.copytree(lake, stored)
+
+
+def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic") -> None:
+    """One run of the pipeline for each of those shards, which publishes what changed; raises where one fails."""
+    warnings.simplefilter("ignore")
+    import dagster as dg
+
+    from tests.pipelines import failure_of, run_shard, settings_for
+
+    settings = settings_for(source, lake, chunker=chunker)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for key in keys:
+            result = run_shard(instance, settings, key)
+            if not result.success:
+                raise RuntimeError(f"{key} was not indexed: {failure_of(result)}")
+
+
+def published(lake: str, keys: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
+    """By shard, chunk id and text of every passage that readers see."""
+    from tests.pipelines import published_rows
+
+    return {key: {(row["chunk_id"], row["text"]) for row in published_rows(lake, key)} for key in keys}
+
+
+def texts(lake: str, keys: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Shard, path below the shard, and text of the same passages, in order."""
+    from tests.pipelines import published_rows
+
+    return [(key, row["path"], row["text"]) for key in keys for row in published_rows(lake, key)]

@@ -1,0 +1,83 @@
+"""Searches and vectors that are made once for all caches that are compared: the same question finds the same passages.
+
+What one finds is kept by the contents of the shards it was asked of, so that a publish makes it be asked anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rag_serving.catalog import CatalogEntry, Snapshot
+from rag_serving.embedding import Embedder
+from rag_serving.results import Hit
+from rag_serving.search import Query, Searching
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+class RememberingSearcher:
+    """A searcher that asks another one only what it was not asked before."""
+
+    def __init__(self, searcher: Searching) -> None:
+        self._searcher = searcher
+        self._found: dict[str, tuple[list[Hit], tuple[str, ...]]] = {}
+        self.searches = 0
+
+    async def search(
+        self,
+        query: Query,
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+        entries: Sequence[CatalogEntry],
+        snapshot: Snapshot,
+    ) -> tuple[list[Hit], tuple[str, ...]]:
+        """The best passages."""
+        contents = [(entry.shard.key, entry.current.content_digest) for entry in entries]
+        key = json.dumps([query.question, query.k, contents])
+        if key not in self._found:
+            self.searches += 1
+            self._found[key] = await self._searcher.search(query, vectors, entries, snapshot)
+        return self._found[key]
+
+    async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
+        """As the other."""
+        await self._searcher.warm(entries, snapshot)
+
+    def follow(self, snapshot: Snapshot) -> None:
+        """As the other."""
+        self._searcher.follow(snapshot)
+
+    async def close(self) -> None:
+        """Nothing: several clients have it."""
+
+
+class RememberingEmbedder:
+    """An embedder that embeds each question once."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+        self._vectors: dict[str, npt.NDArray[np.float32]] = {}
+        self.identity = embedder.identity
+
+    def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As the other."""
+        return self._embedder.embed_documents(texts)
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """As the other, once for each."""
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """As the other, once for each."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if new:
+            self._vectors.update(zip(new, self._embedder.embed_queries(new), strict=True))
+        return np.stack([self._vectors[text] for text in texts])
+
+    def fits(self, text: str) -> bool:
+        """As the other."""
+        return self._embedder.fits(text)

@@ -1,0 +1,191 @@
+"""One cache under one trace: its client, and what is counted of every answer against what is right.
+
+An answer served from the cache is *right* where the model would have said the same to this very question; *stale* where
+it says what the documents in scope no longer say, or cites a passage that is not in them; *wrong* where it is of another
+base question; and *otherwise* where it is of another wording of the same, which found other passages.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.trace.documents import Documents
+from benchmarks.trace.model import plain
+from benchmarks.trace.questions import Base, Questions
+from benchmarks.trace.traffic import Asking
+from rag_serving.answer import NOT_FOUND
+from rag_serving.cache import MemoryStore, normalise
+from rag_serving.client import AsyncRagClient
+from rag_serving.guards import Judge, Pair, Verdict
+from rag_serving.results import Answer
+
+HITS = ("exact", "semantic", "revalidated")
+
+Scope = dict[str, list[str]]
+Passages = Mapping[str, set[tuple[str, str]]]
+"""By shard, the chunk id and text of every passage that is published."""
+
+
+class Threshold(Judge):
+    """Serves whatever is so similar: a semantic cache without guards."""
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+
+    @property
+    def least_similarity(self) -> float:
+        """The cosine below which no pair is served."""
+        return self._least
+
+    def judge(self, pair: Pair) -> Verdict:
+        """By the cosine alone."""
+        near = pair.similarity >= self._least
+        return Verdict(near, None if near else "similarity", f"similarity {pair.similarity:.3f}", 0.0)
+
+
+def scope_of(base: Base) -> Scope:
+    """Of whom a base question is asked: three in ten of all shards of its region, others of its shard."""
+    region, _, department = base.shard.partition("/")
+    number = base.number if base.near is None else base.near
+    return {"regions": [region]} if number % 10 < 3 else {"regions": [region], "departments": [department]}
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """What the model says without a cache, and whether it was asked at all."""
+
+    text: str
+    called: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An entry of a cache: what its question was answered last, and after how many publishes."""
+
+    entry: str
+    scope: Scope
+    text: str
+    part: int
+
+
+@dataclass
+class World:
+    """A client with a cache of its own, and the questions that it is asked."""
+
+    name: str
+    exponent: float
+    trace: Sequence[Asking]
+    client: AsyncRagClient
+    store: MemoryStore
+    questions: Questions
+    documents: Documents
+    counts: Counter[str] = field(default_factory=Counter[str])
+    examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    part: int = 0
+    """How many publishes there were."""
+    known: dict[str, Known] = field(default_factory=dict[str, Known])
+    """By normalised question; refusals, which do not last, are left out."""
+    waiting: dict[str, Known] = field(default_factory=dict[str, Known])
+    """Those of them that were not asked again since the last publish."""
+    perfect: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
+    """What a cache with perfect judgement holds: base questions with a right answer."""
+
+    async def ask(self, asking: Asking, right: Right, passages: Passages) -> Answer:
+        """Ask, and count."""
+        scope = scope_of(asking.base)
+        answer = await self.client.ask(asking.text, **scope)
+        text, hit = plain(answer.text), answer.cache in HITS
+        counts = self.counts
+        counts["asked"] += 1
+        counts[answer.cache] += 1
+        counts["calls without"] += right.called
+        if right.called and (asking.base.number, right.text) in self.perfect:
+            counts["perfect"] += 1
+        self.perfect.add((asking.base.number, right.text))
+        if hit:
+            kind = self._kind(asking, answer, text, right.text, passages)
+            counts[f"hit {kind}"] += 1
+            counts[f"saved {kind}"] += right.called
+            if kind != "right":
+                told = f"{asking.text!r} ({answer.cache}, {answer.cached_question!r}): {text!r}, not {right.text!r}"
+                self.examples.setdefault(kind, []).append(told)
+        elif text != right.text:
+            raise AssertionError(f"the model said {text!r} to {asking.text!r}, and {right.text!r} without a cache")
+        self._kept(normalise(asking.text), scope, answer, text, right.text)
+        return answer
+
+    def published(self) -> None:
+        """The documents have changed."""
+        self.part += 1
+        self.waiting = dict(self.known)
+
+    def _kept(self, key: str, scope: Scope, answer: Answer, text: str, right: str) -> None:
+        before = self.waiting.pop(key, None)
+        if before is not None:
+            same = "same" if before.text == right else "other"
+            self.counts[f"asked again, {same} answer"] += 1
+            self.counts[f"kept, {same} answer"] += answer.cache in HITS
+            self.counts[f"kept {answer.cache}, {same} answer"] += 1
+        if answer.entry is None or text == NOT_FOUND:
+            self.known.pop(key, None)
+        elif answer.cache != "semantic":
+            self.known[key] = Known(answer.entry, scope, text, self.part)
+
+    def _kind(self, asking: Asking, answer: Answer, text: str, right: str, passages: Passages) -> str:
+        shards = [key for key in passages if _within(key, scope_of(asking.base))]
+        there = set[tuple[str, str]]().union(*(passages[key] for key in shards))
+        if any((citation.chunk_id, citation.text) not in there for citation in answer.citations):
+            return "stale"
+        if text == right:
+            return "right"
+        if answer.cache != "semantic":
+            return "stale"
+        origin = self.questions.of(answer.cached_question or "")
+        if text not in (NOT_FOUND, self.documents.current(origin.number)):
+            return "stale"
+        return "otherwise" if origin.number == asking.base.number else "wrong"
+
+    def row(self) -> dict[str, object]:
+        """What was found, for the table."""
+        counts = self.counts
+        without, perfect = counts["calls without"], counts["perfect"]
+        hits = sum(counts[state] for state in HITS)
+        saved = sum(counts[f"saved {kind}"] for kind in ("right", "otherwise", "wrong", "stale"))
+        again, kept = counts["asked again, same answer"], counts["kept, same answer"]
+        return {
+            "exponent": self.exponent,
+            "cache": self.name,
+            "hits": f"{hits / counts['asked']:.1%}",
+            "calls saved": f"{saved / without:.1%}",
+            "rightly": f"{counts['saved right'] / without:.1%}",
+            "of perfect": f"{counts['saved right'] / perfect:.1%}" if perfect else "",
+            "perfect": f"{perfect / without:.1%}",
+            "wrong hits": counts["hit wrong"],
+            "of hits": f"{counts['hit wrong'] / hits:.2%}" if hits else "",
+            "otherwise": counts["hit otherwise"],
+            "stale": counts["hit stale"],
+            "kept after publish": f"{kept / again:.1%} of {again}" if again else "",
+        }
+
+
+def _within(key: str, scope: Scope) -> bool:
+    region, _, department = key.partition("/")
+    return region in scope["regions"] and department in scope.get("departments", [department])
+
+
+Judging = Callable[[], Judge]
+RULES: dict[str, tuple[Judging, float]] = {
+    "guards": (Judge.shipped, 0.98),
+    "cosine 0.98": (lambda: Threshold(0.98), 0.98),
+    "cosine 0.95": (lambda: Threshold(0.95), 0.95),
+    "cosine 0.90": (lambda: Threshold(0.90), 0.90),
+}
+"""What decides on a hit by another wording, and the cosine from which no search is made first."""
+
+
+def summed(counts: Sequence[Counter[str]]) -> dict[str, Any]:
+    """All counts together."""
+    return dict(sorted(sum(counts, Counter[str]()).items()))
