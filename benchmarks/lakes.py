@@ -32,7 +32,7 @@ def build(source: str, lake: str, keys: Sequence[str] = (), chunker: str = "sema
 
 
 def built(source: str, lake: str, keys: Sequence[str], chunker: str, keep: Path | None) -> None:
-    """As `build`; with a folder to keep lakes in, from what was built there before, which only has to be looked over."""
+    """As `build`; from what lies in the folder to keep it in, which then has to be looked over only."""
     stored = None if keep is None else keep / "lake"
     if stored is not None and stored.is_dir():
         shutil.copytree(stored, lake, dirs_exist_ok=True)

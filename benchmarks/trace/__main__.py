@@ -1,15 +1,16 @@
 """Twenty thousand questions over real handbook pages that change: LLM calls saved, wrong hits, stale answers.
 
 Base questions are made from sentences of the pages, and drawn by Zipf's law: a few are asked all the time, many once.
-They are repeated, restyled, reworded by rules, and mixed with near misses that no page answers. In between, publishes by
-real runs of the pipeline touch a hundredth of the documents each. The language model is a stand-in that never errs, so
-that the right answer to every question at every moment is known: what it says without a cache. The caches share
+They are repeated, restyled, reworded by rules, and mixed with near misses that no page answers. In between, publishes
+by real runs of the pipeline touch a hundredth of the documents each. The language model is a stand-in that never errs,
+so that the right answer to every question at every moment is known: what it says without a cache. The caches share
 searches and vectors, which are the same for all of them. See `benchmarks.trace.worlds` for what is called wrong.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from benchmarks.trace.memo import RememberingEmbedder, RememberingSearcher
 from benchmarks.trace.model import Quoting, language_model, plain
 from benchmarks.trace.questions import Questions, made_from
 from benchmarks.trace.traffic import SHARES, Asking, drawn, repeat_share
-from benchmarks.trace.worlds import RULES, Passages, Right, World, scope_of
+from benchmarks.trace.worlds import RULES, Passages, Right, Scope, World, scope_of
 
 if TYPE_CHECKING:
     from rag_serving.client import AsyncRagClient
@@ -122,7 +123,7 @@ class Bench:
                 if name in self.options.rules:
                     store = MemoryStore(10**6, self._time)
                     one = client(store, judge(), cache_similarity=sure)
-                    self.worlds.append(World(name, exponent, trace, one, store, self.questions, self.documents))
+                    self.worlds.append(World(name, exponent, trace, one, store, self.questions, self.truth))
             self.facts[f"repeats, exponent {exponent}"] = repeat_share(trace)
             self.facts[f"wordings, exponent {exponent}"] = Counter(asking.wording for asking in trace)
 
@@ -130,7 +131,7 @@ class Bench:
         """All questions, with the publishes between them."""
         count, publishes = self.options.questions, self.options.publishes
         bounds = [round(count * part / (publishes + 1)) for part in range(publishes + 2)]
-        for part, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for part, (start, end) in enumerate(itertools.pairwise(bounds)):
             if part:
                 await self._publish()
                 for world in self.worlds:
@@ -154,6 +155,13 @@ class Bench:
         return await probe(
             [world for world in self.worlds if world.name == "guards"], there, self._seen, self.reference
         )
+
+    async def truth(self, question: str, scope: Scope) -> Right:
+        """What the model says now without a cache."""
+        if question not in self._right:
+            answer = await self.reference.ask(question, **scope)
+            self._right[question] = Right(plain(answer.text), answer.model is not None)
+        return self._right[question]
 
     async def close(self) -> None:
         """Let go of the clients."""
@@ -183,15 +191,14 @@ class Bench:
 
         async def look() -> None:
             for asking in unseen:
-                answer = await self.reference.ask(asking.text, **scope_of(asking.base))
-                self._right[asking.text] = Right(plain(answer.text), answer.model is not None)
+                await self.truth(asking.text, scope_of(asking.base))
 
         await asyncio.gather(*(look() for _ in range(_AT_ONCE)))
 
     async def _ask(self, world: World, start: int, end: int) -> None:
         now = self._now
         for asking in world.trace[start:end]:
-            await world.ask(asking, self._right[asking.text], self.passages)
+            await world.ask(asking, self.passages)
             self._now += SECONDS_APART
         self._now = now  # every world lives through the same hours
 

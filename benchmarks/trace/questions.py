@@ -18,12 +18,15 @@ from rag_serving.cache import normalise
 
 _FEWEST, _MOST = 4, 14
 """Words of the part of a sentence that a question is made of."""
-_NO_SUBJECTS = frozenset(
-    "this that these those it there here he she they we you i my what which who all each every most many some any both "
-    "other another if when while because as where whether so often sometimes although though since after before "
-    "ensure for in on by with at once until unless even and but please note from to remind only below above".split()
+_NO_SUBJECTS = re.compile(
+    r"this|that|these|those|it|there|here|he|she|they|we|you|i|my|what|which|who|all|each|every|most|many|some|any|both|"
+    r"other|another|if|when|while|because|as|where|whether|so|often|sometimes|although|though|since|after|before|"
+    r"ensure|for|in|on|by|with|at|once|until|unless|even|and|but|please|note|from|to|remind|only|below|above"
 )
-_NO_VERBS = frozenset("do are have had were will would can should could may must also currently then now".split())
+_NO_VERBS = re.compile(r"do|are|have|had|were|will|would|can|should|could|may|must|also|currently|then|now|\w+ed")
+_PEOPLE = "You|Employees|Staff|Team members|Managers|Supervisors"
+_NEGATED = re.compile(r"\b(?:not|never|no)\b|n['’]t\b", re.IGNORECASE)
+_CLAUSE = re.compile(r"\b(?:that|which|who|if|you|we|it)\b")
 _PLAIN = re.compile(r"^[A-Za-z][\w ,;:'’()%$&/.\-]+[.!]$")
 _TURNED = ((r"\byou are\b", "I am"), (r"\byour\b", "my"), (r"\byourself\b", "myself"), (r"\byou\b", "I"))
 _NUMBER = re.compile(r"\b\d{1,4}\b(?![\w.,%]*\d)")
@@ -93,25 +96,24 @@ def asked_of(sentence: str) -> list[str]:
     if found := re.match(r"(?:In order to|To) ([a-z]+ [^,]+), \w", sentence):
         part = _turned(found[1])
         return _fitting(part, f"How do I {part}?", f"How can I {part}?", f"What is the way to {part}?")
-    if found := re.match(
-        r"(?:You|Employees|Staff|Team members|Managers|Supervisors) (can|may) ([a-z]+ .+)[.!]$", sentence
-    ):
-        part = _turned(found[2])
+    if found := re.match(rf"(?:{_PEOPLE}) (?:can|may) ([a-z]+ .+)[.!]$", sentence):
+        part = _turned(found[1])
         return _fitting(part, f"Can I {part}?", f"Am I allowed to {part}?", f"May I {part}?")
-    if found := re.match(
-        r"(?:You|Employees|Staff|Team members|Managers|Supervisors) (?:must|should|need to|have to) ([a-z]+ .+)[.!]$",
-        sentence,
-    ):
+    if found := re.match(rf"(?:{_PEOPLE}) (?:must|should|need to|have to) ([a-z]+ .+)[.!]$", sentence):
         part = _turned(found[1])
         return _fitting(part, f"Do I have to {part}?", f"Am I required to {part}?", f"Is it necessary to {part}?")
     found = re.match(r"We ([a-z]+ .+)[.!]$", sentence)
-    if found and (verb := found[1].split()[0]) not in _NO_VERBS and not verb.endswith("ed"):
+    if found and not _NO_VERBS.fullmatch(found[1].split()[0]):
         part = found[1]
         return _fitting(part, f"Do we {part}?", f"Is it true that we {part}?", f"I heard that we {part}, right?")
     if found := re.match(r"((?:The |Our |An? )?[A-Za-z][\w -]{3,60}?) (is|are) .{20,}$", sentence):
         subject, verb = found[1], found[2]
         first, words = subject.split()[0].lower(), len(subject.split())
-        if first in _NO_SUBJECTS or not 3 <= words <= 9 or re.search(r"\b(?:that|which|who|if|you|we|it)\b", subject):
+        if (
+            _NO_SUBJECTS.fullmatch(first)
+            or not 3 <= words <= 9
+            or re.search(r"\b(?:that|which|who|if|you|we|it)\b", subject)
+        ):
             return []
         subject = subject[:1].lower() + subject[1:] if first in ("the", "our", "a", "an") else subject
         return [f"What {verb} {subject}?", f"Can you explain what {subject} {verb}?", f"What is meant by {subject}?"]
@@ -138,7 +140,7 @@ def near_misses(question: str, names: Sequence[str], places: Sequence[str], draw
         ("Can I ", "Can I not "),
         ("Do we ", "Do we not "),
     ):
-        if question.startswith(opening):
+        if question.startswith(opening) and not _NEGATED.search(question):
             found.append(negated + question.removeprefix(opening))
     if question.startswith("How do I "):
         found.append(f"{question.rstrip('?')} without approval?")

@@ -1,18 +1,17 @@
 """One cache under one trace: its client, and what is counted of every answer against what is right.
 
-An answer served from the cache is *right* where the model would have said the same to this very question; *stale* where
-it says what the documents in scope no longer say, or cites a passage that is not in them; *wrong* where it is of another
-base question; and *otherwise* where it is of another wording of the same, which found other passages.
+An answer served from the cache is *right* where the model would say the same now to this very question. It is *stale*
+where the model would say something else now to the question that it was stored for, or where it cites a passage that is
+no longer in the documents in scope. It is *wrong* where that was another base question, and *otherwise* where it was
+another wording of the same one, which finds other passages.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from benchmarks.trace.documents import Documents
 from benchmarks.trace.model import plain
 from benchmarks.trace.questions import Base, Questions
 from benchmarks.trace.traffic import Asking
@@ -61,6 +60,10 @@ class Right:
     called: bool
 
 
+Truth = Callable[[str, Scope], Awaitable[Right]]
+"""What is right for a question in a scope, now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """An entry of a cache: what its question was answered last, and after how many publishes."""
@@ -81,7 +84,7 @@ class World:
     client: AsyncRagClient
     store: MemoryStore
     questions: Questions
-    documents: Documents
+    truth: Truth
     counts: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     part: int = 0
@@ -93,9 +96,10 @@ class World:
     perfect: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
     """What a cache with perfect judgement holds: base questions with a right answer."""
 
-    async def ask(self, asking: Asking, right: Right, passages: Passages) -> Answer:
+    async def ask(self, asking: Asking, passages: Passages) -> None:
         """Ask, and count."""
         scope = scope_of(asking.base)
+        right = await self.truth(asking.text, scope)
         answer = await self.client.ask(asking.text, **scope)
         text, hit = plain(answer.text), answer.cache in HITS
         counts = self.counts
@@ -106,7 +110,7 @@ class World:
             counts["perfect"] += 1
         self.perfect.add((asking.base.number, right.text))
         if hit:
-            kind = self._kind(asking, answer, text, right.text, passages)
+            kind = await self._kind(asking, answer, right.text, passages)
             counts[f"hit {kind}"] += 1
             counts[f"saved {kind}"] += right.called
             if kind != "right":
@@ -115,7 +119,6 @@ class World:
         elif text != right.text:
             raise AssertionError(f"the model said {text!r} to {asking.text!r}, and {right.text!r} without a cache")
         self._kept(normalise(asking.text), scope, answer, text, right.text)
-        return answer
 
     def published(self) -> None:
         """The documents have changed."""
@@ -134,19 +137,18 @@ class World:
         elif answer.cache != "semantic":
             self.known[key] = Known(answer.entry, scope, text, self.part)
 
-    def _kind(self, asking: Asking, answer: Answer, text: str, right: str, passages: Passages) -> str:
-        shards = [key for key in passages if _within(key, scope_of(asking.base))]
-        there = set[tuple[str, str]]().union(*(passages[key] for key in shards))
+    async def _kind(self, asking: Asking, answer: Answer, right: str, passages: Passages) -> str:
+        scope, text = scope_of(asking.base), plain(answer.text)
+        there = set[tuple[str, str]]().union(*(passages[key] for key in passages if _within(key, scope)))
         if any((citation.chunk_id, citation.text) not in there for citation in answer.citations):
             return "stale"
         if text == right:
             return "right"
-        if answer.cache != "semantic":
+        tag, _, key = (answer.entry or "").partition(":")
+        entry = await self.store.get(tag, key)
+        if entry is None or (await self.truth(entry.question, scope)).text != text:
             return "stale"
-        origin = self.questions.of(answer.cached_question or "")
-        if text not in (NOT_FOUND, self.documents.current(origin.number)):
-            return "stale"
-        return "otherwise" if origin.number == asking.base.number else "wrong"
+        return "otherwise" if self.questions.of(entry.question).number == asking.base.number else "wrong"
 
     def row(self) -> dict[str, object]:
         """What was found, for the table."""
@@ -184,8 +186,3 @@ RULES: dict[str, tuple[Judging, float]] = {
     "cosine 0.90": (lambda: Threshold(0.90), 0.90),
 }
 """What decides on a hit by another wording, and the cosine from which no search is made first."""
-
-
-def summed(counts: Sequence[Counter[str]]) -> dict[str, Any]:
-    """All counts together."""
-    return dict(sorted(sum(counts, Counter[str]()).items()))
