@@ -6,9 +6,10 @@ import asyncio
 import gc
 import itertools
 import json
+import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,6 +53,8 @@ class Found:
     near: list[Question] = field(default_factory=list[Question])
     """Near misses, which no cache should serve."""
     near_served: int = 0
+    reworded: int = 0
+    """Other wordings that were tried, of which the served ones are the sure and the guarded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,14 @@ class Task:
     long_run: int
 
 
-def read_questions() -> list[Question]:
-    """The sample questions, of which no two have the same text."""
+def read_questions(shards: Collection[str]) -> list[Question]:
+    """The sample questions that those shards answer, of which no two have the same text."""
     found: dict[str, Question] = {}
     for line in QUESTIONS.read_text("utf-8").splitlines():
         row = json.loads(line)
         scope = {name: row[name] for name in ("regions", "departments") if row.get(name)}
-        found.setdefault(normalise(row["question"]), Question(row["question"], scope))
+        if "/".join(row["document"].split("/")[:2]) in shards:
+            found.setdefault(normalise(row["question"]), Question(row["question"], scope))
     return list(found.values())
 
 
@@ -107,17 +111,18 @@ async def ask(client: AsyncRagClient, question: Question) -> Answer:
     return await client.ask(question.text, tenant=question.tenant, **question.scope)
 
 
-async def sort_out(client: AsyncRagClient, callers: int) -> Found:
+async def sort_out(client: AsyncRagClient, samples: Sequence[Question], callers: int) -> Found:
     """Store the sample questions, and find which other wordings are served and how."""
     found = Found()
     draw = random.Random(1)
-    for question in read_questions():
+    for question in samples:
         await ask(client, question)
         found.exact.append(question)
     for base in list(found.exact):
         for text in others(base.text):
             question = Question(text, base.scope)
             answer = await ask(client, question)
+            found.reworded += 1
             if answer.cache == "semantic":
                 (found.sure if (answer.similarity or 0) >= SURE else found.guarded).append(question)
             else:
@@ -133,13 +138,13 @@ async def sort_out(client: AsyncRagClient, callers: int) -> Found:
     for number in itertools.count(1):
         if min(len(found.exact), len(found.sure), len(found.guarded)) >= callers or number > 10:
             return found
-        samples, sure, guarded = (
+        exact, sure, guarded = (
             [Question(one.text, one.scope, f"tenant-{number}") for one in some if one.tenant == "default"]
             for some in (found.exact, found.sure, found.guarded)
         )
-        for question in samples:
+        for question in exact:
             await ask(client, question)
-        found.exact += samples
+        found.exact += exact
         found.sure += sure
         found.guarded += guarded
     raise AssertionError
@@ -238,8 +243,9 @@ async def long_run(client: AsyncRagClient, found: Found, misses: Misses, count: 
 async def _measure(task: Task) -> dict[str, Any]:
     client = client_of(task.lake, redis_url=task.redis, cache_prefix="bench", cache_entries=20_000)
     await client.warm()
-    found = await sort_out(client, task.callers)
-    misses = Misses(read_questions())
+    samples = read_questions({entry.shard.key for entry in await client.shards()})
+    found = await sort_out(client, samples, task.callers)
+    misses = Misses(samples)
     kinds = kinds_of(found, misses)
     for questions in kinds.values():
         await one_by_one(questions(20), lambda question: _answered(client, question))
@@ -259,12 +265,14 @@ async def _measure(task: Task) -> dict[str, Any]:
             "miss": [one.text for one in misses(2_000)],
         },
         "near_served": found.near_served,
+        "reworded": found.reworded,
         "memory": memory,
         "shared": shared,
-        "without redis": await without_redis(task, read_questions()),
+        "without redis": await without_redis(task, samples),
     }
 
 
 def measure(task: Task) -> dict[str, Any]:
     """All of it."""
+    logging.getLogger("rag_serving").setLevel(logging.ERROR)  # it warns of every question without a cache
     return asyncio.run(_measure(task))
