@@ -31,7 +31,7 @@ from benchmarks.trace.memo import RememberingEmbedder, RememberingSearcher
 from benchmarks.trace.model import Quoting, language_model, plain
 from benchmarks.trace.questions import Questions, made_from
 from benchmarks.trace.traffic import SHARES, Asking, drawn, repeat_share
-from benchmarks.trace.worlds import RULES, Passages, Right, Scope, World, scope_of
+from benchmarks.trace.worlds import GUARDS, RULES, Passages, Right, Scope, World, scope_of
 
 if TYPE_CHECKING:
     from rag_serving.client import AsyncRagClient
@@ -120,7 +120,7 @@ class Bench:
         for exponent in self.options.exponents:
             trace = drawn(self.questions, self.options.questions, exponent, self.options.seed)
             for name, (judge, sure) in RULES.items():
-                if name in self.options.rules:
+                if name == GUARDS or exponent in self.options.thresholds_at:
                     store = MemoryStore(10**6, self._time)
                     one = client(store, judge(), cache_similarity=sure)
                     self.worlds.append(World(name, exponent, trace, one, store, self.questions, self.truth))
@@ -152,9 +152,7 @@ class Bench:
         """One more publish, after which the question of every entry of the guarded caches is asked."""
         await self._publish()
         there = frozenset(chunk for passages in self.passages.values() for chunk, _ in passages)
-        return await probe(
-            [world for world in self.worlds if world.name == "guards"], there, self._seen, self.reference
-        )
+        return await probe([world for world in self.worlds if world.name == GUARDS], there, self._seen, self.reference)
 
     async def truth(self, question: str, scope: Scope) -> Right:
         """What the model says now without a cache."""
@@ -165,6 +163,7 @@ class Bench:
 
     async def close(self) -> None:
         """Let go of the clients."""
+        self.facts |= {"searches": self.searcher.searches, "unsteady searches": self.searcher.unsteady}
         for client in (self.reference, *(world.client for world in self.worlds)):
             await client.close()
 
@@ -218,7 +217,14 @@ def main() -> None:
     parser.add_argument("--exponents", type=float, nargs="+", help="Zipf exponents (default 0.8 1.0 1.2)")
     parser.add_argument("--publishes", type=int, help="publishes in between (default 5)")
     parser.add_argument("--bases", type=int, default=2_000, help="base questions at most (default %(default)s)")
-    parser.add_argument("--rules", nargs="+", choices=list(RULES), default=list(RULES), help="what decides on hits")
+    parser.add_argument(
+        "--thresholds-at",
+        type=float,
+        nargs="*",
+        default=[1.0],
+        metavar="EXPONENT",
+        help="where plain thresholds are asked too (default 1.0)",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave or reuse the lake as first indexed there")
     options = parser.parse_args()

@@ -27,6 +27,8 @@ class RememberingSearcher:
         self._searcher = searcher
         self._found: dict[str, tuple[list[Hit], tuple[str, ...]]] = {}
         self.searches = 0
+        self.unsteady = 0
+        """Searches made twice at the same time that found different passages."""
 
     async def search(
         self,
@@ -40,7 +42,9 @@ class RememberingSearcher:
         key = json.dumps([query.question, query.k, contents])
         if key not in self._found:
             self.searches += 1
-            self._found[key] = await self._searcher.search(query, vectors, entries, snapshot)
+            found = await self._searcher.search(query, vectors, entries, snapshot)
+            if self._found.setdefault(key, found) is not found:  # several asked the same at once
+                self.unsteady += _chunks(self._found[key]) != _chunks(found)
         return self._found[key]
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
@@ -53,6 +57,10 @@ class RememberingSearcher:
 
     async def close(self) -> None:
         """Nothing: several clients have it."""
+
+
+def _chunks(found: tuple[list[Hit], tuple[str, ...]]) -> set[str]:
+    return {hit.chunk_id for hit in found[0]}
 
 
 class RememberingEmbedder:
