@@ -117,8 +117,8 @@ class World:
             if kind != "right":
                 told = f"{asking.text!r} ({answer.cache}, {answer.cached_question!r}): {text!r}, not {right.text!r}"
                 self.examples.setdefault(kind, []).append(told)
-        elif text != right.text:
-            raise AssertionError(f"the model said {text!r} to {asking.text!r}, and {right.text!r} without a cache")
+        elif text != right.text:  # the benchmark itself would be at fault
+            counts["unsteady"] += 1
         self._kept(asking.text.strip(), scope, answer, text, right.text)
 
     def published(self) -> None:
