@@ -114,6 +114,7 @@ class World:
             kind = await self._kind(asking, answer, right.text, passages)
             counts[f"hit {kind}"] += 1
             counts[f"saved {kind}"] += right.called
+            counts["near misses served"] += kind == "wrong" and asking.wording == "near miss"
             if kind != "right":
                 told = f"{asking.text!r} ({answer.cache}, {answer.cached_question!r}): {text!r}, not {right.text!r}"
                 self.examples.setdefault(kind, []).append(told)
@@ -171,6 +172,7 @@ class World:
             "of perfect": f"{counts['saved right'] / perfect:.1%}" if perfect else "",
             "perfect": f"{perfect / without:.1%}",
             "wrong hits": counts["hit wrong"],
+            "near misses": counts["near misses served"],
             "of hits": f"{counts['hit wrong'] / hits:.2%}" if hits else "",
             "otherwise": counts["hit otherwise"],
             "stale": counts["hit stale"],
