@@ -85,6 +85,6 @@ async def measured(
     found: dict[str, Figures] = {}
     for kind, questions in kinds.items():
         await at_once(questions(callers), ask, callers)  # opens their connections
-        rate = await at_once(questions(max(count, 4 * callers)), ask, callers)
+        rate = await at_once(questions(max(count, 2 * callers)), ask, callers)
         found[kind] = Figures(percentile(took[kind], 0.5), percentile(took[kind], 0.95), cpu[kind], rate, served[kind])
     return found
