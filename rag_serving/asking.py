@@ -201,7 +201,8 @@ class Answerer:
     def _surely(self, asked: Asked, near: Sequence[Found]) -> tuple[Found, str] | None:
         """The stored question that is surely the same: so near that its particulars alone have to agree."""
         for found in near:
-            if found.similarity >= self._sure and found.entry.digests == asked.digests:
+            holds = found.entry.digests == asked.digests and found.entry.answer.kind != "none"
+            if found.similarity >= self._sure and holds:
                 verdict = self._judge.judge(_pair(asked, found, None))
                 if verdict.serve:
                     return found, verdict.reason
@@ -270,13 +271,18 @@ class Answerer:
         entry, asked = work.stale, work.asked
         if entry is None:
             return None
-        if not same_evidence(entry.evidence, evidence):
+        if entry.question == asked.question:
+            moved = None
+            if same_evidence(entry.evidence, evidence):
+                moved = entry if self._mode == "shadow" else await self._move(asked, entry, hits, problems)
+        else:  # in another form, for which other passages may be found though it means the same
+            moved = await self._held(asked, entry, problems)
+        if moved is None:
             work.refused = "the same question was answered from other passages; its documents changed since"
             return None
         if self._mode == "shadow":
             work.shadow = (None, "the same question, its evidence unchanged")
             return None
-        moved = await self._move(asked, entry, hits, problems)
         clock.lap("cache")
         state: CacheState = "exact" if entry.digests == asked.digests else "revalidated"
         reason = "the same question; documents changed, the passages behind the answer did not"
@@ -290,6 +296,8 @@ class Answerer:
         for found in work.near:
             verdict = self._judge.judge(_pair(asked, found, evidence))
             entry = found.entry
+            if verdict.serve and entry.answer.kind == "none" and not same_evidence(entry.evidence, evidence):
+                continue  # that nothing was found for one wording says little about what was found for another
             if verdict.serve and entry.digests != asked.digests:
                 held = await self._held(asked, entry, problems)
                 if held is None:
@@ -431,7 +439,7 @@ class Answerer:
         except CacheUnavailable as error:
             if CACHE_UNAVAILABLE not in problems:
                 problems.append(CACHE_UNAVAILABLE)
-                _log.warning("answering without the cache: %s", error)
+                _log.log(logging.DEBUG if error.known else logging.WARNING, "answering without the cache: %s", error)
             return None
 
 

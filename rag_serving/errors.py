@@ -91,7 +91,11 @@ class RerankerUnavailable(RagError):
 
 
 class CacheUnavailable(RagError):
-    """The cache's server does not answer."""
+    """The cache's server does not answer. `known` says that it did not a moment ago either, and was not asked now."""
+
+    def __init__(self, message: str, *, known: bool = False) -> None:
+        super().__init__(message)
+        self.known = known
 
 
 class ModelUnavailable(RagError):

@@ -280,7 +280,7 @@ class RedisStore:
         from redis.exceptions import RedisError, ResponseError
 
         if self._breaker.open:
-            raise CacheUnavailable("the cache failed a moment ago and is left alone until it answers again")
+            raise CacheUnavailable("the cache failed and is left alone until it answers again", known=True)
         try:
             return await operation()
         except ResponseError:

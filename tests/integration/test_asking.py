@@ -155,6 +155,19 @@ def test_a_reworded_question_finds_an_answer_whose_documents_changed_elsewhere(
     assert len(model.prompts) == 2
 
 
+def test_an_answer_is_held_against_what_is_found_for_its_own_form_of_the_question(
+    company: Company, store: str | None
+) -> None:
+    model = CountingModel()
+    with open_client(company, store, model) as client:
+        client.ask(PER_DIEM, k=2)
+        company.write("oslo/people/canteen.md", "# Canteen\n\nLunch is served from eleven to one.")
+        company.publish()
+        moved = client.ask(f"  {PER_DIEM.lower().rstrip('?')}", k=2)
+    assert (moved.cache, moved.question) == ("revalidated", PER_DIEM.lower().rstrip("?"))
+    assert len(model.prompts) == 1
+
+
 def test_a_citation_of_a_moved_answer_points_at_where_its_passage_stands_now(company: Company) -> None:
     with open_client(company, None, CountingModel()) as client:
         first = client.ask(PER_DIEM, k=1)

@@ -212,7 +212,7 @@ def fails_quickly(objects: Objects, operation: Operation, reason: str) -> str:
     started = time.monotonic()
     with pytest.raises(LakeUnavailable, match=reason) as caught:
         operation(objects)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60  # and not after minutes of retries
     message = str(caught.value)
     assert "RAG_LAKE_URI" in message
     assert "\n" not in message
