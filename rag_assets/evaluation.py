@@ -7,6 +7,8 @@ serving searches. What was measured is kept in the lake, the last `KEPT` of ever
 from __future__ import annotations
 
 import math
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -48,7 +50,7 @@ _RECALL_ROWS = 2_000_000
 _TIE = 1e-6
 """Distances no further apart are equal: of passages that are there twice, an index may find either."""
 _LOOKED_FOR_AT_ONCE = 8
-_PUTS = 5
+_PUTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,7 +492,7 @@ def replace_evaluations(record: Record, newest: Evaluation) -> Record:
 
 def keep_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) -> Record:
     """Change the shard's record; whoever writes it at the same time loses nothing. Raises `WriteConflict`."""
-    for last in (*[False] * (_PUTS - 1), True):
+    for attempt in range(1, _PUTS + 1):
         found = lake.objects.get(_key(shard))
         record = change(Record() if found is None else _parsed(found.data))
         try:
@@ -498,8 +500,9 @@ def keep_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) ->
                 _key(shard), record.model_dump_json(indent=1).encode(), expect=ABSENT if found is None else found.etag
             )
         except WriteConflict:
-            if last:
+            if attempt == _PUTS:
                 raise
+            time.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 - others were quicker
         else:
             return record
     raise AssertionError("the last try returns or raises")
