@@ -47,6 +47,8 @@ _RECALL_QUERIES = 32
 _FEWEST_RECALL_QUERIES = 4
 _RECALL_ROWS = 2_000_000
 """Vectors that measuring an index compares at most: a few seconds' work, so that large tables get fewer queries."""
+_RECALL_DRIFT = 0.02
+"""Share of an index's rows that may change before it is measured again."""
 _TIE = 1e-6
 """Distances no further apart are equal: of passages that are there twice, an index may find either."""
 _LOOKED_FOR_AT_ONCE = 8
@@ -447,18 +449,30 @@ def _places_before(
 def _index_recall(
     table: Table, vectors: Sequence[Vector], evaluations: Sequence[Evaluation]
 ) -> tuple[float | None, str]:
-    """Recall of the vector index, and which index that is; without one every vector is compared and none missed."""
+    """Recall of the vector index, and which index that is; without one every vector is compared and none missed.
+
+    What was measured holds as long as the index has the same segments and covers nearly the same rows: a changed
+    document or two are not worth comparing every vector of a large shard.
+    """
     rows = table.count_rows()
     found = [index for index in table.list_indices() if index.columns == ["vector"]]
     if not found or not rows:
         return (1.0 if rows else None), ""
     index = f"{found[0].index_uuid}:{found[0].num_segments}:{found[0].num_indexed_rows}"
     for earlier in evaluations:
-        if earlier.index == index and earlier.index_recall is not None:
-            return earlier.index_recall, index
+        if earlier.index_recall is not None and _nearly(earlier.index, index):
+            return earlier.index_recall, earlier.index  # of what was measured, so that small changes add up
     count = max(_FEWEST_RECALL_QUERIES, min(_RECALL_QUERIES, _RECALL_ROWS // rows))
     queries = [*vectors[:count], *_own_vectors(table, rows, max(0, count - len(vectors)))]
     return sum(_recall(table, vector) for vector in queries) / len(queries), index
+
+
+def _nearly(left: str, right: str) -> bool:
+    """Whether both name the same index but for a small share of its rows."""
+    (one, _, some), (other, _, more) = left.rpartition(":"), right.rpartition(":")
+    if one != other or not some.isdecimal() or not more.isdecimal():
+        return False
+    return abs(int(some) - int(more)) <= _RECALL_DRIFT * int(some)
 
 
 def _own_vectors(table: Table, rows: int, count: int) -> list[Vector]:
