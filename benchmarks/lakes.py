@@ -44,10 +44,11 @@ def built(source: str, lake: str, keys: Sequence[str], chunker: str, keep: Path 
 
 
 def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic") -> None:
-    """One run of the pipeline for each of those shards, which publishes what changed; raises where one fails."""
+    """A run of the pipeline for each of those shards and one of the company index; raises where one fails."""
     warnings.simplefilter("ignore")
     import dagster as dg
 
+    from rag_assets.defs.launching import refresh_company_index_here
     from tests.pipelines import failure_of, run_shard, settings_for
 
     settings = settings_for(source, lake, chunker=chunker)
@@ -56,6 +57,9 @@ def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic"
             result = run_shard(instance, settings, key)
             if not result.success:
                 raise RuntimeError(f"{key} was not indexed: {failure_of(result)}")
+        problem = refresh_company_index_here(instance, settings)
+        if problem is not None:
+            raise RuntimeError(f"the company index was not made: {problem}")
 
 
 def published(lake: str, keys: Sequence[str]) -> dict[str, set[tuple[str, str]]]:

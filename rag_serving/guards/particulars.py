@@ -61,7 +61,7 @@ class Disagreement:
     reason: str
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def read(text: str) -> Question:
     """A question taken apart; never fails, whatever the text."""
     plain = fold(text)

@@ -139,7 +139,7 @@ _IGNORED: Final = lexicon.STOP_WORDS | frozenset(
 )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _content(tokens: tuple[str, ...]) -> _Content:
     heavy: dict[str, int] = {}
     light: dict[str, int] = {}
@@ -188,7 +188,7 @@ def _misspelt(word: str, other: str) -> bool:
     return one[1:] == two[1:] or one[1:] == two or one == two[1:] or (one[:2] == two[1::-1] and one[2:] == two[2:])
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _trigrams(text: str) -> frozenset[str]:
     padded = f"  {text.casefold().strip(' ?!.')} "
     return frozenset(padded[i : i + 3] for i in range(len(padded) - 2))
