@@ -33,7 +33,7 @@ from rag_serving.arguments import (
     checked_tenant,
 )
 from rag_serving.asking import Answerer, Asked, Clock, failed, finished
-from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, Note, StoreState, scope_tag
+from rag_serving.cache import AnswerCache, CacheStore, MemoryStore, Note, StoreState, question_key, scope_tag
 from rag_serving.catalog import Catalog, CatalogEntry, Snapshot
 from rag_serving.embedding import Embedder, load_embedder
 from rag_serving.errors import DeadlineExceeded, InvalidArgument, ModelUnavailable, RagError, error_named
@@ -298,19 +298,22 @@ class AsyncRagClient:
         """Tell whether an answer was right. A wrong one leaves the cache; says whether it was there.
 
         The pair of questions, where the answer was found by another one, is kept for a recalibration of the guards.
-        Raises `InvalidArgument` for an answer of another tenant and `CacheUnavailable`.
+        Raises `InvalidQuestion`, `InvalidArgument` for an answer of another tenant, and `CacheUnavailable`.
         """
+        asked = checked_question(answer.standalone_question or answer.question)
+        checked_tenant(tenant)
         tag, _, key = (answer.entry or "").partition(":")
         known = _ENTRY.fullmatch(answer.entry or "") is not None
         entry = await self._cache.store.get(tag, key) if known else None
-        if entry is not None and entry.tenant != checked_tenant(tenant):
+        if entry is not None and entry.tenant != tenant:
             raise InvalidArgument("the answer belongs to another tenant")
         await self._cache.store.note(
             Note(
                 kind="feedback",
                 tenant=tenant,
-                asked=answer.standalone_question or answer.question,
-                cached=answer.cached_question,
+                asked=asked,
+                # By what is stored, not by what the caller says: a recalibration trusts these pairs.
+                cached=entry.question if entry is not None and entry.key != question_key(asked) else None,
                 similarity=answer.similarity,
                 cached_evidence=entry.evidence if entry is not None else (),
                 same=correct,

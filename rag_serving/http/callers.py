@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import time
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
@@ -12,8 +12,6 @@ from starlette.requests import HTTPConnection
 
 from rag_serving.errors import RagError
 from rag_serving.http.keys import Keys
-
-_log = logging.getLogger(__name__)
 
 
 class NotAllowed(RagError):
@@ -61,12 +59,6 @@ class Door:
         if not await self._limiter.hit(rate, "key", key.id):
             reset, _ = await self._limiter.get_window_stats(rate, "key", key.id)
             raise TooManyRequests(
-                f"more than {key.requests_per_minute} requests in a minute", max(1, round(reset - _now()))
+                f"more than {key.requests_per_minute} requests in a minute", max(1, round(reset - time.time()))
             )
         return Caller(key.id, key.tenant, key.shards)
-
-
-def _now() -> float:
-    import time
-
-    return time.time()
