@@ -277,7 +277,7 @@ class RedisStore:
             raise CacheUnavailable(f"the cache refused a command ({type(error).__name__}): {error}") from error
 
     async def _guarded(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        from redis.exceptions import RedisError, ResponseError
+        from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
         if self._breaker.open:
             raise CacheUnavailable("the cache failed and is left alone until it answers again", known=True)
@@ -285,7 +285,7 @@ class RedisStore:
             return await operation()
         except ResponseError:
             raise
-        except (RedisError, OSError, TimeoutError) as error:
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:  # of a cluster's, not all are both
             self._breaker.trip()
             raise CacheUnavailable(f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL") from error
 

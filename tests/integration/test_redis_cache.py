@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import redis
+import trustme
 
 from rag_serving.cache import Entry, Note
 from rag_serving.client import AsyncRagClient, RagClient
@@ -24,10 +25,10 @@ from rag_serving.guards import Evidence
 from rag_serving.redis_store import RedisStore, open_redis
 from rag_serving.results import Answer
 from rag_serving.settings import ServingSettings
-from tests.servers import redis_server
+from tests.servers import Certificate, redis_server
 
 if TYPE_CHECKING:
-    from tests.servers import RedisServer
+    from tests.servers import RedisKind, RedisServer
 
 ASKED = "What was the cause of the Brattholm outage in November 2023?"
 SAME = "what was the cause of the Brattholm outage in November 2023"
@@ -55,6 +56,11 @@ def open_client(lake: str, url: str, **values: Any) -> Iterator[RagClient]:
 
 def ask(client: RagClient, question: str, **arguments: Any) -> Answer:
     return client.ask(question, **{**SCOPE, **arguments})
+
+
+def asked_thrice(client: RagClient) -> list[str]:
+    """What the cache says of a question, of its equal, and of another wording."""
+    return [ask(client, question).cache for question in (ASKED, SAME, REWORDED)]
 
 
 @pytest.fixture
@@ -218,10 +224,11 @@ def test_a_store_says_whether_its_server_can_search(redis_clean: str, plain_redi
     assert not asyncio.run(searchable(plain_redis_url))
 
 
-def test_an_unreachable_server_is_bypassed_and_said(sample_lake: str) -> None:
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_an_unreachable_server_is_bypassed_and_said(sample_lake: str, scheme: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: nothing answers there
-        with open_client(sample_lake, f"redis://127.0.0.1:{taken.getsockname()[1]}/0") as client:
+        with open_client(sample_lake, f"{scheme}://127.0.0.1:{taken.getsockname()[1]}/0") as client:
             for _ in range(2):
                 answer = ask(client, ASKED)
                 assert (answer.cache, answer.degraded) == ("bypass", ("cache_unavailable",))
@@ -341,7 +348,8 @@ def test_a_malformed_url_is_a_settings_error(sample_lake: str) -> None:
         assert "correct-horse" not in str(caught.value)
 
 
-def test_what_is_stored_comes_back_whole(redis_clean: str) -> None:
+@pytest.mark.parametrize("kind", ["stack", "redis-8"])
+def test_what_is_stored_comes_back_whole(server_binaries: Path, kind: RedisKind) -> None:
     answer = Answer(question="Q “ü” 日本", text="T", citations=(), kind="extract", model=None, degraded=("d",))
     entry = Entry(
         tenant="t",
@@ -354,8 +362,8 @@ def test_what_is_stored_comes_back_whole(redis_clean: str) -> None:
     )
     vector = np.array([0.6, 0.8], dtype=np.float32)
 
-    async def stored() -> None:
-        store = RedisStore(redis.asyncio.Redis.from_url(redis_clean), prefix="test", clock=lambda: 8.9e9)
+    async def stored(url: str) -> None:
+        store = RedisStore(redis.asyncio.Redis.from_url(url), prefix="test", clock=lambda: 8.9e9)
         await store.put("0" * 32, "1" * 32, vector, entry)
         assert await store.get("0" * 32, "1" * 32) == entry
         (found,) = await store.nearest("0" * 32, np.array([0.8, 0.6], dtype=np.float32))
@@ -378,7 +386,65 @@ def test_what_is_stored_comes_back_whole(redis_clean: str) -> None:
         assert await store.notes() == [note]
         await store.close()
 
-    asyncio.run(stored())
+    with redis_server(server_binaries, kind=kind) as own:
+        asyncio.run(stored(own.url))
+
+
+def test_redis_8_finds_by_meaning_and_finds_again_after_a_flush(sample_lake: str, server_binaries: Path) -> None:
+    with (
+        redis_server(server_binaries, kind="redis-8") as own,
+        redis.Redis.from_url(own.url) as direct,
+        open_client(sample_lake, own.url) as client,
+    ):
+        assert str(direct.info("server")["redis_version"]).startswith("8.")  # type: ignore[index]
+        for _ in range(2):
+            assert [ask(client, question).cache for question in (ASKED, SAME, REWORDED)] == [
+                "miss",
+                "exact",
+                "semantic",
+            ]
+            direct.flushdb()
+            assert ask(client, OTHER_YEAR).cache == "miss"  # finds the index gone, and makes it anew
+
+
+def test_valkey_without_its_search_module_answers_by_the_exact_tier_and_says_so(
+    sample_lake: str, server_binaries: Path
+) -> None:
+    async def state(url: str) -> str:
+        store = open_redis(url, timeout=5, prefix="test")
+        try:
+            return await store.state()
+        finally:
+            await store.close()
+
+    with redis_server(server_binaries, kind="valkey") as own, open_client(sample_lake, own.url) as client:
+        answers = [ask(client, question) for question in (ASKED, SAME, REWORDED)]
+        assert [answer.cache for answer in answers] == ["miss", "exact", "miss"]
+        assert [answer.degraded for answer in answers] == [(), (), ()]
+        assert asyncio.run(state(own.url)) == "exact tier only: the server has no search commands"
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_server_behind_tls_is_used_only_with_a_certificate_that_can_be_trusted(
+    sample_lake: str, server_binaries: Path, tmp_path: Path, cluster: bool
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate = Certificate(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    for number, part in enumerate(issued.cert_chain_pems):
+        part.write_to_path(certificate.certificate, append=number > 0)
+    issued.private_key_pem.write_to_path(certificate.key)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    with redis_server(server_binaries, tls=certificate, cluster=cluster) as own:
+        url = own.url.replace("rediss://", "rediss+cluster://") if cluster else own.url
+        with open_client(sample_lake, f"{url}?ssl_ca_certs={tmp_path / 'authority.pem'}") as client:
+            assert [ask(client, question).cache for question in (ASKED, SAME, REWORDED)] == [
+                "miss",
+                "exact",
+                "semantic",
+            ]
+        with open_client(sample_lake, url) as client:
+            assert ask(client, ASKED).degraded == ("cache_unavailable",)
 
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis"])

@@ -7,8 +7,10 @@ from tests.servers.binaries import DEFAULT_FOLDER, ServersMissingError, install,
 from tests.servers.faults import Fault, FaultyS3, Rule, faulty_s3
 from tests.servers.processes import (
     AwsServer,
+    Certificate,
     KafkaBroker,
     LanguageModelServer,
+    RedisKind,
     RedisServer,
     S3Server,
     ServerFailedError,
@@ -22,10 +24,12 @@ from tests.servers.processes import (
 __all__ = [
     "DEFAULT_FOLDER",
     "AwsServer",
+    "Certificate",
     "Fault",
     "FaultyS3",
     "KafkaBroker",
     "LanguageModelServer",
+    "RedisKind",
     "RedisServer",
     "Rule",
     "S3Server",

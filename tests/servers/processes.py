@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import redis
 
@@ -24,8 +24,10 @@ from tests.servers.binaries import (
     kafka_program,
     language_model,
     python_packages,
+    redis_8_program,
     redis_program,
     redisearch_module,
+    valkey_program,
     weed_program,
 )
 
@@ -92,18 +94,43 @@ class LanguageModelServer:
     process: subprocess.Popen[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Files of a server's certificate and its key, in PEM."""
+
+    certificate: Path
+    key: Path
+
+
+RedisKind = Literal["stack", "redis-8", "valkey"]
+_REDIS_PROGRAMS: dict[RedisKind, Callable[[Path], Path]] = {
+    "stack": redis_program,
+    "redis-8": redis_8_program,
+    "valkey": valkey_program,
+}
+
+
 @contextlib.contextmanager
-def redis_server(binaries: Path, *, search: bool = True, cluster: bool = False) -> Generator[RedisServer]:
-    """Redis, with the search commands unless `search` is false; raises `ServerFailedError`.
+def redis_server(
+    binaries: Path,
+    *,
+    kind: RedisKind = "stack",
+    search: bool = True,
+    cluster: bool = False,
+    tls: Certificate | None = None,
+) -> Generator[RedisServer]:
+    """A server of that kind, with the search commands unless `search` is false; raises `ServerFailedError`.
 
     A `cluster` is of one node that holds all slots: it refuses whatever reaches over several of them, as others do.
+    With `tls` (``stack`` only) it listens to `rediss://` beside a plain port that only its start uses. ``valkey`` never
+    has search commands.
     """
     with _folder("redis") as folder, contextlib.ExitStack() as stack:
 
         def start() -> RedisServer:
-            port, bus = _free_ports(2)
+            port, bus, tls_port = _free_ports(3)
             command = [
-                str(redis_program(binaries)),
+                str(_REDIS_PROGRAMS[kind](binaries)),
                 "--port",
                 str(port),
                 "--bind",
@@ -114,14 +141,18 @@ def redis_server(binaries: Path, *, search: bool = True, cluster: bool = False) 
             command += ["--save", "", "--appendonly", "no"]
             if cluster:
                 command += ["--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-announce-ip", HOST]
-            if search:
+            if search and kind != "valkey":
                 command += ["--loadmodule", str(redisearch_module(binaries))]
+            if tls is not None:
+                command += ["--tls-port", str(tls_port), "--tls-auth-clients", "no"]
+                command += ["--tls-cert-file", str(tls.certificate), "--tls-key-file", str(tls.key)]
             process = _start(stack, command, folder)
             _wait_until(lambda: _is_redis(port, process.pid), process, folder)
             if cluster:
                 _take_all_slots(port)
                 _wait_until(lambda: _serves_slots(port), process, folder)
-            return RedisServer(f"redis://{HOST}:{port}/0", process)
+            url = f"redis://{HOST}:{port}/0" if tls is None else f"rediss://{HOST}:{tls_port}/0"
+            return RedisServer(url, process)
 
         yield _with_other_ports(start)
 
