@@ -40,6 +40,8 @@ SELF_TEST_COSINE = 0.999
 _BATCH_TOKENS = 2048
 """Activations of so many tokens still fit the caches; longer batches were slower, shorter ones cost calls."""
 _BATCH_ROWS = 32
+_WIDTH_STEP = 8
+"""Questions are padded to lengths of so many tokens and their multiples."""
 
 
 class EmbedderIdentity(BaseModel):
@@ -153,13 +155,16 @@ class OpenVinoEmbedder:
         return self._identity
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        return self._embed([self._identity.document_prompt + text for text in texts])
+        return self.embed_tokens(self._tokens([self._identity.document_prompt + text for text in texts]))
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         return self.embed_queries([text])[0]
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        return self._embed([self._identity.query_prompt + text for text in texts])
+        encoded = self._tokens([self._identity.query_prompt + text for text in texts])
+        # OpenVINO keeps kernels and memory for each shape that it met: with many, a client grows with its questions.
+        batches = batches_of_few_shapes([len(tokens) for tokens in encoded])
+        return self._embed_batches(encoded, batches, width_step=_WIDTH_STEP)
 
     def fits(self, text: str) -> bool:
         """Whether the question is read whole, or would be cut at the window."""
@@ -170,10 +175,16 @@ class OpenVinoEmbedder:
         self, encoded: Sequence[Sequence[int]], *, most_rows: int = _BATCH_ROWS
     ) -> npt.NDArray[np.float32]:
         """Vectors of texts that are tokens already, special ones included; none may be beyond the window."""
+        return self._embed_batches(
+            encoded, batches_by_length(encoded, most_tokens=_BATCH_TOKENS, most_rows=most_rows), width_step=1
+        )
+
+    def _embed_batches(
+        self, encoded: Sequence[Sequence[int]], batches: Sequence[Sequence[int]], *, width_step: int
+    ) -> npt.NDArray[np.float32]:
         vectors = np.empty((len(encoded), self._identity.dimensions), dtype=np.float32)
         running = [
-            (rows, self._threads.submit(self._infer, [encoded[row] for row in rows]))
-            for rows in batches_by_length(encoded, most_tokens=_BATCH_TOKENS, most_rows=most_rows)
+            (rows, self._threads.submit(self._infer, [encoded[row] for row in rows], width_step)) for rows in batches
         ]
         try:
             for rows, batch in running:
@@ -183,19 +194,19 @@ class OpenVinoEmbedder:
                 batch.cancel()
         return vectors
 
-    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        return self.embed_tokens([encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))])
+    def _tokens(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
 
-    def _infer(self, batch: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+    def _infer(self, batch: Sequence[Sequence[int]], width_step: int) -> npt.NDArray[np.float32]:
         request: Any = getattr(self._local, "request", None)
         if request is None:
             request = self._local.request = self._compiled.create_infer_request()
-        request.infer(self._padded(batch), share_inputs=True)
+        request.infer(self._padded(batch, width_step), share_inputs=True)
         return request.get_output_tensor(0).data.copy()
 
-    def _padded(self, batch: Sequence[Sequence[int]]) -> dict[str, npt.NDArray[np.int64]]:
-        longest = len(batch[0])
-        ids = np.zeros((len(batch), longest), dtype=np.int64)
+    def _padded(self, batch: Sequence[Sequence[int]], width_step: int) -> dict[str, npt.NDArray[np.int64]]:
+        width = max(len(batch[0]), min(_rounded_up(len(batch[0]), width_step), self._identity.window))
+        ids = np.zeros((len(batch), width), dtype=np.int64)
         mask = np.zeros_like(ids)
         for row, tokens in enumerate(batch):
             ids[row, : len(tokens)] = tokens
@@ -219,6 +230,25 @@ def batches_by_length(encoded: Sequence[Sequence[int]], *, most_tokens: int, mos
                 continue
         batches.append([row])
     return batches
+
+
+def batches_of_few_shapes(lengths: Sequence[int]) -> list[list[int]]:
+    """Rows of those many tokens in batches, the longest first, whose numbers of rows are powers of two.
+
+    Padded to whole steps of length, questions make some dozens of shapes then, however many are asked.
+    """
+    rows = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+    batches: list[list[int]] = []
+    while rows:
+        fit = max(1, _BATCH_TOKENS // _rounded_up(lengths[rows[0]], _WIDTH_STEP))
+        most = 1 << (min(len(rows), fit, _BATCH_ROWS).bit_length() - 1)
+        batches.append(rows[:most])
+        rows = rows[most:]
+    return batches
+
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
 
 
 def read_manifest(objects: Objects, fingerprint: str) -> EmbedderIdentity | None:
