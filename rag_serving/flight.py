@@ -23,7 +23,8 @@ _log = logging.getLogger(__name__)
 LEASE_SECONDS = 10.0
 """How long a leader that gives no sign of life is followed: a busy one may need seconds for the next one."""
 _KEPT_SECONDS = 60.0
-_MIRROR_SECONDS = 0.05
+_MIRROR_SECONDS, _MIRROR_AT_MOST = 0.05, 0.25
+"""Between two writings of what was emitted: the first words are shown soon, the later ones in fewer writings."""
 _LOOK_SECONDS = 0.03
 
 Emit = Callable[[Event], None]
@@ -154,13 +155,14 @@ class Flights:
     async def _mirror(self, board: FlightBoard, key: str, token: str, flight: _Flight, sent: int) -> None:
         """Write down what is emitted, and stay the leader meanwhile."""
         loop = asyncio.get_running_loop()
-        renewed = loop.time()
+        renewed, pause = loop.time(), _MIRROR_SECONDS
         while True:
             ended, news = flight.ended, flight.events[sent:]
             try:
                 if news:
                     await board.publish(key, token, [EVENT.dump_json(event) for event in news], _KEPT_SECONDS)
                     sent += len(news)
+                    pause = min(1.5 * pause, _MIRROR_AT_MOST)
                 if not ended and loop.time() - renewed > self._lease / 3:
                     await board.renew(key, token, self._lease)
                     renewed = loop.time()
@@ -170,7 +172,7 @@ class Flights:
             if ended:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(flight.over.wait(), _MIRROR_SECONDS)
+                await asyncio.wait_for(flight.over.wait(), pause)
 
     async def _follow(self, board: FlightBoard, key: str, leader: str, flight: _Flight) -> None:
         """Emit what the leader writes until it ends, or is the leader no more."""

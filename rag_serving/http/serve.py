@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import tempfile
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _OPEN = "RAG_HTTP_OPEN_TO_ALL"
+_MOST_FILES = 65_536
 
 
 def app() -> FastAPI:
@@ -42,6 +45,7 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
     create_app(lambda: AsyncRagClient(ServingSettings.from_env()), settings, open_to_all=open_to_all)  # is it well set?
     if open_to_all:
         os.environ[_OPEN] = "1"
+    _allow_connections()
     with tempfile.TemporaryDirectory(prefix="rag-metrics-") as folder:
         if workers > 1:
             os.environ[SHARED] = folder
@@ -54,4 +58,14 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=settings.drain_seconds,
+            timeout_keep_alive=settings.keep_alive,
         )
+
+
+def _allow_connections() -> None:
+    """As many open files as the system allows: each connection is one, and what shells begin with is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # then it is as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

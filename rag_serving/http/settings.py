@@ -17,4 +17,7 @@ class HttpSettings(Environment):
     max_body: int = Field(1_000_000, ge=1_000, le=100_000_000, description="bytes of a request at most")
     concurrency: int = Field(4_000, ge=1, description="requests at once in a process; further ones get 503")
     failed_keys_per_minute: int = Field(20, ge=1, description="wrong keys from one address; further ones get 429")
+    keep_alive: int = Field(
+        75, ge=1, le=3_600, description="seconds that an idle connection stays open; more than a load balancer's"
+    )
     drain_seconds: int = Field(60, ge=1, le=3_600, description="for requests under way when the service is ended")

@@ -1,0 +1,259 @@
+"""How soon the service answers over thousands of open connections: ``python -m benchmarks.load``.
+
+The sample corpus is indexed by the pipeline; `rag-serving serve` with two workers and a key, a real Redis, a language
+model that streams for half a second, and those who ask all share this machine's cores. Everybody asks at times of their
+own, whether or not others were answered. First 2,000 connections that ask every 30 seconds each, then the same more and
+more often, until hits are answered late or something fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Generator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import lakes
+from benchmarks.cache.__main__ import QUICK_SHARDS, SAMPLE
+from benchmarks.cache.ours import read_questions
+from benchmarks.cache.timing import percentile
+from benchmarks.load.people import Plan
+from benchmarks.reporting import arguments, show
+from rag_serving.http.keys import create_key
+
+HITS = ("exact", "semantic", "revalidated")
+P95_MS = 200.0
+INTERVAL = 30.0
+REPEATS = 0.5
+_STEP = 1.5
+_READY_SECONDS = 120
+
+
+@contextmanager
+def running(command: Sequence[str], environment: dict[str, str], log: Path, ready: str) -> Generator[psutil.Process]:
+    """A process until the block ends, once that URL answers."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
+    try:
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            try:
+                with urllib.request.urlopen(ready, timeout=5):  # noqa: S310 - loopback
+                    break
+            except urllib.error.HTTPError as error:
+                if error.code < 500:
+                    break
+            except OSError:
+                pass
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{command[2]} did not start: {log.read_text()[-1500:]}")
+            time.sleep(0.2)
+        yield psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(90)
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def tree(process: psutil.Process) -> list[psutil.Process]:
+    """It and its descendants."""
+    return [process, *process.children(recursive=True)]
+
+
+def own_memory(process: psutil.Process) -> float:
+    """MiB that the processes share with nobody else, or share among themselves in parts."""
+    return sum(one.memory_full_info().pss for one in tree(process)) / 2**20
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Of it and its descendants."""
+    return sum(sum(one.cpu_times()[:2]) for one in tree(process))
+
+
+def people(plan: Plan, watched: dict[str, psutil.Process]) -> dict[str, Any]:
+    """Have them ask; what they met, and what the processes took for it."""
+    before = own_memory(watched["service"])
+    asking = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.load.people"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert asking.stdin is not None
+    assert asking.stdout is not None
+    try:
+        asking.stdin.write(json.dumps(asdict(plan)) + "\n")
+        asking.stdin.flush()
+        if asking.stdout.readline() != "open\n":
+            raise RuntimeError("the connections could not be opened")
+        time.sleep(1)
+        opened = own_memory(watched["service"])
+        everyone = {**watched, "people": psutil.Process(asking.pid)}
+        used = {name: cpu_seconds(one) for name, one in everyone.items()}
+        asking.stdin.write("\n")
+        asking.stdin.flush()
+        started = time.monotonic()
+        found = None
+        while found is None:  # the one who asks is gone when it has said all
+            line = asking.stdout.readline()
+            if not line:
+                raise RuntimeError("the askers ended without a word")
+            found = json.loads(line)
+            used = {name: cpu_seconds(one) - used[name] for name, one in everyone.items() if one.is_running()}
+        lasted = time.monotonic() - started
+    finally:
+        asking.kill()
+        asking.wait()
+    after = own_memory(watched["service"])
+    return {
+        **found,
+        "cores": {name: seconds / lasted for name, seconds in used.items()},
+        "MiB": {"before": before, "connected": opened, "after": after},
+    }
+
+
+def judged(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table, and whether it holds."""
+    met = found["met"]
+    hits = [one["whole"] * 1000 for one in met if one["state"] in HITS]
+    misses = [one for one in met if one["state"] not in (*HITS, "error")]
+    problems = Counter(one["problem"] for one in met if one["state"] == "error")
+    p95 = percentile(hits, 0.95) if hits else float("inf")
+    first = [one["begun"] * 1000 for one in misses]
+    return {
+        "questions/s": round(plan.connections / plan.interval, 1),
+        "asked": len(met),
+        "hits": len(hits),
+        "hit p50 ms": round(percentile(hits, 0.5), 1) if hits else "",
+        "hit p95 ms": round(p95, 1),
+        "hit p99 ms": round(percentile(hits, 0.99), 1) if hits else "",
+        "miss, first word p50 ms": round(percentile(first, 0.5)) if first else "",
+        "miss, first word p95 ms": round(percentile(first, 0.95)) if first else "",
+        "miss, whole p95 ms": round(percentile([one["whole"] * 1000 for one in misses], 0.95)) if misses else "",
+        "errors": ", ".join(f"{count} {name}" for name, count in problems.items()) or "0",
+        "cores of service / people / model / Redis": " / ".join(
+            f"{found['cores'].get(name, 0):.2f}" for name in ("service", "people", "model", "redis")
+        ),
+        "holds": "yes" if p95 < P95_MS and not problems else "no",
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    from tests.servers import DEFAULT_FOLDER, ServersMissingError, redis_server, require_installed
+
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--connections", type=int, default=2_000, help="open at once (default %(default)s)")
+    parser.add_argument("--seconds", type=float, help="of each step that count (default 60)")
+    parser.add_argument("--workers", type=int, default=2, help="processes of the service (default %(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the lake there, or take it from there")
+    parser.add_argument("--only-first", action="store_true", help="do not look for the highest rate")
+    options = parser.parse_args()
+    connections = 100 if options.quick else options.connections
+    seconds = options.seconds or (10.0 if options.quick else 60.0)
+    try:
+        binaries = require_installed(Path(os.environ.get("RAG_TEST_SERVERS") or DEFAULT_FOLDER))
+    except ServersMissingError as error:
+        parser.error(str(error))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with tempfile.TemporaryDirectory(prefix="rag-bench-") as folder:
+        scratch = Path(folder)
+        lake = str(scratch / "lake")
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            keys = QUICK_SHARDS if options.quick else ()
+            chunker = lakes.STRUCTURE if options.quick else "semantic"
+            pool.submit(lakes.built, str(SAMPLE), lake, keys, chunker, options.keep).result()
+        with redis_server(binaries) as redis:
+            rows, runs = measured(lake, redis, scratch, connections, seconds, options)
+    holding = [row for row in rows if row["holds"] == "yes"]
+    best = max((row["questions/s"] for row in holding), default=0)
+    memory = runs[0]["MiB"]
+    each = (memory["connected"] - memory["before"]) * 1024 / connections
+    title = (
+        f"{connections} open connections, half of the questions asked before; hits in {P95_MS:g} ms (p95) without an "
+        f"error up to {best} questions a second; {each:.1f} KiB of the service for an open connection"
+    )
+    show(title, rows, options.json, memory=[run["MiB"] for run in runs], cores=[run["cores"] for run in runs])
+
+
+def measured(
+    lake: str, redis: Any, scratch: Path, connections: int, seconds: float, options: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of all steps, and what was seen in each."""
+    shards = {path.name for path in Path(lake, "catalog").glob("*.json")}
+    samples = read_questions({name.removesuffix(".json").replace(".", "/") for name in shards})
+    key_file = scratch / "keys.json"
+    _, key = create_key(key_file, "benchmark", requests_per_minute=1_000_000)
+    model_port, port = free_port(), free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {
+        "RAG_LAKE_URI": lake,
+        "RAG_REDIS_URL": redis.url,
+        "RAG_LLM_MODEL": "openai/stand-in",
+        "OPENAI_API_KEY": "not-a-key",
+        "OPENAI_API_BASE": f"http://127.0.0.1:{model_port}/v1",
+        "NO_PROXY": "127.0.0.1",
+        "RAG_HTTP_KEYS": str(key_file),
+    }
+    model_command = [
+        *(sys.executable, "-m", "uvicorn", "benchmarks.load.model:app", "--factory", "--port", str(model_port)),
+        *("--no-access-log", "--log-level", "warning"),
+    ]
+    command = [
+        *(sys.executable, "-m", "rag_serving.cli", "serve", "--port", str(port), "--workers", str(options.workers)),
+    ]
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    with (
+        running(model_command, {}, scratch / "model.log", f"http://127.0.0.1:{model_port}/") as model,
+        running(command, environment, scratch / "service.log", f"{url}/readyz") as service,
+    ):
+        watched = {"service": service, "model": model, "redis": psutil.Process(redis.process.pid)}
+        common = [{"question": one.text, **one.scope} for one in samples]
+
+        def step(interval: float, count: float, first: int) -> bool:
+            plan = Plan(url, key, connections, interval, count, 5.0, common, REPEATS, first)
+            found = people(plan, watched)
+            runs.append(found)
+            rows.append(judged(plan, found))
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            return rows[-1]["holds"] == "yes"
+
+        warm = min(connections, 200)
+        # Everything common is stored, and both processes have their kernels.
+        people(Plan(url, key, warm, warm / 20, 20.0, 0.0, common, 0.8, 10_000_000), watched)
+        interval = INTERVAL
+        if step(interval, seconds, 1_000) and not options.only_first:
+            held, failed = interval, None
+            for number in range(2, 12):
+                interval = held / _STEP if failed is None else (held + failed) / 2
+                if step(interval, seconds, number * 1_000_000):
+                    held = interval
+                else:
+                    failed = interval
+                if failed is not None and held / failed < 1.1:
+                    break
+    return rows, runs
+
+
+if __name__ == "__main__":
+    main()
