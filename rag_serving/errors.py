@@ -12,6 +12,8 @@
     │   └── WriteConflict        a conditional write lost against another writer
     ├── EmbedderUnavailable      the lake holds no embedder that a shard needs, or a hosted one gives no vectors
     ├── RerankerUnavailable      the reranker gave no scores (hits come in the order of their fusion)
+    ├── NotAllowed               the service does not know the key
+    ├── TooManyRequests          more requests than the key may make
     ├── Overloaded               as many questions wait already as may
     ├── DeadlineExceeded         no answer in the time that a question may take
     ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
@@ -33,10 +35,12 @@ __all__ = [
     "LakeError",
     "LakeUnavailable",
     "ModelUnavailable",
+    "NotAllowed",
     "Overloaded",
     "RagError",
     "RerankerUnavailable",
     "SettingsError",
+    "TooManyRequests",
     "UnknownScope",
     "WriteConflict",
 ]
@@ -44,6 +48,9 @@ __all__ = [
 
 class RagError(Exception):
     """Base of every deliberate error here."""
+
+    retry_after: int | None = None
+    """Seconds after which asking again may help, where that is known."""
 
 
 class SettingsError(RagError):
@@ -100,6 +107,18 @@ class CacheUnavailable(RagError):
 
 class ModelUnavailable(RagError):
     """The language model failed after its bounded retries."""
+
+
+class NotAllowed(RagError):
+    """The key is missing, unknown or revoked."""
+
+
+class TooManyRequests(RagError):
+    """More requests in a minute than the key, or the address that tries keys, may make."""
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Overloaded(RagError):

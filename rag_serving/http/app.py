@@ -23,7 +23,7 @@ from rag_serving.errors import RagError, error_named
 from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai
 from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, Search, ShardInfo, Told
-from rag_serving.http.callers import Caller, Door, NotAllowed, TooManyRequests
+from rag_serving.http.callers import Caller, Door
 from rag_serving.http.edge import Edge
 from rag_serving.http.keys import Keys
 from rag_serving.http.metrics import Metrics
@@ -36,8 +36,8 @@ _STATUS: Mapping[type[RagError], int] = {
     errors.InvalidArgument: 400,
     errors.InvalidShardName: 400,
     errors.UnknownScope: 404,
-    NotAllowed: 401,
-    TooManyRequests: 429,
+    errors.NotAllowed: 401,
+    errors.TooManyRequests: 429,
     errors.Overloaded: 503,
     errors.DeadlineExceeded: 504,
     errors.LakeUnavailable: 503,
@@ -302,7 +302,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def deliberate(_request: Request, error: Exception) -> JSONResponse:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-        retry = error.retry_after if isinstance(error, TooManyRequests) else None
+        retry = error.retry_after if isinstance(error, RagError) else None
         for kind, seconds in _RETRY.items():
             retry = seconds if isinstance(error, kind) else retry
         return reply(status, type(error).__name__, str(error), retry)
