@@ -22,13 +22,13 @@ from rag_serving.client import AsyncRagClient
 from rag_serving.errors import RagError, error_named
 from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai
-from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, Search, ShardInfo, Told
+from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, Search, Told
 from rag_serving.http.callers import Caller, Door
 from rag_serving.http.edge import Edge
 from rag_serving.http.keys import Keys
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.settings import HttpSettings
-from rag_serving.results import Answer
+from rag_serving.results import Answer, ShardInfo
 
 _PAGE = Path(__file__).with_name("page")
 _STATUS: Mapping[type[RagError], int] = {
@@ -156,16 +156,7 @@ async def feedback(body: Feedback, client: Client, caller: Allowed) -> Told:
 @_api.get("/shards", summary="List what the key may see")
 async def shards(client: Client, caller: Allowed) -> list[ShardInfo]:
     """The published shards."""
-    return [
-        ShardInfo(
-            region=entry.region,
-            department=entry.department,
-            documents=entry.current.documents,
-            chunks=entry.current.chunks,
-            published_at=entry.current.published_at,
-        )
-        for entry in await client.shards(within=caller.within)
-    ]
+    return await client.shards(within=caller.within)
 
 
 @_api.get("/models", summary="The models of OpenAI's protocol: one", dependencies=[Depends(_caller_of)])

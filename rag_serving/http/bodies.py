@@ -70,16 +70,6 @@ class Told(BaseModel):
     dropped: bool = Field(description="whether an entry left the cache")
 
 
-class ShardInfo(BaseModel):
-    """One published shard."""
-
-    region: str
-    department: str
-    documents: int
-    chunks: int
-    published_at: datetime
-
-
 class TextPart(BaseModel):
     """A part of a message; others than text are refused."""
 
