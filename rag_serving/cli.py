@@ -48,7 +48,7 @@ def _scope(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rag-shards")
 def main() -> None:
-    """Answers from the published shards of a lake (RAG_LAKE_URI)."""
+    """Answers from the published shards of a lake (RAG_LAKE_URI), or of a service (RAG_SERVICE_URL)."""
 
 
 @main.command()

@@ -16,6 +16,10 @@
     ├── TooManyRequests          more requests than the key may make
     ├── Overloaded               as many questions wait already as may
     ├── DeadlineExceeded         no answer in the time that a question may take
+    ├── ServiceError
+    │   ├── ServiceUnavailable   the service cannot be reached, fails, or breaks off
+    │   └── UnexpectedReply      what came back is nothing that this client's service sends
+    ├── NotOffered               only a client of the lake itself can do that
     ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
     └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
 
@@ -36,11 +40,15 @@ __all__ = [
     "LakeUnavailable",
     "ModelUnavailable",
     "NotAllowed",
+    "NotOffered",
     "Overloaded",
     "RagError",
     "RerankerUnavailable",
+    "ServiceError",
+    "ServiceUnavailable",
     "SettingsError",
     "TooManyRequests",
+    "UnexpectedReply",
     "UnknownScope",
     "WriteConflict",
 ]
@@ -87,6 +95,22 @@ class LakeCorrupt(LakeError):
 
 class WriteConflict(LakeError):
     """The object changed between the read and the conditional write; read again and decide anew."""
+
+
+class ServiceError(RagError):
+    """Something about the service that a client asks."""
+
+
+class ServiceUnavailable(ServiceError):
+    """The service cannot be reached, fails, or broke off in the middle of a reply."""
+
+
+class UnexpectedReply(ServiceError):
+    """What answered is another program or another version, or its reply has no reasonable size."""
+
+
+class NotOffered(RagError, NotImplementedError):
+    """A service does not offer it; a client of the lake itself does."""
 
 
 class EmbedderUnavailable(RagError):

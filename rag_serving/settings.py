@@ -86,3 +86,14 @@ class ServingSettings(EnvironmentSettings):
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
         "rag", description="first part of every Redis key, so that several deployments share a server"
     )
+
+
+class ServiceSettings(Environment):
+    """Which service a client asks, where it asks one."""
+
+    model_config = SettingsConfigDict(env_prefix="RAG_SERVICE_")
+
+    url: NonEmpty | None = Field(None, description="a service to ask; without it the client reads the lake itself")
+    key: SecretStr | None = Field(None, description="key for it, rag_…")
+    deadline: float = Field(150.0, gt=0, le=3_600, description="seconds for one question to it, its tries included")
+    tries: int = Field(4, ge=1, le=20, description="requests for one question at most")

@@ -11,24 +11,40 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import suppress
 from functools import wraps
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, overload
 
 from rag_serving.interface import RagInterface
+from rag_serving.settings import ServiceSettings
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
 
 class RagClient:
-    """The synchronous face of the client that `make` returns; safe between threads, which share its event loop."""
+    """The synchronous face of a client, of a lake or of a service; safe between threads, which share its event loop.
 
-    def __init__(self, make: Callable[[], RagInterface]) -> None:
+    `RagClient(base_url="https://…", key="rag_…")` asks a service, `RagClient(make)` what `make` returns.
+    """
+
+    @overload
+    def __init__(self, make: Callable[[], RagInterface]) -> None: ...
+    @overload
+    def __init__(self, *, base_url: str, key: str | None = None) -> None: ...
+    def __init__(
+        self,
+        make: Callable[[], RagInterface] | None = None,
+        *,
+        base_url: str | None = None,
+        key: str | None = None,
+    ) -> None:
+        if (make is None) == (base_url is None) or (make is not None and key is not None):
+            raise TypeError("RagClient takes base_url, with a key, or a function that makes a client")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rag-client", daemon=True)
         self._thread.start()
 
         async def build() -> RagInterface:
-            return make()
+            return make() if make is not None else _of_a_service(base_url or "", key)
 
         try:
             self._core = self._run(build())
@@ -38,10 +54,8 @@ class RagClient:
 
     @classmethod
     def from_env(cls) -> Self:
-        """A client with the settings of the environment; raises `SettingsError`."""
-        from rag_serving.client import AsyncRagClient
-
-        return cls(AsyncRagClient.from_env)
+        """Of the service that `RAG_SERVICE_URL` names, else of the environment's lake; raises `SettingsError`."""
+        return cls(_by_the_environment)
 
     # The signatures and docstrings are those of the interface, written down there alone.
 
@@ -124,3 +138,19 @@ class RagClient:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _of_a_service(base_url: str, key: str | None) -> RagInterface:
+    from rag_serving.remote import RemoteRagClient
+
+    return RemoteRagClient(base_url, key)
+
+
+def _by_the_environment() -> RagInterface:
+    if ServiceSettings.from_env().url is None:
+        from rag_serving.client import AsyncRagClient
+
+        return AsyncRagClient.from_env()
+    from rag_serving.remote import RemoteRagClient
+
+    return RemoteRagClient.from_env()

@@ -22,7 +22,7 @@ from rag_serving.client import AsyncRagClient
 from rag_serving.errors import RagError, error_named
 from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai
-from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, Search, Told
+from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, NotReady, Search, Told
 from rag_serving.http.callers import Caller, Door
 from rag_serving.http.edge import Edge
 from rag_serving.http.keys import Keys
@@ -204,7 +204,7 @@ async def readyz(client: Client) -> JSONResponse:
     try:
         health = await client.health()
     except RagError as error:
-        return JSONResponse({"ready": False, "problem": type(error).__name__}, 503)
+        return JSONResponse(NotReady(problem=type(error).__name__).model_dump(), 503)
     return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
 
 
