@@ -17,7 +17,7 @@ from rag_serving.http import bodies
 from rag_serving.interface import Health, RagInterface, Scope
 from rag_serving.results import Answer, Hits, ShardInfo, Turn
 from rag_serving.search import Query
-from rag_serving.settings import ServiceSettings
+from rag_serving.settings import SERVICE_DEADLINE, SERVICE_TRIES, ServiceSettings
 
 if TYPE_CHECKING:
     import httpx2
@@ -42,8 +42,8 @@ class RemoteRagClient(RagInterface):
         base_url: str,
         key: str | None = None,
         *,
-        deadline: float = 150.0,
-        tries: int = 4,
+        deadline: float = SERVICE_DEADLINE,
+        tries: int = SERVICE_TRIES,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """Raises `InvalidArgument`, and `SettingsError` where ``rag-shards[client]`` is not installed."""

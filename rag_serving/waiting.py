@@ -124,12 +124,16 @@ class RagClient:
         async def following() -> _T | object:
             return await anext(items, nothing)
 
+        async def end() -> None:
+            with suppress(RuntimeError):  # a step that was interrupted is ending them already
+                await items.aclose()
+
         try:
             while (item := self._run(following())) is not nothing:
                 yield cast("_T", item)
         finally:
             if not self._loop.is_closed():
-                ended = asyncio.run_coroutine_threadsafe(items.aclose(), self._loop)
+                ended = asyncio.run_coroutine_threadsafe(end(), self._loop)
                 # Whoever drops the generator may be the garbage collector, in the very thread that is waited for.
                 if threading.current_thread() is not self._thread:
                     ended.result()

@@ -209,7 +209,10 @@ class Wire:
                 if response.num_bytes_downloaded > MOST_REPLY_BYTES:
                     raise UnexpectedReply(f"{self.address} sent more than {MOST_REPLY_BYTES} bytes")
                 if one.event in _EVENTS:  # a service of a later version may tell more
-                    yield self._validated(_EVENTS[one.event], one.data)
+                    event = self._validated(_EVENTS[one.event], one.data)
+                    if isinstance(event, Failed):
+                        event = event.model_copy(update={"message": self._shown(event.message)})
+                    yield event
 
     def _validated(self, kind: TypeAdapter[_T], data: str | bytes) -> _T:
         try:

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -298,6 +299,7 @@ class Misbehaving:
     url: str = ""
     replies: list[Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
     requests: list[tuple[str, Any]] = field(default_factory=list)
+    headers: list[Any] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
     def client(self, **options: Any) -> RagClient:
@@ -314,6 +316,7 @@ def misbehaving() -> Iterator[Misbehaving]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
             state.requests.append((self.path, json.loads(body) if body else None))
+            state.headers.append(self.headers)
             self.close_connection = True
             (state.replies.pop(0) if len(state.replies) > 1 else state.replies[0])(self)
 
@@ -438,6 +441,7 @@ def test_whatever_else_is_replied_is_a_named_error_and_not_asked_for_again(
         client.ask(QUESTION) if method == "ask" else next(client.stream(QUESTION))
     assert caught.type is expected
     assert len(str(caught.value)) < 300
+    assert expected in (UnexpectedReply, ServiceUnavailable) or str(caught.value) == "in words"
     assert len(misbehaving.requests) == 1
 
 
@@ -449,7 +453,7 @@ def test_whatever_else_is_replied_is_a_named_error_and_not_asked_for_again(
         events(then=b"event: delta\ndata: pigeon\n\n"),
         events(then=b"event: delta\ndata: \xff\xfe\n\n"),
         endless("text/event-stream", b"data: " + b"x" * 65_536),
-        endless("text/event-stream", b"event: pigeon\ndata: x\n\n" * 4_000),
+        endless("text/event-stream", b"event: pigeon\ndata: " + b"x" * 65_536 + b"\n\n"),
     ],
     ids=["nothing", "other events", "no JSON", "no UTF-8", "an event without an end", "other events without an end"],
 )
@@ -582,11 +586,36 @@ def test_a_service_that_is_not_ready_says_why(misbehaving: Misbehaving) -> None:
         client.health()
 
 
-def test_an_address_may_have_a_path_in_front(misbehaving: Misbehaving) -> None:
+def test_an_interrupt_ends_a_stream_that_is_waited_for(misbehaving: Misbehaving) -> None:
+    def silent(handler: BaseHTTPRequestHandler) -> None:
+        events(Sources(sources=()), cut=True)(handler)
+        misbehaving.over.wait(60)
+
+    misbehaving.replies = [silent]
+    with misbehaving.client() as client:
+        told = client.stream(QUESTION)
+        assert next(told).type == "sources"
+        interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(told)
+        interrupt.join()
+        misbehaving.replies = [GOOD]
+        assert client.ask(QUESTION) == ANSWER
+
+
+def test_a_failure_that_the_service_streams_is_given_as_it_is_without_the_key(misbehaving: Misbehaving) -> None:
+    misbehaving.replies = [events(Failed(error="Overloaded", message=f"no room for {KEY}"))]
+    with misbehaving.client() as client:
+        assert list(client.stream(QUESTION)) == [Failed(error="Overloaded", message="no room for [key]")]
+
+
+def test_an_address_may_have_a_path_in_front_and_no_packed_reply_is_asked_for(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [GOOD]
     with RagClient(base_url=f"{misbehaving.url}/rag/", key=KEY) as client:
         client.ask(QUESTION)
     assert misbehaving.requests[0][0] == "/rag/v1/ask"
+    assert misbehaving.headers[0]["accept-encoding"] == "identity"
 
 
 # The key.
