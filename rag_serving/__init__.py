@@ -11,18 +11,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rag_serving.client import AsyncRagClient, RagClient
-    from rag_serving.results import Answer, Citation, Hit, Hits
+    from rag_serving.client import AsyncRagClient
+    from rag_serving.remote import RemoteRagClient
+    from rag_serving.results import Answer, Citation, Hit, Hits, ShardInfo
+    from rag_serving.waiting import RagClient
 
-__all__ = ["Answer", "AsyncRagClient", "Citation", "Hit", "Hits", "RagClient"]
+__all__ = ["Answer", "AsyncRagClient", "Citation", "Hit", "Hits", "RagClient", "RemoteRagClient", "ShardInfo"]
 
 _HOMES = {
     "AsyncRagClient": "rag_serving.client",
-    "RagClient": "rag_serving.client",
+    "RagClient": "rag_serving.waiting",
+    "RemoteRagClient": "rag_serving.remote",
     "Answer": "rag_serving.results",
     "Citation": "rag_serving.results",
     "Hit": "rag_serving.results",
     "Hits": "rag_serving.results",
+    "ShardInfo": "rag_serving.results",
 }
 
 

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -28,7 +28,7 @@ from rag_serving.answer import (
 from rag_serving.cache import AnswerCache, Entry, Found, Note, digest_of, question_key
 from rag_serving.catalog import CatalogEntry, Snapshot
 from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavailable, RagError
-from rag_serving.events import Done, Event, Failed, Sources, replayed
+from rag_serving.events import Done, Event, Sources, failed, replayed
 from rag_serving.evidence import evidence_of, same_evidence
 from rag_serving.flight import Emit, Flights
 from rag_serving.gate import Gate
@@ -463,18 +463,3 @@ def _for_a_waiter(answer: Answer, question: str, clock: Clock) -> Answer:
     """An answer that another asker paid for."""
     update = {"question": question, "shared": True, "tokens": {}, "cost": 0.0, "timings": clock.timings()}
     return answer.model_copy(update=update)
-
-
-def failed(error: RagError) -> Failed:
-    """An error as the last event."""
-    return Failed(error=type(error).__name__, message=str(error))
-
-
-async def finished(events: AsyncIterator[Event]) -> Done | Failed:
-    """The last event."""
-    last: Event | None = None
-    async for event in events:
-        last = event
-    if not isinstance(last, (Done, Failed)):
-        raise AssertionError("an answer ends with Done or Failed")
-    return last

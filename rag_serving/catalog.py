@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rag_serving.company import RECORDS, CompanyRecord, read_record
 from rag_serving.errors import InvalidArgument, InvalidShardName, LakeCorrupt, UnknownScope
 from rag_serving.objects import Objects
-from rag_serving.shards import Shard, check_name, same_name
+from rag_serving.results import ShardInfo
+from rag_serving.shards import Shard, check_names, same_name
 
 CATALOG = "catalog"
 HISTORY_LENGTH = 50
@@ -73,6 +74,20 @@ class CatalogEntry(BaseModel):
     @property
     def shard(self) -> Shard:
         return Shard(self.region, self.department)
+
+    @property
+    def info(self) -> ShardInfo:
+        """What clients are told of it."""
+        current = self.current
+        return ShardInfo(
+            region=self.region,
+            department=self.department,
+            documents=current.documents,
+            chunks=current.chunks,
+            quarantined=current.quarantined,
+            version=current.version,
+            published_at=current.published_at,
+        )
 
     @property
     def seen_source_digest(self) -> str:
@@ -191,21 +206,17 @@ class Snapshot:
 
     @staticmethod
     def _known(kind: str, names: Iterable[str] | None, known: set[str]) -> set[str] | None:
-        if names is None:
+        checked = check_names(kind, names)
+        if checked is None:
             return None
-        if isinstance(names, str):
-            raise InvalidArgument(f"{kind}s must be a list of names, not one string: write [{names!r}]")
         chosen: set[str] = set()
-        for name in names:
-            check_name(kind, name)
+        for name in checked:
             matching = {candidate for candidate in known if same_name(candidate, name)}
             if not matching:
                 close = get_close_matches(name, known, n=3)
                 hint = f"; did you mean {', '.join(close)}?" if close else "; see rag-serving shards"
                 raise UnknownScope(f"no published shard has the {kind} {name!r}{hint}")
             chosen |= matching
-        if not chosen:
-            raise InvalidArgument(f"the list of {kind}s is empty; leave it out to search all of them")
         return chosen
 
 

@@ -48,7 +48,7 @@ def _scope(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rag-shards")
 def main() -> None:
-    """Answers from the published shards of a lake (RAG_LAKE_URI)."""
+    """Answers from the published shards of a lake (RAG_LAKE_URI), or of a service (RAG_SERVICE_URL)."""
 
 
 @main.command()
@@ -119,11 +119,10 @@ def shards(as_json: bool) -> None:
         click.echo(json.dumps([entry.model_dump(mode="json") for entry in entries], ensure_ascii=False, indent=1))
         return
     for entry in entries:
-        current = entry.current
         click.echo(
-            f"{entry.shard.key:<40} {current.documents:>7} documents {current.chunks:>8} chunks  version "
-            f"{current.version:<5} {current.published_at:%Y-%m-%d %H:%M:%S}"
-            + (f"  {current.quarantined} quarantined" if current.quarantined else "")
+            f"{entry.shard:<40} {entry.documents:>7} documents {entry.chunks:>8} chunks  version "
+            f"{entry.version:<5} {entry.published_at:%Y-%m-%d %H:%M:%S}"
+            + (f"  {entry.quarantined} quarantined" if entry.quarantined else "")
         )
     if not entries:
         click.echo("nothing is published yet", err=True)

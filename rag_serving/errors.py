@@ -12,8 +12,14 @@
     │   └── WriteConflict        a conditional write lost against another writer
     ├── EmbedderUnavailable      the lake holds no embedder that a shard needs, or a hosted one gives no vectors
     ├── RerankerUnavailable      the reranker gave no scores (hits come in the order of their fusion)
+    ├── NotAllowed               the service does not know the key
+    ├── TooManyRequests          more requests than the key may make
     ├── Overloaded               as many questions wait already as may
     ├── DeadlineExceeded         no answer in the time that a question may take
+    ├── ServiceError
+    │   ├── ServiceUnavailable   the service cannot be reached, fails, or breaks off
+    │   └── UnexpectedReply      what came back is nothing that this client's service sends
+    ├── NotOffered               only a client of the lake itself can do that
     ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
     └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
 
@@ -33,10 +39,16 @@ __all__ = [
     "LakeError",
     "LakeUnavailable",
     "ModelUnavailable",
+    "NotAllowed",
+    "NotOffered",
     "Overloaded",
     "RagError",
     "RerankerUnavailable",
+    "ServiceError",
+    "ServiceUnavailable",
     "SettingsError",
+    "TooManyRequests",
+    "UnexpectedReply",
     "UnknownScope",
     "WriteConflict",
 ]
@@ -44,6 +56,9 @@ __all__ = [
 
 class RagError(Exception):
     """Base of every deliberate error here."""
+
+    retry_after: int | None = None
+    """Seconds after which asking again may help, where that is known."""
 
 
 class SettingsError(RagError):
@@ -82,6 +97,22 @@ class WriteConflict(LakeError):
     """The object changed between the read and the conditional write; read again and decide anew."""
 
 
+class ServiceError(RagError):
+    """Something about the service that a client asks."""
+
+
+class ServiceUnavailable(ServiceError):
+    """The service cannot be reached, fails, or broke off in the middle of a reply."""
+
+
+class UnexpectedReply(ServiceError):
+    """What answered is another program or another version, or its reply has no reasonable size."""
+
+
+class NotOffered(RagError, NotImplementedError):
+    """A service does not offer it; a client of the lake itself does."""
+
+
 class EmbedderUnavailable(RagError):
     """The lake holds no embedder of that fingerprint, or the API of a hosted one gives no vectors."""
 
@@ -100,6 +131,18 @@ class CacheUnavailable(RagError):
 
 class ModelUnavailable(RagError):
     """The language model failed after its bounded retries."""
+
+
+class NotAllowed(RagError):
+    """The key is missing, unknown or revoked."""
+
+
+class TooManyRequests(RagError):
+    """More requests in a minute than the key, or the address that tries keys, may make."""
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Overloaded(RagError):

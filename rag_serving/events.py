@@ -6,10 +6,14 @@ void, because the model or the process that wrote them failed midway and another
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from rag_serving.errors import DeadlineExceeded, RagError
 from rag_serving.results import Answer, Citation
 
 
@@ -73,3 +77,34 @@ def replayed(answer: Answer) -> tuple[Event, ...]:
         Citations(citations=answer.citations),
         Done(answer=answer),
     )
+
+
+def failed(error: RagError) -> Failed:
+    """An error as the last event."""
+    return Failed(error=type(error).__name__, message=str(error))
+
+
+async def finished(events: AsyncIterator[Event]) -> Done | Failed:
+    """The last event."""
+    last: Event | None = None
+    async for event in events:
+        last = event
+    if not isinstance(last, (Done, Failed)):
+        raise AssertionError("an answer ends with Done or Failed")
+    return last
+
+
+async def until(deadline: float, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
+    """The events, until that time of the loop; raises `DeadlineExceeded`, and what they raise."""
+    async with aclosing(events):
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    event = await anext(events)
+            except StopAsyncIteration:
+                return
+            except DeadlineExceeded:  # their own, which is a TimeoutError too
+                raise
+            except TimeoutError as error:
+                raise DeadlineExceeded("no answer within the time that one question may take") from error
+            yield event

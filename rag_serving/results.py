@@ -1,4 +1,4 @@
-"""What the client returns: hits, citations, answers. Immutable, and JSON both ways, since answers are cached."""
+"""What the client returns: hits, citations, answers, shards. Immutable, and JSON both ways: answers are cached."""
 
 from __future__ import annotations
 
@@ -82,6 +82,25 @@ class Hits(Sequence[Hit]):
         import pandas as pd
 
         return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
+
+
+class ShardInfo(BaseModel):
+    """One published shard."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    region: str
+    department: str
+    documents: int
+    chunks: int
+    quarantined: int = Field(description="documents that could not be read")
+    version: int = Field(description="of its table")
+    published_at: datetime
+
+    @property
+    def shard(self) -> str:
+        """``region/department``."""
+        return f"{self.region}/{self.department}"
 
 
 class Turn(BaseModel):

@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from rag_serving.errors import SettingsError
 
 DEFAULT_LAKE = "./lake"
+SERVICE_DEADLINE = 150.0
+SERVICE_TRIES = 4
 
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -86,3 +88,16 @@ class ServingSettings(EnvironmentSettings):
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
         "rag", description="first part of every Redis key, so that several deployments share a server"
     )
+
+
+class ServiceSettings(Environment):
+    """Which service a client asks, where it asks one."""
+
+    model_config = SettingsConfigDict(env_prefix="RAG_SERVICE_")
+
+    url: NonEmpty | None = Field(None, description="a service to ask; without it the client reads the lake itself")
+    key: SecretStr | None = Field(None, description="key for it, rag_…")
+    deadline: float = Field(
+        SERVICE_DEADLINE, gt=0, le=3_600, description="seconds for one question to it, its tries included"
+    )
+    tries: int = Field(SERVICE_TRIES, ge=1, le=20, description="requests for one question at most")

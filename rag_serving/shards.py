@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rag_serving.errors import InvalidShardName
+from rag_serving.errors import InvalidArgument, InvalidShardName
 
 MAX_SEGMENT_CHARACTERS = 64
 MAX_TABLE_NAME = 200  # bytes; file systems stop at 255 and Lance appends a suffix
@@ -82,6 +83,20 @@ def same_name(left: str, right: str) -> bool:
 def check_name(kind: str, name: str) -> None:
     """Raise `InvalidShardName` unless `name` may be a `kind` ("region" or "department")."""
     _validate(kind, name)
+
+
+def check_names(kind: str, names: Iterable[str] | None) -> tuple[str, ...] | None:
+    """Names that narrow a scope; None stands for all. Raises `InvalidArgument` and `InvalidShardName`."""
+    if names is None:
+        return None
+    if isinstance(names, str):
+        raise InvalidArgument(f"{kind}s must be a list of names, not one string: write [{_shown(names)}]")
+    chosen = tuple(names)
+    for name in chosen:
+        check_name(kind, name)
+    if not chosen:
+        raise InvalidArgument(f"the list of {kind}s is empty; leave it out to search all of them")
+    return chosen
 
 
 def _validate(kind: str, name: str) -> None:

@@ -22,13 +22,13 @@ from rag_serving.client import AsyncRagClient
 from rag_serving.errors import RagError, error_named
 from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai
-from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, Search, ShardInfo, Told
-from rag_serving.http.callers import Caller, Door, NotAllowed, TooManyRequests
+from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, NotReady, Search, Told
+from rag_serving.http.callers import Caller, Door
 from rag_serving.http.edge import Edge
 from rag_serving.http.keys import Keys
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.settings import HttpSettings
-from rag_serving.results import Answer
+from rag_serving.results import Answer, ShardInfo
 
 _PAGE = Path(__file__).with_name("page")
 _STATUS: Mapping[type[RagError], int] = {
@@ -36,8 +36,8 @@ _STATUS: Mapping[type[RagError], int] = {
     errors.InvalidArgument: 400,
     errors.InvalidShardName: 400,
     errors.UnknownScope: 404,
-    NotAllowed: 401,
-    TooManyRequests: 429,
+    errors.NotAllowed: 401,
+    errors.TooManyRequests: 429,
     errors.Overloaded: 503,
     errors.DeadlineExceeded: 504,
     errors.LakeUnavailable: 503,
@@ -156,16 +156,7 @@ async def feedback(body: Feedback, client: Client, caller: Allowed) -> Told:
 @_api.get("/shards", summary="List what the key may see")
 async def shards(client: Client, caller: Allowed) -> list[ShardInfo]:
     """The published shards."""
-    return [
-        ShardInfo(
-            region=entry.region,
-            department=entry.department,
-            documents=entry.current.documents,
-            chunks=entry.current.chunks,
-            published_at=entry.current.published_at,
-        )
-        for entry in await client.shards(within=caller.within)
-    ]
+    return await client.shards(within=caller.within)
 
 
 @_api.get("/models", summary="The models of OpenAI's protocol: one", dependencies=[Depends(_caller_of)])
@@ -213,7 +204,7 @@ async def readyz(client: Client) -> JSONResponse:
     try:
         health = await client.health()
     except RagError as error:
-        return JSONResponse({"ready": False, "problem": type(error).__name__}, 503)
+        return JSONResponse(NotReady(problem=type(error).__name__).model_dump(), 503)
     return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
 
 
@@ -302,7 +293,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def deliberate(_request: Request, error: Exception) -> JSONResponse:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-        retry = error.retry_after if isinstance(error, TooManyRequests) else None
+        retry = error.retry_after if isinstance(error, RagError) else None
         for kind, seconds in _RETRY.items():
             retry = seconds if isinstance(error, kind) else retry
         return reply(status, type(error).__name__, str(error), retry)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from rag_serving.arguments import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CHARACTERS, MAX_TURNS
 from rag_serving.results import Answer, Hit, Turn
 
+MOST_NAMES = 200
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
 
@@ -20,8 +22,8 @@ class _Body(BaseModel):
 class Scope(_Body):
     """Where to look: both lists narrow it; without them, in everything that the key allows."""
 
-    regions: list[Name] | None = Field(None, min_length=1, max_length=200)
-    departments: list[Name] | None = Field(None, min_length=1, max_length=200)
+    regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+    departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
 
 
 class Ask(Scope):
@@ -70,16 +72,6 @@ class Told(BaseModel):
     dropped: bool = Field(description="whether an entry left the cache")
 
 
-class ShardInfo(BaseModel):
-    """One published shard."""
-
-    region: str
-    department: str
-    documents: int
-    chunks: int
-    published_at: datetime
-
-
 class TextPart(BaseModel):
     """A part of a message; others than text are refused."""
 
@@ -109,8 +101,8 @@ class ChatRequest(BaseModel):
     stream: bool | None = False
     stream_options: dict[str, Any] | None = None
     n: Literal[1] | None = 1
-    regions: list[Name] | None = Field(None, min_length=1, max_length=200)
-    departments: list[Name] | None = Field(None, min_length=1, max_length=200)
+    regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+    departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
 
 
 class ErrorDetail(BaseModel):
@@ -124,3 +116,10 @@ class ErrorBody(BaseModel):
     """The body of every reply that is an error."""
 
     error: ErrorDetail
+
+
+class NotReady(BaseModel):
+    """The body of the probe's reply while no question can be answered."""
+
+    ready: Literal[False] = False
+    problem: str = Field(description="name of the error that stands in the way")

@@ -10,20 +10,8 @@ from limits.aio.storage import MemoryStorage
 from limits.aio.strategies import MovingWindowRateLimiter
 from starlette.requests import HTTPConnection
 
-from rag_serving.errors import RagError
+from rag_serving.errors import NotAllowed, TooManyRequests
 from rag_serving.http.keys import Keys
-
-
-class NotAllowed(RagError):
-    """The key is missing, unknown or revoked."""
-
-
-class TooManyRequests(RagError):
-    """More requests in a minute than the key, or the address that tries keys, may make."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import json
 import os
 import shutil
@@ -15,8 +17,8 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pytest
 
+from rag_serving import ShardInfo
 from rag_serving.answer import LanguageModel
-from rag_serving.catalog import CatalogEntry
 from rag_serving.client import AsyncRagClient, RagClient
 from rag_serving.errors import (
     EmbedderUnavailable,
@@ -27,6 +29,8 @@ from rag_serving.errors import (
     LakeUnavailable,
     UnknownScope,
 )
+from rag_serving.events import Done, Event
+from rag_serving.interface import RagInterface
 from rag_serving.results import Hit
 from rag_serving.settings import ServingSettings
 
@@ -199,7 +203,7 @@ def test_no_break_and_full_width_spaces_part_words(rag: RagClient) -> None:
 
 
 def test_both_clients_give_the_same(sample_lake: str, rag: RagClient) -> None:
-    async def asked() -> tuple[list[Any], Any, list[CatalogEntry]]:
+    async def asked() -> tuple[list[Any], Any, list[ShardInfo]]:
         async with AsyncRagClient(settings(sample_lake)) as client:
             hits = await client.search(BRATTHOLM, departments=["engineering"])
             answer = await client.ask(BRATTHOLM, departments=["engineering"], k=5)
@@ -224,10 +228,45 @@ def test_threads_share_a_client(sample_lake: str) -> None:
 
 
 def test_shards_are_listed_in_order(rag: RagClient) -> None:
-    keys = [entry.shard.key for entry in rag.shards()]
+    keys = [entry.shard for entry in rag.shards()]
     assert len(keys) == 11
     assert keys == sorted(keys)
     assert "nagoya/support" in keys
+
+
+def test_the_synchronous_client_streams_what_the_asynchronous_one_does(rag: RagClient, sample_lake: str) -> None:
+    question = "How is a laptop replaced?"
+
+    async def asked() -> list[Event]:
+        async with AsyncRagClient(settings(sample_lake)) as client:
+            return [event async for event in client.stream(question, regions=["oslo"])]
+
+    events, waited = asyncio.run(asked()), list(rag.stream(question, regions=["oslo"]))
+    assert [event.type for event in waited] == [event.type for event in events]
+    assert events[:-1] == waited[:-1]
+    assert isinstance(events[-1], Done)
+    assert isinstance(waited[-1], Done)
+    assert events[-1].answer.text == waited[-1].answer.text
+
+
+def test_a_stream_can_be_left_in_the_middle_and_outlives_its_client_quietly(sample_lake: str) -> None:
+    with open_client(sample_lake) as client:
+        left = client.stream(BRATTHOLM)
+        assert next(left).type == "sources"
+        left.close()
+        open_still = client.stream(BRATTHOLM)
+        assert next(open_still).type == "sources"
+        with pytest.raises(InvalidQuestion):
+            next(client.stream(""))
+    del open_still
+    gc.collect()
+
+
+def test_the_synchronous_methods_have_the_signatures_and_descriptions_of_the_asynchronous_ones() -> None:
+    for name in ("search", "ask", "stream", "feedback", "shards", "warm", "notes", "health"):
+        waited, awaited = getattr(RagClient, name), getattr(AsyncRagClient, name)
+        assert list(inspect.signature(waited).parameters) == list(inspect.signature(awaited).parameters)
+        assert waited.__doc__ == getattr(RagInterface, name).__doc__
 
 
 def test_a_client_can_be_closed_twice(sample_lake: str) -> None:
@@ -367,7 +406,7 @@ def test_a_shard_with_a_corrupt_catalog_object_is_left_out_and_the_others_serve(
 def test_a_catalog_object_that_names_another_table_is_left_out(own_lake: Path) -> None:
     edit_json(own_lake / "catalog" / "oslo.people.json", table="oslo.engineering")
     with open_client(str(own_lake)) as client:
-        assert "oslo/people" not in {entry.shard.key for entry in client.shards()}
+        assert "oslo/people" not in {entry.shard for entry in client.shards()}
 
 
 def test_a_file_in_the_catalog_that_names_no_shard_harms_nothing(own_lake: Path) -> None:

@@ -6,14 +6,10 @@ import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,57 +26,11 @@ from rag_serving.http.app import create_app
 from rag_serving.http.keys import Keys, create_key, read_keys, revoke_key
 from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServingSettings
+from tests.serving_process import Service, serving
 from tests.stand_in import StandIn, stand_in_model
 
 QUESTION = "How many weeks of parental leave are on full pay?"
 OSLO_ANSWER = "46 weeks [1]."
-
-
-@dataclass
-class Service:
-    """A running service and what its log says."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def as_client(self, key: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
-
-
-@contextmanager
-def serving(folder: Path, environment: dict[str, str], *arguments: str) -> Generator[Service]:
-    """`rag-serving serve` on a free port, until the block ends."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    log = folder / f"serve-{port}.log"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "rag_serving.cli", "serve", "--port", str(port), *arguments],
-            env={**inherited, **environment},
-            stdout=output,
-            stderr=output,
-        )
-    service = Service(f"http://127.0.0.1:{port}", process, log)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            assert process.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            try:
-                if httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        yield service
-    finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        finally:
-            process.kill()
 
 
 @pytest.fixture(scope="module")

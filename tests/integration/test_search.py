@@ -290,7 +290,7 @@ def test_a_new_version_is_opened_before_a_question_needs_it(
 
 def test_a_scope_can_be_warmed_before_its_first_question(wide_lake: str) -> None:
     with open_client(wide_lake) as client:
-        assert {entry.shard.region for entry in client.warm(regions=["nagoya"])} == {"nagoya"}
+        assert {entry.region for entry in client.warm(regions=["nagoya"])} == {"nagoya"}
         assert client.search(JAPANESE, regions=["nagoya"])
 
 

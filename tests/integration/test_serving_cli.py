@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rag_serving.catalog import CatalogEntry
+from rag_serving import ShardInfo
 from rag_serving.results import Answer, Hit
 
 BRATTHOLM = "What was the cause of the Brattholm outage in November 2023?"
@@ -98,9 +98,9 @@ def test_shards_lists_what_is_published(sample_lake: str) -> None:
     assert "1 quarantined" in next(line for line in lines if line.startswith("lisbon/finance"))
 
 
-def test_shards_as_json_are_catalog_entries(sample_lake: str) -> None:
+def test_shards_as_json_say_what_is_published(sample_lake: str) -> None:
     result = run("shards", "--json", RAG_LAKE_URI=sample_lake)
-    entries = [CatalogEntry.model_validate(each) for each in json.loads(result.stdout)]
+    entries = [ShardInfo.model_validate(each) for each in json.loads(result.stdout)]
     assert len(entries) == 11
 
 

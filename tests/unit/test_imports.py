@@ -34,6 +34,25 @@ def test_importing_the_client_loads_no_engine_before_the_first_question() -> Non
     assert not modules_after("from rag_serving import RagClient, AsyncRagClient, Answer") & heavy
 
 
+def test_a_client_of_a_service_loads_no_engine_and_nothing_of_the_server() -> None:
+    heavy = {
+        "lancedb",
+        "litellm",
+        "openvino",
+        "torch",
+        "dagster",
+        "pandas",
+        "redis",
+        "tokenizers",
+        "fastapi",
+        "uvicorn",
+    }
+    loaded = modules_after("from rag_serving import RagClient\nRagClient(base_url='http://127.0.0.1:1').close()")
+    assert "httpx2" in loaded
+    assert not loaded & heavy
+    assert "httpx2" not in modules_after("from rag_serving import *")
+
+
 def test_the_code_location_loads_without_the_model_stack() -> None:
     heavy = {"torch", "sentence_transformers", "openvino", "lancedb", "litellm"}
     loaded = modules_after("import rag_assets.definitions")

@@ -11,7 +11,7 @@ from rag_assets.cli import main as rag_assets
 from rag_assets.settings import PipelineSettings
 from rag_serving.cli import main as rag_serving
 from rag_serving.http.settings import HttpSettings
-from rag_serving.settings import ServingSettings
+from rag_serving.settings import ServiceSettings, ServingSettings
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -19,7 +19,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 def test_the_settings_table_lists_every_setting_with_its_default() -> None:
     listed = dict(re.findall(r"^\| `(RAG_[A-Z_]+)` \| (?:`([^`]*)`)? ?\|", README, flags=re.MULTILINE))
     expected: dict[str, str] = {}
-    for settings in (PipelineSettings, ServingSettings, HttpSettings):
+    for settings in (PipelineSettings, ServingSettings, HttpSettings, ServiceSettings):
         prefix = settings.model_config.get("env_prefix", "")
         for name, field in settings.model_fields.items():
             default = "" if field.default is None else re.sub(r"\.0$", "", str(field.default))
