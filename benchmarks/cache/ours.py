@@ -245,7 +245,7 @@ async def _measure(task: Task) -> dict[str, Any]:
     settings = {"cache_prefix": "bench", "cache_entries": 20_000, "cache_timeout": 5}
     client = client_of(task.lake, redis_url=task.redis, **settings)
     await client.warm()
-    samples = read_questions({entry.shard.key for entry in await client.shards()})
+    samples = read_questions({one.shard for one in await client.shards()})
     found = await sort_out(client, samples, task.callers)
     misses = Misses(samples)
     kinds = kinds_of(found, misses)
