@@ -11,9 +11,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
 from starlette.exceptions import HTTPException
 
@@ -49,6 +50,15 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)
 }
 _EVENT_STREAM = "text/event-stream"
+
+
+def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
+    """The description of a reply that may be a stream, of events with these names."""
+    properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
+    item = {"type": "object", "required": ["data"], "properties": properties}
+    return {200: {"content": {_EVENT_STREAM: {"itemSchema": item}}}}
+
+
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -115,11 +125,19 @@ async def _caller_of(request: Request) -> Caller:
 Allowed = Annotated[Caller, Depends(_caller_of)]
 Client = Annotated[AsyncRagClient, Depends(_client_of)]
 
-_api = APIRouter(prefix="/v1", responses=_ERRORS)
+# For the description alone: who is let in is the door's to say.
+_BEARER = HTTPBearer(auto_error=False, description="a key of rag-serving keys create")
+
+_api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=[Security(_BEARER)])
 _around = APIRouter(include_in_schema=False)
 
 
-@_api.post("/ask", response_model=Answer, summary="Answer a question with its sources")
+@_api.post(
+    "/ask",
+    response_model=Answer,
+    responses=_streams("sources", "delta", "restart", "citations", "done", "error"),
+    summary="Answer a question with its sources",
+)
 async def ask(body: Ask, request: Request, client: Client, caller: Allowed) -> Response:
     """JSON, or with `stream` (or `Accept: text/event-stream`) server-sent events.
 
@@ -165,7 +183,7 @@ async def models() -> dict[str, Any]:
     return openai.models()
 
 
-@_api.post("/chat/completions", summary="OpenAI's chat completions", response_model=None)
+@_api.post("/chat/completions", responses=_streams("message"), summary="OpenAI's chat completions", response_model=None)
 async def chat(body: ChatRequest, request: Request, client: Client, caller: Allowed) -> Response:
     """The last message is the question, those before are its history.
 
@@ -305,7 +323,9 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def plain(_request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        return reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
+        told = reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
+        told.headers.update((error.headers or {}) if isinstance(error, HTTPException) else {})
+        return told
 
     app.add_exception_handler(RagError, deliberate)
     app.add_exception_handler(RequestValidationError, malformed)
