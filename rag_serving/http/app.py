@@ -47,7 +47,7 @@ _STATUS: Mapping[type[RagError], int] = {
 }
 _RETRY = {errors.Overloaded: 1, errors.LakeUnavailable: 5, errors.CacheUnavailable: 5}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
 }
 _EVENT_STREAM = "text/event-stream"
 
@@ -98,7 +98,14 @@ def create_app(
         lifespan=lifespan,
         redoc_url=None,
     )
-    app.add_middleware(Edge, metrics=service.metrics, max_body=settings.max_body, concurrency=settings.concurrency)
+    app.add_middleware(
+        Edge,
+        metrics=service.metrics,
+        max_body=settings.max_body,
+        concurrency=settings.concurrency,
+        body_seconds=settings.body_seconds,
+        send_seconds=settings.send_seconds,
+    )
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(_around)

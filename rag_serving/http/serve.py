@@ -57,6 +57,8 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
             workers=workers,
             access_log=False,
             server_header=False,
+            proxy_headers=settings.trusted_proxies is not None,
+            forwarded_allow_ips=settings.trusted_proxies or "",
             timeout_graceful_shutdown=settings.drain_seconds,
             timeout_keep_alive=settings.keep_alive,
         )
