@@ -28,6 +28,7 @@ from rag_serving.http.callers import Caller, Door
 from rag_serving.http.edge import Edge
 from rag_serving.http.keys import Keys
 from rag_serving.http.metrics import Metrics
+from rag_serving.http.rates import Rates
 from rag_serving.http.settings import HttpSettings
 from rag_serving.results import Answer, ShardInfo
 
@@ -66,15 +67,21 @@ _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 class _Service:
     """What the routes share."""
 
-    door: Door
     metrics: Metrics
+    rates: Rates | None = None
+    door: Door | None = None
     client: AsyncRagClient | None = None
 
 
 def create_app(
-    make_client: Callable[[], AsyncRagClient], settings: HttpSettings, *, version: str = "0", open_to_all: bool = False
+    make_client: Callable[[], AsyncRagClient],
+    settings: HttpSettings,
+    *,
+    make_rates: Callable[[], Rates] = Rates,
+    version: str = "0",
+    open_to_all: bool = False,
 ) -> FastAPI:
-    """The service over a client, which is made within its event loop.
+    """The service over a client, which is made within its event loop, as are the rates of its keys.
 
     Raises `SettingsError` where there are no keys and it is not `open_to_all`.
     """
@@ -83,13 +90,19 @@ def create_app(
     keys = None if open_to_all else Keys(Path(settings.keys or ""))
     if keys is not None:
         keys.check()
-    service = _Service(Door(keys, failed_per_minute=settings.failed_keys_per_minute), Metrics())
+    service = _Service(Metrics())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.service = service
-        async with make_client() as service.client:
-            yield
+        service.rates = make_rates()
+        service.metrics.rates_shared.set(service.rates.shared)
+        service.door = Door(keys, service.rates, failed_per_minute=settings.failed_keys_per_minute)
+        try:
+            async with make_client() as service.client:
+                yield
+        finally:
+            await service.rates.close()
 
     app = FastAPI(
         title="rag-shards",
@@ -124,7 +137,13 @@ def _client_of(request: Request) -> AsyncRagClient:
 
 
 async def _caller_of(request: Request) -> Caller:
-    caller = await _service_of(request).door.enter(request)
+    service = _service_of(request)
+    if service.door is None or service.rates is None:
+        raise errors.Overloaded("the service is only starting")
+    try:
+        caller = await service.door.enter(request)
+    finally:
+        service.metrics.rates_shared.set(service.rates.shared)
     request.state.key = caller.key
     return caller
 
