@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from rag_serving import errors
@@ -25,7 +26,7 @@ from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai
 from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, NotReady, Search, Told
 from rag_serving.http.callers import Caller, Door
-from rag_serving.http.edge import Edge
+from rag_serving.http.edge import UNLIMITED, Edge
 from rag_serving.http.keys import Keys
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.rates import Rates
@@ -61,6 +62,15 @@ def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
 
 
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+# Spans go to where OTEL_EXPORTER_OTLP_ENDPOINT says; logs would hold messages of errors, and with them questions.
+_TELEMETRY: TelemetryConfig = {
+    "auto_configure": True,
+    "logs": False,
+    "metrics": False,
+    "operation_spans": False,
+    "exclude": lambda scope: scope["path"] in UNLIMITED,
+}
 
 
 @dataclass(slots=True)
@@ -110,6 +120,7 @@ def create_app(
         description="Answers from the published shards of a lake.",
         lifespan=lifespan,
         redoc_url=None,
+        telemetry=_TELEMETRY,
     )
     app.add_middleware(
         Edge,

@@ -15,10 +15,12 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_serving.http.metrics import Metrics
+from rag_serving.tracing import describe_request
 
 _log = logging.getLogger("rag_serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_UNLIMITED = ("/healthz", "/readyz", "/metrics")
+UNLIMITED = ("/healthz", "/readyz", "/metrics")
+"""Paths that machines ask all the time: never refused for want of a place, neither logged nor traced."""
 
 
 class Edge:
@@ -75,12 +77,20 @@ class Edge:
                 return {"type": "http.disconnect"}
             return message
 
+        def describe() -> tuple[str, str]:
+            state = scope.get("state", {})
+            key, cache = state.get("key", ""), state.get("cache", "")
+            describe_request(key=key, cache=cache, has_query=bool(scope.get("query_string")))
+            return key, cache
+
         async def noted(message: Message) -> None:
             if refusal is None:  # what the route makes of half a body is of no interest
                 await told(message)
 
         async def told(message: Message) -> None:
             nonlocal status, begun, stalled
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                describe()  # now, as the span of the request ends with its last byte
             if message["type"] == "http.response.start":
                 begun, status = True, message["status"]
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
@@ -100,7 +110,7 @@ class Edge:
             length = headers.get(b"content-length", "0")
             if not length.isdecimal() or int(length) > self._max_body:
                 await too_large.send(told)
-            elif self._inside > self._concurrency and scope["path"] not in _UNLIMITED:
+            elif self._inside > self._concurrency and scope["path"] not in UNLIMITED:
                 crowded = _Refusal(503, "Overloaded", "too many requests at once; ask again in a moment", retry=1)
                 await crowded.send(told)
             else:
@@ -118,15 +128,16 @@ class Edge:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.observe(route, scope["method"], status, seconds)
-            if scope["path"] not in _UNLIMITED:
+            if scope["path"] not in UNLIMITED:
+                key, cache = describe()
                 line: dict[str, Any] = {
                     "request_id": request_id,
                     "method": scope["method"],
                     "route": route,
                     "status": status,
                     "ms": round(seconds * 1000, 1),
-                    "key": scope.get("state", {}).get("key", ""),
-                    "cache": scope.get("state", {}).get("cache", ""),
+                    "key": key,
+                    "cache": cache,
                 }
                 _log.info("%s", json.dumps(line))
 

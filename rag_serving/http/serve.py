@@ -30,6 +30,8 @@ def app() -> FastAPI:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for name in ("LiteLLM", "httpx"):  # they tell what is asked of a model
         logging.getLogger(name).setLevel(logging.WARNING)
+    if "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        os.environ.setdefault("OTEL_SERVICE_NAME", "rag-shards")
     settings = ServingSettings.from_env()
     return create_app(
         lambda: AsyncRagClient(settings),
