@@ -52,15 +52,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
 }
 _EVENT_STREAM = "text/event-stream"
-
-
-def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
-    """The description of a reply that may be a stream, of events with these names."""
-    properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
-    item = {"type": "object", "required": ["data"], "properties": properties}
-    return {200: {"content": {_EVENT_STREAM: {"itemSchema": item}}}}
-
-
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 # Spans go to where OTEL_EXPORTER_OTLP_ENDPOINT says; logs would hold messages of errors, and with them questions.
@@ -71,6 +62,13 @@ _TELEMETRY: TelemetryConfig = {
     "operation_spans": False,
     "exclude": lambda scope: scope["path"] in UNLIMITED,
 }
+
+
+def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
+    """The description of a reply that may be a stream, of events with these names."""
+    properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
+    item = {"type": "object", "required": ["data"], "properties": properties}
+    return {200: {"content": {_EVENT_STREAM: {"itemSchema": item}}}}
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from rag_serving.http.app import create_app
 from rag_serving.http.keys import Key, KeyFile
 from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServingSettings
-from tests.integration.test_http import Service, serving
+from tests.serving_process import Service, serving
 from tests.stand_in import stand_in_model
 
 # 400 is for what a schema cannot say: that a question is more than spaces, or which characters a region may hold.

@@ -16,7 +16,7 @@ import pytest
 from rag_serving.errors import SettingsError
 from rag_serving.http.keys import create_key
 from rag_serving.http.settings import HttpSettings
-from tests.integration.test_http import Service, serving
+from tests.serving_process import Service, serving
 from tests.stand_in import StandIn, stand_in_model
 
 QUESTION = "How many weeks of parental leave are on full pay?"

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rag_serving.http.keys import create_key
-from tests.integration.test_http import Service, serving
 from tests.pipelines import failure_of, run_shard, seed_model, settings_for
 from tests.servers import axe_script, chromium
+from tests.serving_process import Service, serving
 from tests.stand_in import StandIn, stand_in_model
 
 if TYPE_CHECKING:

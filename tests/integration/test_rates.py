@@ -19,8 +19,8 @@ import trustme
 from rag_serving.http.keys import create_key
 from rag_serving.http.rates import Rates
 from rag_serving.redis_store import connect
-from tests.integration.test_http import Service, serving
 from tests.servers import Certificate, redis_server
+from tests.serving_process import Service, serving
 
 
 @contextlib.asynccontextmanager

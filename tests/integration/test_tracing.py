@@ -18,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from rag_serving.http.keys import create_key
-from tests.integration.test_http import serving
+from tests.serving_process import serving
 from tests.stand_in import stand_in_model
 
 QUESTION = "How many weeks of parental leave are on full pay?"
