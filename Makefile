@@ -31,7 +31,7 @@ check-definitions: $(VENV)/.dev
 	@RAG_SOURCE_URI=examples/corpus $(BIN)/dg check defs
 	@RAG_SOURCE_URI=examples/corpus $(BIN)/python -W ignore -m dagster definitions validate -w workspace.yaml
 
-servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback
+servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback, and the browser
 	@$(BIN)/python -m tests.servers install .servers
 
 lock: $(VENV)/.dev  ## pin what is installed now as the development environment

@@ -36,6 +36,7 @@ from rag_serving.guards import Evidence, Judge, Pair
 from rag_serving.query_embedding import QueryEmbedders
 from rag_serving.results import Answer, CacheState, Hit
 from rag_serving.search import Query, Searching
+from rag_serving.tracing import Phases
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,9 +52,10 @@ _FAULTLESS = (ANSWER_CUT, INVENTED_CITATIONS)
 
 
 class Clock:
-    """Milliseconds by phase."""
+    """Milliseconds by phase, and a span for each."""
 
     def __init__(self) -> None:
+        self._spans = Phases()
         self._started = self._last = time.perf_counter()
         self._laps: dict[str, float] = {}
 
@@ -61,6 +63,7 @@ class Clock:
         """End a phase, or a further part of it."""
         now = time.perf_counter()
         self._laps[phase] = self._laps.get(phase, 0.0) + (now - self._last) * 1000
+        self._spans.ended(phase, now - self._last)
         self._last = now
 
     def timings(self) -> dict[str, float]:

@@ -296,7 +296,12 @@ class RedisStore:
 
 
 def open_redis(url: str, *, timeout: float, prefix: str, most_entries: int = 100_000) -> RedisStore:
-    """A store on that server; nothing is contacted yet. Raises `SettingsError` for a URL that is none.
+    """A store on the server of that URL; as for `connect`."""
+    return RedisStore(connect(url, timeout=timeout), prefix=prefix, most_entries=most_entries)
+
+
+def connect(url: str, *, timeout: float) -> Redis | RedisCluster:
+    """A client of that server; nothing is contacted yet. Raises `SettingsError` for a URL that is none.
 
     ``redis://`` and ``rediss://`` (TLS) name a server, ``redis+cluster://`` and ``rediss+cluster://`` any node of a
     cluster.
@@ -327,7 +332,7 @@ def open_redis(url: str, *, timeout: float, prefix: str, most_entries: int = 100
     except (ValueError, TypeError, RedisError):
         # Not chained: the cause quotes the URL, and with it a part of a password that holds a slash.
         raise SettingsError("RAG_REDIS_URL is malformed; write redis://host:6379/0 or rediss://…") from None
-    return RedisStore(client, prefix=prefix, most_entries=most_entries)
+    return client
 
 
 def _field(dimensions: int) -> str:

@@ -11,10 +11,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
+from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from rag_serving import errors
@@ -24,9 +26,10 @@ from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai
 from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, NotReady, Search, Told
 from rag_serving.http.callers import Caller, Door
-from rag_serving.http.edge import Edge
+from rag_serving.http.edge import UNLIMITED, Edge
 from rag_serving.http.keys import Keys
 from rag_serving.http.metrics import Metrics
+from rag_serving.http.rates import Rates
 from rag_serving.http.settings import HttpSettings
 from rag_serving.results import Answer, ShardInfo
 
@@ -46,25 +49,47 @@ _STATUS: Mapping[type[RagError], int] = {
 }
 _RETRY = {errors.Overloaded: 1, errors.LakeUnavailable: 5, errors.CacheUnavailable: 5}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
 }
 _EVENT_STREAM = "text/event-stream"
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+# Spans go to where OTEL_EXPORTER_OTLP_ENDPOINT says; logs would hold messages of errors, and with them questions.
+_TELEMETRY: TelemetryConfig = {
+    "auto_configure": True,
+    "logs": False,
+    "metrics": False,
+    "operation_spans": False,
+    "exclude": lambda scope: scope["path"] in UNLIMITED,
+}
+
+
+def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
+    """The description of a reply that may be a stream, of events with these names."""
+    properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
+    item = {"type": "object", "required": ["data"], "properties": properties}
+    return {200: {"content": {_EVENT_STREAM: {"itemSchema": item}}}}
 
 
 @dataclass(slots=True)
 class _Service:
     """What the routes share."""
 
-    door: Door
     metrics: Metrics
+    rates: Rates | None = None
+    door: Door | None = None
     client: AsyncRagClient | None = None
 
 
 def create_app(
-    make_client: Callable[[], AsyncRagClient], settings: HttpSettings, *, version: str = "0", open_to_all: bool = False
+    make_client: Callable[[], AsyncRagClient],
+    settings: HttpSettings,
+    *,
+    make_rates: Callable[[], Rates] = Rates,
+    version: str = "0",
+    open_to_all: bool = False,
 ) -> FastAPI:
-    """The service over a client, which is made within its event loop.
+    """The service over a client, which is made within its event loop, as are the rates of its keys.
 
     Raises `SettingsError` where there are no keys and it is not `open_to_all`.
     """
@@ -73,13 +98,19 @@ def create_app(
     keys = None if open_to_all else Keys(Path(settings.keys or ""))
     if keys is not None:
         keys.check()
-    service = _Service(Door(keys, failed_per_minute=settings.failed_keys_per_minute), Metrics())
+    service = _Service(Metrics())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.service = service
-        async with make_client() as service.client:
-            yield
+        service.rates = make_rates()
+        service.metrics.rates_shared.set(service.rates.shared)
+        service.door = Door(keys, service.rates, failed_per_minute=settings.failed_keys_per_minute)
+        try:
+            async with make_client() as service.client:
+                yield
+        finally:
+            await service.rates.close()
 
     app = FastAPI(
         title="rag-shards",
@@ -87,8 +118,16 @@ def create_app(
         description="Answers from the published shards of a lake.",
         lifespan=lifespan,
         redoc_url=None,
+        telemetry=_TELEMETRY,
     )
-    app.add_middleware(Edge, metrics=service.metrics, max_body=settings.max_body, concurrency=settings.concurrency)
+    app.add_middleware(
+        Edge,
+        metrics=service.metrics,
+        max_body=settings.max_body,
+        concurrency=settings.concurrency,
+        body_seconds=settings.body_seconds,
+        send_seconds=settings.send_seconds,
+    )
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(_around)
@@ -107,7 +146,13 @@ def _client_of(request: Request) -> AsyncRagClient:
 
 
 async def _caller_of(request: Request) -> Caller:
-    caller = await _service_of(request).door.enter(request)
+    service = _service_of(request)
+    if service.door is None or service.rates is None:
+        raise errors.Overloaded("the service is only starting")
+    try:
+        caller = await service.door.enter(request)
+    finally:
+        service.metrics.rates_shared.set(service.rates.shared)
     request.state.key = caller.key
     return caller
 
@@ -115,11 +160,19 @@ async def _caller_of(request: Request) -> Caller:
 Allowed = Annotated[Caller, Depends(_caller_of)]
 Client = Annotated[AsyncRagClient, Depends(_client_of)]
 
-_api = APIRouter(prefix="/v1", responses=_ERRORS)
+# For the description alone: who is let in is the door's to say.
+_BEARER = HTTPBearer(auto_error=False, description="a key of rag-serving keys create")
+
+_api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=[Security(_BEARER)])
 _around = APIRouter(include_in_schema=False)
 
 
-@_api.post("/ask", response_model=Answer, summary="Answer a question with its sources")
+@_api.post(
+    "/ask",
+    response_model=Answer,
+    responses=_streams("sources", "delta", "restart", "citations", "done", "error"),
+    summary="Answer a question with its sources",
+)
 async def ask(body: Ask, request: Request, client: Client, caller: Allowed) -> Response:
     """JSON, or with `stream` (or `Accept: text/event-stream`) server-sent events.
 
@@ -165,7 +218,7 @@ async def models() -> dict[str, Any]:
     return openai.models()
 
 
-@_api.post("/chat/completions", summary="OpenAI's chat completions", response_model=None)
+@_api.post("/chat/completions", responses=_streams("message"), summary="OpenAI's chat completions", response_model=None)
 async def chat(body: ChatRequest, request: Request, client: Client, caller: Allowed) -> Response:
     """The last message is the question, those before are its history.
 
@@ -305,7 +358,9 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def plain(_request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        return reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
+        told = reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
+        told.headers.update((error.headers or {}) if isinstance(error, HTTPException) else {})
+        return told
 
     app.add_exception_handler(RagError, deliberate)
     app.add_exception_handler(RequestValidationError, malformed)

@@ -11,6 +11,7 @@ from rag_serving.arguments import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CHA
 from rag_serving.results import Answer, Hit, Turn
 
 MOST_NAMES = 200
+_QUESTION = "How many weeks of parental leave are on full pay?"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 
@@ -29,18 +30,26 @@ class Scope(_Body):
 class Ask(Scope):
     """A question to answer."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": _QUESTION}, {"question": _QUESTION, "k": 4, "stream": True}]}
+    )
+
     question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
     k: int = Field(default=8, ge=1, le=MAX_K, description="passages that the answer may rest on")
     history: list[Turn] = Field(
         default_factory=list[Turn], max_length=MAX_TURNS, description="turns before, oldest first"
     )
     stream: bool = Field(
-        default=False, description="reply by server-sent events: sources, delta, citations, done, error"
+        default=False, strict=True, description="reply by server-sent events: sources, delta, citations, done, error"
     )
 
 
 class Search(Scope):
     """A question to find passages for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": _QUESTION, "mode": "text"}, {"question": _QUESTION, "k": 4}]}
+    )
 
     question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
     k: int = Field(8, ge=1, le=MAX_K)
@@ -48,7 +57,7 @@ class Search(Scope):
     path_prefix: str | None = Field(None, max_length=MAX_PREFIX_CHARACTERS)
     modified_from: datetime | None = None
     modified_before: datetime | None = None
-    join_neighbours: bool = False
+    join_neighbours: bool = Field(default=False, strict=True)
 
 
 class Found(BaseModel):
@@ -63,7 +72,7 @@ class Feedback(_Body):
     """Whether an answer was right."""
 
     answer: Answer
-    correct: bool
+    correct: bool = Field(strict=True)
 
 
 class Told(BaseModel):
@@ -94,11 +103,19 @@ class Message(BaseModel):
 class ChatRequest(BaseModel):
     """A request of OpenAI's chat completions. Sampling options are accepted and have no effect."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {"model": "rag-shards", "messages": [{"role": "user", "content": _QUESTION}]},
+                {"model": "rag-shards", "messages": [{"role": "user", "content": _QUESTION}], "stream": True},
+            ]
+        },
+    )
 
-    model: str = Field(max_length=200)
+    model: str = Field(max_length=200, json_schema_extra={"pattern": "^rag-shards(/.*)?$"})
     messages: list[Message] = Field(min_length=1, max_length=2 * MAX_TURNS + 10)
-    stream: bool | None = False
+    stream: bool | None = Field(default=False, strict=True)
     stream_options: dict[str, Any] | None = None
     n: Literal[1] | None = 1
     regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)

@@ -28,6 +28,12 @@ class Metrics:
         self.in_flight = Gauge(
             "rag_requests_in_flight", "Requests under way", registry=self._registry, multiprocess_mode="livesum"
         )
+        self.rates_shared = Gauge(
+            "rag_rates_shared",
+            "1 where the rates of keys are counted over all processes, 0 where in each",
+            registry=self._registry,
+            multiprocess_mode="livemin",
+        )
         self._events = Counter(
             "rag_events",
             "Answers by state of the cache, refusals by guard, calls of the model, feedback",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from rag_serving.client import AsyncRagClient
 from rag_serving.http.app import create_app
 from rag_serving.http.metrics import SHARED
+from rag_serving.http.rates import rates_of
 from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServingSettings
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 _OPEN = "RAG_HTTP_OPEN_TO_ALL"
+_WORKERS = "RAG_HTTP_WORKER_PROCESSES"
 _MOST_FILES = 65_536
 
 
@@ -28,10 +30,13 @@ def app() -> FastAPI:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for name in ("LiteLLM", "httpx"):  # they tell what is asked of a model
         logging.getLogger(name).setLevel(logging.WARNING)
+    if "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
+        os.environ.setdefault("OTEL_SERVICE_NAME", "rag-shards")
     settings = ServingSettings.from_env()
     return create_app(
         lambda: AsyncRagClient(settings),
         HttpSettings.from_env(),
+        make_rates=rates_of(settings, workers=int(os.environ.get(_WORKERS, "1"))),
         version=version("rag-shards"),
         open_to_all=os.environ.get(_OPEN) == "1",
     )
@@ -45,6 +50,7 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
     create_app(lambda: AsyncRagClient(ServingSettings.from_env()), settings, open_to_all=open_to_all)  # is it well set?
     if open_to_all:
         os.environ[_OPEN] = "1"
+    os.environ[_WORKERS] = str(workers)
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="rag-metrics-") as folder:
         if workers > 1:
@@ -57,6 +63,8 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
             workers=workers,
             access_log=False,
             server_header=False,
+            proxy_headers=settings.trusted_proxies is not None,
+            forwarded_allow_ips=settings.trusted_proxies or "",
             timeout_graceful_shutdown=settings.drain_seconds,
             timeout_keep_alive=settings.keep_alive,
         )

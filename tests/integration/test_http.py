@@ -277,12 +277,21 @@ def test_more_requests_than_a_key_may_make_get_429_with_a_time_to_wait(sample_la
         assert client.get("/v1/shards", headers={"authorization": f"Bearer {other}"}).status_code == 200
 
 
-def test_an_address_that_tries_keys_is_stopped(sample_lake: str, tmp_path: Path) -> None:
+def test_an_address_that_tries_keys_is_stopped_and_right_keys_from_there_are_not(
+    sample_lake: str, tmp_path: Path
+) -> None:
     key = create_key(tmp_path / "k.json", "one")[1]
     with small(sample_lake, tmp_path / "k.json", failed_keys_per_minute=3) as client:
         tried = [client.get("/v1/shards", headers={"authorization": f"Bearer {n}"}).status_code for n in range(5)]
         assert tried == [401, 401, 401, 429, 429]
-        assert client.get("/v1/shards", headers={"authorization": f"Bearer {key}"}).status_code == 429
+        assert client.get("/v1/shards", headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_a_caller_without_a_key_has_tried_none(sample_lake: str, tmp_path: Path) -> None:
+    create_key(tmp_path / "k.json", "one")
+    with small(sample_lake, tmp_path / "k.json", failed_keys_per_minute=1) as client:
+        assert [client.get("/v1/shards").status_code for _ in range(3)] == [401] * 3
+        assert client.get("/v1/shards", headers={"authorization": "Bearer x"}).status_code == 401
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 """
 
 from tests.servers.binaries import DEFAULT_FOLDER, ServersMissingError, install, require_installed
+from tests.servers.browser import axe_script, chromium
 from tests.servers.faults import Fault, FaultyS3, Rule, faulty_s3
 from tests.servers.processes import (
     AwsServer,
@@ -36,6 +37,8 @@ __all__ = [
     "ServerFailedError",
     "ServersMissingError",
     "aws_server",
+    "axe_script",
+    "chromium",
     "faulty_s3",
     "install",
     "kafka_broker",

@@ -1,6 +1,7 @@
 """The server programs: which versions, how they are installed and where they lie.
 
-``requirements.txt`` beside this file pins them by hash. A copy of it in the folder marks a finished install.
+``requirements.txt`` beside this file pins them by hash. A copy of it in the folder marks a finished install. The
+browser is not on PyPI and has a module of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.servers.browser import BrowserMissingError, browser_is_current, install_browser
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / ".servers"
 
@@ -65,7 +68,7 @@ def python_packages(folder: Path) -> Path:
 def require_installed(folder: Path) -> Path:
     """`folder`, if it holds the pinned versions; else raises `ServersMissingError`, which says what to do."""
     _require_platform()
-    if not _is_current(folder):
+    if not (_is_current(folder) and browser_is_current(folder)):
         raise ServersMissingError(f"the test servers are not installed in {folder}: run `make servers`")
     return folder
 
@@ -79,6 +82,13 @@ def install(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        if not browser_is_current(folder):
+            try:
+                install_browser(folder)
+            except BrowserMissingError as error:
+                raise ServersMissingError(str(error)) from error
+            if _is_current(folder):
+                return f"installed the browser of the tests in {folder}"
         if _is_current(folder):
             return f"the test servers are in {folder} already"
         (folder / _MARKER).unlink(missing_ok=True)

@@ -17,7 +17,9 @@ function headers() {
   return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
 }
 
+// What a refusal says; where the key is at fault, its field is opened.
 async function problemOf(response) {
+  if (response.status === 401) at("access").open = true;
   try {
     const { error } = await response.json();
     return `${error.type}: ${error.message}`;
@@ -31,7 +33,6 @@ async function loadShards() {
     const response = await fetch("/v1/shards", { headers: headers() });
     if (!response.ok) {
       at("status").textContent = await problemOf(response);
-      if (response.status === 401) at("access").open = true;
       return;
     }
     const shards = await response.json();
@@ -107,14 +108,13 @@ function begin(question) {
   at("text").setAttribute("aria-busy", "true");
   at("cache").textContent = "";
   at("status").textContent = "Looking for sources…";
-  at("ask").disabled = true;
   at("stop").hidden = false;
 }
 
 function end() {
   running = null;
   at("text").setAttribute("aria-busy", "false");
-  at("ask").disabled = false;
+  if (document.activeElement === at("stop")) at("question").focus();
   at("stop").hidden = true;
 }
 
