@@ -76,7 +76,7 @@ class AsyncRagClient(RagInterface):
             reranker = HostedReranker(settings.rerank_model)
         self._searcher: Searching = searcher or Searcher(
             settings.lake_uri,
-            concurrency=settings.search_concurrency,
+            concurrency=settings.searches_at_once,
             wide=settings.wide_shards,
             cache_bytes=settings.search_cache_bytes,
             reranker=reranker,
@@ -88,7 +88,7 @@ class AsyncRagClient(RagInterface):
         self._model = model or _configured_model(settings)
         self._embedders = QueryEmbedders(self._objects, load)
         self._flights = Flights(store if isinstance(store, FlightBoard) else None)
-        self._searches = Gate("searches", running=settings.search_concurrency, waiting=settings.queue_limit)
+        self._searches = Gate("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
         self._calls = Gate("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)
         self._rewritten: OrderedDict[str, _Rewritten] = OrderedDict()
         self._answerer = Answerer(

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rag_serving.errors import EmbedderUnavailable, LakeCorrupt
 from rag_serving.hosted_embedding import HostedEmbedder
 from rag_serving.objects import Objects
+from rag_serving.priority import give_way, giving_way
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -125,10 +126,18 @@ class OpenVinoEmbedder:
     OpenVINO computes in bf16 where the CPU has it and in fp32 elsewhere. `streams` is how many batches run at once:
     one for questions, two for throughput. Batches of all threads that call at the same time share the streams; whoever
     wants them without a gap calls from two threads, so that one text's tokens are made while another's are embedded.
+    With `gives_way`, all of it leaves the processor to whatever else this process has to do.
     """
 
     def __init__(
-        self, identity: EmbedderIdentity, graph: bytes, weights: bytes, tokenizer: bytes, *, streams: int = 1
+        self,
+        identity: EmbedderIdentity,
+        graph: bytes,
+        weights: bytes,
+        tokenizer: bytes,
+        *,
+        streams: int = 1,
+        gives_way: bool = False,
     ) -> None:
         from tokenizers import Tokenizer
 
@@ -145,9 +154,15 @@ class OpenVinoEmbedder:
         if streams > 1:
             # Several processes may embed at once, and each would be pinned to the same first cores.
             config["ENABLE_CPU_PINNING"] = "NO"
-        self._compiled = core.compile_model(model, "CPU", config)
+
+        def compiled() -> Any:
+            return core.compile_model(model, "CPU", config)
+
+        self._compiled: Any = giving_way(compiled) if gives_way else compiled()
         # Twice as many threads as streams: the next batch waits inside OpenVINO while Python sees to the last.
-        self._threads = ThreadPoolExecutor(2 * streams, thread_name_prefix="embed")
+        self._threads = ThreadPoolExecutor(
+            2 * streams, thread_name_prefix="embed", initializer=give_way if gives_way else None
+        )
         self._local = local()
 
     @property
@@ -265,7 +280,7 @@ def read_manifest(objects: Objects, fingerprint: str) -> EmbedderIdentity | None
     return identity
 
 
-def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1) -> Embedder:
+def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1, gives_way: bool = False) -> Embedder:
     """Load an exported embedder from the lake, check its files' hashes and its self-test vector.
 
     Raises `EmbedderUnavailable` where there is none, `LakeCorrupt` where a file is missing or altered.
@@ -279,7 +294,7 @@ def load_embedder(objects: Objects, fingerprint: str, *, streams: int = 1) -> Em
         embedder: Embedder = HostedEmbedder(identity)
     else:
         graph, weights, tokenizer = (_read_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
-        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams)
+        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams, gives_way=gives_way)
     check_self_test(embedder)
     return embedder
 

@@ -62,16 +62,20 @@ class _Flight:
         self._news.set()
         self._news = asyncio.Event()
 
+    async def more_than(self, seen: int) -> None:
+        """Wait until more events than that were emitted."""
+        while len(self.events) <= seen:
+            await self._news.wait()
+
     async def follow(self) -> AsyncGenerator[Event]:
         seen = 0
         while True:
-            while seen < len(self.events):
-                event = self.events[seen]
-                seen += 1
-                yield event
-                if isinstance(event, (Done, Failed)):
-                    return
-            await self._news.wait()
+            await self.more_than(seen)
+            event = self.events[seen]
+            seen += 1
+            yield event
+            if isinstance(event, (Done, Failed)):
+                return
 
 
 class Flights:
@@ -153,26 +157,31 @@ class Flights:
                 await board.release(key, token)
 
     async def _mirror(self, board: FlightBoard, key: str, token: str, flight: _Flight, sent: int) -> None:
-        """Write down what is emitted, and stay the leader meanwhile."""
+        """Write down what is emitted, and stay the leader meanwhile. Sleeps while there is nothing to write."""
         loop = asyncio.get_running_loop()
-        renewed, pause = loop.time(), _MIRROR_SECONDS
+        renewal, pause = loop.time() + self._lease / 3, _MIRROR_SECONDS
         while True:
             ended, news = flight.ended, flight.events[sent:]
             try:
                 if news:
                     await board.publish(key, token, [EVENT.dump_json(event) for event in news], _KEPT_SECONDS)
                     sent += len(news)
-                    pause = min(1.5 * pause, _MIRROR_AT_MOST)
-                if not ended and loop.time() - renewed > self._lease / 3:
+                if not ended and loop.time() >= renewal:
                     await board.renew(key, token, self._lease)
-                    renewed = loop.time()
+                    renewal = loop.time() + self._lease / 3
             except CacheUnavailable as error:  # the others will make theirs themselves
                 _log.warning("cannot show other processes what is being answered: %s", error)
                 return
             if ended:
                 return
             with suppress(TimeoutError):
-                await asyncio.wait_for(flight.over.wait(), pause)
+                async with asyncio.timeout_at(renewal):
+                    await flight.more_than(sent)
+            if not flight.ended and len(flight.events) > sent:  # what follows soon goes with it
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await flight.over.wait()
+                pause = min(1.5 * pause, _MIRROR_AT_MOST)
 
     async def _follow(self, board: FlightBoard, key: str, leader: str, flight: _Flight) -> None:
         """Emit what the leader writes until it ends, or is the leader no more."""

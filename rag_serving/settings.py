@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
@@ -62,7 +63,9 @@ class ServingSettings(EnvironmentSettings):
         None, ge=-1, le=1, description="cosine below which passages answer nothing; by default that of the known model"
     )
     catalog_refresh: float = Field(2.0, ge=0, le=3600, description="seconds that a catalog snapshot is used for")
-    search_concurrency: int = Field(8, ge=1, le=256, description="table searches in flight at once")
+    search_concurrency: int | None = Field(
+        None, ge=1, le=256, description="table searches in flight at once; one a core, two at least, without"
+    )
     wide_shards: int = Field(
         4, ge=1, description="shards from which on beyond them a question is asked of the company index"
     )
@@ -88,6 +91,11 @@ class ServingSettings(EnvironmentSettings):
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
         "rag", description="first part of every Redis key, so that several deployments share a server"
     )
+
+    @property
+    def searches_at_once(self) -> int:
+        """More than there are cores make no search quicker, and everything beside them slower."""
+        return self.search_concurrency or max(2, os.cpu_count() or 1)
 
 
 class ServiceSettings(Environment):

@@ -5,7 +5,9 @@ Filters handed to LanceDB are SQL text; the `sql_` functions are the one place t
 
 from __future__ import annotations
 
+import asyncio
 import os
+import tempfile
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from rag_serving.objects import RETRY_SECONDS, folder_path, is_s3, s3_options
+from rag_serving.priority import giving_way
 
 if TYPE_CHECKING:
     import lancedb
@@ -123,3 +126,15 @@ def _quoted(value: str) -> str:
 
 def _time(moment: datetime) -> str:
     return f"TIMESTAMP '{moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=' ', timespec='microseconds')}Z'"
+
+
+def start_tables() -> None:
+    """Have LanceDB start its threads now, as ones that give way to the event loop; without effect where it has them."""
+
+    async def touch(folder: str) -> None:
+        import lancedb
+
+        await lancedb.connect_async(folder)
+
+    with tempfile.TemporaryDirectory(prefix="rag-tables-") as folder:
+        giving_way(lambda: asyncio.run(touch(folder)))

@@ -158,7 +158,13 @@ async def _caller_of(request: Request) -> Caller:
 
 
 Allowed = Annotated[Caller, Depends(_caller_of)]
-Client = Annotated[AsyncRagClient, Depends(_client_of)]
+
+
+async def _injected_client(request: Request) -> AsyncRagClient:  # else it would run in a thread, for each request
+    return _client_of(request)
+
+
+Client = Annotated[AsyncRagClient, Depends(_injected_client)]
 
 # For the description alone: who is let in is the door's to say.
 _BEARER = HTTPBearer(auto_error=False, description="a key of rag-serving keys create")

@@ -5,17 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import sys
 import tempfile
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from rag_serving.client import AsyncRagClient
+from rag_serving.embedding import load_embedder
 from rag_serving.http.app import create_app
 from rag_serving.http.metrics import SHARED
 from rag_serving.http.rates import rates_of
 from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServingSettings
+from rag_serving.tables import start_tables
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
 _OPEN = "RAG_HTTP_OPEN_TO_ALL"
 _WORKERS = "RAG_HTTP_WORKER_PROCESSES"
 _MOST_FILES = 65_536
+_SWITCH_SECONDS = 0.001
+"""After which another thread of Python lets the event loop go on; five times that is Python's own."""
 
 
 def app() -> FastAPI:
@@ -33,8 +39,10 @@ def app() -> FastAPI:
     if "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         os.environ.setdefault("OTEL_SERVICE_NAME", "rag-shards")
     settings = ServingSettings.from_env()
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    start_tables()
     return create_app(
-        lambda: AsyncRagClient(settings),
+        lambda: AsyncRagClient(settings, load=partial(load_embedder, gives_way=True)),
         HttpSettings.from_env(),
         make_rates=rates_of(settings, workers=int(os.environ.get(_WORKERS, "1"))),
         version=version("rag-shards"),
