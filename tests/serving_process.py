@@ -14,6 +14,8 @@ from pathlib import Path
 
 import httpx2 as httpx
 
+from tests.stand_in import StandIn
+
 
 @dataclass
 class Service:
@@ -25,6 +27,18 @@ class Service:
 
     def as_client(self, key: str) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {key}"}, timeout=60, trust_env=False)
+
+
+def service_environment(lake: str, stand_in: StandIn, keys_file: Path, **more: str) -> dict[str, str]:
+    """Variables of a service on that lake, with that model and those keys."""
+    return {
+        **stand_in.environment,
+        "RAG_LAKE_URI": lake,
+        "RAG_LLM_MODEL": "openai/stand-in",
+        "RAG_HTTP_KEYS": str(keys_file),
+        "RAG_HTTP_FAILED_KEYS_PER_MINUTE": "1000",
+        **more,
+    }
 
 
 @contextmanager

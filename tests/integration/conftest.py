@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,20 @@ import pytest
 from tests.bench import Bench, new_shard
 from tests.pipelines import seed_model
 from tests.servers.roots import BucketRoot, FolderRoot, SourceRoot
+from tests.stand_in import StandIn, stand_in_model
+
+
+@pytest.fixture(scope="module")
+def stand_in() -> Iterator[StandIn]:
+    """A language model for the tests of one file."""
+    with stand_in_model() as state:
+        yield state
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a service of the tests of one file finds its keys."""
+    return tmp_path_factory.mktemp("keys") / "keys.json"
 
 
 @pytest.fixture(params=["folder", "s3"])

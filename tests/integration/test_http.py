@@ -26,23 +26,11 @@ from rag_serving.http.app import create_app
 from rag_serving.http.keys import Keys, create_key, read_keys, revoke_key
 from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServingSettings
-from tests.serving_process import Service, serving
-from tests.stand_in import StandIn, stand_in_model
+from tests.serving_process import Service, service_environment, serving
+from tests.stand_in import StandIn
 
 QUESTION = "How many weeks of parental leave are on full pay?"
 OSLO_ANSWER = "46 weeks [1]."
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    with stand_in_model() as state:
-        state.words = ("46 weeks", " [1].")
-        yield state
-
-
-@pytest.fixture(scope="module")
-def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.json"
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +46,8 @@ def oslo(keys_file: Path) -> str:
 @pytest.fixture(scope="module")
 def environment(sample_lake: str, stand_in: StandIn, keys_file: Path, everything: str, oslo: str) -> dict[str, str]:
     assert everything != oslo
-    return {
-        **stand_in.environment,
-        "RAG_LAKE_URI": sample_lake,
-        "RAG_LLM_MODEL": "openai/stand-in",
-        "RAG_HTTP_KEYS": str(keys_file),
-        "RAG_HTTP_FAILED_KEYS_PER_MINUTE": "1000",
-    }
+    stand_in.words = ("46 weeks", " [1].")
+    return service_environment(sample_lake, stand_in, keys_file)
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,10 @@ import pytest
 from rag_serving.errors import SettingsError
 from rag_serving.http.keys import create_key
 from rag_serving.http.settings import HttpSettings
-from tests.serving_process import Service, serving
-from tests.stand_in import StandIn, stand_in_model
+from tests.serving_process import Service, service_environment, serving
+from tests.stand_in import StandIn
 
 QUESTION = "How many weeks of parental leave are on full pay?"
-
-
-@pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    with stand_in_model() as state:
-        yield state
-
-
-@pytest.fixture(scope="module")
-def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.json"
 
 
 @pytest.fixture(scope="module")
@@ -43,18 +32,17 @@ def service(
     sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """One that has few places and little patience."""
-    environment = {
-        **stand_in.environment,
-        "RAG_LAKE_URI": sample_lake,
-        "RAG_LLM_MODEL": "openai/stand-in",
-        "RAG_LLM_CONCURRENCY": "1",
-        "RAG_QUEUE_LIMIT": "1",
-        "RAG_HTTP_KEYS": str(keys_file),
-        "RAG_HTTP_CONCURRENCY": "4",
-        "RAG_HTTP_BODY_SECONDS": "1",
-        "RAG_HTTP_SEND_SECONDS": "1",
-        "RAG_HTTP_FAILED_KEYS_PER_MINUTE": "5",
-    }
+    environment = service_environment(
+        sample_lake,
+        stand_in,
+        keys_file,
+        RAG_LLM_CONCURRENCY="1",
+        RAG_QUEUE_LIMIT="1",
+        RAG_HTTP_CONCURRENCY="4",
+        RAG_HTTP_BODY_SECONDS="1",
+        RAG_HTTP_SEND_SECONDS="1",
+        RAG_HTTP_FAILED_KEYS_PER_MINUTE="5",
+    )
     with serving(tmp_path_factory.mktemp("service"), environment) as running:
         with running.as_client(key) as client:
             assert client.post("/v1/ask", json={"question": QUESTION}).status_code == 200  # all is loaded now

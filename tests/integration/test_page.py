@@ -13,8 +13,8 @@ import pytest
 from rag_serving.http.keys import create_key
 from tests.pipelines import failure_of, run_shard, seed_model, settings_for
 from tests.servers import axe_script, chromium
-from tests.serving_process import Service, serving
-from tests.stand_in import StandIn, stand_in_model
+from tests.serving_process import Service, service_environment, serving
+from tests.stand_in import StandIn
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -46,17 +46,6 @@ def lake(model_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    with stand_in_model() as state:
-        yield state
-
-
-@pytest.fixture(scope="module")
-def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.json"
-
-
-@pytest.fixture(scope="module")
 def everything(keys_file: Path) -> str:
     return create_key(keys_file, "everything", tenant="everything")[1]
 
@@ -70,13 +59,7 @@ def oslo(keys_file: Path) -> str:
 def service(
     lake: str, stand_in: StandIn, keys_file: Path, oslo: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    environment = {
-        **stand_in.environment,
-        "RAG_LAKE_URI": lake,
-        "RAG_LLM_MODEL": "openai/stand-in",
-        "RAG_HTTP_KEYS": str(keys_file),
-        "RAG_HTTP_FAILED_KEYS_PER_MINUTE": "1000",
-    }
+    environment = service_environment(lake, stand_in, keys_file)
     with serving(tmp_path_factory.mktemp("service"), environment) as running:
         yield running
 

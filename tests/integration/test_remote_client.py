@@ -41,8 +41,8 @@ from rag_serving.events import Delta, Done, Event, Failed, Sources
 from rag_serving.http.keys import create_key
 from rag_serving.interface import RagInterface
 from rag_serving.settings import ServingSettings
-from tests.serving_process import Service, serving
-from tests.stand_in import StandIn, stand_in_model
+from tests.serving_process import Service, service_environment, serving
+from tests.stand_in import StandIn
 
 QUESTION = "How many weeks of parental leave are on full pay?"
 KEY = "rag_0123abcd_" + "correct-horse" * 3 + "xxxx"
@@ -54,18 +54,6 @@ DONE = Done(answer=ANSWER)
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
-    with stand_in_model() as state:
-        state.words = ("46 weeks", " [1].")
-        yield state
-
-
-@pytest.fixture(scope="module")
-def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("keys") / "keys.json"
-
-
-@pytest.fixture(scope="module")
 def key(keys_file: Path) -> str:
     return create_key(keys_file, "everything", requests_per_minute=10_000)[1]
 
@@ -74,13 +62,8 @@ def key(keys_file: Path) -> str:
 def service(
     sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    environment = {
-        **stand_in.environment,
-        "RAG_LAKE_URI": sample_lake,
-        "RAG_LLM_MODEL": "openai/stand-in",
-        "RAG_HTTP_KEYS": str(keys_file),
-        "RAG_HTTP_FAILED_KEYS_PER_MINUTE": "1000",
-    }
+    stand_in.words = ("46 weeks", " [1].")
+    environment = service_environment(sample_lake, stand_in, keys_file)
     with serving(tmp_path_factory.mktemp("service"), environment) as running:
         yield running
 
