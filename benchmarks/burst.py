@@ -16,7 +16,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,24 +83,14 @@ def burst(scratch: Path, model_lake: Path, *, objects: int, shards: int) -> Burs
     shutil.copytree(model_lake, lake)
     home.mkdir()
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
-    environment = {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "AWS_", "DAGSTER_"))},
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONWARNINGS": "ignore",
-        "RAG_SOURCE_URI": str(arrivals.folder),
-        "RAG_LAKE_URI": str(lake),
-        "RAG_ARRIVALS_INTERVAL": "1",
-        "RAG_PARSE_WORKERS": "1",
-        "DAGSTER_HOME": str(home),
-        "DAGSTER_DISABLE_TELEMETRY": "1",
-    }
+    environment = daemon_environment(arrivals.folder, lake, home) | {"RAG_ARRIVALS_INTERVAL": "1"}
     # Opened here first: two processes that make the same new database at once trip over each other.
     with dg.DagsterInstance.from_config(str(home)) as instance:
         sensor = [str(Path(sys.executable).with_name("dagster")), "sensor", "start", "s3_arrivals"]
         subprocess.run(
             [*sensor, "-w", "workspace.yaml"], env=environment, cwd=ROOT, check=True, capture_output=True, timeout=120
         )
-        with _daemon(environment, scratch / "daemon.log"):
+        with daemon(environment, scratch / "daemon.log"):
             started = time.perf_counter()
             first = objects * 9 // 10
             arrivals.arrive(arrivals.keys, first)
@@ -125,11 +115,25 @@ def burst(scratch: Path, model_lake: Path, *, objects: int, shards: int) -> Burs
     return found
 
 
+def daemon_environment(source: Path, lake: Path, home: Path) -> dict[str, str]:
+    """What a daemon on these folders, and commands beside it, find in the environment."""
+    return {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "AWS_", "DAGSTER_"))},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONWARNINGS": "ignore",
+        "RAG_SOURCE_URI": str(source),
+        "RAG_LAKE_URI": str(lake),
+        "RAG_PARSE_WORKERS": "1",
+        "DAGSTER_HOME": str(home),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+    }
+
+
 @contextmanager
-def _daemon(environment: dict[str, str], log: Path) -> Iterator[None]:
+def daemon(environment: dict[str, str], log: Path) -> Generator[None]:
     """A Dagster daemon for the length of the block; all that it started ends with it."""
     with log.open("wb") as output:
-        daemon = subprocess.Popen(
+        process = subprocess.Popen(
             [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", "workspace.yaml"],
             env=environment,
             cwd=ROOT,
@@ -139,15 +143,15 @@ def _daemon(environment: dict[str, str], log: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        started = psutil.Process(daemon.pid).children(recursive=True) if daemon.poll() is None else []
-        daemon.terminate()
+        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.terminate()
         try:
-            daemon.wait(30)
+            process.wait(30)
         except subprocess.TimeoutExpired:
-            daemon.kill()
-            daemon.wait()
-        for process in psutil.wait_procs(started, timeout=10)[1]:
             process.kill()
+            process.wait()
+        for left in psutil.wait_procs(started, timeout=10)[1]:
+            left.kill()
 
 
 def _count(instance: dg.DagsterInstance, status: Any) -> int:

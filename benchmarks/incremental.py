@@ -2,8 +2,8 @@
 
 A shard is indexed and run again unchanged: that run must fetch no object and write nothing. Then one object changes and
 a run is asked for as a feed asks for it, by the object's name, beside the same change found by a listing; then one
-object in a hundred changes. Runs are Dagster's, in one warm process; the source and the lake are folders. The first
-change of each shard is not counted: it makes what the later ones find warm.
+object in a hundred changes. Runs are Dagster's, in one warm process as in the bulk path; the source and the lake are
+folders. The first change of each shard is not counted: it makes what the later ones find warm.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ def main() -> None:
     """Measure and print."""
     import dagster as dg
 
+    from rag_assets.defs.warm_instance import warm_instance
+
     parser = arguments(__doc__ or "")
     parser.add_argument("--sizes", type=int, nargs="+", help="documents of the shards (default 1000 10000 100000)")
     parser.add_argument("--runs", type=int, default=5, help="runs to take each median of (default 5)")
@@ -186,7 +188,10 @@ def main() -> None:
         source, lake, home = (Path(scratch, name) for name in ("source", "lake", "home"))
         home.mkdir()
         export(str(lake))
-        with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        with (
+            dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as plain,
+            warm_instance(plain) as instance,
+        ):
             pipeline = Pipeline(source, lake, instance, stub=options.stub_embedder)
             for size in sizes:
                 fill(source, f"region{size}", size)

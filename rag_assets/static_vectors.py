@@ -69,14 +69,15 @@ class StaticVectors:
     """One vector for each token of a vocabulary, weighted: sums of them compare texts by cosine."""
 
     def __init__(self, matrix: npt.NDArray[np.float16], sha256: str) -> None:
-        self._matrix = matrix
+        self.matrix = matrix
+        """Shape ``(tokens, dimensions)``."""
         self.version = sha256[:8]
         """Other vectors find other boundaries."""
 
     @cached_property
     def _rows(self) -> npt.NDArray[np.float32]:
         # The last row stands for tokens that were added to the vocabulary later.
-        return np.vstack([self._matrix.astype(np.float32), np.zeros((1, self._matrix.shape[1]), np.float32)])
+        return np.vstack([self.matrix.astype(np.float32), np.zeros((1, self.matrix.shape[1]), np.float32)])
 
     def units(self, ids: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Unit vectors, shape ``(len(starts), dimensions)``, of the stretches of `ids` that begin at `starts`.

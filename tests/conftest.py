@@ -206,6 +206,20 @@ def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
     return made_once("model-lake", tmp_path_factory, make)
 
 
+@pytest.fixture
+def distilled_before(model_lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Static vectors that are made in this process are those of that lake, which took half a minute to make."""
+    from rag_assets.export import PACKAGED_MODEL, find_exported
+    from rag_assets.static_vectors import load_vectors
+    from rag_serving.objects import open_objects
+
+    objects = open_objects(model_lake)
+    identity = find_exported(objects, PACKAGED_MODEL)
+    assert identity is not None
+    vectors = load_vectors(objects, identity).matrix
+    monkeypatch.setattr("rag_assets.static_vectors.distil", lambda _objects, _identity: vectors)
+
+
 @pytest.fixture(scope="session")
 def sample_lake(model_lake: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A lake with the whole sample corpus published through Dagster. Shared: read it, do not write to it."""

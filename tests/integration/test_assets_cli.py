@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
 
+from rag_assets.defs.launching import require_daemon
+from rag_assets.errors import OrchestrationError
 from tests.pipelines import publication, published_rows, seed_model, warm_caches_cleared
 
 ROOT = Path(__file__).parents[2]
@@ -237,12 +241,15 @@ def test_the_daemon_carries_out_a_backfill_and_the_command_waits_for_it(company:
             assert daemon.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
-        while True:  # until each of its parts has given a sign of life
-            done = company.command("backfill", "--all", "--wait")
-            if done.returncode == 0 or "no Dagster daemon is running" not in done.stderr:
-                break
-            assert daemon.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
+        with dg.DagsterInstance.from_config(str(company.home)) as instance:
+            while True:  # until each of its parts has given a sign of life
+                with suppress(OrchestrationError):
+                    require_daemon(instance)
+                    break
+                assert daemon.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.2)
+        done = company.command("backfill", "--all", "--wait")
         assert done.returncode == 0, done.stderr + log.read_text()[-3000:]
         assert "of 3 shards is with the daemon" in done.stdout
         assert "all shards are published" in done.stdout

@@ -85,7 +85,7 @@ def page(browser: Browser, service: Service, stand_in: StandIn) -> Iterator[Page
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(service.url)
-    expect(page.get_by_role("status")).to_contain_text("NotAllowed")
+    expect(page.get_by_role("status")).to_have_text("Enter your access key.")
     yield page
     context.close()
     assert asked
@@ -101,8 +101,12 @@ def expect(locator: Locator) -> Any:
 
 
 def give_key(page: Page, key: str) -> None:
+    """Enter a valid key, whose field closes then."""
+    if page.get_by_label("Key, kept in this tab only").is_hidden():
+        page.get_by_text("Access key", exact=True).click()
     page.get_by_label("Key, kept in this tab only").fill(key)
     page.keyboard.press("Enter")
+    expect(page.get_by_label("Key, kept in this tab only")).to_be_hidden()
 
 
 def ask(page: Page, question: str) -> None:
@@ -128,8 +132,8 @@ def test_a_question_is_asked_and_its_source_opened_by_keyboard_alone(page: Page,
     tab_to(page, page.get_by_label("Key, kept in this tab only"))
     page.keyboard.type(oslo)
     page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
     expect(page.get_by_role("status")).to_be_empty()
-    tab_to(page, page.locator("#question"))
     page.keyboard.type(QUESTION)
     page.evaluate(
         """() => {
@@ -198,8 +202,6 @@ def test_filters_list_what_the_key_may_see_and_narrow_the_scope(page: Page, oslo
 def test_a_wrong_key_opens_the_key_field_and_says_so(page: Page, oslo: str, asks: bool) -> None:
     give_key(page, oslo)
     expect(page.get_by_role("status")).to_be_empty()
-    page.get_by_text("Access key", exact=True).click()
-    expect(page.get_by_label("Key, kept in this tab only")).to_be_hidden()
     if asks:  # it was revoked meanwhile, say
         page.evaluate("document.getElementById('key').value = 'rag_wrong'")
         page.locator("#question").fill(QUESTION)
@@ -209,7 +211,7 @@ def test_a_wrong_key_opens_the_key_field_and_says_so(page: Page, oslo: str, asks
         page.get_by_text("Access key", exact=True).click()
         page.locator("#question").focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_contain_text("NotAllowed: send a valid key")
+    expect(page.get_by_role("status")).to_contain_text("This key is not valid.")
     expect(page.get_by_label("Key, kept in this tab only")).to_be_visible()
 
 
@@ -227,6 +229,22 @@ def test_an_answer_can_be_stopped(page: Page, oslo: str, stand_in: StandIn) -> N
     expect(page.locator("#question")).to_be_focused()
     stand_in.faults = {}
     ask(page, QUESTION)
+
+
+def test_a_question_asked_while_another_is_answered_takes_its_place(
+    page: Page, everything: str, stand_in: StandIn
+) -> None:
+    stand_in.faults = {"stand-in": "hangs"}
+    give_key(page, everything)
+    page.locator("#question").fill("What is the travel per-diem at home?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("region", name="Sources")).to_be_visible()
+    page.locator("#question").fill("Who gets leave?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Who gets leave?")).to_be_visible()
+    expect(page.get_by_role("region", name="Sources")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("Answering…")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
 
 
 def test_markup_of_documents_and_models_is_shown_as_text(page: Page, everything: str, stand_in: StandIn) -> None:

@@ -569,6 +569,15 @@ def test_a_service_that_is_not_ready_says_why(misbehaving: Misbehaving) -> None:
         client.health()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts as Python has them: Dagster, in tests before, may have left a handler that only takes note of them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_a_stream_that_is_waited_for(misbehaving: Misbehaving) -> None:
     def silent(handler: BaseHTTPRequestHandler) -> None:
         events(Sources(sources=()), cut=True)(handler)

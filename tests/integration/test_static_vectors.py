@@ -163,6 +163,7 @@ def test_a_hosted_model_takes_those_of_the_packaged_one_and_embeds_no_vocabulary
     assert asked == []
 
 
+@pytest.mark.usefixtures("distilled_before")
 def test_a_shards_run_makes_missing_ones_by_itself_and_the_asset_finds_them(
     instance: dg.DagsterInstance, model_lake: str, tmp_path: Path
 ) -> None:

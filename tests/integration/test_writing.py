@@ -51,7 +51,7 @@ def looked(looks):
             time.sleep(0.005)
 
 try:
-    write(lake, index(FaultySource(source), embedder=HashEmbedder()), looked, seconds=1)
+    write(lake, index(FaultySource(source), embedder=HashEmbedder()), looked, seconds=4)
     print("finished", flush=True)
 except LeaseLost as error:
     print("lost:", error, flush=True)

@@ -302,6 +302,7 @@ def test_a_partition_that_cannot_be_a_shard_fails_and_writes_nothing(
     assert {path for path in Path(lake).rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.usefixtures("distilled_before")
 def test_the_embedding_model_is_exported_as_the_very_one_that_the_lake_has(
     instance: dg.DagsterInstance, settings: PipelineSettings, model_lake: str, tmp_path: Path
 ) -> None:

@@ -19,7 +19,10 @@ function headers() {
 
 // What a refusal says; where the key is at fault, its field is opened.
 async function problemOf(response) {
-  if (response.status === 401) at("access").open = true;
+  if (response.status === 401) {
+    at("access").open = true;
+    return at("key").value.trim() ? "This key is not valid. Check it, or ask for another." : "Enter your access key.";
+  }
   try {
     const { error } = await response.json();
     return `${error.type}: ${error.message}`;
@@ -37,6 +40,10 @@ async function loadShards() {
     }
     const shards = await response.json();
     at("status").textContent = "";
+    if (at("key").value.trim()) {
+      if (document.activeElement === at("key")) at("question").focus();
+      at("access").open = false;
+    }
     fill(at("region"), shards.map((shard) => shard.region));
     fill(at("department"), shards.map((shard) => shard.department));
   } catch {
@@ -84,15 +91,18 @@ async function ask(question) {
     if (!response.ok) throw new Error(await problemOf(response));
     for await (const [name, data] of eventsOf(response)) {
       if (mine.signal.aborted) return;
-      if (name === "sources") showSources(data.sources);
-      else if (name === "delta") at("text").append(data.text);
+      if (name === "sources") {
+        showSources(data.sources);
+        at("status").textContent = "Answering…";
+      } else if (name === "delta") at("text").append(data.text);
       else if (name === "restart") at("text").textContent = "";
       else if (name === "citations") showSources(data.citations);
       else if (name === "done") finish(data.answer);
       else if (name === "error") throw new Error(`${data.error}: ${data.message}`);
     }
   } catch (error) {
-    at("status").textContent = mine.signal.aborted ? "Stopped." : error.message;
+    // Another question may have been asked meanwhile: the page is its own then.
+    if (running === mine) at("status").textContent = mine.signal.aborted ? "Stopped." : error.message;
   } finally {
     if (running === mine) end();
   }
