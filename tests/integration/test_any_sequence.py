@@ -542,5 +542,5 @@ def everything(lake_uri: str) -> dict[str, object]:
 TestAnySequence = pytest.mark.slow(AnySequence.TestCase)
 # Shrinking a failure would outlast the time limit of a test; add Phase.shrink to look into one.
 TestAnySequence.settings = settings(
-    max_examples=30, stateful_step_count=15, print_blob=True, phases=[Phase.explicit, Phase.generate]
+    max_examples=20, stateful_step_count=15, print_blob=True, phases=[Phase.explicit, Phase.generate]
 )

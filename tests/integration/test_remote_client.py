@@ -492,6 +492,7 @@ def test_a_service_that_is_down_is_tried_again_and_then_named(caplog: pytest.Log
         ("TooManyRequests", 429, "1"),
         ("LakeUnavailable", 503, format_datetime(datetime.now(UTC), usegmt=True)),
     ],
+    ids=["at once", "in a second", "at an instant"],  # which is another in each process that collects the tests
 )
 def test_a_service_that_says_when_to_ask_again_is_asked_again_then(
     misbehaving: Misbehaving, kind: str, status: int, wait: str
