@@ -123,12 +123,17 @@ def main() -> None:
 
 
 def export(lake: str) -> None:
-    """Export the packaged model into a lake, in a process of its own: torch's memory is not the pipeline's."""
+    """Export the packaged model into a lake and distil its vectors, which is done once and counted in no figure.
+
+    In a process of its own: torch's memory is not the pipeline's.
+    """
     warnings.simplefilter("ignore")
     from rag_assets.export import PACKAGED_MODEL, ensure_exported
+    from rag_assets.static_vectors import ensure_distilled
     from rag_serving.objects import open_objects
 
-    ensure_exported(open_objects(lake), PACKAGED_MODEL)
+    objects = open_objects(lake)
+    ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
 
 
 if __name__ == "__main__":
