@@ -20,8 +20,12 @@ dev: $(VENV)/.run  ## the Dagster UI and daemon on what the demo indexed (or on 
 ask: $(VENV)/.run  ## make ask Q='…'
 	@$(DEMO_ENV) $(BIN)/rag-serving ask "$(Q)"
 
-test: $(VENV)/.dev servers lint check-definitions  ## everything that must hold
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+# One process more than there are cores: many tests wait for other processes. The bytecode of the project is kept, for
+# those other processes would compile all of it at each start.
+test: $(VENV)/.dev  ## everything that must hold
+	@$(MAKE) --no-print-directory -j3 servers lint check-definitions
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --numprocesses $$(($$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1)) \
+	  --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright && $(BIN)/lint-imports
