@@ -41,6 +41,8 @@ RuntimeName = Literal["auto", "openvino", "torch"]
 _WINDOW_TOKENS = 100_000
 """Tokens of the texts that are sorted by length together: enough for batches without padding, little enough to commit
 often and to hold in memory."""
+_WINDOW_TEXTS = 2_048
+"""Texts of a window at most: of short ones, 100,000 tokens would be tens of megabytes of vectors."""
 _AHEAD = 2
 """Windows embedded at once: the streams go on with one while the other is tokenised, and a third is written."""
 _FILTERED = 2000
@@ -117,6 +119,8 @@ def sync_embeddings(
     if unused:
         report.dropped = len(unused)
         writer.delete(EMBEDDINGS, "embed_hash", sorted(unused), fingerprint=fingerprint)
+    count = len(missing)
+    del wanted, found, repeated, unused  # of a large shard, tens of megabytes for as long as it is embedded
     if missing:
         embedder = load()
         schema = embedding_schema(identity.dimensions)
@@ -127,9 +131,9 @@ def sync_embeddings(
             report.embedded += len(window.hashes)
             report.tokens += window.tokens
             spent = time.monotonic() - started
-            left = (len(missing) - report.embedded) * spent / report.embedded
+            left = (count - report.embedded) * spent / report.embedded
             log(
-                f"{writer.shard}: {report.embedded} of {len(missing)} chunks embedded "
+                f"{writer.shard}: {report.embedded} of {count} chunks embedded "
                 f"({report.embedded / spent:.0f}/s, {report.tokens / spent:.0f} tokens/s, {left:.0f} s left)"
             )
     keep_lookups(writer, EMBEDDINGS, fingerprint)
@@ -180,19 +184,19 @@ def embedded(embedder: Embedder, windows: Iterable[Window]) -> Iterator[tuple[Wi
 
 
 def _windows(chunks: Table | None, missing: set[str]) -> Iterator[Window]:
+    """The texts of the missing vectors, each once; empties `missing`."""
     where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
-    left = set(missing)
     window = Window([], [], 0)
     names = ["embed_hash", "context", "text", "tokens"]
     for batch in scan(chunks, names, where=where):
         for hashed, context, text, tokens in columns(batch, *names):
-            if hashed not in left:
+            if hashed not in missing:
                 continue
-            left.discard(hashed)
+            missing.discard(hashed)
             window.hashes.append(hashed)
             window.texts.append(context + text)
             window = replace(window, tokens=window.tokens + tokens)
-            if window.tokens >= _WINDOW_TOKENS:
+            if window.tokens >= _WINDOW_TOKENS or len(window.hashes) == _WINDOW_TEXTS:
                 yield window
                 window = Window([], [], 0)
     if window.hashes:

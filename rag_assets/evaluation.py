@@ -14,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rag_assets.golden import Golden, GoldenQuestion, read_golden
 from rag_assets.indexing import table_fingerprint
-from rag_assets.lake import RAW_DOCUMENTS, Lake, document_id, read
+from rag_assets.lake import RAW_DOCUMENTS, Lake, document_id, read, scan
 from rag_assets.sources import Source
 from rag_serving.catalog import Publication, read_catalog_entry
 from rag_serving.embedding import Embedder, EmbedderIdentity, load_embedder
@@ -464,7 +464,8 @@ def _index_recall(
             return earlier.index_recall, earlier.index  # of what was measured, so that small changes add up
     count = max(_FEWEST_RECALL_QUERIES, min(_RECALL_QUERIES, _RECALL_ROWS // rows))
     queries = [*vectors[:count], *_own_vectors(table, rows, max(0, count - len(vectors)))]
-    return sum(_recall(table, vector) for vector in queries) / len(queries), index
+    found_of = zip(queries, _furthest(table, queries), strict=True)
+    return sum(_recall(table, vector, furthest) for vector, furthest in found_of) / len(queries), index
 
 
 def _nearly(left: str, right: str) -> bool:
@@ -486,11 +487,31 @@ def _own_vectors(table: Table, rows: int, count: int) -> list[Vector]:
     return [np.asarray(vector, dtype=np.float32) for vector in taken["vector"].to_pylist()]
 
 
-def _recall(table: Table, vector: Vector) -> float:
-    nearest = _nearest(table, vector).bypass_vector_index().limit(CUTOFF).select(["_distance"]).to_list()
+def _furthest(table: Table, queries: Sequence[Vector]) -> list[float]:
+    """Cosine distance of the last of each query's `CUTOFF` nearest rows.
+
+    Compares every vector, in one pass for all queries: a query of the engine for each reads the table as often, and
+    much of it at once.
+    """
+    import numpy as np
+
+    def unit(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), np.float32(1e-12))
+
+    asked = unit(np.vstack(queries))
+    nearest = np.full((len(queries), CUTOFF), np.inf, np.float32)
+    for batch in scan(table, ["vector"]):
+        column = cast("Any", batch).column("vector")
+        rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        together = np.hstack([nearest, 1 - asked @ unit(rows).T])
+        nearest = np.partition(together, CUTOFF - 1, axis=1)[:, :CUTOFF]
+    return [float(distances[np.isfinite(distances)].max()) for distances in nearest]
+
+
+def _recall(table: Table, vector: Vector, furthest: float) -> float:
+    """The share of the nearest rows, the last of which is so far, that the vector index finds."""
     found = _nearest(table, vector).nprobes(20).refine_factor(4).limit(CUTOFF).select(["_distance"]).to_list()
-    furthest = max(row["_distance"] for row in nearest)
-    return min(1.0, sum(row["_distance"] <= furthest + _TIE for row in found) / len(nearest))
+    return sum(row["_distance"] <= furthest + _TIE for row in found) / min(CUTOFF, table.count_rows())
 
 
 def read_record(lake: Lake, shard: Shard) -> Record:

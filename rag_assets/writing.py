@@ -292,7 +292,8 @@ class ShardWriter:
 
 
 def _give_memory_back() -> None:
-    """Return to the system what was freed: glibc keeps it by thread, and Lance indexes and compacts on many threads."""
+    """Return to the system what was freed: Arrow keeps it, and glibc by thread; Lance indexes and compacts on many."""
+    pa.default_memory_pool().release_unused()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
     if trim is not None:
         trim(0)
