@@ -13,6 +13,7 @@ from typing import Any
 from rag_serving.embedding import Embedder
 from rag_serving.errors import ModelUnavailable
 from rag_serving.events import Delta, Event, Restart
+from rag_serving.model_process import ModelProcess
 from rag_serving.results import Answer, Citation, Hit, Turn
 
 _log = logging.getLogger(__name__)
@@ -77,11 +78,15 @@ class Generated:
     full: bool = False
     """Whether it ended because the answer may not be longer."""
     tokens: dict[str, int] = field(default_factory=dict[str, int])
+    price: float | None = None
+    """In US dollars, where whoever called the model knows it already."""
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
     """A model behind litellm, and those that are asked when it fails. `completion` is litellm's own unless injected.
+
+    With `process`, litellm is called there and not imported here.
 
     `timeout` is in seconds, for one model from the call to the last token, its retries included; `context_tokens`
     bounds what the passages of a prompt may take.
@@ -95,11 +100,14 @@ class LanguageModel:
     context_tokens: int = 3_000
     completion: Completion | None = None
     price: Price | None = None
+    process: ModelProcess | None = None
 
     async def warm(self) -> None:
         """Import litellm, which takes seconds, before a question waits for it."""
-        if self.completion is None:
-            await asyncio.to_thread(_litellm_completion)
+        if self.process is not None:
+            await self.process.warm()
+        elif self.completion is None:
+            await asyncio.to_thread(litellm_completion)
 
     async def stream(
         self, messages: Sequence[Mapping[str, str]], result: Generated, restart: Callable[[], None] | None = None
@@ -113,7 +121,7 @@ class LanguageModel:
         for name in (self.name, *self.fallbacks):
             if result.text and restart is not None:
                 restart()
-            result.text, result.tokens, result.model, result.full = "", {}, name, False
+            result.text, result.tokens, result.model, result.full, result.price = "", {}, name, False, None
             try:
                 async for piece in self._stream_one(name, messages, result):
                     yield piece
@@ -137,7 +145,11 @@ class LanguageModel:
     async def _stream_one(
         self, name: str, messages: Sequence[Mapping[str, str]], result: Generated
     ) -> AsyncIterator[str]:
-        completion = self.completion or await asyncio.to_thread(_litellm_completion)
+        completion: Completion
+        if self.process is not None:
+            completion = self.process.completion
+        else:
+            completion = self.completion or await asyncio.to_thread(litellm_completion)
         async with asyncio.timeout(self.timeout):
             stream = await completion(
                 model=name,
@@ -161,24 +173,31 @@ class LanguageModel:
                 if piece:
                     result.text += piece
                     yield piece
-            if _was_cut(stream):
+            if was_cut(stream):
                 raise ConnectionError("the stream ended before the answer did")
+            result.price = getattr(stream, "price", None)
+
+    async def close(self) -> None:
+        """End the process, if there is one."""
+        if self.process is not None:
+            await self.process.close()
 
     def cost(self, generated: Generated) -> float | None:
         """US dollars; None where no price or no usage is known."""
-        if not generated.tokens:
-            return None
+        if not generated.tokens or self.process is not None:
+            return generated.price
         price: Price = self.price or litellm_price
         return price(generated.model, generated.tokens["prompt"], generated.tokens["completion"])
 
 
-def _was_cut(stream: Any) -> bool:
+def was_cut(stream: Any) -> bool:
     """Whether litellm saw no reason for the end: it makes one up where a provider's connection just closes."""
     reasons = ("received_finish_reason", "intermittent_finish_reason")
     return all(getattr(stream, name, "unknown") is None for name in reasons)
 
 
-def _litellm_completion() -> Completion:
+def litellm_completion() -> Completion:
+    """litellm's own; importing it takes seconds."""
     # Without this, importing litellm fetches a price list from the network and waits for it.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm

@@ -31,6 +31,7 @@ from rag_serving.flight import FlightBoard, Flights
 from rag_serving.gate import Gate
 from rag_serving.guards import Judge
 from rag_serving.interface import Health, RagInterface, Scope
+from rag_serving.model_process import ModelProcess
 from rag_serving.objects import Objects, open_objects
 from rag_serving.query_embedding import QueryEmbedders
 from rag_serving.redis_store import open_redis
@@ -85,7 +86,7 @@ class AsyncRagClient(RagInterface):
         self._cache = AnswerCache(
             store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl, clock=clock
         )
-        self._model = model or _configured_model(settings)
+        self._model = model or configured_model(settings)
         self._embedders = QueryEmbedders(self._objects, load)
         self._flights = Flights(store if isinstance(store, FlightBoard) else None)
         self._searches = Gate("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
@@ -130,8 +131,10 @@ class AsyncRagClient(RagInterface):
         return dict(self._answerer.counts)
 
     async def close(self) -> None:
-        """Let go of the cache's connections and of the tables."""
+        """Let go of the cache's connections, of the tables and of the model's process."""
         await self._flights.close()
+        if self._model is not None:
+            await self._model.close()
         await self._searcher.close()
         await self._cache.close()
 
@@ -290,7 +293,8 @@ def _open_store(settings: ServingSettings) -> CacheStore:
     )
 
 
-def _configured_model(settings: ServingSettings) -> LanguageModel | None:
+def configured_model(settings: ServingSettings, process: ModelProcess | None = None) -> LanguageModel | None:
+    """The model of the settings, called in that process where one is given; None where none is set."""
     if settings.llm_model is None:
         return None
     named = (settings.llm_fallbacks or "").split(",")
@@ -301,6 +305,7 @@ def _configured_model(settings: ServingSettings) -> LanguageModel | None:
         settings.llm_max_tokens,
         fallbacks=tuple(name.strip() for name in named if name.strip()),
         context_tokens=settings.llm_context_tokens,
+        process=process,
     )
 
 

@@ -12,12 +12,13 @@ from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from rag_serving.client import AsyncRagClient
+from rag_serving.client import AsyncRagClient, configured_model
 from rag_serving.embedding import load_embedder
 from rag_serving.http.app import create_app
 from rag_serving.http.metrics import SHARED
 from rag_serving.http.rates import rates_of
 from rag_serving.http.settings import HttpSettings
+from rag_serving.model_process import ModelProcess
 from rag_serving.settings import ServingSettings
 from rag_serving.tables import start_tables
 
@@ -38,12 +39,17 @@ def app() -> FastAPI:
         logging.getLogger(name).setLevel(logging.WARNING)
     if "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         os.environ.setdefault("OTEL_SERVICE_NAME", "rag-shards")
-    settings = ServingSettings.from_env()
+    settings, http_settings = ServingSettings.from_env(), HttpSettings.from_env()
     sys.setswitchinterval(_SWITCH_SECONDS)
     start_tables()
+
+    def client() -> AsyncRagClient:
+        model = configured_model(settings, ModelProcess() if http_settings.llm_process else None)
+        return AsyncRagClient(settings, model=model, load=partial(load_embedder, gives_way=True))
+
     return create_app(
-        lambda: AsyncRagClient(settings, load=partial(load_embedder, gives_way=True)),
-        HttpSettings.from_env(),
+        client,
+        http_settings,
         make_rates=rates_of(settings, workers=int(os.environ.get(_WORKERS, "1"))),
         version=version("rag-shards"),
         open_to_all=os.environ.get(_OPEN) == "1",

@@ -25,6 +25,7 @@ class HttpSettings(Environment):
         75, ge=1, le=3_600, description="seconds that an idle connection stays open; more than a load balancer's"
     )
     drain_seconds: int = Field(60, ge=1, le=3_600, description="for requests under way when the service is ended")
+    llm_process: bool = Field(True, description="call the language model in a process of its own beside each worker")
     trusted_proxies: NonEmpty | None = Field(
         None, description="addresses or networks, with commas, whose X-Forwarded-For says who calls; nobody's without"
     )

@@ -1,0 +1,164 @@
+"""litellm in a process of its own: the answers, failures and prices of a call here, and no process that outlives us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from rag_serving.answer import Generated, LanguageModel
+from rag_serving.errors import ModelUnavailable
+from rag_serving.model_process import ModelProcess
+from tests.stand_in import StandIn, stand_in_model
+
+ROOT = Path(__file__).parents[2]
+MESSAGES = [{"role": "user", "content": "How many weeks?"}]
+PARENT = """
+import asyncio
+import sys
+from rag_serving.answer import LanguageModel
+from rag_serving.model_process import ModelProcess
+
+async def main():
+    await ModelProcess().warm()
+    print("litellm" in sys.modules, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    with stand_in_model() as state:
+        for name, value in state.environment.items():
+            monkeypatch.setenv(name, value)
+        yield state
+
+
+@asynccontextmanager
+async def running(name: str = "openai/stand-in") -> AsyncGenerator[LanguageModel]:
+    model = LanguageModel(name, timeout=60, retries=0, max_tokens=100, process=ModelProcess())
+    try:
+        yield model
+    finally:
+        await model.close()
+
+
+def child() -> psutil.Process:
+    """The one process that was started from here to call models."""
+    (found,) = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "rag_serving.model_process" in process.cmdline()
+    ]
+    return found
+
+
+def connections() -> int:
+    """Of that process to the model."""
+    return sum(each.status == psutil.CONN_ESTABLISHED for each in child().net_connections("tcp"))
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(work())
+
+
+def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(stand_in: StandIn) -> None:
+    async def work() -> None:
+        async with running("openai/gpt-4o-mini") as model:
+            result = Generated()
+            pieces = [piece async for piece in model.stream(MESSAGES, result)]
+            assert pieces == list(stand_in.words)
+            assert (result.text, result.model) == ("".join(pieces), "openai/gpt-4o-mini")
+            assert result.tokens == {"prompt": 700, "completion": 9}
+            assert 0 < (model.cost(result) or 0) < 0.01
+            assert stand_in.requests[0]["messages"] == MESSAGES
+        async with running() as model:
+            assert model.cost(await model.complete(MESSAGES)) is None
+
+    run(work)
+
+
+def test_failures_have_litellms_names_and_an_answer_that_is_cut_is_one(stand_in: StandIn) -> None:
+    async def work() -> None:
+        async with running() as model:
+            stand_in.status = 429
+            with pytest.raises(ModelUnavailable, match="RateLimitError"):
+                await model.complete(MESSAGES)
+            stand_in.status, stand_in.faults = 200, {"stand-in": "cut"}
+            with pytest.raises(ModelUnavailable, match="ConnectionError"):
+                await model.complete(MESSAGES)
+            stand_in.faults = {}
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+
+    run(work)
+
+
+def test_many_answers_come_at_once_each_whole_and_one_that_nobody_awaits_is_called_off(stand_in: StandIn) -> None:
+    async def work() -> None:
+        async with running() as model:
+            stand_in.pause = 0.05
+            answers = await asyncio.gather(*(model.complete(MESSAGES) for _ in range(20)))
+            assert {answer.text for answer in answers} == {"".join(stand_in.words)}
+            before = connections()
+            stand_in.faults = {"stand-in": "hangs"}
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await model.complete(MESSAGES)
+            # The one that hung is closed, not kept for the next call.
+            await asyncio.to_thread(wait_for, lambda: connections() < before)
+            stand_in.faults = {}
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+
+    run(work)
+
+
+def test_a_process_that_dies_fails_the_call_under_way_and_the_next_one_has_another(stand_in: StandIn) -> None:
+    async def work() -> None:
+        async with running() as model:
+            await model.warm()
+            stand_in.pause = 0.5
+            under_way = asyncio.create_task(model.complete(MESSAGES))
+            await asyncio.to_thread(wait_for, lambda: bool(stand_in.requests))
+            first = child().pid
+            os.kill(first, signal.SIGKILL)
+            with pytest.raises(ModelUnavailable, match="ModelProcessDied"):
+                await under_way
+            stand_in.pause = 0.0
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+            assert child().pid != first
+
+    run(work)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_it_ends_with_the_process_that_started_it_which_imports_no_litellm(how: signal.Signals) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "False\n"
+        (started,) = psutil.Process(parent.pid).children()
+        parent.send_signal(how)
+        parent.wait(30)
+        started.wait(30)
+    finally:
+        parent.kill()
+        parent.communicate()
