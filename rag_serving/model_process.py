@@ -132,17 +132,22 @@ class ModelProcess:
             return self._child
 
     async def _read(self, child: _Child) -> None:
+        """Hand the child's messages to who waits for them, until it dies, which whoever still waits is told then."""
         assert child.process.stdout is not None  # noqa: S101  # asked for
-        async for line in child.process.stdout:
-            message = json.loads(line)
-            queue = child.waiting.get(message["id"])
-            if queue is not None:
-                queue.put_nowait(message)
-        await child.process.wait()
-        if self._child is child:
-            self._child = None
-        for queue in child.waiting.values():
-            queue.put_nowait({"end": True, "error": "ModelProcessDied"})
+        try:
+            async for line in child.process.stdout:
+                message = json.loads(line)
+                queue = child.waiting.get(message["id"])
+                if queue is not None:
+                    queue.put_nowait(message)
+        finally:
+            if self._child is child:
+                self._child = None
+            for queue in child.waiting.values():
+                queue.put_nowait({"end": True, "error": "ModelProcessDied"})
+            with contextlib.suppress(ProcessLookupError):
+                child.process.kill()  # if what it said was no message
+            await child.process.wait()
 
 
 class _Stream:
