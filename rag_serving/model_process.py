@@ -76,6 +76,16 @@ class ModelProcess:
         self._child: _Child | None = None
         self._starting = asyncio.Lock()
         self._ids = itertools.count(1)
+        self._beginning: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Start the process while other things go on, so that the first question finds it warm."""
+
+        async def begin() -> None:
+            with contextlib.suppress(ModelCallFailed, OSError):  # the first call tries again, and tells of it
+                await self.warm()
+
+        self._beginning = asyncio.create_task(begin())
 
     async def warm(self) -> None:
         """Start the process, and have it import litellm, before a question waits for it."""
@@ -89,6 +99,8 @@ class ModelProcess:
 
     async def close(self) -> None:
         """End the process; calls under way fail."""
+        if self._beginning is not None:
+            self._beginning.cancel()
         child, self._child = self._child, None
         if child is None:
             return

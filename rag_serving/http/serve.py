@@ -45,6 +45,8 @@ def app() -> FastAPI:
 
     def client() -> AsyncRagClient:
         model = configured_model(settings, ModelProcess() if http_settings.llm_process else None)
+        if model is not None and model.process is not None:
+            model.process.begin()
         return AsyncRagClient(settings, model=model, load=partial(load_embedder, gives_way=True))
 
     return create_app(

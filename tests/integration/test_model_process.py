@@ -97,6 +97,22 @@ def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(s
     run(work)
 
 
+def test_a_process_that_was_begun_early_is_the_one_that_answers(stand_in: StandIn) -> None:
+    async def work() -> None:
+        async with running() as model:
+            assert model.process is not None
+            model.process.begin()
+            await asyncio.to_thread(wait_for, lambda: len(psutil.Process().children()) > 0)
+            first = child().pid
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+            assert child().pid == first
+        async with running() as model:
+            assert model.process is not None
+            model.process.begin()  # and ended before it could
+
+    run(work)
+
+
 def test_failures_have_litellms_names_and_an_answer_that_is_cut_is_one(stand_in: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
