@@ -30,7 +30,7 @@ EMBEDDINGS = "embeddings"
 KEEP_VERSIONS = timedelta(days=36_500)
 """An age at which no version is cleaned up; an indexing run leaves them all, for a reader may be on one."""
 _METADATA_CACHE_BYTES = 16 * 2**20
-_INDEX_CACHE_BYTES = 16 * 2**20
+_INDEX_CACHE_BYTES = 32 * 2**20
 
 _TIME = pa.timestamp("us", tz="UTC")
 
