@@ -46,7 +46,10 @@ class Pipeline:
         from rag_assets.defs.jobs import INDEX_SHARD
         from rag_assets.settings import PipelineSettings
 
-        self.settings = PipelineSettings.model_validate({"source_uri": str(source), "lake_uri": str(lake)})
+        values: dict[str, object] = {"source_uri": str(source), "lake_uri": str(lake)}
+        if stub:  # vectors of a hash are near nothing: in a large shard no index finds the nearest of them
+            values["quality_min_recall"] = 0
+        self.settings = PipelineSettings.model_validate(values)
         overrides = {"pipeline": StubPipeline.from_settings(self.settings)} if stub else {}
         self._job = build_definitions(self.settings, overrides).resolve_job_def(INDEX_SHARD)
         self._instance = instance
