@@ -193,7 +193,7 @@ class _Worker:
         self._calls: dict[int, asyncio.Task[None]] = {}
 
     async def work(self, requests: asyncio.StreamReader) -> None:
-        """Until the parent has no more to say."""
+        """Until the parent has no more to say; the end of the event loop then cancels what is under way."""
         async for line in requests:
             request = json.loads(line)
             number = request["id"]
@@ -203,8 +203,6 @@ class _Worker:
                 continue
             task = self._calls[number] = asyncio.create_task(self._answer(number, request.get("call")))
             task.add_done_callback(lambda _, number=number: self._calls.pop(number, None))
-        for call in self._calls.values():
-            call.cancel()
 
     async def _answer(self, number: int, call: dict[str, Any] | None) -> None:
         from rag_serving.answer import litellm_completion
