@@ -2,7 +2,8 @@
 
 Made for a service, most of whose questions are answered from the cache by an event loop that must stay free. The two
 processes exchange JSON, a message a line, through the child's standard input and output. The child ends when its input
-does, which it does with the parent; one that dies fails the calls under way, and the next call starts another.
+does, which it does with the parent; one that dies fails the calls under way, and the next call starts another. Where it
+dies before it said anything, time and again, calls fail at once until it is tried again, ever more seldom.
 """
 
 from __future__ import annotations
@@ -11,22 +12,32 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
+import random
 import signal
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_log = logging.getLogger(__name__)
+
 _LINE_BYTES = 64 * 2**20
 _NICENESS = 5
 """Where both want a core, the child is left about a third of what the event loop gets."""
 _SECONDS_TO_END = 5.0
+_LONGEST_PAUSE = 60.0
 
 
 class ModelCallFailed(Exception):
     """What became of a call in the other process, by the name of its error there."""
+
+
+class ModelProcessDied(ModelCallFailed):
+    """The other process ended during the call, or does so whenever it is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,7 @@ class _Child:
         default_factory=dict[int, "asyncio.Queue[dict[str, Any]]"]
     )
     reading: asyncio.Task[None] | None = None
+    spoke: bool = False
 
     def say(self, message: Mapping[str, Any]) -> None:
         assert self.process.stdin is not None  # noqa: S101  # asked for
@@ -70,9 +82,15 @@ class _Child:
 
 
 class ModelProcess:
-    """litellm behind a pipe; of one event loop. Nothing starts before the first call."""
+    """litellm behind a pipe; of one event loop. Nothing starts before the first call.
 
-    def __init__(self) -> None:
+    After a second death without a word, the next start is `pause` seconds away, which double with each further one.
+    """
+
+    def __init__(self, *, pause: float = 1.0) -> None:
+        self._pause = pause
+        self._deaths = 0
+        self._not_before = 0.0
         self._child: _Child | None = None
         self._starting = asyncio.Lock()
         self._ids = itertools.count(1)
@@ -125,6 +143,8 @@ class ModelProcess:
             while not over:
                 message = await queue.get()
                 over = "end" in message
+                if message.get("error") == ModelProcessDied.__name__:
+                    raise ModelProcessDied
                 if "error" in message:
                     raise type(str(message["error"]), (ModelCallFailed,), {})
                 yield message
@@ -136,6 +156,8 @@ class ModelProcess:
     async def _running(self) -> _Child:
         async with self._starting:
             if self._child is None or self._child.process.returncode is not None:
+                if time.monotonic() < self._not_before:
+                    raise ModelProcessDied("it ends whenever it is started; its last words are on standard error")
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=_LINE_BYTES
                 )
@@ -149,17 +171,29 @@ class ModelProcess:
         try:
             async for line in child.process.stdout:
                 message = json.loads(line)
+                child.spoke = True
+                self._deaths = 0
                 queue = child.waiting.get(message["id"])
                 if queue is not None:
                     queue.put_nowait(message)
         finally:
             if self._child is child:
                 self._child = None
+                if not child.spoke:
+                    self._put_off()
             for queue in child.waiting.values():
-                queue.put_nowait({"end": True, "error": "ModelProcessDied"})
+                queue.put_nowait({"end": True, "error": ModelProcessDied.__name__})
             with contextlib.suppress(ProcessLookupError):
                 child.process.kill()  # if what it said was no message
             await child.process.wait()
+
+    def _put_off(self) -> None:
+        """Have the next start wait if this is not the first that died without a word."""
+        self._deaths += 1
+        if self._deaths > 1:
+            pause = min(self._pause * 2.0 ** min(self._deaths - 2, 30), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
+            self._not_before = time.monotonic() + pause
+            _log.error("the process that calls language models ended at its start; tried again in %.0f s", pause)
 
 
 class _Stream:

@@ -23,6 +23,15 @@ def stand_in() -> Iterator[StandIn]:
         yield state
 
 
+@pytest.fixture
+def stand_in_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A language model for one test, where litellm in this process and its children finds it."""
+    with stand_in_model() as state:
+        for name, value in state.environment.items():
+            monkeypatch.setenv(name, value)
+        yield state
+
+
 @pytest.fixture(scope="module")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a service of the tests of one file finds its keys."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import pytest
 
 from rag_serving.answer import Generated, LanguageModel
 from rag_serving.errors import ModelUnavailable
-from rag_serving.model_process import ModelProcess
-from tests.stand_in import StandIn, stand_in_model
+from rag_serving.model_process import ModelProcess, ModelProcessDied
+from tests.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
 MESSAGES = [{"role": "user", "content": "How many weeks?"}]
@@ -27,7 +27,7 @@ PARENT = """
 import asyncio
 import sys
 from rag_serving.answer import LanguageModel
-from rag_serving.model_process import ModelProcess
+from rag_serving.model_process import ModelProcess, ModelProcessDied
 
 async def main():
     await ModelProcess().warm()
@@ -36,14 +36,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    with stand_in_model() as state:
-        for name, value in state.environment.items():
-            monkeypatch.setenv(name, value)
-        yield state
 
 
 @asynccontextmanager
@@ -81,30 +73,30 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(work())
 
 
-def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(stand_in: StandIn) -> None:
+def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running("openai/gpt-4o-mini") as model:
             result = Generated()
             pieces = [piece async for piece in model.stream(MESSAGES, result)]
-            assert pieces == list(stand_in.words)
+            assert pieces == list(stand_in_here.words)
             assert (result.text, result.model) == ("".join(pieces), "openai/gpt-4o-mini")
             assert result.tokens == {"prompt": 700, "completion": 9}
             assert 0 < (model.cost(result) or 0) < 0.01
-            assert stand_in.requests[0]["messages"] == MESSAGES
+            assert stand_in_here.requests[0]["messages"] == MESSAGES
         async with running() as model:
             assert model.cost(await model.complete(MESSAGES)) is None
 
     run(work)
 
 
-def test_a_process_that_was_begun_early_is_the_one_that_answers(stand_in: StandIn) -> None:
+def test_a_process_that_was_begun_early_is_the_one_that_answers(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
             assert model.process is not None
             model.process.begin()
             await asyncio.to_thread(wait_for, lambda: len(psutil.Process().children()) > 0)
             first = child().pid
-            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in_here.words)
             assert child().pid == first
         async with running() as model:
             assert model.process is not None
@@ -113,53 +105,79 @@ def test_a_process_that_was_begun_early_is_the_one_that_answers(stand_in: StandI
     run(work)
 
 
-def test_failures_have_litellms_names_and_an_answer_that_is_cut_is_one(stand_in: StandIn) -> None:
+def test_failures_have_litellms_names_and_an_answer_that_is_cut_is_one(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
-            stand_in.status = 429
+            stand_in_here.status = 429
             with pytest.raises(ModelUnavailable, match="RateLimitError"):
                 await model.complete(MESSAGES)
-            stand_in.status, stand_in.faults = 200, {"stand-in": "cut"}
+            stand_in_here.status, stand_in_here.faults = 200, {"stand-in": "cut"}
             with pytest.raises(ModelUnavailable, match="ConnectionError"):
                 await model.complete(MESSAGES)
-            stand_in.faults = {}
-            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+            stand_in_here.faults = {}
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in_here.words)
 
     run(work)
 
 
-def test_many_answers_come_at_once_each_whole_and_one_that_nobody_awaits_is_called_off(stand_in: StandIn) -> None:
+def test_many_answers_come_at_once_each_whole_and_one_that_nobody_awaits_is_called_off(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
-            stand_in.pause = 0.05
+            stand_in_here.pause = 0.05
             answers = await asyncio.gather(*(model.complete(MESSAGES) for _ in range(20)))
-            assert {answer.text for answer in answers} == {"".join(stand_in.words)}
+            assert {answer.text for answer in answers} == {"".join(stand_in_here.words)}
             await asyncio.to_thread(wait_for, lambda: connections() == 0)
-            stand_in.faults = {"stand-in": "hangs"}
+            stand_in_here.faults = {"stand-in": "hangs"}
             hanging = asyncio.create_task(model.complete(MESSAGES))
             await asyncio.to_thread(wait_for, lambda: connections() == 1)
             hanging.cancel()
             await asyncio.to_thread(wait_for, lambda: connections() == 0)
-            stand_in.faults = {}
-            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+            stand_in_here.faults = {}
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in_here.words)
 
     run(work)
 
 
-def test_a_process_that_dies_fails_the_call_under_way_and_the_next_one_has_another(stand_in: StandIn) -> None:
+def test_a_process_that_dies_fails_the_call_under_way_and_the_next_one_has_another(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
             await model.warm()
-            stand_in.pause = 0.5
+            stand_in_here.pause = 0.5
             under_way = asyncio.create_task(model.complete(MESSAGES))
-            await asyncio.to_thread(wait_for, lambda: bool(stand_in.requests))
+            await asyncio.to_thread(wait_for, lambda: bool(stand_in_here.requests))
             first = child().pid
             os.kill(first, signal.SIGKILL)
             with pytest.raises(ModelUnavailable, match="ModelProcessDied"):
                 await under_way
-            stand_in.pause = 0.0
-            assert (await model.complete(MESSAGES)).text == "".join(stand_in.words)
+            stand_in_here.pause = 0.0
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in_here.words)
             assert child().pid != first
+
+    run(work)
+
+
+def test_a_process_that_dies_at_every_start_is_started_ever_more_seldom(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_in_here: StandIn
+) -> None:
+    starts = tmp_path / "starts"
+    broken = tmp_path / "python"
+    broken.write_text(f"#!/bin/sh\necho started >> {starts}\nexit 3\n")
+    broken.chmod(0o700)
+
+    async def work() -> None:
+        process = ModelProcess(pause=2.0)
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", str(broken))
+            for _ in range(20):
+                with pytest.raises(ModelProcessDied):
+                    await process.warm()
+        assert starts.read_text().count("started") == 2
+        await asyncio.sleep(2)
+        model = LanguageModel("openai/stand-in", timeout=60, retries=0, max_tokens=100, process=process)
+        try:
+            assert (await model.complete(MESSAGES)).text == "".join(stand_in_here.words)
+        finally:
+            await model.close()
 
     run(work)
 
