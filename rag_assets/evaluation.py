@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rag_assets.golden import Golden, GoldenQuestion, read_golden
+from rag_assets.index_recall import CUTOFF, MeasuredIndex, index_recall, nearest
 from rag_assets.indexing import table_fingerprint
-from rag_assets.lake import RAW_DOCUMENTS, Lake, document_id, read, scan
+from rag_assets.lake import RAW_DOCUMENTS, Lake, document_id, read
 from rag_assets.sources import Source
 from rag_serving.catalog import Publication, read_catalog_entry
 from rag_serving.embedding import Embedder, EmbedderIdentity, load_embedder
@@ -38,19 +39,10 @@ if TYPE_CHECKING:
 
 EVALUATIONS = "evaluations"
 KEPT = 50
-CUTOFF = 10
 FEWEST_QUESTIONS = 5
 """Fewer only warn: one of four is a quarter of the score, so that a single answer that moves down a place, which may
 be chance, would keep a shard from its readers."""
 _FUSION = 60
-_RECALL_QUERIES = 32
-_FEWEST_RECALL_QUERIES = 4
-_RECALL_ROWS = 2_000_000
-"""Vectors that measuring an index compares at most: a few seconds' work, so that large tables get fewer queries."""
-_RECALL_DRIFT = 0.02
-"""Share of an index's rows that may change before it is measured again."""
-_TIE = 1e-6
-"""Distances no further apart are equal: of passages that are there twice, an index may find either."""
 _LOOKED_FOR_AT_ONCE = 8
 _PUTS = 10
 
@@ -250,8 +242,9 @@ def _measured(
                 for question, now, then in zip(asked, head, before, strict=True)
                 if then.hybrid and not now.hybrid
             )
-    recall, index = _index_recall(table, vectors, record.evaluations)
-    evaluation = replace(evaluation, index_recall=recall, index=index)
+    earlier = [MeasuredIndex(each.index, each.index_recall) for each in record.evaluations]
+    measured = index_recall(table, vectors, earlier)
+    evaluation = replace(evaluation, index_recall=measured.recall, index=measured.index)
     problems, judged = judge(evaluation, quality)
     # Kept also where there was little to measure: who publishes then need not look again.
     kept = keep_record(lake, shard, lambda old: replace_evaluations(old, evaluation))
@@ -330,10 +323,10 @@ def passages(table: Table, question: str, vector: Vector, k: int) -> Mapping[str
     if not table.count_rows():
         return {"vector": [], "text": [], "hybrid": []}
     columns = ["chunk_id", "doc_id", "text"]
-    nearest = _nearest(table, vector).nprobes(20).refine_factor(4).limit(k).select([*columns, "_distance"])
+    by_distance = nearest(table, vector).limit(k).select([*columns, "_distance"])
     words: Any = MatchQuery(question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
     matching: Any = table.search(words, query_type="fts").limit(k).select([*columns, "_score"])
-    by_vector: list[dict[str, Any]] = nearest.to_list()
+    by_vector: list[dict[str, Any]] = by_distance.to_list()
     by_vector.sort(key=lambda row: (row["_distance"], row["chunk_id"]))
     by_text: list[dict[str, Any]] = matching.to_list()
     by_text.sort(key=lambda row: (-row["_score"], row["chunk_id"]))
@@ -353,11 +346,6 @@ def fused(rankings: Sequence[Sequence[str]], constant: float = _FUSION) -> list[
         for place, item in enumerate(ranking, start=1):
             scores[item] = scores.get(item, 0.0) + 1 / (constant + place)
     return sorted(scores, key=lambda item: (-scores[item], item))
-
-
-def _nearest(table: Table, vector: Vector) -> Any:
-    query: Any = table.search(vector, vector_column_name="vector", query_type="vector")
-    return query.distance_type("cosine")
 
 
 def _passage(row: Mapping[str, Any]) -> Passage:
@@ -444,74 +432,6 @@ def _places_before(
     except (OSError, RuntimeError, ValueError, RagError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         return f"version {older.version}, which is published, cannot be searched to compare with: {reason}"
-
-
-def _index_recall(
-    table: Table, vectors: Sequence[Vector], evaluations: Sequence[Evaluation]
-) -> tuple[float | None, str]:
-    """Recall of the vector index, and which index that is; without one every vector is compared and none missed.
-
-    What was measured holds as long as the index has the same segments and covers nearly the same rows: a changed
-    document or two are not worth comparing every vector of a large shard.
-    """
-    rows = table.count_rows()
-    found = [index for index in table.list_indices() if index.columns == ["vector"]]
-    if not found or not rows:
-        return (1.0 if rows else None), ""
-    index = f"{found[0].index_uuid}:{found[0].num_segments}:{found[0].num_indexed_rows}"
-    for earlier in evaluations:
-        if earlier.index_recall is not None and _nearly(earlier.index, index):
-            return earlier.index_recall, earlier.index  # of what was measured, so that small changes add up
-    count = max(_FEWEST_RECALL_QUERIES, min(_RECALL_QUERIES, _RECALL_ROWS // rows))
-    queries = [*vectors[:count], *_own_vectors(table, rows, max(0, count - len(vectors)))]
-    found_of = zip(queries, _furthest(table, queries), strict=True)
-    return sum(_recall(table, vector, furthest) for vector, furthest in found_of) / len(queries), index
-
-
-def _nearly(left: str, right: str) -> bool:
-    """Whether both name the same index but for a small share of its rows."""
-    (one, _, some), (other, _, more) = left.rpartition(":"), right.rpartition(":")
-    if one != other or not some.isdecimal() or not more.isdecimal():
-        return False
-    return abs(int(some) - int(more)) <= _RECALL_DRIFT * int(some)
-
-
-def _own_vectors(table: Table, rows: int, count: int) -> list[Vector]:
-    """Vectors of the table itself, spread over it: the same of the same version."""
-    import numpy as np
-
-    count = min(count, rows)
-    if not count:
-        return []
-    taken: Any = table.take_offsets([rows * number // count for number in range(count)]).select(["vector"]).to_arrow()
-    return [np.asarray(vector, dtype=np.float32) for vector in taken["vector"].to_pylist()]
-
-
-def _furthest(table: Table, queries: Sequence[Vector]) -> list[float]:
-    """Cosine distance of the last of each query's `CUTOFF` nearest rows.
-
-    Compares every vector, in one pass for all queries: a query of the engine for each reads the table as often, and
-    much of it at once.
-    """
-    import numpy as np
-
-    def unit(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), np.float32(1e-12))
-
-    asked = unit(np.vstack(queries))
-    nearest = np.full((len(queries), CUTOFF), np.inf, np.float32)
-    for batch in scan(table, ["vector"]):
-        column = cast("Any", batch).column("vector")
-        rows = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
-        together = np.hstack([nearest, 1 - asked @ unit(rows).T])
-        nearest = np.partition(together, CUTOFF - 1, axis=1)[:, :CUTOFF]
-    return [float(distances[np.isfinite(distances)].max()) for distances in nearest]
-
-
-def _recall(table: Table, vector: Vector, furthest: float) -> float:
-    """The share of the nearest rows, the last of which is so far, that the vector index finds."""
-    found = _nearest(table, vector).nprobes(20).refine_factor(4).limit(CUTOFF).select(["_distance"]).to_list()
-    return sum(row["_distance"] <= furthest + _TIE for row in found) / min(CUTOFF, table.count_rows())
 
 
 def read_record(lake: Lake, shard: Shard) -> Record:
