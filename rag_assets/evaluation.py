@@ -31,11 +31,9 @@ from rag_serving.shards import Shard
 from rag_serving.tables import SHARDS, sql_in
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from lancedb.table import Table
 
-    Vector = npt.NDArray[np.float32]
+    from rag_assets.index_recall import Vector
 
 EVALUATIONS = "evaluations"
 KEPT = 50

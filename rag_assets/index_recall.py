@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from rag_assets.lake import scan
+from rag_serving.search import PROBES, REFINE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,7 @@ def index_recall(table: Table, vectors: Sequence[Vector], earlier: Iterable[Meas
 def nearest(table: Table, vector: Vector) -> Any:
     """LanceDB's query for the rows nearest to the vector by cosine, with as many probes as serving has."""
     query: Any = table.search(vector, vector_column_name="vector", query_type="vector")
-    return query.distance_type("cosine").nprobes(20).refine_factor(4)
+    return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
 
 
 def _nearly(left: str, right: str) -> bool:

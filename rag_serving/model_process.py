@@ -84,7 +84,7 @@ class _Child:
 class ModelProcess:
     """litellm behind a pipe; of one event loop. Nothing starts before the first call.
 
-    After a second death without a word, the next start is `pause` seconds away, which double with each further one.
+    After a second death without a word, the next start waits up to `pause` seconds, which double with each further one.
     """
 
     def __init__(self, *, pause: float = 1.0) -> None:

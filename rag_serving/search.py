@@ -43,7 +43,7 @@ Mode = Literal["hybrid", "vector", "text"]
 _OPEN_TABLES = 512
 _DEPTH = 30
 """Rows of each ranking that are fused at least: the second list's place of a hit matters beyond the last one shown."""
-_PROBES = 20
+PROBES = 20
 """Partitions of a shard's vector index that are searched. A partition has some 8,000 rows, so that of most shards every
 row is looked at."""
 _COMPANY_PROBES = 60
@@ -53,7 +53,7 @@ _FILTERED_PROBES = 60
 """The same under a filter, which leaves few rows of each partition."""
 _MOST_PROBES = 400
 """The same in a company table under a narrow scope."""
-_REFINE = 4
+REFINE = 4
 _PATH_FORMAT = 2
 """Format of the tables from which on they have a path."""
 
@@ -111,7 +111,7 @@ class Target:
     fingerprint: str
     format: int
     scope: str | None = None
-    probes: int = _PROBES
+    probes: int = PROBES
     name: str = ""
     """How a failure of it is marked."""
 
@@ -354,7 +354,7 @@ class Searcher:
             .nearest_to(vector)
             .distance_type("cosine")
             .nprobes(probes)
-            .refine_factor(_REFINE)
+            .refine_factor(REFINE)
             .limit(query.depth)
             .select([*_columns(target), "_distance"])
         )

@@ -80,6 +80,13 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluati
     }
 
 
+def table_of(check: dg.AssetCheckEvaluation, name: str) -> list[Any]:
+    """The rows of a table that a check shows."""
+    shown = check.metadata[name]
+    assert isinstance(shown, dg.TableMetadataValue)
+    return [record.data for record in shown.records]
+
+
 def alone(bench: Bench, *assets: str, check: str = "") -> dg.ExecuteInProcessResult:
     """Chosen assets or one check by itself, as somebody starts them in the UI."""
     bench.instance.add_dynamic_partitions("shard", [bench.shard])
@@ -146,7 +153,7 @@ def test_golden_questions_are_no_documents_and_are_measured_before_the_publish(b
 
     found = checks(result)["retrieval_holds"]
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)  # for the line that is none
-    (line,) = [record.data for record in found.metadata["invalid_lines"].value.records]  # pyright: ignore
+    (line,) = table_of(found, "invalid_lines")
     assert (line["file"], line["line"]) == (f"{bench.shard}/{GOLDEN}", 7)
     assert found.metadata["documents_gone"].value == [f"{bench.shard}/never-was.txt"]
     assert (found.metadata["questions"].value, found.metadata["questions_gone"].value) == (6, 1)
@@ -179,7 +186,7 @@ def test_the_check_by_itself_and_a_comparison_of_whole_tables_measure_what_is_pu
     (found,) = checks(result).values()
     assert found.passed
     assert found.metadata["measured"].value is True
-    assert len(found.metadata["history"].value.records) == 2  # pyright: ignore
+    assert len(table_of(found, "history")) == 2
     bench.run(tags={WHOLE_TAG: "true"})
     assert [kept.compared_with for kept in evaluations(bench)] == [None, None, None]
     bench.put("new.txt", "The library is closed on Mondays.")
