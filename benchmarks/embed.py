@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from sentence_transformers import SentenceTransformer
 
-    from rag_serving.embedding import Embedder
+    from rag_serving.lake.embedders.base import Embedder
 
     Vectors = npt.NDArray[np.float32]
     Embed = Callable[[Sequence[str]], Vectors]
@@ -73,10 +73,10 @@ class NotInstalled(Exception):
 
 def cut(source: str, lake: str, size: int) -> Sample:
     """Chunks of the folder, drawn with a fixed seed; to be called in a fresh process."""
-    from rag_assets.embedding import warm_chunker
-    from rag_assets.export import PACKAGED_MODEL
-    from rag_assets.extraction import ExtractionError
-    from rag_assets.parsers import ParserLimits, ParserPool
+    from rag_assets.extraction.errors import ExtractionError
+    from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
+    from rag_assets.models.registry import warm_chunker
+    from rag_assets.options import PACKAGED_MODEL
 
     chunker = warm_chunker(lake, PACKAGED_MODEL)
     pool = ParserPool(ParserLimits(), 1)
@@ -133,11 +133,12 @@ def ours(lake: str) -> Embed:
 
 
 def _our_embedder(lake: str) -> Embedder:
-    from rag_assets.export import PACKAGED_MODEL, find_exported
-    from rag_serving.embedding import load_embedder
-    from rag_serving.objects import open_objects
+    from rag_assets.models.export import find_exported
+    from rag_assets.options import PACKAGED_MODEL
+    from rag_serving.lake.embedders.loading import load_embedder
+    from rag_serving.lake.object_store import open_object_store
 
-    objects = open_objects(lake)
+    objects = open_object_store(lake)
     identity = find_exported(objects, PACKAGED_MODEL)
     assert identity is not None
     return load_embedder(objects, identity.fingerprint, streams=STREAMS)

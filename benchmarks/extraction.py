@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import arguments, show
-from rag_assets.extraction import ExtractionError
-from rag_assets.parsers import ParserLimits, ParserPool
+from rag_assets.extraction.errors import ExtractionError
+from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
 
 GRADED = "mixed-docling"
 NOT_DOCUMENTS = frozenset({"SOURCE.txt", "files.json"})

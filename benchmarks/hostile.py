@@ -15,8 +15,8 @@ from collections.abc import Callable
 import psutil
 
 from benchmarks.reporting import arguments, show
-from rag_assets.extraction import ExtractionError
-from rag_assets.parsers import ParserLimits, ParserPool
+from rag_assets.extraction.errors import ExtractionError
+from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
 
 
 def inflating_zip(inflated: int) -> bytes:

@@ -57,7 +57,7 @@ class Pipeline:
     def run(self, region: str, keys: Sequence[str] = ()) -> Run:
         """One run of the shard; raises what it raises."""
         from rag_assets.defs.partitions import add_shards
-        from rag_serving.shards import Shard
+        from rag_serving.lake.shards import Shard
 
         shard = Shard(region, DEPARTMENT)
         add_shards(self._instance, [shard])
@@ -96,7 +96,7 @@ class Run:
 
 def files_of(lake: Path, region: str) -> dict[str, int]:
     """Every file of the shard's tables, catalog and note, with its time of writing."""
-    from rag_serving.shards import Shard
+    from rag_serving.lake.shards import Shard
 
     name = Shard(region, DEPARTMENT).table_name
     return {
@@ -172,7 +172,7 @@ def main() -> None:
     """Measure and print."""
     import dagster as dg
 
-    from rag_assets.defs.warm_instance import warm_instance
+    from rag_assets.runs.sqlite_storage import warm_instance
 
     parser = arguments(__doc__ or "")
     parser.add_argument("--sizes", type=int, nargs="+", help="documents of the shards (default 1000 10000 100000)")

@@ -17,10 +17,10 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.defs.jobs import INDEX_SHARD
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import PipelineResource
-from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
+from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
 from rag_assets.settings import PipelineSettings
-from rag_serving.embedding import Embedder, EmbedderIdentity
-from rag_serving.shards import Shard
+from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
+from rag_serving.lake.shards import Shard
 
 
 class PipelineWithModel(PipelineResource):

@@ -32,12 +32,12 @@ def ingest(source: str, lake: str, scratch: str, jobs: int | None = None) -> dic
     warnings.simplefilter("ignore")
     import dagster as dg
 
-    from rag_assets.arrivals import listed_objects
-    from rag_assets.defs.bulk import processes_for, run_here
     from rag_assets.defs.resources import PipelineResource
-    from rag_assets.defs.state import survey
-    from rag_assets.embedding import warm_embedder
+    from rag_assets.defs.shard_status import survey
+    from rag_assets.models.registry import warm_embedder
+    from rag_assets.runs.bulk import processes_for, run_here
     from rag_assets.settings import PipelineSettings
+    from rag_assets.sources.listing_digest import listed_objects
 
     settings = PipelineSettings.model_validate({"source_uri": source, "lake_uri": lake})
     home = Path(tempfile.mkdtemp(dir=scratch))
@@ -128,11 +128,12 @@ def export(lake: str) -> None:
     In a process of its own: torch's memory is not the pipeline's.
     """
     warnings.simplefilter("ignore")
-    from rag_assets.export import PACKAGED_MODEL, ensure_exported
-    from rag_assets.static_vectors import ensure_distilled
-    from rag_serving.objects import open_objects
+    from rag_assets.models.export import ensure_exported
+    from rag_assets.models.static_vectors import ensure_distilled
+    from rag_assets.options import PACKAGED_MODEL
+    from rag_serving.lake.object_store import open_object_store
 
-    objects = open_objects(lake)
+    objects = open_object_store(lake)
     ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
 
 

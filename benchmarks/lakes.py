@@ -17,12 +17,13 @@ STRUCTURE = "structure"
 def build(source: str, lake: str, keys: Sequence[str] = (), chunker: str = "semantic") -> list[str]:
     """Export the packaged model into a lake and index those shards of a folder, all where none is named; their keys."""
     warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
-    from rag_assets.export import PACKAGED_MODEL, ensure_exported
-    from rag_assets.static_vectors import ensure_distilled
-    from rag_serving.objects import open_objects
+    from rag_assets.models.export import ensure_exported
+    from rag_assets.models.static_vectors import ensure_distilled
+    from rag_assets.options import PACKAGED_MODEL
+    from rag_serving.lake.object_store import open_object_store
     from tests.pipelines import listed_shards, settings_for
 
-    objects = open_objects(lake)
+    objects = open_object_store(lake)
     exported = ensure_exported(objects, PACKAGED_MODEL)
     if chunker != STRUCTURE:
         ensure_distilled(objects, exported.identity)
@@ -48,7 +49,7 @@ def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic"
     warnings.simplefilter("ignore")
     import dagster as dg
 
-    from rag_assets.defs.launching import refresh_company_index_here
+    from rag_assets.runs.backfill import refresh_company_index_here
     from tests.pipelines import failure_of, run_shard, settings_for
 
     settings = settings_for(source, lake, chunker=chunker)

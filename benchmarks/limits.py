@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rag_serving.embedding import EmbedderIdentity
+    from rag_serving.lake.embedders.base import EmbedderIdentity
 
 STREAMS = 2
 """Batches that run at once, as in the pipeline."""
@@ -41,11 +41,12 @@ def best_raw_limit(lake: str, *, seconds: float, length: int, rows: Iterable[int
 
 
 def _exported(lake: str) -> tuple[EmbedderIdentity, bytes, bytes]:
-    from rag_assets.export import PACKAGED_MODEL, find_exported
-    from rag_serving.embedding import GRAPH, MODELS, WEIGHTS
-    from rag_serving.objects import open_objects
+    from rag_assets.models.export import find_exported
+    from rag_assets.options import PACKAGED_MODEL
+    from rag_serving.lake.embedders.base import GRAPH, MODELS, WEIGHTS
+    from rag_serving.lake.object_store import open_object_store
 
-    objects = open_objects(lake)
+    objects = open_object_store(lake)
     identity = find_exported(objects, PACKAGED_MODEL)
     assert identity is not None
     graph, weights = (objects.get(f"{MODELS}/{identity.fingerprint}/{name}") for name in (GRAPH, WEIGHTS))

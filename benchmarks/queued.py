@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from benchmarks.burst import ROOT, daemon, daemon_environment
 from benchmarks.incremental import DEPARTMENT, fill
 from benchmarks.ingest import export
 from benchmarks.reporting import arguments, show
+from tests.stress.burst import ROOT, daemon, daemon_environment
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -39,9 +39,9 @@ def measure(scratch: Path, model_lake: Path, documents: int, runs: int) -> list[
     """The seconds and the CPU of each run; the first, which finds nothing warm, is not among them."""
     import dagster as dg
 
-    from rag_assets.defs.launching import launch_backfill, require_daemon
     from rag_assets.errors import OrchestrationError
-    from rag_serving.shards import Shard
+    from rag_assets.runs.backfill import launch_backfill, require_daemon
+    from rag_serving.lake.shards import Shard
 
     source, lake, home = scratch / "source", scratch / "lake", scratch / "home"
     fill(source, REGION, documents)

@@ -66,9 +66,9 @@ def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progre
     import dagster as dg
 
     from rag_assets.defs.build import build_definitions
-    from rag_assets.defs.bulk import run_here
     from rag_assets.defs.resources import PipelineResource
-    from rag_assets.defs.state import survey
+    from rag_assets.defs.shard_status import survey
+    from rag_assets.runs.bulk import run_here
     from rag_assets.settings import PipelineSettings
 
     settings = PipelineSettings.model_validate({"source_uri": source, "lake_uri": lake})

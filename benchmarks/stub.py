@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rag_assets.defs.resources import PipelineResource
-from rag_serving.embedding import Embedder, EmbedderIdentity
+from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -43,7 +43,7 @@ def main() -> int:
         return indexed.returncode
 
     from rag_serving import RagClient
-    from rag_serving.cli import render
+    from rag_serving.cli.main import render
 
     print("\n── Asking (rag_serving.RagClient)")
     with RagClient.from_env() as rag:

@@ -14,21 +14,23 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rag_assets.errors import ShardLocked
-from rag_assets.evaluation import Quality
-from rag_assets.indexing import index_text, index_vectors, unindexed_rows
-from rag_assets.ingestion import Log
-from rag_assets.lake import EMBEDDINGS, KEEP_VERSIONS
-from rag_assets.lookups import LOOKUPS, index_ids, keep_lookups
-from rag_assets.publishing import drop_old_tags, kept_versions, publish
-from rag_assets.writing import ShardWriter
-from rag_serving.catalog import read_catalog_entry
-from rag_serving.embedding import EmbedderIdentity
+from rag_assets.evaluation.verdict import Quality
+from rag_assets.publishing.publish import publish
+from rag_assets.publishing.retention import drop_old_tags, kept_versions
+from rag_assets.storage.id_indexes import ID_COLUMNS, ensure_id_indexes, index_ids
+from rag_assets.storage.lake import KEEP_VERSIONS, Log, made_at
+from rag_assets.storage.schemas import EMBEDDINGS
+from rag_assets.storage.search_indexes import index_text, index_vectors, unindexed_rows
+from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.errors import RagError
-from rag_serving.shards import Shard
-from rag_serving.tables import SHARDS
+from rag_serving.lake.catalog_entry import read_catalog_entry
+from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.lake.shards import Shard
+from rag_serving.lake.tables import SHARDS
 
 if TYPE_CHECKING:
     from lancedb.table import Table
+
 
 _MOST_SEGMENTS = 8
 """Segments of an index from which it is built anew: each costs every search something."""
@@ -125,8 +127,8 @@ def _maintain(
 ) -> None:
     report.tables += 1
     versions = table.list_versions()
-    report.indexes_rebuilt += keep_lookups(writer, stage, fingerprint)
-    lookups = {column: partial(index_ids, column=column) for column in LOOKUPS[stage]}
+    report.indexes_rebuilt += ensure_id_indexes(writer, stage, fingerprint)
+    lookups = {column: partial(index_ids, column=column) for column in ID_COLUMNS[stage]}
     for column, build in {"text": index_text, "vector": index_vectors, **lookups}.items():
         if _segments(table, column) > _MOST_SEGMENTS:
             writer.maintain(stage, build, fingerprint=fingerprint)
@@ -155,12 +157,6 @@ def _removable_age(table: Table, versions: list[dict[str, Any]], pin: timedelta)
     tagged = kept_versions(table)
     oldest = min((made_at(version) for version in versions if version["version"] in tagged), default=None)
     return max(pin, datetime.now(UTC) - oldest + _MARGIN) if oldest is not None else pin
-
-
-def made_at(version: dict[str, Any]) -> datetime:
-    """When a version of a table was made."""
-    made: datetime = version["timestamp"]
-    return made.astimezone(UTC)  # Lance tells local time, without saying so
 
 
 def _segments(table: Table, column: str) -> int:

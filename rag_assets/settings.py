@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, SecretStr, StringConstraints
 
-from rag_assets.chunking import CHUNK_TOKENS, ChunkerName, ContextName
-from rag_assets.chunking.sections import SMALLEST_WINDOW
-from rag_assets.embedding import RuntimeName
-from rag_assets.export import PACKAGED_MODEL
+from rag_assets.options import (
+    CHUNK_TOKENS,
+    PACKAGED_MODEL,
+    SMALLEST_WINDOW,
+    ArrivalsName,
+    ChunkerName,
+    ContextName,
+    ExecutorName,
+    RuntimeName,
+)
 from rag_serving.settings import EnvironmentSettings, NonEmpty
-
-ExecutorName = Literal["in_process", "multiprocess", "k8s"]
-ArrivalsName = Literal["listing", "sqs", "kafka"]
 
 
 class PipelineSettings(EnvironmentSettings):

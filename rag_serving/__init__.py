@@ -11,17 +11,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rag_serving.client import AsyncRagClient
-    from rag_serving.remote import RemoteRagClient
+    from rag_serving.clients.lake import AsyncRagClient
+    from rag_serving.clients.remote import RemoteRagClient
+    from rag_serving.clients.sync import RagClient
     from rag_serving.results import Answer, Citation, Hit, Hits, ShardInfo
-    from rag_serving.waiting import RagClient
 
 __all__ = ["Answer", "AsyncRagClient", "Citation", "Hit", "Hits", "RagClient", "RemoteRagClient", "ShardInfo"]
 
 _HOMES = {
-    "AsyncRagClient": "rag_serving.client",
-    "RagClient": "rag_serving.waiting",
-    "RemoteRagClient": "rag_serving.remote",
+    "AsyncRagClient": "rag_serving.clients.lake",
+    "RagClient": "rag_serving.clients.sync",
+    "RemoteRagClient": "rag_serving.clients.remote",
     "Answer": "rag_serving.results",
     "Citation": "rag_serving.results",
     "Hit": "rag_serving.results",

@@ -11,8 +11,8 @@ import json
 import sys
 import warnings
 
-from rag_serving.answer import LanguageModel
-from rag_serving.client import AsyncRagClient
+from rag_serving.answering.generation import LanguageModel
+from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.settings import ServingSettings
 
 

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     import dagster as dg
     from mypy_boto3_s3 import S3Client
 
+pytest_plugins = ["tests.fixtures"]
+
 # No deadline: a busy machine is not a bug. The same examples on every run: a failure in CI is a failure here.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("tests")
@@ -194,13 +196,14 @@ def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A lake that holds nothing but the exported packaged model and its static vectors. Shared: do not write to it."""
 
     def make(folder: Path) -> None:
-        from rag_assets.export import PACKAGED_MODEL, ensure_exported
-        from rag_assets.static_vectors import ensure_distilled
-        from rag_serving.objects import open_objects
+        from rag_assets.models.export import ensure_exported
+        from rag_assets.models.static_vectors import ensure_distilled
+        from rag_assets.options import PACKAGED_MODEL
+        from rag_serving.lake.object_store import open_object_store
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
-            objects = open_objects(str(folder))
+            objects = open_object_store(str(folder))
             ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
 
     return made_once("model-lake", tmp_path_factory, make)
@@ -209,15 +212,16 @@ def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def distilled_before(model_lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Static vectors that are made in this process are those of that lake, which took half a minute to make."""
-    from rag_assets.export import PACKAGED_MODEL, find_exported
-    from rag_assets.static_vectors import load_vectors
-    from rag_serving.objects import open_objects
+    from rag_assets.models.export import find_exported
+    from rag_assets.models.static_vectors import load_vectors
+    from rag_assets.options import PACKAGED_MODEL
+    from rag_serving.lake.object_store import open_object_store
 
-    objects = open_objects(model_lake)
+    objects = open_object_store(model_lake)
     identity = find_exported(objects, PACKAGED_MODEL)
     assert identity is not None
     vectors = load_vectors(objects, identity).matrix
-    monkeypatch.setattr("rag_assets.static_vectors.distil", lambda _objects, _identity: vectors)
+    monkeypatch.setattr("rag_assets.models.static_vectors.distil", lambda _objects, _identity: vectors)
 
 
 @pytest.fixture(scope="session")

@@ -14,21 +14,22 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.defs.jobs import INDEX_SHARD
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import PipelineResource
-from rag_assets.embedding import warm_chunker, warm_embedder, warm_identity
-from rag_assets.lake import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS, Lake
-from rag_assets.lease import hold
+from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
 from rag_assets.settings import PipelineSettings
-from rag_assets.writing import ShardWriter
-from rag_serving.catalog import Publication, catalog_key, read_catalog_entry
-from rag_serving.embedding import MODELS
-from rag_serving.objects import open_objects
-from rag_serving.shards import Shard
-from rag_serving.tables import SHARDS
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.lease import acquire_lease
+from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.catalog_entry import Publication, catalog_key, read_catalog_entry
+from rag_serving.lake.embedders.base import MODELS
+from rag_serving.lake.object_store import open_object_store
+from rag_serving.lake.shards import Shard
+from rag_serving.lake.tables import SHARDS
 
 
 def seed_model(model_lake: str, lake_uri: str) -> None:
     """Copy the exported model of one lake into another, which is a thousand times quicker than exporting it."""
-    origin, target = open_objects(model_lake), open_objects(lake_uri)
+    origin, target = open_object_store(model_lake), open_object_store(lake_uri)
     entries = sorted(origin.list(MODELS), key=lambda entry: "by-name" in entry.key)  # the pointer last
     for entry in entries:
         stored = origin.get(entry.key)
@@ -95,7 +96,7 @@ def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
 
 def publication(lake_uri: str, key: str) -> Publication | None:
     """What readers of the shard are sent to, or None before it was published."""
-    found = read_catalog_entry(open_objects(lake_uri), Shard.parse(key))
+    found = read_catalog_entry(open_object_store(lake_uri), Shard.parse(key))
     return None if found is None else found[0].current
 
 
@@ -143,13 +144,13 @@ def lake_state(lake_uri: str, key: str) -> dict[str, object]:
 def writer_of(lake_uri: str, key: str) -> Iterator[ShardWriter]:
     """The shard's writer, for a test that changes tables as if it were the pipeline."""
     lake, shard = Lake(lake_uri), Shard.parse(key)
-    with hold(lake.objects, shard, "a test") as lease:
+    with acquire_lease(lake.objects, shard, "a test") as lease:
         yield ShardWriter(lake, shard, lease)
 
 
 def listed_shards(settings: PipelineSettings) -> list[Shard]:
     """The shards that the source has now."""
-    from rag_assets.arrivals import sweep
+    from rag_assets.arrivals.listing import sweep
 
     pipeline = PipelineResource.from_settings(settings)
     return sorted(sweep(pipeline.source(), seconds=60).digests)

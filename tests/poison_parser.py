@@ -8,8 +8,9 @@ import sys
 import time
 from typing import NoReturn
 
-from rag_assets import parser_process
-from rag_assets.extraction import QuarantineReason, Reading, read_object
+from rag_assets.extraction.errors import QuarantineReason
+from rag_assets.extraction.registry import ParsedObject, read_object
+from rag_assets.extraction.sandbox import worker as parser_process
 
 
 def hang() -> NoReturn:
@@ -28,7 +29,7 @@ def swell() -> NoReturn:
         kept.append(bytearray(16 * 2**20))
 
 
-def read(data: bytes, key: str) -> Reading:
+def read(data: bytes, key: str) -> ParsedObject:
     name = key.rpartition("/")[2]
     if name.startswith("crash"):
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import httpx2 as httpx
 
-from tests.stand_in import StandIn
+from tests.fake_llm import StandIn
 
 
 @dataclass

@@ -28,8 +28,8 @@ from benchmarks.guards.pairs import (
 from benchmarks.ingest import export
 from benchmarks.quality.retrieval import VectorCache
 from benchmarks.reporting import arguments, show
-from rag_serving.guards import Judge, Pair, calibration
-from rag_serving.guards.judge import SHIPPED
+from rag_serving.cache.guards import calibration
+from rag_serving.cache.guards.judge import SHIPPED, Judge, Pair
 
 SHIPPED_FILE = Path(calibration.__file__).with_name(SHIPPED)
 PLAIN = {
@@ -126,8 +126,8 @@ def main() -> None:
         parser.error("--calibrate wants all pairs, and --quick reads few")
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
         export(lake)
-        from rag_assets.embedding import warm_embedder
-        from rag_assets.export import PACKAGED_MODEL
+        from rag_assets.models.registry import warm_embedder
+        from rag_assets.options import PACKAGED_MODEL
 
         embedder = warm_embedder(lake, PACKAGED_MODEL)
         cache = VectorCache(embedder, options.cache)

@@ -22,9 +22,9 @@ import numpy.typing as npt
 
 from benchmarks.guards.rewordings import rewordings
 from benchmarks.quality.retrieval import Question, Task, by_rank, rank, table_of
-from rag_serving.cache import normalise
-from rag_serving.guards import Evidence
-from rag_serving.guards.calibration import clusters
+from rag_serving.cache.entries import normalise
+from rag_serving.cache.guards.calibration import clusters
+from rag_serving.cache.guards.signals import Evidence
 
 SEED = "guards-1"
 PARTS = ("tune", "report")
@@ -208,7 +208,7 @@ def retrieve(
     """The pairs with the passages that both questions find among all paragraphs, searched as serving searches."""
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.asked, pair.cached)))
     task = Task("SQuAD", {p.name: p.text for p in paragraphs}, [Question(text, text, {}) for text in texts])
-    from rag_assets.indexing import index_text
+    from rag_assets.storage.search_indexes import index_text
 
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
         table = table_of(lake, task, embed(list(task.passages.values())), fingerprint, index_text)

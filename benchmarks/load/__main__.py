@@ -34,7 +34,7 @@ from benchmarks.cache.ours import read_questions
 from benchmarks.cache.timing import percentile
 from benchmarks.load.people import Plan
 from benchmarks.reporting import arguments, show
-from rag_serving.http.keys import create_key
+from rag_serving.http.api_keys import create_key
 
 HITS = ("exact", "semantic", "revalidated")
 P95_MS = 200.0
@@ -227,7 +227,16 @@ def measured(
         *("--no-access-log", "--log-level", "warning"),
     ]
     command = [
-        *(sys.executable, "-m", "rag_serving.cli", "serve", "--port", str(port), "--workers", str(options.workers)),
+        *(
+            sys.executable,
+            "-m",
+            "rag_serving.cli",
+            "serve",
+            "--port",
+            str(port),
+            "--workers",
+            str(options.workers),
+        ),
     ]
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []

@@ -33,8 +33,8 @@ from benchmarks.reporting import arguments, show
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from rag_assets.chunking import Chunker
-    from rag_serving.embedding import Embedder
+    from rag_assets.chunking.passage import Chunker
+    from rag_serving.lake.embedders.base import Embedder
 
 RETRIEVED = 5
 MEASURES = ("recall", "precision", "omega", "iou")
@@ -76,7 +76,7 @@ def half(question: Question) -> str:
 
 def our_chunks(chunker: Chunker, corpora: Mapping[str, str]) -> list[Chunk]:
     """The corpora as the pipeline cuts them: read as the Markdown files that they are, and cut by that chunker."""
-    from rag_assets.extraction import extract
+    from rag_assets.extraction.registry import extract
 
     chunks: list[Chunk] = []
     for name, text in corpora.items():
@@ -152,14 +152,14 @@ class Result:
 
 def contenders(evaluation: Evaluation, lake: str, vectors: Vectors, *, peers: bool) -> list[Contender]:
     """Ours with each context, our other chunker, cuts of one size, and the others."""
-    from rag_assets.chunking import CHUNK_TOKENS, ChunkerOptions
-    from rag_assets.embedding import warm_chunker, warm_identity
-    from rag_assets.export import PACKAGED_MODEL
-    from rag_serving.embedding import load_tokenizer
-    from rag_serving.objects import open_objects
+    from rag_assets.chunking.options import ChunkerOptions
+    from rag_assets.models.registry import warm_chunker, warm_identity
+    from rag_assets.options import CHUNK_TOKENS, PACKAGED_MODEL
+    from rag_serving.lake.embedders.base import load_tokenizer
+    from rag_serving.lake.object_store import open_object_store
 
     corpora = evaluation.corpora
-    tokenizer = load_tokenizer(open_objects(lake), warm_identity(lake, PACKAGED_MODEL))
+    tokenizer = load_tokenizer(open_object_store(lake), warm_identity(lake, PACKAGED_MODEL))
 
     def ours(options: ChunkerOptions) -> Callable[[], tuple[list[Chunk], str]]:
         chunker = warm_chunker(lake, PACKAGED_MODEL, options)
@@ -259,10 +259,10 @@ def main(values: Sequence[str]) -> None:
 
 def measure(evaluation: Evaluation, lake: str, *, peers: bool) -> tuple[dict[str, Result], int, Any]:
     """All contenders' results, the model's window and its tokenizer."""
-    from rag_assets.embedding import warm_embedder, warm_identity
-    from rag_assets.export import PACKAGED_MODEL
-    from rag_serving.embedding import load_tokenizer
-    from rag_serving.objects import open_objects
+    from rag_assets.models.registry import warm_embedder, warm_identity
+    from rag_assets.options import PACKAGED_MODEL
+    from rag_serving.lake.embedders.base import load_tokenizer
+    from rag_serving.lake.object_store import open_object_store
 
     identity = warm_identity(lake, PACKAGED_MODEL)
     vectors = Vectors(warm_embedder(lake, PACKAGED_MODEL, "openvino"))
@@ -271,7 +271,7 @@ def measure(evaluation: Evaluation, lake: str, *, peers: bool) -> tuple[dict[str
     for contender in contenders(evaluation, lake, vectors, peers=peers):
         print(f"measuring {contender.name}", file=sys.stderr)
         results[contender.name] = run(contender, evaluation, asked, vectors)
-    return results, identity.window, load_tokenizer(open_objects(lake), identity)
+    return results, identity.window, load_tokenizer(open_object_store(lake), identity)
 
 
 def comparisons(

@@ -55,7 +55,7 @@ def highest_cosines(
     """Of each question with its nearest passage, shape ``(len(questions),)``; 2 where half of its words are found."""
     import numpy as np
 
-    from rag_serving.answer import shares_words
+    from rag_serving.answering.evidence_floor import shares_words
 
     cosines = vectors @ passage_vectors.T
     best = np.argsort(-cosines, axis=1)[:, :TOP]
@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> None:
         parser.error("reads eval/ in the folder that RAG_TEST_DATA names; it is not set")
     import numpy as np
 
-    from rag_assets.embedding import warm_embedder
-    from rag_assets.export import PACKAGED_MODEL
+    from rag_assets.models.registry import warm_embedder
+    from rag_assets.options import PACKAGED_MODEL
 
     task = read_squad(Path(data, "eval", "squad"), QUICK if options.quick else None)
     sets = {"SQuAD": [question.text for question in task.questions], **read_others(Path(data, "eval"))}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from lancedb.table import Table
 
-    from rag_serving.embedding import Embedder
+    from rag_serving.lake.embedders.base import Embedder
 
     Vectors = npt.NDArray[np.float32]
 
@@ -106,9 +106,10 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
 
     With a limit, so many pages only: those with an answer, and of the others what a hash of their keys puts first.
     """
-    from rag_assets.embedding import warm_chunker
-    from rag_assets.export import PACKAGED_MODEL
-    from rag_assets.extraction import ExtractionError, extract
+    from rag_assets.extraction.errors import ExtractionError
+    from rag_assets.extraction.registry import extract
+    from rag_assets.models.registry import warm_chunker
+    from rag_assets.options import PACKAGED_MODEL
 
     lines = [json.loads(line) for line in JAPANESE.read_text("utf-8").splitlines()]
     questions = [Question(line["question"], line["question"], {line["document"]: 1}) for line in lines]
@@ -180,12 +181,12 @@ def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str, text_ind
     """A shard's table of the passages, under the pipeline's indexes; `text_index` makes that of the words."""
     import pyarrow as pa
 
-    from rag_assets.embedding import vector_array
-    from rag_assets.indexing import index_vectors
-    from rag_assets.lake import Lake
     from rag_assets.settings import PipelineSettings
-    from rag_serving.shards import Shard
-    from rag_serving.tables import SHARDS, shard_schema
+    from rag_assets.stages.embeddings import vector_array
+    from rag_assets.storage.lake import Lake
+    from rag_assets.storage.search_indexes import index_vectors
+    from rag_serving.lake.shards import Shard
+    from rag_serving.lake.tables import SHARDS, shard_schema
 
     schema = shard_schema(vectors.shape[1], fingerprint)
     count = len(task.passages)
@@ -312,7 +313,7 @@ def text_indexes() -> dict[str, Callable[[Table], None]]:
     """Full-text indexes to tune on; the first is the pipeline's own."""
     from lancedb.index import FTS
 
-    from rag_assets.indexing import index_text
+    from rag_assets.storage.search_indexes import index_text
 
     def of(**options: Any) -> Callable[[Table], None]:
         config = FTS(**{"base_tokenizer": "icu", "with_position": False, **options})
@@ -421,7 +422,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _embedder(lake: str) -> Embedder:
-    from rag_assets.embedding import warm_embedder
-    from rag_assets.export import PACKAGED_MODEL
+    from rag_assets.models.registry import warm_embedder
+    from rag_assets.options import PACKAGED_MODEL
 
     return warm_embedder(lake, PACKAGED_MODEL)

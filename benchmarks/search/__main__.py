@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from benchmarks.search.contenders import Ask
-    from rag_assets.static_vectors import StaticVectors
-    from rag_serving.search import Mode
+    from rag_assets.chunking.static_vectors import StaticVectors
+    from rag_serving.lake.search.query import Mode
 
 PEERS = ("faiss", "chroma")
 OURS = "rag-shards"
@@ -87,10 +87,11 @@ class Bench:
     """One lake, its corpus and its questions, and the figures so far."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        from rag_assets.export import PACKAGED_MODEL, ensure_exported
-        from rag_assets.lake import Lake
+        from rag_assets.models.export import ensure_exported
+        from rag_assets.options import PACKAGED_MODEL
         from rag_assets.settings import PipelineSettings
-        from rag_serving.embedding import load_tokenizer
+        from rag_assets.storage.lake import Lake
+        from rag_serving.lake.embedders.base import load_tokenizer
 
         self.folder, self.options = folder, options
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -130,14 +131,14 @@ class Bench:
         self._searchers: list[Any] = []
 
     def _static(self, lake: Any, identity: Any) -> StaticVectors:
-        from rag_assets.static_vectors import load_vectors
+        from rag_assets.models.static_vectors import load_vectors
 
         say("loading static vectors (distilled in a minute the first time)")
         return load_vectors(lake.objects, identity)
 
     def _model(self) -> Any:
-        from rag_assets.embedding import warm_embedder
-        from rag_assets.export import PACKAGED_MODEL
+        from rag_assets.models.registry import warm_embedder
+        from rag_assets.options import PACKAGED_MODEL
 
         return warm_embedder(str(self.folder / "lake"), PACKAGED_MODEL)
 
@@ -179,8 +180,8 @@ class Bench:
 
     async def prepare(self, rows: int) -> list[Contender]:
         """Build one size, a lake of its own, and open it for everything in this process that searches it."""
-        from rag_assets.lake import Lake
-        from rag_serving.search import Searcher
+        from rag_assets.storage.lake import Lake
+        from rag_serving.retrieval.searcher import Searcher
 
         shards = -(-rows // self.builder.shard_rows)
         wide = shards > WIDE
@@ -288,7 +289,7 @@ class Bench:
         import lancedb
         from lancedb.index import Bitmap
 
-        from rag_serving.company import COMPANY
+        from rag_serving.lake.company_index import COMPANY
 
         at = lake.with_name(f"{lake.name}-filtered")
         shutil.rmtree(at, ignore_errors=True)
@@ -371,8 +372,8 @@ class Bench:
         """
         import lancedb
 
-        from rag_serving.company import COMPANY
-        from rag_serving.tables import sql_in
+        from rag_serving.lake.company_index import COMPANY
+        from rag_serving.lake.sql import sql_in
 
         fingerprint, size = self.builder.identity.fingerprint, self.builder.shard_rows
         connection = await lancedb.connect_async(self.folder / f"lake-{rows}" / COMPANY)
@@ -416,8 +417,8 @@ class Bench:
 
     async def upserts(self, rows: int) -> list[Contender]:
         """One shard as it was built, after many small changes, and after its upkeep; `rows` are in shards already."""
-        from rag_assets.lake import Lake
-        from rag_serving.search import Searcher
+        from rag_assets.storage.lake import Lake
+        from rag_serving.retrieval.searcher import Searcher
 
         number, questions = 0, self.questions(1)
         place = self.folder / "lake-upserts"

@@ -20,9 +20,10 @@ from benchmarks.search.measures import Stopwatch, Timing
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from rag_serving.catalog import Snapshot
-    from rag_serving.search import Mode, Searcher
-    from rag_serving.shards import Shard
+    from rag_serving.lake.catalog import Snapshot
+    from rag_serving.lake.search.query import Mode
+    from rag_serving.lake.shards import Shard
+    from rag_serving.retrieval.searcher import Searcher
 
     Vectors = npt.NDArray[np.float32]
     Ask = Callable[[int], Awaitable[list[int]]]
@@ -71,7 +72,7 @@ def ours(
     shard: Callable[[int], Shard] | None,
 ) -> Ask:
     """The searcher that clients have; `shard` gives the shard to ask by its number, None asks all of the snapshot."""
-    from rag_serving.search import Query
+    from rag_serving.lake.search.query import Query
 
     everything = [entry for _, entry in sorted(snapshot.entries.items())]
 
@@ -92,7 +93,7 @@ def filtered(
     """One LanceDB table of all rows, filtered by region and department, with the columns and the fusion of ours."""
     from lancedb.query import MatchQuery
 
-    from rag_serving.fusion import Ranking, fuse
+    from rag_serving.lake.search.fusion import Ranking, fuse
 
     gate = asyncio.Semaphore(IN_FLIGHT)
     columns = [name for name in table_columns() if name not in ("vector", "shard")]
@@ -140,7 +141,7 @@ def nearest_rows(table: Any, questions: Questions, probes: int, refine: int, whe
 
 def table_columns() -> list[str]:
     """Columns that a search reads."""
-    from rag_serving.tables import shard_schema
+    from rag_serving.lake.tables import shard_schema
 
     unread = ("tokens", "content_hash", "etag", "indexed_at")
     return [name for name in shard_schema(1, "").names if name not in unread]
@@ -148,7 +149,7 @@ def table_columns() -> list[str]:
 
 def collapsed(corpus_texts: pa.ChunkedArray, ranked: Sequence[int], k: int = K) -> list[int]:
     """Of the rows that an exact search ranks, the first `k` that do not repeat a better one, as the client shows."""
-    from rag_serving.fusion import Candidate, distinct
+    from rag_serving.lake.search.fusion import Candidate, distinct
 
     candidates = [
         Candidate({"chunk_id": "", "row": row, "text": corpus_texts[row].as_py(), "source": ""}, 0.0, None)

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from rag_assets.lake import Lake
-    from rag_assets.writing import ShardWriter
-    from rag_serving.catalog import Snapshot
-    from rag_serving.embedding import EmbedderIdentity
-    from rag_serving.shards import Shard
+    from rag_assets.storage.lake import Lake
+    from rag_assets.storage.shard_writer import ShardWriter
+    from rag_serving.lake.catalog import Snapshot
+    from rag_serving.lake.embedders.base import EmbedderIdentity
+    from rag_serving.lake.shards import Shard
 
 REGIONS = 10
 _ROWS_OF_A_COMMIT = 4096
@@ -40,7 +40,7 @@ _PIN_SECONDS = 3600.0
 
 def shard_of(number: int) -> Shard:
     """The shards are spread over a few regions."""
-    from rag_serving.shards import Shard
+    from rag_serving.lake.shards import Shard
 
     return Shard(f"region{number % REGIONS}", f"department{number // REGIONS:03}")
 
@@ -61,9 +61,9 @@ class Builder:
 
     def table(self, rows: Sequence[int], shard: Shard, doc_ids: Sequence[str] | None = None) -> pa.Table:
         """Those rows of the corpus as rows of the shard's table, of the documents named or of their own."""
-        from rag_assets.embedding import vector_array
-        from rag_assets.lake import document_id
-        from rag_serving.tables import shard_schema
+        from rag_assets.stages.embeddings import vector_array
+        from rag_assets.storage.schemas import document_id
+        from rag_serving.lake.tables import shard_schema
 
         schema = shard_schema(self.identity.dimensions, self.identity.fingerprint)
         picked = np.asarray(rows, np.int64)
@@ -98,15 +98,15 @@ class Builder:
     @contextmanager
     def writer(self, shard: Shard) -> Generator[ShardWriter]:
         """Write to the shard as a run does."""
-        from rag_assets.lease import hold
-        from rag_assets.writing import ShardWriter
+        from rag_assets.storage.lease import acquire_lease
+        from rag_assets.storage.shard_writer import ShardWriter
 
-        with hold(self.lake.objects, shard, "benchmark", seconds=600) as lease:
+        with acquire_lease(self.lake.objects, shard, "benchmark", seconds=600) as lease:
             yield ShardWriter(self.lake, shard, lease)
 
     def build(self, numbers: Sequence[int]) -> None:
         """Write, index and publish those shards, but for what is published already."""
-        from rag_serving.catalog import read_catalog_entry
+        from rag_serving.lake.catalog_entry import read_catalog_entry
 
         for done, number in enumerate(numbers, start=1):
             shard = shard_of(number)
@@ -116,8 +116,8 @@ class Builder:
                 say(f"{done} of {len(numbers)} shards")
 
     def _fill(self, shard: Shard, rows: Sequence[int]) -> None:
-        from rag_assets.indexing import keep_indexes
-        from rag_serving.tables import SHARDS, shard_schema
+        from rag_assets.storage.search_indexes import keep_indexes
+        from rag_serving.lake.tables import SHARDS, shard_schema
 
         with self.writer(shard) as writer:
             table = writer.ensure(SHARDS, shard_schema(self.identity.dimensions, self.identity.fingerprint))
@@ -128,8 +128,8 @@ class Builder:
 
     def publish(self, writer: ShardWriter) -> None:
         """Put the head of the shard's table before readers."""
-        from rag_serving.catalog import CatalogEntry, Publication, catalog_key
-        from rag_serving.tables import SHARDS, TABLE_FORMAT
+        from rag_serving.lake.catalog_entry import CatalogEntry, Publication, catalog_key
+        from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
         table = writer.table(SHARDS)
         assert table is not None
@@ -158,7 +158,7 @@ class Builder:
 
     def snapshot(self, shards: int) -> Snapshot:
         """What is published of the first shards, with the company index if there is one."""
-        from rag_serving.catalog import Catalog, Snapshot
+        from rag_serving.lake.catalog import Catalog, Snapshot
 
         whole = Catalog(self.lake.objects).snapshot()
         kept = {shard_of(number) for number in range(shards)}
@@ -166,14 +166,14 @@ class Builder:
 
     def company(self, shards: int, *, anew: bool) -> None:
         """Bring the company index to the first shards; `anew` as if there had been none."""
-        from rag_assets.company_index import CompanyTable, hold_company_index, sync_company_index
-        from rag_serving.company import COMPANY, record_key
+        from rag_assets.stages.company_index import CompanyTable, acquire_company_index, sync_company_index
+        from rag_serving.lake.company_index import COMPANY, record_key
 
         fingerprint = self.identity.fingerprint
         if anew:
             self.lake.objects.delete(record_key(fingerprint))
             self.lake.drop(COMPANY, CompanyTable(fingerprint))
-        with hold_company_index(self.lake, "benchmark", seconds=3600, wait=60) as lease:
+        with acquire_company_index(self.lake, "benchmark", seconds=3600, wait=60) as lease:
             sync_company_index(
                 self.lake,
                 lease,
@@ -199,8 +199,8 @@ class Upserts:
 
         Returns the rows of the corpus that the shard holds afterwards.
         """
-        from rag_assets.indexing import keep_indexes
-        from rag_serving.tables import SHARDS
+        from rag_assets.storage.search_indexes import keep_indexes
+        from rag_serving.lake.tables import SHARDS
 
         builder, shard = self.builder, shard_of(self.number)
         held = np.array(builder.rows_of(self.number), np.int64)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
 
-    from rag_assets.static_vectors import StaticVectors
+    from rag_assets.chunking.static_vectors import StaticVectors
 
     Vectors = npt.NDArray[np.float32]
 
@@ -70,7 +70,8 @@ def read_texts(data: Path, limit: int | None = None) -> list[Text]:
 
 
 def _pages(bucket: Path, limit: int | None) -> Iterator[Text]:
-    from rag_assets.extraction import ExtractionError, extract
+    from rag_assets.extraction.errors import ExtractionError
+    from rag_assets.extraction.registry import extract
 
     for path in sorted(bucket.rglob("*"))[:limit]:
         if path.is_file():

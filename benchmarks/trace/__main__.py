@@ -34,8 +34,8 @@ from benchmarks.trace.traffic import SHARES, Asking, drawn, repeat_share
 from benchmarks.trace.worlds import GUARDS, RULES, Passages, Right, Scope, World, scope_of
 
 if TYPE_CHECKING:
-    from rag_serving.client import AsyncRagClient
-    from rag_serving.guards import Judge
+    from rag_serving.cache.guards.judge import Judge
+    from rag_serving.clients.lake import AsyncRagClient
 
 SHARDS = (
     "london/kubernetes",
@@ -87,15 +87,15 @@ class Bench:
     def prepare(self) -> None:
         """Make the clients."""
         self._note()
-        from rag_serving.cache import MemoryStore
-        from rag_serving.client import AsyncRagClient
-        from rag_serving.embedding import load_embedder
-        from rag_serving.objects import open_objects
-        from rag_serving.search import Searcher
+        from rag_serving.cache.memory_store import MemoryStore
+        from rag_serving.clients.lake import AsyncRagClient
+        from rag_serving.lake.embedders.loading import load_embedder
+        from rag_serving.lake.object_store import open_object_store
+        from rag_serving.retrieval.searcher import Searcher
         from rag_serving.settings import ServingSettings
 
         self.searcher = RememberingSearcher(Searcher(str(self.lake)))
-        objects = open_objects(str(self.lake))
+        objects = open_object_store(str(self.lake))
         embedders: dict[str, RememberingEmbedder] = {}
 
         def load(_objects: object, fingerprint: str) -> RememberingEmbedder:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from benchmarks.trace.model import plain
-from rag_serving.answer import within_budget
-from rag_serving.evidence import evidence_of
-from rag_serving.guards import Evidence
+from rag_serving.answering.prompts import within_budget
+from rag_serving.cache.evidence import evidence_of
+from rag_serving.cache.guards.signals import Evidence
 
 if TYPE_CHECKING:
     from benchmarks.trace.worlds import World
-    from rag_serving.client import AsyncRagClient
+    from rag_serving.clients.lake import AsyncRagClient
 
 _PROMPT_TOKENS = 3_000
 

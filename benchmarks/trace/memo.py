@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rag_serving.catalog import CatalogEntry, Snapshot
-from rag_serving.embedding import Embedder
+from rag_serving.lake.catalog import Snapshot
+from rag_serving.lake.catalog_entry import CatalogEntry
+from rag_serving.lake.embedders.base import Embedder
+from rag_serving.lake.search.query import Query
 from rag_serving.results import Hit
-from rag_serving.search import Query, Searching
+from rag_serving.retrieval.searcher import SearchBackend
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class RememberingSearcher:
     """A searcher that asks another one only what it was not asked before."""
 
-    def __init__(self, searcher: Searching) -> None:
+    def __init__(self, searcher: SearchBackend) -> None:
         self._searcher = searcher
         self._found: dict[str, tuple[list[Hit], tuple[str, ...]]] = {}
         self.searches = 0

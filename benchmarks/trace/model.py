@@ -12,7 +12,8 @@ from typing import Any
 
 from benchmarks.trace.documents import Documents
 from benchmarks.trace.questions import Questions, squeezed
-from rag_serving.answer import NOT_FOUND, LanguageModel
+from rag_serving.answering.generation import LanguageModel
+from rag_serving.answering.prompts import NOT_FOUND
 
 _SOURCE = re.compile(r"\[(\d+)\] ")
 _CITATION = re.compile(r"\s*\[\d+\]\s*$")

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.guards.rewordings import rewordings
-from rag_serving.answer import split_sentences
-from rag_serving.cache import normalise
+from rag_serving.answering.extractive import split_sentences
+from rag_serving.cache.entries import normalise
 
 _FEWEST, _MOST = 4, 14
 """Words of the part of a sentence that a question is made of."""

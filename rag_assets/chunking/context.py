@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal
+from typing import Final
 
-from rag_assets.chunking.seams import sentence_starts
+from rag_assets.chunking.boundaries import sentence_starts
 from rag_assets.chunking.tokens import DocumentTokens
-
-ContextName = Literal["none", "headings", "neighbours"]
+from rag_assets.options import ContextName
 
 CONTEXT_VERSIONS: Final[dict[str, str]] = {"headings": "headings-1", "neighbours": "neighbours-1"}
 NEIGHBOUR_TOKENS: Final = 20

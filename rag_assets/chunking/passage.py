@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from rag_assets.extraction import ExtractedDocument
+from rag_assets.extraction.document import ExtractedDocument
 
 
 @dataclass(frozen=True, slots=True)

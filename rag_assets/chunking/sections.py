@@ -9,24 +9,22 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from rag_assets.chunking.context import CONTEXT_VERSIONS, ContextName, contexts
+from rag_assets.chunking.boundaries import LEAD_IN, SPLITTERS, Splitter, halves, spans_between, split_near
+from rag_assets.chunking.context import CONTEXT_VERSIONS, contexts
 from rag_assets.chunking.passage import Passage
-from rag_assets.chunking.seams import LEAD_IN, SEAMS, Seam, halves, seam_near, spans_between
 from rag_assets.chunking.tokens import MAX_CHARACTERS_PER_TOKEN, DocumentTokens, TokenCounter, batches
-from rag_assets.extraction import Block, BlockKind, ExtractedDocument, heading_text
+from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
+from rag_assets.extraction.registry import heading_text
+from rag_assets.options import SMALLEST_WINDOW, ContextName
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# One character can need this many tokens (a ligature that unfolds into a phrase), so that smaller windows
-# cannot hold every text.
-SMALLEST_WINDOW: Final = 32
-
 
 @dataclass(frozen=True, slots=True)
-class Atom:
+class Unit:
     """What is packed whole: a block, or a piece of one that is larger than the window.
 
     `seams` are the ways to cut it that have not been used yet. A heading is bound to what follows it; a
@@ -36,7 +34,7 @@ class Atom:
     start: int
     end: int
     tokens: int
-    seams: tuple[Seam, ...]
+    seams: tuple[Splitter, ...]
     kind: BlockKind
     is_heading: bool = False
     is_lead_in: bool = False
@@ -48,7 +46,7 @@ class Section:
 
     path: tuple[str, ...]
     parents: tuple[int, ...]
-    atoms: list[Atom]
+    atoms: list[Unit]
     tokens: int
 
     @property
@@ -60,7 +58,7 @@ class Section:
         return self.atoms[-1].is_heading
 
 
-class Room:
+class TokenBudget:
     """What fits into one passage of one document."""
 
     def __init__(self, tokens: DocumentTokens, budget: int) -> None:
@@ -69,18 +67,18 @@ class Room:
         self.max_characters = budget * MAX_CHARACTERS_PER_TOKEN
         self.tokens = tokens
 
-    def fit(self, atoms: Sequence[Atom], tokens: int, limit: int | None = None) -> bool:
+    def fit(self, atoms: Sequence[Unit], tokens: int, limit: int | None = None) -> bool:
         """Whether a passage from the first to the last of `atoms`, with `tokens`, keeps to the limits."""
         if tokens > (self.budget if limit is None else limit):
             return False
         return atoms[-1].end - atoms[0].start <= self.max_characters
 
 
-def sections_of(document: ExtractedDocument, room: Room) -> list[Section]:
+def sections_of(document: ExtractedDocument, room: TokenBudget) -> list[Section]:
     """The document's sections in order, with one atom for each block."""
     sections: list[Section] = []
     open_headings: list[tuple[int, int, str]] = []  # level, number of the section, words
-    atoms: list[Atom] = []
+    atoms: list[Unit] = []
 
     def close() -> None:
         if atoms:
@@ -97,18 +95,18 @@ def sections_of(document: ExtractedDocument, room: Room) -> list[Section]:
             open_headings.append((block.level, index, heading_text(document, block)))
         is_last = index + 1 == len(document.blocks)
         behind = block.end if is_last else document.blocks[index + 1].start
-        atoms.append(_atom(document.text, block, room.tokens.count(block.start, behind)))
+        atoms.append(_unit(document.text, block, room.tokens.count(block.start, behind)))
     close()
     return sections
 
 
-def _atom(text: str, block: Block, tokens: int) -> Atom:
+def _unit(text: str, block: Block, tokens: int) -> Unit:
     is_lead_in = block.kind is BlockKind.PARAGRAPH and text.endswith(LEAD_IN, block.start, block.end)
-    return Atom(
+    return Unit(
         block.start,
         block.end,
         tokens,
-        SEAMS[block.kind],
+        SPLITTERS[block.kind],
         block.kind,
         is_heading=block.kind is BlockKind.HEADING,
         is_lead_in=is_lead_in,
@@ -148,7 +146,7 @@ def _is_beside(first: Section, other: Section) -> bool:
     return other.parents[: len(first.parents)] == first.parents
 
 
-def cut_atom(atom: Atom, room: Room, limit: int) -> list[Atom]:
+def cut_unit(atom: Unit, room: TokenBudget, limit: int) -> list[Unit]:
     """The pieces of an atom, of at most `limit` tokens each, at the coarsest seams that give such pieces."""
     for used, seam in enumerate(atom.seams, start=1):
         spans = spans_between(room.text, atom.start, atom.end, seam(room.text, atom.start, atom.end))
@@ -159,19 +157,19 @@ def cut_atom(atom: Atom, room: Room, limit: int) -> list[Atom]:
         spans, seams = list(_even_cuts(atom, room, limit)), ()
         if len(spans) == 1:
             return [atom]
-    pieces: list[Atom] = []
+    pieces: list[Unit] = []
     for index, (start, end) in enumerate(spans):
         is_last = index + 1 == len(spans)
         tokens = room.tokens.count(start, end if is_last else spans[index + 1][0])
-        piece = Atom(start, end, tokens, seams, atom.kind, is_last and atom.is_heading, is_last and atom.is_lead_in)
+        piece = Unit(start, end, tokens, seams, atom.kind, is_last and atom.is_heading, is_last and atom.is_lead_in)
         if room.fit([piece], tokens, limit):
             pieces.append(piece)
         else:
-            pieces += cut_atom(piece, room, limit)
+            pieces += cut_unit(piece, room, limit)
     return pieces
 
 
-def _even_cuts(atom: Atom, room: Room, limit: int) -> Iterator[tuple[int, int]]:
+def _even_cuts(atom: Unit, room: TokenBudget, limit: int) -> Iterator[tuple[int, int]]:
     """Cut between tokens into pieces of about the same size, at white space where there is some nearby."""
     start, end = atom.start, atom.end
     while start < end:
@@ -181,7 +179,7 @@ def _even_cuts(atom: Atom, room: Room, limit: int) -> Iterator[tuple[int, int]]:
             yield from spans_between(room.text, start, end, [])
             return
         cut = min(room.tokens.after(start, -(-tokens // pieces)), start + room.max_characters, end)
-        cut = seam_near(room.text, start, cut)
+        cut = split_near(room.text, start, cut)
         yield from spans_between(room.text, start, cut, [])
         start = cut
 
@@ -227,7 +225,7 @@ class SectionChunker(ABC):
         return self._version
 
     @abstractmethod
-    def cut(self, atoms: Sequence[Atom], room: Room) -> list[tuple[int, int]]:
+    def cut(self, atoms: Sequence[Unit], room: TokenBudget) -> list[tuple[int, int]]:
         """Spans in order that hold all of the atoms, each of at most `room.budget` tokens."""
 
     def chunk(self, document: ExtractedDocument) -> list[Passage]:
@@ -235,7 +233,7 @@ class SectionChunker(ABC):
         if not document.blocks:
             return []
         tokens = self._counter.read(document)
-        room = Room(tokens, self._budget)
+        room = TokenBudget(tokens, self._budget)
         sections = sections_of(document, room)
         spans: list[tuple[int, int]] = []
         for group in group_sections(sections, self._budget, self.min_tokens):

@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rag_assets.chunking.context import ContextName
-from rag_assets.chunking.seams import at_items, at_lines, ends_sentence, sentence_starts, spans_between
-from rag_assets.chunking.sections import Atom, Room, SectionChunker, cut_atom
-from rag_assets.extraction import BlockKind
+from rag_assets.chunking.boundaries import at_items, at_lines, ends_sentence, sentence_starts, spans_between
+from rag_assets.chunking.sections import SectionChunker, TokenBudget, Unit, cut_unit
+from rag_assets.extraction.document import BlockKind
+from rag_assets.options import ContextName
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
 
-    from rag_assets.static_vectors import StaticVectors
+    from rag_assets.chunking.static_vectors import StaticVectors
 
     Floats = npt.NDArray[np.float32]
+
 
 _MOST_UNITS: Final = 64
 """Units of a passage at most: crumbs are joined beforehand, so that a passage seldom has so many."""
@@ -44,7 +45,7 @@ _AFTER_HEADING: Final = 1e6
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class CutCosts:
     """What the optimisation weighs against each other; tuned on the questions of benchmarks.quality."""
 
     best_share: float = 0.8
@@ -80,7 +81,7 @@ class SemanticChunker(SectionChunker):
         min_tokens: int | None = None,
         window: int | None = None,
         context: ContextName = "none",
-        prices: Prices = Prices(),
+        prices: CutCosts = CutCosts(),
     ) -> None:
         """`window` is what the model reads, context included; without it, `max_tokens`."""
         super().__init__(
@@ -94,7 +95,7 @@ class SemanticChunker(SectionChunker):
         self._vectors = vectors
         self._prices = prices
 
-    def cut(self, atoms: Sequence[Atom], room: Room) -> list[tuple[int, int]]:
+    def cut(self, atoms: Sequence[Unit], room: TokenBudget) -> list[tuple[int, int]]:
         units = self._units(atoms, room)
         spans: list[tuple[int, int]] = []
         first = 0
@@ -110,15 +111,15 @@ class SemanticChunker(SectionChunker):
             first += taken
         return spans
 
-    def _units(self, atoms: Sequence[Atom], room: Room) -> list[_Unit]:
+    def _units(self, atoms: Sequence[Unit], room: TokenBudget) -> list[_Sentence]:
         """The atoms in pieces that are never cut, with what a cut before each costs."""
-        units: list[_Unit] = []
+        units: list[_Sentence] = []
         headings = 0  # tokens of those that wait for something to follow
         price = 0.0
         for atom in atoms:
             limit = room.budget - headings if headings <= room.budget // 2 else room.budget
             pieces = _pieces(atom, room, limit, self._prices)
-            units.append(_Unit(pieces[0].start, pieces[0].end, pieces[0].tokens, price))
+            units.append(_Sentence(pieces[0].start, pieces[0].end, pieces[0].tokens, price))
             units += pieces[1:]
             if atom.is_heading:
                 headings += atom.tokens
@@ -128,7 +129,7 @@ class SemanticChunker(SectionChunker):
                 price = _AFTER_LEAD_IN if atom.is_lead_in else self._prices.block
         return _joined(units, room)
 
-    def _cheapest(self, units: Sequence[_Unit], room: Room) -> list[int]:
+    def _cheapest(self, units: Sequence[_Sentence], room: TokenBudget) -> list[int]:
         """The first unit of each passage, of the cheapest way to make passages of all units."""
         count = len(units)
         costs = self._costs(units, room)
@@ -149,7 +150,7 @@ class SemanticChunker(SectionChunker):
             firsts.append(end)
         return firsts[::-1]
 
-    def _costs(self, units: Sequence[_Unit], room: Room) -> list[list[float]]:
+    def _costs(self, units: Sequence[_Sentence], room: TokenBudget) -> list[list[float]]:
         """At ``[i][k]``, of a passage that ends with unit ``i`` and has ``k + 1`` units; infinite where too long."""
         prices, budget, count = self._prices, room.budget, len(units)
         tokens = np.array([unit.tokens for unit in units], np.float64)
@@ -185,7 +186,7 @@ class SemanticChunker(SectionChunker):
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class _Sentence:
     """What is never cut. `price` is of a cut before it."""
 
     start: int
@@ -208,7 +209,7 @@ def _contrasted(vectors: Floats) -> Floats:
     return apart
 
 
-def _pieces(atom: Atom, room: Room, limit: int, prices: Prices) -> list[_Unit]:
+def _pieces(atom: Unit, room: TokenBudget, limit: int, prices: CutCosts) -> list[_Sentence]:
     """An atom in units, the first of at most `limit` tokens. A cut before the first has no price yet."""
     text = room.text
     if atom.kind is BlockKind.PARAGRAPH:
@@ -225,21 +226,21 @@ def _pieces(atom: Atom, room: Room, limit: int, prices: Prices) -> list[_Unit]:
         counts = [*np.diff(firsts).tolist(), atom.tokens - int(firsts[-1] - firsts[0])]
     else:
         counts = [atom.tokens]
-    units: list[_Unit] = []
+    units: list[_Sentence] = []
     for (start, end), count in zip(spans, counts, strict=True):
-        price = _price(text, atom.kind, units[-1].end, start, prices) if units else 0.0
+        price = _cost(text, atom.kind, units[-1].end, start, prices) if units else 0.0
         most = room.budget if units else limit
         if count <= most and end - start <= room.max_characters:
-            units.append(_Unit(start, end, count, price))
+            units.append(_Sentence(start, end, count, price))
             continue
         finer = (at_items, at_lines, sentence_starts) if atom.kind is BlockKind.LIST else (at_lines,)
-        torn = cut_atom(Atom(start, end, count, finer, atom.kind), room, most)
-        units.append(_Unit(torn[0].start, torn[0].end, torn[0].tokens, price))
-        units += [_Unit(piece.start, piece.end, piece.tokens, prices.torn) for piece in torn[1:]]
+        torn = cut_unit(Unit(start, end, count, finer, atom.kind), room, most)
+        units.append(_Sentence(torn[0].start, torn[0].end, torn[0].tokens, price))
+        units += [_Sentence(piece.start, piece.end, piece.tokens, prices.torn) for piece in torn[1:]]
     return units
 
 
-def _price(text: str, kind: BlockKind, end: int, start: int, prices: Prices) -> float:
+def _cost(text: str, kind: BlockKind, end: int, start: int, prices: CutCosts) -> float:
     """What a cut between two pieces of a block costs."""
     if kind is BlockKind.LIST:
         return prices.item
@@ -250,10 +251,10 @@ def _price(text: str, kind: BlockKind, end: int, start: int, prices: Prices) -> 
     return prices.line if ends_sentence(text, end) else prices.wrap
 
 
-def _joined(units: Sequence[_Unit], room: Room) -> list[_Unit]:
+def _joined(units: Sequence[_Sentence], room: TokenBudget) -> list[_Sentence]:
     """The units, each crumb joined to the neighbour from which a cut would part it at the higher price."""
     crumb = room.budget // _CRUMB_SHARE
-    joined: list[_Unit] = []
+    joined: list[_Sentence] = []
     for number, unit in enumerate(units):
         if joined:
             before = joined[-1]

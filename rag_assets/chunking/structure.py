@@ -6,11 +6,12 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from rag_assets.chunking.context import ContextName
-from rag_assets.chunking.sections import Atom, Room, SectionChunker, cut_atom
+from rag_assets.chunking.sections import SectionChunker, TokenBudget, Unit, cut_unit
+from rag_assets.options import ContextName
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
 
 DEFAULT_MIN_TOKENS: Final = 64
 
@@ -37,15 +38,15 @@ class StructureChunker(SectionChunker):
             "structure-1", tokenizer, max_tokens=max_tokens, min_tokens=min_tokens, window=window, context=context
         )
 
-    def cut(self, atoms: Sequence[Atom], room: Room) -> list[tuple[int, int]]:
+    def cut(self, atoms: Sequence[Unit], room: TokenBudget) -> list[tuple[int, int]]:
         return _pack(atoms, room, self.min_tokens)
 
 
-def _pack(atoms: Iterable[Atom], room: Room, min_tokens: int) -> list[tuple[int, int]]:
+def _pack(atoms: Iterable[Unit], room: TokenBudget, min_tokens: int) -> list[tuple[int, int]]:
     """Spans of consecutive atoms, filled up to the budget."""
-    packed: list[list[Atom]] = []
+    packed: list[list[Unit]] = []
     waiting = deque(atoms)
-    current: list[Atom] = []
+    current: list[Unit] = []
     size = 0
     while waiting:
         atom = waiting.popleft()
@@ -56,7 +57,7 @@ def _pack(atoms: Iterable[Atom], room: Room, min_tokens: int) -> list[tuple[int,
         held = _first_held(current, atom, room)
         if held == 0:
             # Nothing is open, or only headings, which wait for as much of the atom as there is room for.
-            pieces = cut_atom(atom, room, room.budget - size) if size <= room.budget // 2 else []
+            pieces = cut_unit(atom, room, room.budget - size) if size <= room.budget // 2 else []
             if len(pieces) > 1 and room.fit([*current[:1], pieces[0]], size + pieces[0].tokens):
                 waiting.extendleft(reversed(pieces))
                 continue
@@ -75,7 +76,7 @@ def _pack(atoms: Iterable[Atom], room: Room, min_tokens: int) -> list[tuple[int,
     return [(passage[0].start, passage[-1].end) for passage in packed]
 
 
-def _first_held(current: Sequence[Atom], following: Atom, room: Room) -> int:
+def _first_held(current: Sequence[Unit], following: Unit, room: TokenBudget) -> int:
     """The index in `current` from which on the atoms move to the next passage, with `following`."""
     first = len(current)
     if current and current[-1].is_lead_in:
@@ -87,13 +88,13 @@ def _first_held(current: Sequence[Atom], following: Atom, room: Room) -> int:
     return _before_headings(current, first)
 
 
-def _before_headings(atoms: Sequence[Atom], index: int) -> int:
+def _before_headings(atoms: Sequence[Unit], index: int) -> int:
     while index > 0 and atoms[index - 1].is_heading:
         index -= 1
     return index
 
 
-def _mend_tail(packed: list[list[Atom]], room: Room, min_tokens: int) -> None:
+def _mend_tail(packed: list[list[Unit]], room: TokenBudget, min_tokens: int) -> None:
     """Move atoms from the last passage but one into a last one that is left with next to nothing."""
     if len(packed) < 2:
         return

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from rag_assets.chunking.seams import seam_near
-from rag_assets.extraction import ExtractedDocument
+from rag_assets.chunking.boundaries import split_near
+from rag_assets.extraction.document import ExtractedDocument
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
+
 
 # A word that the vocabulary does not know is one token however long it is, so tokens alone do not bound a
 # passage.
@@ -142,7 +143,7 @@ def _pieces(document: ExtractedDocument) -> Iterator[tuple[int, int]]:
         start = block.start
         end = blocks[index + 1].start if index + 1 < len(blocks) else block.end
         while end - start > _PIECE_CHARACTERS:
-            cut = seam_near(text, start, start + _PIECE_CHARACTERS)
+            cut = split_near(text, start, start + _PIECE_CHARACTERS)
             yield start, cut
             start = cut
         yield start, end

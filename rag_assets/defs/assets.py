@@ -11,22 +11,24 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from rag_assets.defs.execution import named_failures, step_retries
+from rag_assets.defs.failures import named_failures, step_retries
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, PipelineResource, flag
-from rag_assets.embedding import sync_embeddings
-from rag_assets.evaluation import Evaluation
-from rag_assets.export import ensure_exported
-from rag_assets.extraction import EXTRACTOR_VERSION
-from rag_assets.indexing import sync_shard
-from rag_assets.ingestion import refused_documents, sync_documents
-from rag_assets.lake import CHUNK_SCHEMA, RAW_SCHEMA, embedding_schema
-from rag_assets.passages import sync_chunks
-from rag_assets.publishing import publish
-from rag_assets.static_vectors import ensure_distilled
-from rag_assets.writing import ShardWriter
-from rag_serving.embedding import MODELS
-from rag_serving.tables import shard_schema
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.run_tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, flag
+from rag_assets.evaluation.records import Evaluation
+from rag_assets.extraction.registry import EXTRACTOR_VERSION
+from rag_assets.models.export import ensure_exported
+from rag_assets.models.static_vectors import ensure_distilled
+from rag_assets.publishing.publish import publish
+from rag_assets.stages.chunks import sync_chunks
+from rag_assets.stages.document_state import quarantined_documents
+from rag_assets.stages.documents import sync_documents
+from rag_assets.stages.embeddings import sync_embeddings
+from rag_assets.stages.search_table import sync_shard
+from rag_assets.storage.schemas import CHUNK_SCHEMA, RAW_SCHEMA, embedding_schema
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.embedders.base import MODELS
+from rag_serving.lake.tables import shard_schema
 
 OWNERS = ["team:search-platform"]
 GROUP = "index"
@@ -154,7 +156,7 @@ def raw_documents(
             context.log.info,
             keys=config.keys,
         )
-        refused = refused_documents(pipeline.lake(), shard_writer.shard)[:20]
+        refused = quarantined_documents(pipeline.lake(), shard_writer.shard)[:20]
     metadata = _metadata(report, rows=report.documents)
     metadata["quarantine_reasons"] = dg.JsonMetadataValue(report.quarantine_reasons)
     if refused:

@@ -5,22 +5,22 @@ from typing import Any
 
 import dagster as dg
 
+from rag_assets.arrivals.events.feed import open_feed
+from rag_assets.defs.asset_checks import CHECKS
 from rag_assets.defs.assets import SHARD_ASSETS, boundary_vectors, embedding_model, source_objects
-from rag_assets.defs.checks import CHECKS
-from rag_assets.defs.company import build_company_sensor, company_index, refresh_company_index
-from rag_assets.defs.execution import executor
+from rag_assets.defs.company_index import build_company_sensor, company_index, refresh_company_index
+from rag_assets.defs.failures import executor
 from rag_assets.defs.jobs import export_model, index_shard
-from rag_assets.defs.resources import PipelineResource, shard_writer
-from rag_assets.defs.schedules import build_reconcile_schedule
-from rag_assets.defs.sensors import build_arrivals_sensor
-from rag_assets.defs.upkeep import (
+from rag_assets.defs.maintenance import (
     build_maintenance_schedule,
     build_watch_schedule,
     maintain,
     no_shard_left_behind,
     watch,
 )
-from rag_assets.feeds.feed import open_feed
+from rag_assets.defs.resources import PipelineResource, shard_writer
+from rag_assets.defs.schedules import build_reconcile_schedule
+from rag_assets.defs.sensors import build_arrivals_sensor
 from rag_assets.settings import PipelineSettings
 
 

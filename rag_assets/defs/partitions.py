@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import dagster as dg
 
-from rag_serving.shards import Shard
+from rag_serving.lake.shards import Shard
 
 shard_partitions = dg.DynamicPartitionsDefinition(name="shard")
 

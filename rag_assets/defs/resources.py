@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Self, cast
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
 
-from rag_assets.chunking import Chunker, ChunkerName, ChunkerOptions, ContextName
-from rag_assets.embedding import RuntimeName, warm_chunker, warm_embedder, warm_identity
-from rag_assets.evaluation import Quality
-from rag_assets.export import find_exported
-from rag_assets.ingestion import IngestionLimits, Read
-from rag_assets.lake import Lake
-from rag_assets.lease import hold
-from rag_assets.parsers import ParserLimits, warm_parsers
-from rag_assets.publishing import fence
+from rag_assets.chunking.options import ChunkerOptions
+from rag_assets.chunking.passage import Chunker
+from rag_assets.defs.run_tags import PARTITION_TAG, WHOLE_TAG, flag
+from rag_assets.evaluation.verdict import Quality
+from rag_assets.extraction.sandbox.pool import ParserLimits, warm_parsers
+from rag_assets.models.export import find_exported
+from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
+from rag_assets.options import ChunkerName, ContextName, RuntimeName
+from rag_assets.publishing.catalog_writes import fence
 from rag_assets.settings import PipelineSettings
-from rag_assets.sources import Source, open_source
-from rag_assets.writing import ShardWriter
-from rag_serving.catalog import Catalog
-from rag_serving.embedding import Embedder, EmbedderIdentity
-from rag_serving.objects import is_s3
-from rag_serving.shards import Shard
-
-PARTITION_TAG = "dagster/partition"
-ALLOW_MASS_DELETE_TAG = "rag/allow_mass_delete"
-ACCEPT_WORSE_TAG = "rag/accept_worse_retrieval"
-WHOLE_TAG = "rag/compare_whole_tables"
+from rag_assets.sources.base import Source
+from rag_assets.sources.open import open_source
+from rag_assets.stages.documents import IngestionLimits, Parse
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.lease import acquire_lease
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.catalog import Catalog
+from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
+from rag_serving.lake.object_store import is_s3
+from rag_serving.lake.shards import Shard
 
 
 class PipelineResource(dg.ConfigurableResource[None]):
@@ -87,12 +86,12 @@ class PipelineResource(dg.ConfigurableResource[None]):
         """The one writer of the shard for the length of the block; raises `ShardLocked`."""
         lake = self.lake()
         patience = self.lease_wait if wait is None else wait
-        with hold(lake.objects, shard, holder, seconds=self.lease_seconds, wait=patience) as lease:
+        with acquire_lease(lake.objects, shard, holder, seconds=self.lease_seconds, wait=patience) as lease:
             if lease.taken_over:
                 fence(lake, shard, lease.epoch)
             yield ShardWriter(lake, shard, lease, whole=whole)
 
-    def read(self) -> Read:
+    def read(self) -> Parse:
         """Reads documents, each in a limited process."""
         limits = ParserLimits(self.parse_seconds, self.parse_memory)
         return warm_parsers(limits, self.parse_workers).read
@@ -149,8 +148,3 @@ def shard_writer(context: dg.InitResourceContext) -> Generator[ShardWriter]:
         if writer.taken_back and context.log is not None:
             context.log.warning("took back unfinished writes to %s", ", ".join(writer.taken_back))
         yield writer
-
-
-def flag(tags: Mapping[str, str], name: str) -> bool:
-    """Whether a run bears the tag with the value true."""
-    return tags.get(name, "").lower() == "true"

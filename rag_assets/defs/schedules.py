@@ -6,9 +6,10 @@ import dagster as dg
 
 from rag_assets.defs.jobs import index_shard
 from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.resources import WHOLE_TAG, PipelineResource
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.run_tags import WHOLE_TAG
 from rag_assets.settings import PipelineSettings
-from rag_assets.sources import has_documents
+from rag_assets.sources.base import has_documents
 
 
 def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinition:

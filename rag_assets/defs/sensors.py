@@ -1,60 +1,33 @@
-"""The sensor that turns arrivals into runs: a thin shell over `rag_assets.arrivals`, or over `rag_assets.feeds`.
-
-It has one name, whichever of them `RAG_ARRIVALS` chooses.
-"""
+"""The sensor that turns arrivals into runs: a thin shell over `rag_assets.arrivals`."""
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
 
-from rag_assets.arrivals import Cursor, decide, sweep, worked_through
-from rag_assets.arrivals import Request as ListedRequest
+from rag_assets.arrivals.events.base import Feed
+from rag_assets.arrivals.events.feed import watched_source
+from rag_assets.arrivals.events.pending import Decision, FeedCursor, Request, merge
+from rag_assets.arrivals.events.pending import decide as decide_hints
+from rag_assets.arrivals.events.s3_records import DecodedMessages, read_messages
+from rag_assets.arrivals.listing import Cursor, decide, published_listing_digests, sweep
+from rag_assets.arrivals.listing import Request as ListedRequest
 from rag_assets.defs.assets import source_objects
 from rag_assets.defs.jobs import index_shard
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import PARTITION_TAG, PipelineResource
-from rag_assets.feeds.feed import Feed, watched_source
-from rag_assets.feeds.hints import Decision, FeedCursor, Hints, Request, merge
-from rag_assets.feeds.hints import decide as decide_hints
-from rag_assets.feeds.records import Reading, read_messages
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.run_status import PARTITIONS, active_shards, known_shards, runs_of
 from rag_assets.settings import PipelineSettings
-from rag_serving.errors import InvalidShardName
-from rag_serving.shards import Shard
 
 SENSOR = "s3_arrivals"
-_RUN_KEY_TAG = "dagster/run_key"
-_PARTITIONS = "shard"
-
-ACTIVE = [
-    dg.DagsterRunStatus.QUEUED,
-    dg.DagsterRunStatus.NOT_STARTED,
-    dg.DagsterRunStatus.STARTING,
-    dg.DagsterRunStatus.STARTED,
-    dg.DagsterRunStatus.CANCELING,
-]
-
-
-def active_shards(instance: dg.DagsterInstance) -> frozenset[Shard]:
-    """Shards with a run queued or under way, by any job."""
-    return frozenset(_shards_of(instance.get_runs(filters=dg.RunsFilter(statuses=ACTIVE))))
-
-
-def _shards_of(runs: Sequence[dg.DagsterRun]) -> Iterator[Shard]:
-    for run in runs:
-        try:
-            yield Shard.parse(run.tags.get(PARTITION_TAG, ""))
-        except InvalidShardName:  # a run of something else
-            continue
 
 
 def _new_partitions(
     instance: dg.DagsterInstance, requests: Iterable[ListedRequest | Request]
 ) -> list[dg.AddDynamicPartitionsRequest]:
-    new = sorted({request.shard.key for request in requests} - set(instance.get_dynamic_partitions(_PARTITIONS)))
+    new = sorted({request.shard.key for request in requests} - set(instance.get_dynamic_partitions(PARTITIONS)))
     return [shard_partitions.build_add_request(new)] if new else []
 
 
@@ -79,7 +52,7 @@ def _build_listing_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
         snapshot = pipeline.catalog().snapshot()
         decision = decide(
             seen,
-            worked_through(snapshot.entries, pipeline.fingerprint()),
+            published_listing_digests(snapshot.entries, pipeline.fingerprint()),
             active,
             cursor,
             now=time.time(),
@@ -168,45 +141,6 @@ def _build_feed_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     return s3_arrivals
 
 
-def known_shards(instance: dg.DagsterInstance) -> list[Shard]:
-    """The shards that are partitions."""
-    found: list[Shard] = []
-    for key in instance.get_dynamic_partitions(_PARTITIONS):
-        try:
-            found.append(Shard.parse(key))
-        except InvalidShardName:  # made by hand
-            continue
-    return found
-
-
-@dataclass(frozen=True)
-class Runs:
-    """How things stand with the runs asked for, and with those of others."""
-
-    active: frozenset[Shard]
-    succeeded: frozenset[str]
-    """Run keys."""
-
-
-def runs_of(instance: dg.DagsterInstance, hints: Hints) -> Runs:
-    """The state of every run that the hints wait for.
-
-    Retries, the daemon's as well as a person's, carry the tags of the run that they repeat, the run key among them.
-    """
-    active = set(active_shards(instance))
-    succeeded: set[str] = set()
-    for shard, hint in hints.items():
-        if hint.asked is None or shard in active:
-            continue
-        runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY_TAG: hint.asked.run_key}))
-        statuses = {run.status for run in runs}
-        if dg.DagsterRunStatus.SUCCESS in statuses:
-            succeeded.add(hint.asked.run_key)
-        elif statuses & set(ACTIVE):  # queued since the first look
-            active.add(shard)
-    return Runs(frozenset(active), frozenset(succeeded))
-
-
 def _run_request(request: Request) -> dg.RunRequest:
     config: Mapping[str, Any] = {"ops": {"raw_documents": {"config": {"keys": list(request.keys)}}}}
     return dg.RunRequest(
@@ -214,7 +148,7 @@ def _run_request(request: Request) -> dg.RunRequest:
     )
 
 
-def summary_of(messages: int, news: Reading, decision: Decision, note: str) -> str:
+def summary_of(messages: int, news: DecodedMessages, decision: Decision, note: str) -> str:
     """One line for the operator."""
     counted = (
         (news.foreign, "foreign"),

@@ -14,20 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from rag_assets.extraction.csv import CSV_MEDIA_TYPE, extract_csv
 from rag_assets.extraction.decoding import looks_binary
 from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, one_line
-from rag_assets.extraction.docx import DOCX_MEDIA_TYPE, extract_docx, looks_like_docx
-from rag_assets.extraction.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml, open_eml
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
-from rag_assets.extraction.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
-from rag_assets.extraction.ooxml import ZIP_SIGNATURE, zip_names
-from rag_assets.extraction.pdf import PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf
-from rag_assets.extraction.plain import TEXT_MEDIA_TYPE, extract_text
-from rag_assets.extraction.pptx import PPTX_MEDIA_TYPE, extract_pptx, looks_like_pptx
-from rag_assets.extraction.rtf import RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf
-from rag_assets.extraction.xlsx import XLSX_MEDIA_TYPE, extract_xlsx, looks_like_xlsx
+from rag_assets.extraction.formats.csv import CSV_MEDIA_TYPE, extract_csv
+from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx, looks_like_docx
+from rag_assets.extraction.formats.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml, open_eml
+from rag_assets.extraction.formats.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
+from rag_assets.extraction.formats.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
+from rag_assets.extraction.formats.ooxml import ZIP_SIGNATURE, zip_names
+from rag_assets.extraction.formats.pdf import PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf
+from rag_assets.extraction.formats.plain import TEXT_MEDIA_TYPE, extract_text
+from rag_assets.extraction.formats.pptx import PPTX_MEDIA_TYPE, extract_pptx, looks_like_pptx
+from rag_assets.extraction.formats.rtf import RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf
+from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx, looks_like_xlsx
 
 # Raise it with every change that gives another text or other blocks for the same bytes: documents are then
 # read anew.
@@ -171,21 +171,21 @@ class RefusedPart:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class ParsedObject:
     """All that was read of one object, and what was not."""
 
     parts: tuple[Part, ...]
     refused: tuple[RefusedPart, ...] = ()
 
 
-def read_object(data: bytes, key: str) -> Reading:
+def read_object(data: bytes, key: str) -> ParsedObject:
     """The documents of one source object: itself, and its attachments as documents of their own.
 
     Raises ExtractionError, and nothing else that depends on the content, where the object itself cannot be read.
     """
     reader = _ObjectReader()
     reader.read(data, key, "", 0)
-    return Reading(tuple(reader.parts), tuple(reader.refused))
+    return ParsedObject(tuple(reader.parts), tuple(reader.refused))
 
 
 @dataclass(slots=True)

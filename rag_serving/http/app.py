@@ -20,16 +20,25 @@ from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 
 from rag_serving import errors
-from rag_serving.client import AsyncRagClient
+from rag_serving.api_schemas import (
+    AskRequest,
+    ChatRequest,
+    ErrorBody,
+    FeedbackRequest,
+    FeedbackResponse,
+    NotReady,
+    SearchRequest,
+    SearchResponse,
+)
+from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.errors import RagError, error_named
 from rag_serving.events import Done, Event, Failed
-from rag_serving.http import openai
-from rag_serving.http.bodies import Ask, ChatRequest, ErrorBody, Feedback, Found, NotReady, Search, Told
-from rag_serving.http.callers import Caller, Door
-from rag_serving.http.edge import UNLIMITED, Edge
-from rag_serving.http.keys import Keys
+from rag_serving.http import openai_api as openai
+from rag_serving.http.api_keys import ApiKeys
+from rag_serving.http.auth import Authenticator, Principal
 from rag_serving.http.metrics import Metrics
-from rag_serving.http.rates import Rates
+from rag_serving.http.middleware import UNLIMITED, RequestLimits
+from rag_serving.http.rate_limits import RateLimits
 from rag_serving.http.settings import HttpSettings
 from rag_serving.results import Answer, ShardInfo
 
@@ -76,8 +85,8 @@ class _Service:
     """What the routes share."""
 
     metrics: Metrics
-    rates: Rates | None = None
-    door: Door | None = None
+    rates: RateLimits | None = None
+    door: Authenticator | None = None
     client: AsyncRagClient | None = None
 
 
@@ -85,7 +94,7 @@ def create_app(
     make_client: Callable[[], AsyncRagClient],
     settings: HttpSettings,
     *,
-    make_rates: Callable[[], Rates] = Rates,
+    make_rates: Callable[[], RateLimits] = RateLimits,
     version: str = "0",
     open_to_all: bool = False,
 ) -> FastAPI:
@@ -95,7 +104,7 @@ def create_app(
     """
     if settings.keys is None and not open_to_all:
         raise errors.SettingsError("RAG_HTTP_KEYS is not set; make keys with rag-serving keys create, or use --open")
-    keys = None if open_to_all else Keys(Path(settings.keys or ""))
+    keys = None if open_to_all else ApiKeys(Path(settings.keys or ""))
     if keys is not None:
         keys.check()
     service = _Service(Metrics())
@@ -105,7 +114,7 @@ def create_app(
         app.state.service = service
         service.rates = make_rates()
         service.metrics.rates_shared.set(service.rates.shared)
-        service.door = Door(keys, service.rates, failed_per_minute=settings.failed_keys_per_minute)
+        service.door = Authenticator(keys, service.rates, failed_per_minute=settings.failed_keys_per_minute)
         try:
             async with make_client() as service.client:
                 yield
@@ -121,7 +130,7 @@ def create_app(
         telemetry=_TELEMETRY,
     )
     app.add_middleware(
-        Edge,
+        RequestLimits,
         metrics=service.metrics,
         max_body=settings.max_body,
         concurrency=settings.concurrency,
@@ -145,7 +154,7 @@ def _client_of(request: Request) -> AsyncRagClient:
     return client
 
 
-async def _caller_of(request: Request) -> Caller:
+async def _caller_of(request: Request) -> Principal:
     service = _service_of(request)
     if service.door is None or service.rates is None:
         raise errors.Overloaded("the service is only starting")
@@ -157,7 +166,7 @@ async def _caller_of(request: Request) -> Caller:
     return caller
 
 
-Allowed = Annotated[Caller, Depends(_caller_of)]
+Allowed = Annotated[Principal, Depends(_caller_of)]
 
 
 async def _injected_client(request: Request) -> AsyncRagClient:  # else it would run in a thread, for each request
@@ -179,7 +188,7 @@ _around = APIRouter(include_in_schema=False)
     responses=_streams("sources", "delta", "restart", "citations", "done", "error"),
     summary="Answer a question with its sources",
 )
-async def ask(body: Ask, request: Request, client: Client, caller: Allowed) -> Response:
+async def ask(body: AskRequest, request: Request, client: Client, caller: Allowed) -> Response:
     """JSON, or with `stream` (or `Accept: text/event-stream`) server-sent events.
 
     The events are `sources`, `delta`, `citations` and `done`, or `error`; `restart` voids the deltas before it.
@@ -200,16 +209,16 @@ async def ask(body: Ask, request: Request, client: Client, caller: Allowed) -> R
 
 
 @_api.post("/search", summary="Find passages")
-async def search(body: Search, client: Client, caller: Allowed) -> Found:
+async def search(body: SearchRequest, client: Client, caller: Allowed) -> SearchResponse:
     """Passages of published documents, best first."""
     hits = await client.search(**body.model_dump(), within=caller.within)
-    return Found(hits=list(hits), timings=hits.timings, degraded=list(hits.degraded))
+    return SearchResponse(hits=list(hits), timings=hits.timings, degraded=list(hits.degraded))
 
 
 @_api.post("/feedback", summary="Say whether an answer was right")
-async def feedback(body: Feedback, client: Client, caller: Allowed) -> Told:
+async def feedback(body: FeedbackRequest, client: Client, caller: Allowed) -> FeedbackResponse:
     """A wrong answer leaves the cache; the pair of questions is kept for a recalibration."""
-    return Told(dropped=await client.feedback(body.answer, correct=body.correct, tenant=caller.tenant))
+    return FeedbackResponse(dropped=await client.feedback(body.answer, correct=body.correct, tenant=caller.tenant))
 
 
 @_api.get("/shards", summary="List what the key may see")
@@ -232,7 +241,7 @@ async def chat(body: ChatRequest, request: Request, client: Client, caller: Allo
     the scope.
     """
     question = openai.question_of(body)
-    identity = openai.Identity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
+    identity = openai.CompletionIdentity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
     first, rest = await _begun(_events_of(question, client, caller))
     if not body.stream:
         answer = await _answer(first, rest)
@@ -287,7 +296,7 @@ async def page_file(name: str) -> FileResponse:
     return _page_file(name)
 
 
-def _events_of(ask: Ask, client: AsyncRagClient, caller: Caller) -> AsyncGenerator[Event]:
+def _events_of(ask: AskRequest, client: AsyncRagClient, caller: Principal) -> AsyncGenerator[Event]:
     return client.stream(
         ask.question,
         regions=ask.regions,

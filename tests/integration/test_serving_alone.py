@@ -92,7 +92,7 @@ def test_the_serving_extra_brings_no(
 def test_the_installed_package_is_the_one_that_answers(
     environment: Path, serving_bin: Path, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    code = "import rag_serving.client; print(rag_serving.client.__file__)"
+    code = "import rag_serving.clients.lake; print(rag_serving.clients.lake.__file__)"
     origin = Path(run(serving_bin / "python", "-c", code, env=bare_environment, cwd=tmp_path).strip())
     assert origin.is_relative_to(environment)
 

@@ -60,7 +60,7 @@ def test_the_code_location_loads_without_the_model_stack() -> None:
     assert not loaded & heavy
 
 
-@pytest.mark.parametrize("module", ["rag_assets.definitions", "rag_serving.cli", "rag_assets.cli"])
+@pytest.mark.parametrize("module", ["rag_assets.definitions", "rag_serving.cli.main", "rag_assets.cli.main"])
 def test_importing_reads_no_variable(module: str) -> None:
     malformed = {
         "RAG_LEASE_SECONDS": "banana",
@@ -72,7 +72,7 @@ def test_importing_reads_no_variable(module: str) -> None:
 
 
 def test_importing_serving_does_not_import_the_pipeline() -> None:
-    assert "rag_assets" not in modules_after("import rag_serving.cli")
+    assert "rag_assets" not in modules_after("import rag_serving.cli.main")
 
 
 @pytest.mark.parametrize("name", rag_serving.__all__)
@@ -95,7 +95,7 @@ def test_loading_the_embedding_runtime_starts_no_process() -> None:
     program = """
 import os, sys
 os.register_at_fork(before=lambda: (print("forked"), os._exit(3)))
-from rag_serving.embedding import no_usage_reports
+from rag_serving.lake.embedders.openvino import no_usage_reports
 with no_usage_reports():
     import openvino
 import time

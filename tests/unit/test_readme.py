@@ -7,9 +7,9 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from rag_assets.cli import main as rag_assets
+from rag_assets.cli.main import main as rag_assets
 from rag_assets.settings import PipelineSettings
-from rag_serving.cli import main as rag_serving
+from rag_serving.cli.main import main as rag_serving
 from rag_serving.http.settings import HttpSettings
 from rag_serving.settings import ServiceSettings, ServingSettings
 

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from rag_assets.settings import PipelineSettings
-from rag_serving.client import AsyncRagClient, RagClient
+from rag_serving.clients.lake import AsyncRagClient
+from rag_serving.clients.sync import RagClient
 from rag_serving.errors import SettingsError
 from rag_serving.settings import ServingSettings
 

@@ -1,0 +1,1 @@
+"""Which shards need a run: decisions over listings and events. Nothing here starts a run."""

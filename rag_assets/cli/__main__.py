@@ -1,0 +1,5 @@
+"""Run the command line as `python -m rag_assets.cli`."""
+
+from rag_assets.cli.main import main
+
+main(prog_name="rag-assets")

@@ -1,0 +1,124 @@
+"""The commands that index shards and show how they stand."""
+
+from __future__ import annotations
+
+import click
+
+from rag_assets.cli.output import report_result, run_with_progress, watch_with_progress
+from rag_assets.runs.selection import Selection, select_shards
+from rag_assets.settings import PipelineSettings
+from rag_serving.lake.shards import Shard
+
+
+@click.command()
+@click.option("--region", "regions", multiple=True, help="Only this region; may be repeated.")
+@click.option("--department", "departments", multiple=True, help="Only this department; may be repeated.")
+@click.option("--all", "which", flag_value=Selection.ALL.value, help="Every shard.")
+@click.option("--missing", "which", flag_value=Selection.MISSING.value, help="Shards that were never published.")
+@click.option("--failed", "which", flag_value=Selection.FAILED.value, help="Shards whose latest run failed.")
+@click.option("--here", is_flag=True, help="Index in this process, one run a shard, without a daemon.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 256),
+    help="With --here: processes that index at once (default: one for little work, else one a core).",
+)
+@click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
+@click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")
+@click.option("--accept-worse-retrieval", is_flag=True, help="Publish even what answers golden questions worse.")
+@click.option("--dry-run", is_flag=True, help="Print the shards and stop.")
+@click.option("-v", "--verbose", is_flag=True, help="With --here: print each step's log.")
+def backfill(
+    regions: tuple[str, ...],
+    departments: tuple[str, ...],
+    which: str | None,
+    here: bool,
+    jobs: int | None,
+    wait: bool,
+    allow_mass_delete: bool,
+    accept_worse_retrieval: bool,
+    dry_run: bool,
+    verbose: bool,
+) -> None:
+    """Index shards: those that differ from the source, or --all, --missing, --failed of the regions and departments.
+
+    The backfill is handed to the running Dagster daemon, which retries crashed runs. With --here this process does
+    the work itself: a few warm processes, one Dagster run per shard, each under its lease.
+    """
+    from rag_assets.defs import shard_status as state_of
+    from rag_assets.defs.partitions import add_shards
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.runs import backfill as runs
+    from rag_assets.runs.bulk import processes_for
+    from rag_assets.sources.listing_digest import listed_objects
+
+    settings = PipelineSettings.from_env()
+    with runs.open_instance() as instance:
+        state = state_of.survey(PipelineResource.from_settings(settings))
+        chosen = Selection(which) if which else Selection.CHANGED
+        known = sorted(state.listed.keys() | state.published.keys())
+        failed = state_of.failed_shards(instance, known) if chosen is Selection.FAILED else set[Shard]()
+        shards = select_shards(chosen, state.listed, state.published, failed, regions=regions, departments=departments)
+        click.echo(
+            f"{settings.source_uri}: {state.objects} objects in {len(state.listed)} shards; "
+            f"{len(shards)} chosen ({chosen.value})"
+        )
+        if state.outside:
+            examples = ", ".join(repr(key) for key in state.outside_examples)
+            click.echo(f"{state.outside} keys outside region/department/ are left alone, such as {examples}")
+        if dry_run or not shards:
+            click.echo("\n".join(shard.key for shard in shards) if shards else "nothing to do")
+            return
+        tags = runs.permission_tags(mass_delete=allow_mass_delete, worse_retrieval=accept_worse_retrieval)
+        if not here:
+            runs.require_daemon(instance)
+        if not runs.model_is_exported(settings):
+            click.echo(f"exporting the embedding model {settings.embedding_model} into the lake, once")
+            runs.export_model_here(instance, settings)
+        if here:
+            sizes = {shard: listed_objects(state.listed.get(shard)) for shard in shards}
+            shards.sort(key=lambda shard: -sizes[shard])  # a large one last would end alone
+            jobs = jobs or processes_for(len(shards), sum(sizes.values()))
+            result = run_with_progress(instance, settings, shards, tags, verbose, jobs)
+            problem = runs.refresh_company_index_here(instance, settings) if result.succeeded else None
+            if problem is not None:
+                click.echo(
+                    f"the company index is behind ({problem}); questions over many shards are answered all the same, "
+                    "if slower. Materialize company_index",
+                    err=True,
+                )
+            report_result(result)
+            return
+        add_shards(instance, shards)
+        backfill_id = runs.launch_backfill(instance, shards, tags)
+        click.echo(f"backfill {backfill_id} of {len(shards)} shards is with the daemon")
+        if wait:
+            watch_with_progress(instance, backfill_id)
+
+
+@click.command()
+def status() -> None:
+    """Show every shard: published, changed since, missing, gone from the source, or of another embedding model."""
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.defs.shard_status import survey
+    from rag_assets.sources.listing_digest import listing_digest
+
+    state = survey(PipelineResource.from_settings(PipelineSettings.from_env()))
+    empty = listing_digest(())
+    for shard in sorted(state.listed.keys() | state.published.keys()):
+        listed, published = state.listed.get(shard), state.published.get(shard)
+        if listed == published:
+            word = "published"
+        elif published is None:
+            word = "missing"
+        elif not published:
+            word = "of another embedding model"
+        else:
+            word = "gone from the source" if listed == empty else "changed"
+        if shard in state.held:
+            word += f", held by {state.held[shard]}"
+        click.echo(f"{shard.key:<50} {word}")
+    for key, why in sorted(state.broken.items()):
+        click.echo(f"{key}: {why}", err=True)
+    if state.outside:
+        click.echo(f"{state.outside} keys outside region/department/", err=True)

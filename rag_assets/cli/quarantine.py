@@ -1,0 +1,110 @@
+"""The commands about documents that could not be read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from rag_assets.cli.output import report_result, run_with_progress, user_name
+from rag_assets.extraction.errors import QuarantineReason
+from rag_assets.settings import PipelineSettings
+from rag_serving.cli.errors import NamedClickError
+from rag_serving.lake.shards import Shard
+
+
+@click.group()
+def quarantine() -> None:
+    """Documents that could not be read: which, why, and how to have them tried again."""
+
+
+@quarantine.command("list")
+@click.argument("shards", nargs=-1, metavar="[REGION/DEPARTMENT]...")
+@click.option("--reason", type=click.Choice([reason.value for reason in QuarantineReason]), help="Only this reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool) -> None:
+    """List the quarantined documents of those shards, or of all published ones."""
+    rows = [row for _, row in _quarantined(shards) if reason in (None, row["reason"])]
+    for row in rows:
+        if as_json:
+            click.echo(json.dumps(row, default=str, ensure_ascii=False))
+        else:
+            click.echo(f"{row['reason']:<17} {row['attempts']:>3}x  {_name_of(row)}")
+    if not as_json:
+        click.echo(f"{len(rows)} quarantined", err=True)
+
+
+@quarantine.command("show")
+@click.argument("key")
+def show_quarantined(key: str) -> None:
+    """Show all that is known of one quarantined document; KEY is its key in the source."""
+    for name, value in _one_quarantined(key)[1].items():
+        if name not in ("doc_id", "object_id"):
+            click.echo(f"{name:<11} {value}")
+
+
+@quarantine.command("retry")
+@click.argument("keys", nargs=-1)
+@click.option("--shard", "shards", multiple=True, metavar="REGION/DEPARTMENT", help="All of this shard's.")
+@click.option("--reason", type=click.Choice([reason.value for reason in QuarantineReason]), help="Only this reason.")
+@click.option("--here", is_flag=True, help="Try them again now, in this process, without a daemon.")
+def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: str | None, here: bool) -> None:
+    """Have documents tried again: those KEYS, or all of a shard. The next run of their shards does it."""
+    from rag_assets.defs.partitions import add_shards
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.runs import backfill as runs
+    from rag_assets.stages.document_state import retry_documents
+
+    if not keys and not shards:
+        raise click.UsageError("name the keys to try again, or a --shard")
+    chosen = [_one_quarantined(key) for key in keys] + (_quarantined(shards) if shards else [])
+    by_shard: dict[Shard, set[str]] = {}
+    for shard, row in chosen:
+        if reason in (None, row["reason"]):
+            by_shard.setdefault(shard, set()).add(row["object_id"])
+    if not by_shard:
+        click.echo("nothing to do")
+        return
+    settings = PipelineSettings.from_env()
+    pipeline = PipelineResource.from_settings(settings)
+    with runs.open_instance() as instance:
+        if not here:
+            runs.require_daemon(instance)
+        for shard, object_ids in sorted(by_shard.items()):
+            with pipeline.writer(shard, holder=f"quarantine retry by {user_name()}") as writer:
+                retry_documents(writer, sorted(object_ids))
+        count = sum(map(len, by_shard.values()))
+        click.echo(f"{count} documents of {len(by_shard)} shards will be tried again")
+        if here:
+            report_result(run_with_progress(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
+            return
+        add_shards(instance, by_shard)
+        backfill_id = runs.launch_backfill(instance, sorted(by_shard), {})
+        click.echo(f"backfill {backfill_id} of {len(by_shard)} shards is with the daemon")
+
+
+def _quarantined(keys: Sequence[str]) -> list[tuple[Shard, dict[str, Any]]]:
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.stages.document_state import quarantined_documents
+
+    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    shards = [Shard.parse(key) for key in keys] or sorted(pipeline.catalog().snapshot().entries)
+    return [(shard, row) for shard in shards for row in quarantined_documents(pipeline.lake(), shard)]
+
+
+def _one_quarantined(key: str) -> tuple[Shard, dict[str, Any]]:
+    from rag_assets.sources.base import shard_of
+
+    shard = shard_of(key.partition("#")[0])
+    if shard is None:
+        raise NamedClickError(f"{key!r} is no key of a document: region/department/name")
+    for _, row in _quarantined([shard.key]):
+        if _name_of(row) == key:
+            return shard, row
+    raise NamedClickError(f"{key} is not quarantined; see rag-assets quarantine list {shard.key}")
+
+
+def _name_of(row: dict[str, Any]) -> str:
+    return row["key"] + (f"#{row['part']}" if row["part"] else "")

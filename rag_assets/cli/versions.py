@@ -1,0 +1,98 @@
+"""The commands about published versions: history, rollback, release, maintenance."""
+
+from __future__ import annotations
+
+import shlex
+
+import click
+
+from rag_assets.cli.output import user_name
+from rag_assets.settings import PipelineSettings
+from rag_serving.cli.errors import NamedClickError
+from rag_serving.lake.shards import Shard
+
+
+@click.command()
+@click.argument("shard", metavar="REGION/DEPARTMENT")
+def history(shard: str) -> None:
+    """Show what was published of a shard: when, by whom, with how many documents; the versions to go back to."""
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.publishing.retention import kept_versions
+    from rag_serving.lake.catalog_entry import read_catalog_entry
+    from rag_serving.lake.tables import SHARDS
+
+    named = Shard.parse(shard)
+    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    found = read_catalog_entry(pipeline.lake().objects, named)
+    table = pipeline.lake().open(SHARDS, named)
+    if found is None or table is None:
+        raise NamedClickError(f"{shard} was never published")
+    entry, kept = found[0], kept_versions(table)
+    for publication in (entry.current, *entry.history):
+        what = "current" if publication is entry.current else "kept" if publication.version in kept else "removed"
+        click.echo(
+            f"version {publication.version:<6} {publication.published_at:%Y-%m-%d %H:%M:%S} UTC  {what:<8} "
+            f"{publication.documents} documents, {publication.chunks} chunks, {publication.quarantined} quarantined  "
+            f"by {publication.published_by}"
+        )
+    if entry.hold is not None:
+        click.echo(f"held by {entry.hold.by} since {entry.hold.since:%Y-%m-%d %H:%M:%S} UTC")
+
+
+@click.command()
+@click.argument("shard", metavar="REGION/DEPARTMENT")
+@click.option("--to", type=int, metavar="VERSION", help="The version to go back to (see history); else the last one.")
+def rollback(shard: str, to: int | None) -> None:
+    """Send readers of a shard back to an older published version, and hold it there until it is released."""
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.publishing.rollback import rollback as roll_back
+
+    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    with pipeline.writer(Shard.parse(shard), holder=f"rollback by {user_name()}") as writer:
+        entry = roll_back(writer, by=user_name(), to=to)
+    current = entry.current
+    click.echo(
+        f"{shard} is at version {current.version} again ({current.documents} documents), and held there: runs go on "
+        f"building, and publish after rag-assets release {shlex.quote(shard)}"
+    )
+
+
+@click.command()
+@click.argument("shard", metavar="REGION/DEPARTMENT")
+def release(shard: str) -> None:
+    """Let runs publish a held shard again."""
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.publishing.rollback import release as let_go
+
+    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    with pipeline.writer(Shard.parse(shard), holder=f"release by {user_name()}") as writer:
+        entry = let_go(writer)
+    if entry is None:
+        click.echo(f"{shard} is not held")
+        return
+    click.echo(f"{shard} is released; its next run publishes what was built (or: rag-assets backfill)")
+
+
+@click.command()
+def maintain() -> None:
+    """Compact and clean up the tables of every published shard now, in this process."""
+    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.maintenance import maintain_shards
+
+    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    report = maintain_shards(
+        sorted(pipeline.catalog().snapshot().entries),
+        lambda shard: pipeline.writer(shard, holder=f"maintenance by {user_name()}", wait=0),
+        pipeline.identity(),
+        run_id=f"maintenance by {user_name()}",
+        keep=pipeline.keep_published,
+        pin_seconds=pipeline.reader_pin_seconds,
+        log=click.echo,
+        quality=pipeline.quality(),
+    )
+    click.echo(
+        f"{report.shards} shards, {report.tables} tables: {report.versions_removed} old versions removed, "
+        f"{report.indexes_rebuilt} indexes rebuilt; {len(report.skipped)} shards were busy"
+    )
+    if report.failed:
+        raise NamedClickError(f"{len(report.failed)} shards failed: {', '.join(sorted(report.failed))}")

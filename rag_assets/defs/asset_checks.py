@@ -1,0 +1,210 @@
+"""Asset checks: the blocking ones stand between the shard's table and its publish, the quarantine one only warns."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import dagster as dg
+
+from rag_assets.defs.assets import chunks, quality_numbers, raw_documents, shards
+from rag_assets.defs.failures import named_failures, step_retries
+from rag_assets.defs.partitions import shard_partitions
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.run_tags import ACCEPT_WORSE_TAG, WHOLE_TAG, flag
+from rag_assets.evaluation.evaluate import Assessment, assess
+from rag_assets.evaluation.golden_questions import InvalidLine
+from rag_assets.evaluation.records import Evaluation
+from rag_assets.publishing.checks import Verdict, check_coverage, check_rows, check_vectors
+from rag_assets.stages.document_state import quarantined_documents
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.shard_writer import dirty_documents
+from rag_serving.lake.shards import Shard
+
+_MOST_SHOWN = 20
+_MOST_INVALID_SHOWN = 50
+
+
+def _shard_check(**options: Any) -> Any:
+    """A check of one shard. Dagster marks such checks as a preview, which is for us to know, not for every process."""
+
+    def decorate(function: Any) -> dg.AssetChecksDefinition:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", dg.PreviewWarning)
+            return dg.asset_check(partitions_def=shard_partitions, retry_policy=step_retries, **options)(function)
+
+    return decorate
+
+
+def _result(verdict: Verdict) -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        passed=not verdict.problems,
+        description="; ".join(verdict.problems) or "sound",
+        metadata={"documents": verdict.documents, "chunks": verdict.chunks},
+    )
+
+
+def _looked_at(context: dg.AssetCheckExecutionContext, lake: Lake, shard: Shard) -> Sequence[str] | None:
+    """Documents that the check looks at; None for all."""
+    return None if flag(context.run.tags, WHOLE_TAG) else dirty_documents(lake, shard)
+
+
+@_shard_check(
+    asset=chunks,
+    blocking=True,
+    description="The passages of each document hold all of its text, and were cut from it as it is now.",
+)
+def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
+    with named_failures():
+        return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
+
+
+def _rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
+    return _result(check_rows(lake, shard, _looked_at(context, lake, shard)))
+
+
+def _vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
+    looked_at = _looked_at(context, lake, shard)
+    return _result(check_vectors(lake, shard, pipeline.identity(), pipeline.embedder, looked_at))
+
+
+def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    # Whoever executes checks by themselves wants to see figures, of whatever the table is.
+    alone = not context.job_def.asset_layer.executable_asset_keys
+    return _assessed(
+        assess(
+            pipeline.lake(),
+            Shard.parse(context.partition_key),
+            pipeline.identity(),
+            pipeline.quality(accept_worse=flag(context.run.tags, ACCEPT_WORSE_TAG)),
+            run_id=context.run.run_id,
+            again=alone or flag(context.run.tags, WHOLE_TAG),
+        )
+    )
+
+
+_OF_THE_TABLE = {
+    "rows_reconcile": _rows_reconcile,
+    "vectors_sound": _vectors_sound,
+    "retrieval_holds": _retrieval_holds,
+}
+
+
+def _table_check(name: str, description: str) -> dg.AssetCheckSpec:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            name, asset=shards, blocking=True, partitions_def=shard_partitions, description=description
+        )
+
+
+# One step for all three: in a shard with nothing to do, Dagster's steps are nearly all of the cost.
+@dg.multi_asset_check(
+    specs=[
+        _table_check("rows_reconcile", "The table holds exactly the documents read and the chunks cut, each once."),
+        _table_check(
+            "vectors_sound",
+            "Vectors are of the configured embedder, of unit length and, in a sample of what is new, those of their "
+            "texts; the indexes cover the rows.",
+        ),
+        _table_check(
+            "retrieval_holds",
+            "The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about as well as "
+            "the published one, and its vector index finds what it should.",
+        ),
+    ],
+    can_subset=True,
+    retry_policy=step_retries,
+)
+def table_is_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> Iterator[dg.AssetCheckResult]:
+    chosen = {key.name for key in context.selected_asset_check_keys}
+    with named_failures():
+        # All before the first is told: a step that is tried again would tell it twice.
+        found = {name: look(context, pipeline) for name, look in _OF_THE_TABLE.items() if name in chosen}
+    for name, result in found.items():
+        yield result._replace(asset_key=shards.key, check_name=name)
+
+
+def _assessed(found: Assessment) -> dg.AssetCheckResult:
+    evaluation = found.evaluation
+    said = [*found.problems, *found.warnings]
+    if found.gone:
+        said.append(f"{len(found.gone)} documents of golden questions are no longer in the source")
+    if evaluation is None:
+        said.append(f"not measured: {found.reason}")
+    elif evaluation.head is None:
+        said.append("no golden questions were asked")
+    else:
+        scores = evaluation.head.hybrid
+        said.append(
+            f"{evaluation.questions} golden questions: hit@10 {scores.hit_at_10:.3f}, nDCG@10 {scores.ndcg_at_10:.3f}"
+        )
+    metadata: dict[str, Any] = {"measured": evaluation is not None, **quality_numbers(evaluation)}
+    if evaluation is not None:
+        metadata |= {"questions": evaluation.questions, "questions_gone": evaluation.gone}
+        for prefix, scores in (
+            ("vector", evaluation.head and evaluation.head.vector),
+            ("published", evaluation.published and evaluation.published.hybrid),
+        ):
+            if scores is not None:
+                metadata |= {f"{prefix}_{name}": round(value, 4) for name, value in dataclasses.asdict(scores).items()}
+    if found.history:
+        metadata["history"] = _history(found.history[:_MOST_SHOWN])
+    if found.golden.invalid:
+        metadata["invalid_lines"] = _invalid(found.golden.invalid[:_MOST_INVALID_SHOWN])
+    for name, values in (("documents_gone", found.gone), ("questions_lost", found.lost)):
+        if values:
+            metadata[name] = dg.JsonMetadataValue(list(values[:_MOST_INVALID_SHOWN]))
+    return dg.AssetCheckResult(
+        passed=not found.problems and not found.warnings,
+        severity=dg.AssetCheckSeverity.ERROR if found.problems else dg.AssetCheckSeverity.WARN,
+        description="; ".join(said),
+        metadata=metadata,
+    )
+
+
+def _history(evaluations: Sequence[Evaluation]) -> dg.TableMetadataValue:
+    numbers = ("hit_at_1", "hit_at_10", "mrr_at_10", "ndcg_at_10", "index_recall")
+    records = [
+        dg.TableRecord(
+            {
+                "at": evaluation.at.isoformat(timespec="seconds"),
+                "version": evaluation.version,
+                "compared_with": evaluation.compared_with,
+                "questions": evaluation.questions,
+                **{name: quality_numbers(evaluation).get(name) for name in numbers},
+            }
+        )
+        for evaluation in evaluations
+    ]
+    types = {"at": "string", **dict.fromkeys(("version", "compared_with", "questions"), "int")}
+    schema = dg.TableSchema.from_name_type_dict({**types, **dict.fromkeys(numbers, "float")})
+    return dg.TableMetadataValue(records=records, schema=schema)
+
+
+def _invalid(lines: Sequence[InvalidLine]) -> dg.TableMetadataValue:
+    return dg.TableMetadataValue(
+        records=[dg.TableRecord({"file": at.file, "line": at.line, "problem": at.problem}) for at in lines],
+        schema=dg.TableSchema.from_name_type_dict({"file": "string", "line": "int", "problem": "string"}),
+    )
+
+
+@_shard_check(
+    asset=raw_documents,
+    description="No document of the shard is quarantined. Warns; the other documents are published all the same.",
+)
+def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+    with named_failures():
+        refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key))
+    return dg.AssetCheckResult(
+        passed=not refused,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{len(refused)} quarantined" if refused else "every document was read",
+        metadata={"quarantined": len(refused)},
+    )
+
+
+CHECKS = (nothing_quarantined, passages_cover_documents, table_is_sound)

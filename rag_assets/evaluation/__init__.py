@@ -1,0 +1,1 @@
+"""Golden questions, retrieval metrics, and the verdict that a quality gate acts on."""

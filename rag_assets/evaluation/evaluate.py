@@ -1,0 +1,167 @@
+"""How well a shard's table is searched: metrics on golden questions and of the vector index, and what they forbid.
+
+The table's head and the published version answer the same questions, by vectors and by vectors and words together, as
+serving searches. What was measured is kept in the lake, the last `KEPT` of every shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rag_assets.evaluation.golden_questions import GoldenSet, read_golden
+from rag_assets.evaluation.index_recall import MeasuredIndex, index_recall
+from rag_assets.evaluation.metrics import Places, ResolvedQuestion, expectations, places, summarize
+from rag_assets.evaluation.records import Evaluation, Record, read_record, replace_evaluations, update_record
+from rag_assets.evaluation.verdict import Quality, judge
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.schemas import RAW_DOCUMENTS
+from rag_assets.storage.search_indexes import table_fingerprint
+from rag_serving.errors import RagError
+from rag_serving.lake.catalog_entry import Publication, read_catalog_entry
+from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
+from rag_serving.lake.embedders.loading import load_embedder
+from rag_serving.lake.shards import Shard
+from rag_serving.lake.tables import SHARDS
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+    from rag_assets.evaluation.index_recall import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """What a look at a shard's retrieval came to. Problems keep the head from readers, warnings do not."""
+
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
+    """None where nothing was to be measured; `reason` says why."""
+    reason: str = ""
+    golden: GoldenSet = field(default_factory=GoldenSet)
+    gone: tuple[str, ...] = ()
+    """Documents that golden questions name and the source no longer has."""
+    lost: tuple[str, ...] = ()
+    """Questions that the published version answers within the first ten passages, and the head does not."""
+    history: tuple[Evaluation, ...] = ()
+    """Newest first, this one included."""
+
+
+def assess(
+    lake: Lake, shard: Shard, identity: EmbedderIdentity, quality: Quality, *, run_id: str, again: bool = False
+) -> Assessment:
+    """Measure the head of the shard's table beside the published version, and judge it.
+
+    Nothing is read or embedded where the head is what is published, or was measured and found good already, unless
+    `again`. Raises `SourceUnavailable` when the golden questions cannot be read.
+    """
+    table = lake.open(SHARDS, shard)
+    if table is None:
+        return Assessment(reason="the shard has no table")
+    found = read_catalog_entry(lake.objects, shard)
+    current = found[0].current if found is not None else None
+    if current is not None and current.version == table.version and not again:
+        return Assessment(reason="the table is what is published")
+    if table_fingerprint(table) != identity.fingerprint:
+        return Assessment(reason="its vectors are of another embedder")
+    older = None if current is None or current.version == table.version else current
+    record = read_record(lake, shard)
+    last = record.evaluations[0] if record.evaluations else None
+    if last is not None and not again and _is_of(last, table, older):
+        problems, warnings = judge(last, quality)
+        # One that was refused is measured again: the questions may have been put right.
+        if not problems:
+            return Assessment((), warnings, last, history=record.evaluations)
+    return _measured(lake, shard, table, older, identity, quality, record, run_id)
+
+
+def _is_of(evaluation: Evaluation, table: Table, older: Publication | None) -> bool:
+    """Whether it was measured of the table as it is now, beside what is published now."""
+    compared_with = None if older is None else older.version
+    return (evaluation.version, evaluation.compared_with, evaluation.fingerprint) == (
+        table.version,
+        compared_with,
+        table_fingerprint(table),
+    )
+
+
+def _measured(
+    lake: Lake,
+    shard: Shard,
+    table: Table,
+    older: Publication | None,
+    identity: EmbedderIdentity,
+    quality: Quality,
+    record: Record,
+    run_id: str,
+) -> Assessment:
+    golden, asked, gone = GoldenSet(), tuple[ResolvedQuestion, ...](), tuple[str, ...]()
+    if quality.source is not None and quality.embedder is not None:
+        source = quality.source()
+        golden = read_golden(source, shard)
+        asked, gone = expectations(lake.open(RAW_DOCUMENTS, shard), golden.questions, source)
+    evaluation = Evaluation(
+        at=datetime.now(UTC),
+        run_id=run_id,
+        version=table.version,
+        fingerprint=identity.fingerprint,
+        compared_with=None if older is None else older.version,
+        questions=len(asked),
+        gone=len(golden.questions) - len(asked),
+        invalid=len(golden.invalid),
+    )
+    vectors: list[Vector] = []
+    warnings: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    if asked and quality.embedder is not None:
+        vectors = _embedded(quality.embedder(), asked)
+        head = [places(table, question, vector) for question, vector in zip(asked, vectors, strict=True)]
+        evaluation = replace(evaluation, head=summarize(asked, head))
+        before = _places_before(lake, shard, older, identity, asked, vectors)
+        if isinstance(before, str):
+            warnings = (before,)
+        elif before is not None:
+            evaluation = replace(evaluation, published=summarize(asked, before))
+            lost = tuple(
+                question.question
+                for question, now, then in zip(asked, head, before, strict=True)
+                if then.hybrid and not now.hybrid
+            )
+    earlier = [MeasuredIndex(each.index, each.index_recall) for each in record.evaluations]
+    measured = index_recall(table, vectors, earlier)
+    evaluation = replace(evaluation, index_recall=measured.recall, index=measured.index)
+    problems, judged = judge(evaluation, quality)
+    # Kept also where there was little to measure: who publishes then need not look again.
+    kept = update_record(lake, shard, lambda old: replace_evaluations(old, evaluation))
+    return Assessment(problems, warnings + judged, evaluation, "", golden, gone, lost, kept.evaluations)
+
+
+def _embedded(embedder: Embedder, asked: Sequence[ResolvedQuestion]) -> list[Vector]:
+    return [embedder.embed_query(question.question) for question in asked]
+
+
+def _places_before(
+    lake: Lake,
+    shard: Shard,
+    older: Publication | None,
+    identity: EmbedderIdentity,
+    asked: Sequence[ResolvedQuestion],
+    vectors: Sequence[Vector],
+) -> list[Places] | str | None:
+    """What the published version finds; None where there is none, or why it cannot be asked."""
+    if older is None:
+        return None
+    table = lake.open(SHARDS, shard)
+    try:
+        if table is None:
+            return None
+        table.checkout(older.version)
+        if older.fingerprint != identity.fingerprint:  # each version by the model that readers search it with
+            vectors = _embedded(load_embedder(lake.objects, older.fingerprint), asked)
+        return [places(table, question, vector) for question, vector in zip(asked, vectors, strict=True)]
+    except (OSError, RuntimeError, ValueError, RagError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200]
+        return f"version {older.version}, which is published, cannot be searched to compare with: {reason}"

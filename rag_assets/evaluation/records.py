@@ -1,0 +1,96 @@
+"""Where the evaluations of a shard are kept in the lake."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rag_assets.evaluation.metrics import Retrieval
+from rag_assets.storage.lake import Lake
+from rag_serving.errors import WriteConflict
+from rag_serving.lake.object_store import ABSENT
+from rag_serving.lake.shards import Shard
+
+EVALUATIONS = "evaluations"
+KEPT = 50
+_PUTS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """What was measured of one version of a shard's table."""
+
+    at: datetime
+    run_id: str
+    version: int
+    fingerprint: str
+    compared_with: int | None = None
+    """The version that was published at the time; None where there was none, or the same."""
+    questions: int = 0
+    """Golden questions asked."""
+    gone: int = 0
+    """Those left out because their documents are no longer in the source."""
+    invalid: int = 0
+    head: Retrieval | None = None
+    published: Retrieval | None = None
+    index: str = ""
+    """Which vector index it was; empty where there is none, and every vector is compared."""
+    index_recall: float | None = None
+    """Share of the true ten nearest that a search by the index finds."""
+
+
+class Record(BaseModel):
+    """The object of a shard in the lake (``evaluations/<table>.json``)."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    format: int = 1
+    vectors_sampled: int = 0
+    """Version of the table of which a sample of vectors was last found to be that of its texts."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """Newest first."""
+
+
+def read_record(lake: Lake, shard: Shard) -> Record:
+    """What is kept of the shard's evaluations; one that cannot be read begins anew."""
+    found = lake.objects.get(_key(shard))
+    return Record() if found is None else _parsed(found.data)
+
+
+def replace_evaluations(record: Record, newest: Evaluation) -> Record:
+    """The record with one evaluation more, and without those that are too old."""
+    return record.model_copy(update={"evaluations": (newest, *record.evaluations)[:KEPT]})
+
+
+def update_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) -> Record:
+    """Change the shard's record; whoever writes it at the same time loses nothing. Raises `WriteConflict`."""
+    for attempt in range(1, _PUTS + 1):
+        found = lake.objects.get(_key(shard))
+        record = change(Record() if found is None else _parsed(found.data))
+        try:
+            lake.objects.put(
+                _key(shard), record.model_dump_json(indent=1).encode(), expect=ABSENT if found is None else found.etag
+            )
+        except WriteConflict:
+            if attempt == _PUTS:
+                raise
+            time.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 - others were quicker
+        else:
+            return record
+    raise AssertionError("the last try returns or raises")
+
+
+def _key(shard: Shard) -> str:
+    return f"{EVALUATIONS}/{shard.table_name}.json"
+
+
+def _parsed(data: bytes) -> Record:
+    try:
+        return Record.model_validate_json(data)
+    except ValidationError:
+        return Record()

@@ -1,0 +1,216 @@
+"""E-mail messages (eml, and pages saved as mht): subject, correspondents and body, and what is attached.
+
+The standard library's parser is given only what it reads in bounded time: each header is cut, and lines times nested
+parts are counted first, because it compares every line with the boundary of every part that is open.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from email import policy
+from email.message import EmailMessage, Message
+from email.parser import BytesParser
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from rag_assets.extraction.decoding import decode, normalise, refuse_oversized
+from rag_assets.extraction.document import Attachment, BlockKind, DocumentBuilder, ExtractedDocument, one_line
+from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.formats.html import extract_html
+from rag_assets.extraction.formats.plain import text_document
+
+EML_MEDIA_TYPE: Final = "message/rfc822"
+MAX_ATTACHMENTS: Final = 200
+_MAX_HEADER_CHARACTERS: Final = 8000
+_MAX_COMPARISONS: Final = 50_000_000
+_MAX_NAME: Final = 120
+_HEAD_BYTES: Final = 16 * 1024
+
+_HEADER_LINE = re.compile(rb"([A-Za-z][A-Za-z0-9-]{0,60}):")
+_SENT: Final = frozenset({b"from", b"received", b"return-path", b"sender"})
+_BY_PROGRAM: Final = frozenset({b"message-id", b"mime-version", b"received", b"return-path"})
+_MULTIPART = re.compile(rb"^content-type[ \t]*:", re.IGNORECASE | re.MULTILINE)
+
+_SHOWN_HEADERS: Final = ("From", "To", "Cc", "Date")
+# A signature says nothing to a reader.
+_SIGNATURES: Final = frozenset({
+    "application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature", "application/pgp-keys",
+})  # fmt: skip
+_BODIES: Final = ("text/plain", "text/html")
+_SEALED: Final = frozenset({"multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"})
+_SUFFIXES: Final = {"text/html": ".html", "text/calendar": ".ics", "text/plain": ".txt", "message/rfc822": ".eml"}
+
+
+def looks_like_eml(data: bytes) -> bool:
+    """Whether the content begins with the header of a message that a mail program wrote."""
+    names: set[bytes] = set()
+    for line in data[:_HEAD_BYTES].splitlines():
+        if not line:
+            break
+        if line[:1] in (b" ", b"\t") and names:
+            continue
+        match = _HEADER_LINE.match(line)
+        if match is None:
+            return False
+        names.add(match[1].lower())
+    return bool(names & _SENT) and bool(names & _BY_PROGRAM)
+
+
+def extract_eml(data: bytes) -> ExtractedDocument:
+    """The message itself. Raises ExtractionError as `open_eml` does."""
+    return open_eml(data)[0]
+
+
+def open_eml(data: bytes) -> tuple[ExtractedDocument, tuple[Attachment, ...]]:
+    """The message, and the files attached to it.
+
+    Raises ExtractionError: encrypted where only the recipient can read it, too_large beyond the limits.
+    """
+    refuse_oversized(data)
+    if data.count(b"\n") * sum(1 for _ in _MULTIPART.finditer(data)) > _MAX_COMPARISONS:
+        raise ExtractionError(QuarantineReason.TOO_LARGE, "the message has too many parts for its length; split it")
+    message: Message = BytesParser(policy=_BoundedHeaders()).parsebytes(data)
+    subject = one_line(_header(message, "Subject"))
+    document = DocumentBuilder(EML_MEDIA_TYPE, subject)
+    document.add(BlockKind.HEADING, subject, level=1)
+    shown = ((name, one_line(_header(message, name))) for name in _SHOWN_HEADERS)
+    document.add(BlockKind.PARAGRAPH, "\n".join(f"{name}: {value}" for name, value in shown if value))
+    attachments: dict[str, Attachment] = {}
+    for part, is_body in _leaves(message):
+        if is_body and part.get_content_type() in _SEALED:
+            detail = "the message is encrypted or sealed (S/MIME, PGP); upload a copy that is not"
+            raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
+        if is_body:
+            _add_body(document, part)
+            continue
+        attachment = _attachment(part, attachments)
+        attachments[attachment.name] = attachment
+        if len(attachments) > MAX_ATTACHMENTS:
+            detail = f"more than {MAX_ATTACHMENTS} attachments; upload them as files of their own"
+            raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
+    return document.build(), tuple(attachments.values())
+
+
+class _BoundedHeaders(policy.EmailPolicy):
+    """The parser of addresses and parameters takes time quadratic in a header's length."""
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:_MAX_HEADER_CHARACTERS]
+
+
+def _header(message: Message, name: str) -> str:
+    try:
+        value = message.get(name)
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+        # The parser of structured headers stumbles over odd ones; as it came, the header still says who wrote.
+        value = next((raw for key, raw in message.raw_items() if key.lower() == name.lower()), None)
+    return "" if value is None else normalise(str(value))
+
+
+def _leaves(message: Message) -> Iterator[tuple[Message, bool]]:
+    """The parts that are read, in their order; True for those that make up the body.
+
+    Of alternatives one is the body: plain text that has words, else HTML. Parts that a body only refers to (its
+    pictures) and signatures are left out.
+    """
+    pending: list[tuple[Message, bool, bool]] = [(message, True, False)]
+    while pending:
+        part, may_be_body, related = pending.pop()
+        kind = part.get_content_type()
+        if kind in _SEALED:
+            yield part, may_be_body
+        elif kind == "message/rfc822" and part is not message:
+            yield part, False
+        elif part.is_multipart():
+            chosen = _chosen(part) if kind == "multipart/alternative" else None
+            pending += [
+                (
+                    child,
+                    may_be_body and (chosen is None or child is chosen),
+                    related or (kind == "multipart/related" and index > 0),
+                )
+                for index, child in reversed(list(enumerate(_children(part))))
+            ]
+        elif kind.startswith("text/") and not _is_attached(part):
+            if may_be_body:
+                yield part, kind in _BODIES
+        elif kind in _SIGNATURES or _is_decoration(part, kind, related):
+            continue
+        else:
+            yield part, False
+
+
+def _children(part: Message) -> list[Message]:
+    payload: Any = part.get_payload() if part.is_multipart() else []
+    return list(payload)
+
+
+def _chosen(alternatives: Message) -> Message | None:
+    """The alternative to read, however deep its text lies (HTML comes with its pictures in a part of its own)."""
+    best: dict[str, Message] = {}
+    for child in _children(alternatives):
+        for part in child.walk():
+            kind = part.get_content_type()
+            if kind in _BODIES and not _is_attached(part) and _payload(part).strip():
+                best.setdefault(kind, child)
+    return best.get("text/plain") or best.get("text/html")
+
+
+def _is_attached(part: Message) -> bool:
+    return part.get_content_disposition() == "attachment" or bool(part.get_filename())
+
+
+def _is_decoration(part: Message, kind: str, related: bool) -> bool:
+    """A picture that the text shows by its id, or whatever else a page needs to look like itself."""
+    if part.get_content_disposition() == "attachment":
+        return False
+    return related or (kind.startswith("image/") and part.get("Content-ID") is not None)
+
+
+def _payload(part: Message) -> bytes:
+    payload: Any = part.get_payload(decode=True)
+    return payload if isinstance(payload, bytes) else b""
+
+
+def _add_body(document: DocumentBuilder, part: Message) -> None:
+    data = _payload(part)
+    if not data.strip():
+        return
+    charset = part.get_content_charset()
+    if part.get_content_type() == "text/html":
+        body = extract_html(data, declared=charset)
+    else:
+        body = text_document(decode(data, declared=charset))
+    for block in body.blocks:
+        # Below the subject, which is the heading of all of it.
+        level = min(block.level + 1, 6) if block.level else 0
+        document.add(block.kind, body.text[block.start : block.end], level=level)
+
+
+def _attachment(part: Message, taken: dict[str, Attachment]) -> Attachment:
+    kind = part.get_content_type()
+    name = one_line(normalise(part.get_filename() or "").replace("/", "_").replace("\\", "_"), _MAX_NAME)
+    if kind == "message/rfc822":
+        forwarded = next(iter(_children(part)), None) or EmailMessage()
+        # Bytes again, so that a message in a message is read as any other attachment is. The old policy writes headers
+        # as they came instead of parsing them.
+        data = forwarded.as_bytes(policy=policy.compat32)
+        subject = one_line(_header(forwarded, "Subject").replace("/", "_"), _MAX_NAME)
+        name = name or (f"{subject}.eml" if subject else "message.eml")
+        name = name if name.lower().endswith(".eml") else f"{name}.eml"
+    else:
+        data = _payload(part)
+        name = name or "attachment" + _SUFFIXES.get(kind, "." + kind.rpartition("/")[2].rpartition("-")[2])
+    return Attachment(_unique(name, taken), data)
+
+
+def _unique(name: str, taken: dict[str, Attachment]) -> str:
+    path = PurePosixPath(name)
+    number = 2
+    unique = name
+    while unique in taken:
+        unique = f"{path.stem} ({number}){path.suffix}"
+        number += 1
+    return unique

@@ -1,0 +1,251 @@
+"""PowerPoint presentations (pptx, pptm, slide shows and templates): one page a slide, in reading order.
+
+Shapes come in the order in which they are drawn, which is also the one that screen readers follow; the title comes
+first wherever it stands. Hidden slides are read, because they hold what a speaker keeps for questions.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
+from rag_assets.extraction.formats.ooxml import holds_part, open_package
+
+if TYPE_CHECKING:
+    from pptx.presentation import Presentation
+
+
+PPTX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
+
+_P: Final = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
+_A: Final = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_C: Final = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
+_DIAGRAM: Final = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
+_R: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+_MC: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
+
+_TITLES: Final = frozenset({"title", "ctrTitle"})
+# What stands on every slide alike.
+_FURNITURE: Final = frozenset({"dt", "ftr", "hdr", "sldNum"})
+# Placeholders whose paragraphs have bullets unless something says otherwise.
+_BULLETED: Final = frozenset({"body", "obj", ""})
+_BULLETS: Final = (f"{_A}buChar", f"{_A}buAutoNum", f"{_A}buBlip")
+_MAX_INDENT: Final = 8
+_MAX_CHART_ROWS: Final = 1000
+_NO_TITLES: Final = frozenset({"", "powerpoint presentation", "powerpoint-präsentation", "presentation", "untitled"})
+
+
+def looks_like_pptx(data: bytes) -> bool:
+    """Whether the content is a zip that holds a PowerPoint presentation."""
+    return holds_part(data, "ppt/presentation")
+
+
+def extract_pptx(data: bytes) -> ExtractedDocument:
+    """Raises ExtractionError where the container is not safe to open (see `ooxml`)."""
+    package = open_package(data)
+
+    import pptx
+
+    presentation = pptx.Presentation(io.BytesIO(package))
+    document = DocumentBuilder(PPTX_MEDIA_TYPE)
+    for number, slide in enumerate(_slides(presentation), start=1):
+        _SlideReader(slide, number, document).read()
+    core_title = one_line(presentation.core_properties.title or "")
+    if core_title.lower() not in _NO_TITLES:
+        document.title = core_title
+    return document.build()
+
+
+def _slides(presentation: Presentation) -> Iterator[Any]:
+    """The parts of the slides in their order; a slide that is listed and not there is passed over."""
+    part: Any = presentation.part
+    root: Any = part._element  # its own list of slides raises on the first one that is missing
+    for slide in root.iter(f"{_P}sldId"):
+        related = _related(part, slide.get(f"{_R}id"))
+        if related is not None and getattr(related, "_element", None) is not None:
+            yield related
+
+
+def _related(part: Any, identifier: str | None) -> Any:
+    """The part that a relationship leads to, or None where it leads nowhere or out of the file."""
+    if identifier is None or identifier not in part.rels or part.rels[identifier].is_external:
+        return None
+    return part.rels[identifier].target_part
+
+
+@dataclass(slots=True)
+class _SlideReader:
+    """Reads the shapes of one slide into blocks of its page."""
+
+    part: Any
+    page: int
+    document: DocumentBuilder
+    _layout: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def read(self) -> None:
+        tree = self.part._element.find(f"{_P}cSld/{_P}spTree")
+        if tree is None:
+            return
+        shapes = list(_shapes(tree))
+        self._layout = self._layout_placeholders()
+        titles = [shape for shape in shapes if _placeholder(shape)[0] in _TITLES]
+        for shape in titles:
+            level = 1 if _placeholder(shape)[0] == "ctrTitle" else 2
+            words = " ".join(text for _, text in _paragraphs(shape))
+            self.document.add(BlockKind.HEADING, one_line(words, len(words)), level=level, page=self.page)
+        for shape in shapes:
+            if shape not in titles:
+                self._shape(shape)
+        for shape in self._notes():
+            if _placeholder(shape)[0] == "body":
+                text = "\n".join(text for _, text in _paragraphs(shape))
+                self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
+
+    def _layout_placeholders(self) -> dict[str, Any]:
+        for relation in self.part.rels.values():
+            if relation.reltype.endswith("/slideLayout") and not relation.is_external:
+                return {_placeholder(shape)[1]: shape for shape in relation.target_part._element.iter(f"{_P}sp")}
+        return {}
+
+    def _notes(self) -> Iterator[Any]:
+        for relation in self.part.rels.values():
+            if relation.reltype.endswith("/notesSlide") and not relation.is_external:
+                yield from relation.target_part._element.iter(f"{_P}sp")
+
+    def _shape(self, shape: Any) -> None:
+        if shape.tag == f"{_P}graphicFrame":
+            self._graphic(shape)
+            return
+        kind, index = _placeholder(shape)
+        if kind in _FURNITURE:
+            return
+        lines = list(_paragraphs(shape))
+        bulleted = kind in _BULLETED and len(lines) > 1
+        items: list[str] = []
+        for paragraph, text in lines:
+            depth = min(_depth(paragraph), _MAX_INDENT)
+            if self._has_bullet(shape, paragraph, index, bulleted):
+                indent = "  " * depth
+                items.append(f"{indent}- " + text.replace("\n", f"\n{indent}  "))
+                continue
+            self.document.add(BlockKind.LIST, "\n".join(items), page=self.page)
+            items.clear()
+            self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
+        self.document.add(BlockKind.LIST, "\n".join(items), page=self.page)
+
+    def _has_bullet(self, shape: Any, paragraph: Any, index: str, default: bool) -> bool:
+        """What the paragraph says, else its shape's list style, else the layout's, else the `default`."""
+        said_by = [paragraph.find(f"{_A}pPr")]
+        level = f"{_P}txBody/{_A}lstStyle/{_A}lvl{min(_depth(paragraph), _MAX_INDENT) + 1}pPr"
+        said_by += [holder.find(level) for holder in (shape, self._layout.get(index)) if holder is not None]
+        for properties in said_by:
+            if properties is None:
+                continue
+            if properties.find(f"{_A}buNone") is not None:
+                return False
+            if any(properties.find(bullet) is not None for bullet in _BULLETS):
+                return True
+        return default
+
+    def _graphic(self, frame: Any) -> None:
+        for table in frame.iter(f"{_A}tbl"):
+            rows = (
+                table_row(" ".join(text for _, text in _paragraphs(cell)) for cell in row.iterchildren(f"{_A}tc"))
+                for row in table.iterchildren(f"{_A}tr")
+            )
+            self.document.add(BlockKind.TABLE, "\n".join(filter(None, rows)), page=self.page)
+        for reference in frame.iter(f"{_C}chart"):
+            chart = getattr(_related(self.part, reference.get(f"{_R}id")), "_element", None)
+            if chart is not None:
+                self._chart(chart)
+        for reference in frame.iter(f"{_DIAGRAM}relIds"):
+            data = _related(self.part, reference.get(f"{_R}dm"))
+            if data is not None:
+                self._diagram(data.blob)
+
+    def _chart(self, chart: Any) -> None:
+        """The title, and what is drawn as a table: a row for each category, a column for each series."""
+        title = chart.find(f"{_C}chart/{_C}title")
+        if title is not None:
+            text = "\n".join(text for _, text in _paragraphs(title))
+            self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
+        columns: list[dict[int, str]] = []
+        names: list[str] = []
+        categories: dict[int, str] = {}
+        for series in chart.iter(f"{_C}ser"):
+            names.append(" ".join(_points(series.find(f"{_C}tx")).values()))
+            columns.append(_points(_first(series, "val", "yVal")))
+            categories = categories or _points(_first(series, "cat", "xVal"))
+        used = sorted({index for column in (categories, *columns) for index in column})[:_MAX_CHART_ROWS]
+        rows = [table_row(["", *names])]
+        rows += [table_row(column.get(index, "") for column in (categories, *columns)) for index in used]
+        self.document.add(BlockKind.TABLE, "\n".join(filter(None, rows)), page=self.page)
+
+    def _diagram(self, blob: bytes) -> None:
+        """The words of a SmartArt, one line for each of its points."""
+        from pptx.oxml import parse_xml
+
+        root = cast("Any", parse_xml(blob))
+        points = ("\n".join(text for _, text in _paragraphs(point)) for point in root.iter(f"{_DIAGRAM}pt"))
+        items = ["- " + point.replace("\n", "\n  ") for point in points if point]
+        self.document.add(BlockKind.LIST, "\n".join(items), page=self.page)
+
+
+def _shapes(tree: Any) -> Iterator[Any]:
+    """Shapes with words, inside groups too; of alternatives the first, and the fallback where there is no other."""
+    pending = [tree.iterchildren()]
+    while pending:
+        element = next(pending[-1], None)
+        if element is None:
+            pending.pop()
+        elif element.tag in (f"{_P}sp", f"{_P}graphicFrame", f"{_P}cxnSp"):
+            yield element
+        elif element.tag == f"{_MC}AlternateContent":
+            chosen = _first(element, "Choice", "Fallback", namespace=_MC)
+            if chosen is not None:
+                pending.append(chosen.iterchildren())
+        elif element.tag == f"{_P}grpSp":
+            pending.append(element.iterchildren())
+
+
+def _first(element: Any, *names: str, namespace: str = _C) -> Any:
+    return next((found for name in names if (found := element.find(namespace + name)) is not None), None)
+
+
+def _placeholder(shape: Any) -> tuple[str | None, str]:
+    """Kind and index of a placeholder ('' is the kind of one for any object); the kind of another shape is None."""
+    found = shape.find(f"{_P}nvSpPr/{_P}nvPr/{_P}ph")
+    return (None, "none") if found is None else (found.get("type", ""), found.get("idx", "0"))
+
+
+def _depth(paragraph: Any) -> int:
+    properties = paragraph.find(f"{_A}pPr")
+    level = "0" if properties is None else properties.get("lvl", "0")
+    return int(level) if level.isdecimal() else 0
+
+
+def _paragraphs(element: Any) -> Iterator[tuple[Any, str]]:
+    """The paragraphs below an element that have words, each with its text."""
+    for paragraph in element.iter(f"{_A}p"):
+        runs = ("\n" if run.tag == f"{_A}br" else run.text or "" for run in paragraph.iter(f"{_A}t", f"{_A}br"))
+        text = "".join(runs).replace("\v", "\n").strip()
+        if text:
+            yield paragraph, text
+
+
+def _points(element: Any) -> dict[int, str]:
+    """Index to value of the points that a chart keeps beside the workbook it was drawn from."""
+    if element is None:
+        return {}
+    found: dict[int, str] = {}
+    for point in element.iter(f"{_C}pt"):
+        value, index = point.find(f"{_C}v"), point.get("idx", "")
+        if value is not None and index.isdecimal():
+            found[int(index)] = value.text or ""
+    if not found:
+        values = (value.text or "" for value in element.iter(f"{_C}v"))
+        found = dict(enumerate(values))
+    return found

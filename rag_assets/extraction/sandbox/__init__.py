@@ -1,0 +1,1 @@
+"""Limited processes that parse untrusted documents."""

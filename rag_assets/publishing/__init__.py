@@ -1,0 +1,1 @@
+"""From a built table to what readers see: checks, publish, rollback, retention."""

@@ -1,0 +1,49 @@
+"""Conditional writes of catalog entries, fenced by the epoch of the lease."""
+
+from __future__ import annotations
+
+from rag_assets.errors import LeaseLost
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.errors import WriteConflict
+from rag_serving.lake.catalog_entry import HISTORY_LENGTH, CatalogEntry, Publication, catalog_key, read_catalog_entry
+from rag_serving.lake.object_store import ABSENT
+from rag_serving.lake.shards import Shard
+
+
+def fence(lake: Lake, shard: Shard, epoch: int) -> None:
+    """Write the epoch into the catalog object, so that a publish prepared under an older one no longer goes through."""
+    found = read_catalog_entry(lake.objects, shard)
+    if found is not None and found[0].epoch < epoch:
+        try:
+            lake.objects.put(
+                catalog_key(shard), found[0].model_copy(update={"epoch": epoch}).to_json(), expect=found[1]
+            )
+        except WriteConflict as error:
+            raise LeaseLost(f"shard {shard} was published by another writer meanwhile; run it again") from error
+
+
+def next_entry(writer: ShardWriter, entry: CatalogEntry | None, publication: Publication) -> CatalogEntry:
+    return CatalogEntry(
+        format=1,
+        region=writer.shard.region,
+        department=writer.shard.department,
+        table=writer.shard.table_name,
+        epoch=writer.epoch,
+        current=publication,
+        history=() if entry is None else (entry.current, *entry.history)[:HISTORY_LENGTH],
+        hold=None,
+    )
+
+
+def put_entry(writer: ShardWriter, entry: CatalogEntry, found: tuple[CatalogEntry, str] | None) -> None:
+    """Write the catalog object in place of the one found; raises `LeaseLost` when another writer was quicker."""
+    if found is not None and found[0].epoch > writer.epoch:
+        raise LeaseLost(f"shard {writer.shard} was published by a later writer; run it again")
+    writer.check()
+    try:
+        writer.lake.objects.put(
+            catalog_key(writer.shard), entry.to_json(), expect=ABSENT if found is None else found[1]
+        )
+    except WriteConflict as error:
+        raise LeaseLost(f"shard {writer.shard} was published by another writer meanwhile; run it again") from error

@@ -1,0 +1,100 @@
+"""Checks of a shard's new table, and what puts a version before readers by one write of the shard's catalog object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rag_assets.errors import ChecksFailed
+from rag_assets.evaluation.evaluate import assess
+from rag_assets.evaluation.records import Evaluation
+from rag_assets.evaluation.verdict import Quality
+from rag_assets.publishing.catalog_writes import next_entry, put_entry
+from rag_assets.publishing.checks import check_coverage, check_rows, check_vectors
+from rag_assets.publishing.retention import drop_old_tags, tag_version
+from rag_assets.storage.content_digest import content_digest
+from rag_assets.storage.schemas import QUARANTINE
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.catalog_entry import Hold, Publication, read_catalog_entry
+from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The publication that readers now see, and whether this call changed it; `held` says what keeps it from that."""
+
+    publication: Publication
+    changed: bool
+    content_changed: bool
+    held: Hold | None = None
+    evaluation: Evaluation | None = None
+    """What was measured of it, if anything was."""
+
+
+def publish(
+    writer: ShardWriter,
+    identity: EmbedderIdentity,
+    *,
+    run_id: str,
+    keep: int,
+    pin_seconds: float,
+    quality: Quality | None = None,
+) -> Published:
+    """Put the head of the shard's table before readers, unless they have exactly that already, or a hold forbids it.
+
+    All checks are made here too, for whoever publishes without them; what they found of this very head is not measured
+    or embedded again. Without `quality` nothing is embedded or searched. Raises `ChecksFailed` when the head is not
+    consistent, or worse than what is published, and `LeaseLost` when a writer of a later epoch has published; readers
+    keep the old version in both cases.
+    """
+    lake, shard = writer.lake, writer.shard
+    table = writer.table(SHARDS)
+    if table is None:
+        raise ChecksFailed(f"shard {shard} has no table to publish; materialize shards first")
+    found = read_catalog_entry(lake.objects, shard)
+    entry = found[0] if found is not None else None
+    source_digest = writer.progress.source_digest
+    current = entry.current if entry is not None else None
+    if current is not None and (current.version, current.source_digest) == (table.version, source_digest):
+        writer.note(touched=())
+        return Published(current, changed=False, content_changed=False, held=entry.hold if entry is not None else None)
+    touched = writer.touched
+    load = None if quality is None else quality.embedder
+    rows, vectors = check_rows(lake, shard, touched), check_vectors(lake, shard, identity, load, touched)
+    problems = rows.problems + check_coverage(lake, shard, touched).problems + vectors.problems
+    evaluation: Evaluation | None = None
+    if not problems and quality is not None:
+        assessed = assess(lake, shard, identity, quality, run_id=run_id)
+        problems, evaluation = assessed.problems, assessed.evaluation
+    if problems:
+        raise ChecksFailed(f"shard {shard} is not published: {'; '.join(problems)}")
+    if writer.touched is None:
+        writer.note(content_digest=content_digest(table, identity.fingerprint))
+    if entry is not None and entry.hold is not None:
+        held = entry.hold.model_copy(update={"built_source_digest": source_digest})
+        if held != entry.hold:
+            put_entry(writer, entry.model_copy(update={"hold": held}), found)
+        return Published(entry.current, changed=False, content_changed=False, held=held, evaluation=evaluation)
+    quarantined = writer.table(QUARANTINE)
+    publication = Publication(
+        version=table.version,
+        content_digest=writer.progress.content_digest,
+        source_digest=source_digest,
+        fingerprint=identity.fingerprint,
+        documents=rows.documents,
+        chunks=rows.chunks,
+        quarantined=0 if quarantined is None else quarantined.count_rows(),
+        published_at=datetime.now(UTC),
+        run_id=run_id,
+        published_by=f"run {run_id}",
+        table_format=TABLE_FORMAT,
+    )
+    new = next_entry(writer, entry, publication)
+    # The tag comes first: a version that readers are sent to must already be safe from cleanup.
+    tag_version(table, publication.version)
+    put_entry(writer, new, found)
+    drop_old_tags(table, new, keep=keep, pin_seconds=pin_seconds)
+    writer.note(touched=())
+    changed = current is None or current.content_digest != publication.content_digest
+    return Published(publication, changed=True, content_changed=changed, evaluation=evaluation)

@@ -1,0 +1,1 @@
+"""Start and watch runs: backfills, the bulk path, progress reports. Dagster types are allowed here."""

@@ -1,0 +1,40 @@
+"""What people see of runs in a terminal: quiet logs and the reason of a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+
+
+def quiet_logging(*, verbose: bool) -> dict[str, Any]:
+    """Run configuration that keeps Dagster's console log to what was asked for; the event log has everything."""
+    return {"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}}
+
+
+def failure_reason(events: Sequence[dg.DagsterEvent]) -> str:
+    """Why a run failed, in its own words."""
+    stopped = [
+        f"{check.check_name}: {check.description}"
+        for event in events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
+        and not (check := event.asset_check_evaluation_data).passed
+        and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
+    if stopped:  # Dagster itself names the check alone
+        return "; ".join(stopped)
+    for event in events:
+        if event.is_step_failure:
+            data = event.step_failure_data
+            if data.user_failure_data is not None and data.user_failure_data.description:
+                return data.user_failure_data.description
+            if data.error is not None:
+                return (data.error.cause or data.error).message.strip()
+    for event in events:
+        if event.is_failure:
+            data = getattr(event.event_specific_data, "error", None)
+            if data is not None:
+                return (data.cause or data).message.strip()
+            return event.message or "failed"
+    return "failed; see the run in the UI"

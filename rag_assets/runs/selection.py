@@ -1,0 +1,62 @@
+"""Which shards a backfill is about: pure selection by filter and by state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
+from enum import StrEnum
+
+from rag_serving.errors import UnknownScope
+from rag_serving.lake.shards import Shard, check_name, same_name
+
+
+class Selection(StrEnum):
+    """The states that a backfill can be asked for."""
+
+    CHANGED = "changed"
+    """The source differs from what is published (so also: never published)."""
+    MISSING = "missing"
+    """Never published."""
+    FAILED = "failed"
+    """The latest run failed."""
+    ALL = "all"
+
+
+def select_shards(
+    which: Selection,
+    listed: Mapping[Shard, str],
+    published: Mapping[Shard, str],
+    failed: Collection[Shard],
+    *,
+    regions: Sequence[str] = (),
+    departments: Sequence[str] = (),
+) -> list[Shard]:
+    """The shards of that state and those regions and departments, sorted.
+
+    `listed` and `published` give source digests. Raises `InvalidShardName` and, for a region or department that
+    neither side has, `UnknownScope`.
+    """
+    known = listed.keys() | published.keys()
+    _check_known("region", regions, {shard.region for shard in known})
+    _check_known("department", departments, {shard.department for shard in known})
+    chosen = {
+        Selection.ALL: known,
+        Selection.MISSING: listed.keys() - published.keys(),
+        Selection.FAILED: set(failed) & known,
+        Selection.CHANGED: {shard for shard in known if listed.get(shard) != published.get(shard)},
+    }[which]
+    return sorted(
+        shard
+        for shard in chosen
+        if (not regions or any(same_name(shard.region, name) for name in regions))
+        and (not departments or any(same_name(shard.department, name) for name in departments))
+    )
+
+
+def _check_known(kind: str, names: Sequence[str], known: set[str]) -> None:
+    for name in names:
+        check_name(kind, name)
+        if not any(same_name(name, other) for other in known):
+            close = get_close_matches(name, known, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UnknownScope(f"neither the source nor the lake has the {kind} {name!r}{hint}")

@@ -1,0 +1,130 @@
+"""A local folder as the source of documents."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from stat import S_ISREG
+
+from rag_assets.errors import SourceRefused, SourceUnavailable
+from rag_assets.sources.base import FetchedObject, ObjectGone, ObjectUnreadable, SourceObject, shard_of_folders
+from rag_serving.lake.object_store import file_etag
+from rag_serving.lake.shards import Shard
+
+
+class FolderSource:
+    """A folder laid out like the bucket. The etag of a file is its size, modification time and inode."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
+        if not self._root.is_dir():
+            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+        start = self._root / prefix.rpartition("/")[0]
+        try:
+            page: list[SourceObject] = []
+            within = start.relative_to(self._root).as_posix()
+            for path, key in _walk(str(start), "" if within == "." else f"{within}/"):
+                if not key.startswith(prefix) or key.encode() <= start_after.encode():
+                    continue
+                try:
+                    stat = os.stat(path)  # noqa: PTH116  # a Path for each of many files takes longer than the look
+                except FileNotFoundError:  # deleted since its folder was read
+                    continue
+                page.append(SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime)))
+                if len(page) == 1000:
+                    yield page
+                    page = []
+            if page:
+                yield page
+        except OSError as error:
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+
+    def shards(self) -> Iterator[Shard]:
+        if not self._root.is_dir():
+            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+        try:
+            for region in _folders(self._root):
+                for department in _folders(self._root / region):
+                    if (shard := shard_of_folders(region, department)) is not None:
+                        yield shard
+        except OSError as error:
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+
+    def head(self, key: str) -> SourceObject | None:
+        path = self._root / key
+        if path.relative_to(self._root).as_posix() != key:  # `a//b` would be a second name of the file `a/b`
+            return None
+        try:
+            if not self._root.is_dir():
+                raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+            folders = path.parents[: len(path.relative_to(self._root).parts) - 1]
+            if any(folder.is_symlink() for folder in folders):  # which the listing does not follow
+                return None
+            stat = path.lstat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL, which no name has
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            raise SourceUnavailable(f"cannot look at {path}: {error.strerror}; check RAG_SOURCE_URI") from error
+        if not S_ISREG(stat.st_mode):
+            return None
+        return SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime))
+
+    def fetch(self, key: str) -> FetchedObject:
+        try:
+            with (self._root / key).open("rb") as file:
+                data = file.read()
+                stat = os.fstat(file.fileno())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not self._root.is_dir():
+                raise SourceUnavailable(f"the source folder {self._root} is gone; check RAG_SOURCE_URI") from error
+            raise ObjectGone(key) from error
+        except OSError as error:
+            raise ObjectUnreadable(f"{key}: {error.strerror}") from error
+        return FetchedObject(data, file_etag(stat), _time(stat.st_mtime))
+
+    def uri(self, key: str) -> str:
+        return (self._root / key).as_uri()
+
+
+def _walk(folder: str, key: str) -> Iterator[tuple[str, str]]:
+    """Files below `folder` with their keys, which begin with `key`, in the order of the keys' bytes, as S3 lists.
+
+    Links are not followed out.
+    """
+    if not os.path.isdir(folder):  # noqa: PTH112
+        return
+    names: list[bytes] = []  # a folder may hold very many
+    with os.scandir(folder) as found:
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                names.append(os.fsencode(entry.name) + b"/")
+            elif entry.is_file(follow_symlinks=False):
+                names.append(os.fsencode(entry.name))
+    names.sort()
+    for encoded in names:
+        try:
+            name = encoded.decode()
+        except UnicodeDecodeError:  # a name that is not UTF-8 cannot be a key, nor be part of one
+            continue
+        path = f"{folder}/{name}"
+        if name.endswith("/"):
+            yield from _walk(path.removesuffix("/"), key + name)
+        else:
+            yield path, key + name
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in it, in the order of their bytes."""
+    with os.scandir(folder) as found:
+        return sorted((entry.name for entry in found if entry.is_dir(follow_symlinks=False)), key=os.fsencode)
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

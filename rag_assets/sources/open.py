@@ -1,0 +1,30 @@
+"""Open the source that a URI names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rag_assets.sources.base import Source
+from rag_assets.sources.folder import FolderSource
+from rag_assets.sources.s3 import S3Source
+from rag_serving.errors import SettingsError
+from rag_serving.lake.object_store import folder_path, is_s3, split_s3
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+def open_source(uri: str | None, client: S3Client | None = None) -> Source:
+    """The source that `RAG_SOURCE_URI` names. `client` is needed for ``s3://`` only."""
+    if uri is None:
+        raise SettingsError("RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive")
+    if is_s3(uri):
+        if client is None:
+            import boto3
+            from botocore.config import Config
+
+            # As often and in the same way as the client that Dagster's resource makes.
+            client = boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}))
+        bucket, prefix = split_s3(uri)
+        return S3Source(client, bucket, prefix)
+    return FolderSource(folder_path(uri))

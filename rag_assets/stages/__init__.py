@@ -1,0 +1,1 @@
+"""One module per asset: what a run does to a shard, without Dagster."""

@@ -1,0 +1,237 @@
+"""The step from `chunks` and `embeddings` to the shard's table: replace what differs, keep the indexes covering it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rag_assets.errors import ChecksFailed
+from rag_assets.storage.content_digest import ContentDigest
+from rag_assets.storage.id_indexes import id_ranges
+from rag_assets.storage.lake import Log, columns, read, scan, values
+from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
+from rag_assets.storage.search_indexes import BATCH_CHUNKS, keep_indexes, table_fingerprint, table_stats, unindexed_rows
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.lake.sql import sql_in
+from rag_serving.lake.tables import SHARDS, shard_schema
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+
+_BATCH_DOCUMENTS = 4096
+
+
+@dataclass(slots=True)
+class IndexingReport:
+    """What a run of the step did; `rows`, `documents`, `version` and `bytes` describe the table afterwards."""
+
+    documents_replaced: int = 0
+    documents_deleted: int = 0
+    rows_written: int = 0
+    rows: int = 0
+    documents: int = 0
+    version: int = 0
+    bytes: int = 0
+    unindexed_rows: int = 0
+    optimized: bool = False
+    seconds: float = 0.0
+
+
+def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_rows: int, log: Log) -> IndexingReport:
+    """Bring the shard's table to what `chunks` and `embeddings` hold; raises `ChecksFailed` for a missing vector."""
+    started = time.monotonic()
+    report = IndexingReport()
+    table = _table(writer, identity)
+    if not writer.progress.content_digest:
+        writer.touch(None)
+    touched = writer.touched
+    digest = ContentDigest(identity.fingerprint, None if touched is None else writer.progress.content_digest)
+    if touched is None:
+        digest.change((), (chunk_id for batch in scan(table, ["chunk_id"]) for chunk_id in values(batch, "chunk_id")))
+    for where in _looked_at(writer, touched):
+        _sync_documents(writer, table, identity, where, digest, report, log)
+    writer.note(content_digest=str(digest), fingerprint=identity.fingerprint)
+    rows_now = table.count_rows()
+    report.optimized = keep_indexes(writer, table, rows_now, vector_index_rows)
+    report.rows = rows_now
+    documents = writer.table(RAW_DOCUMENTS)
+    report.documents = 0 if documents is None else documents.count_rows()
+    report.version = table.version
+    report.bytes = table_stats(table)["total_bytes"]
+    report.unindexed_rows = unindexed_rows(table)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _looked_at(writer: ShardWriter, touched: Sequence[str] | None) -> Iterable[str | None]:
+    """Filters of the documents to compare, each of few enough to do at once."""
+    if touched is not None:
+        return [sql_in("doc_id", touched)] if touched else []
+    tables = (writer.table(stage) for stage in (CHUNKS, SHARDS))
+    return id_ranges("doc_id", max(0 if table is None else table.count_rows() for table in tables))
+
+
+def _sync_documents(
+    writer: ShardWriter,
+    table: Table,
+    identity: EmbedderIdentity,
+    where: str | None,
+    digest: ContentDigest,
+    report: IndexingReport,
+    log: Log,
+) -> None:
+    """Bring what the table holds of some documents to what `chunks` and `embeddings` hold of them."""
+    wanted = _wanted(writer, where)
+    have = _have(table, where)
+    todo = [
+        doc_id
+        for doc_id, document in wanted.items()
+        if doc_id not in have or have[doc_id].signature != document.signature
+    ]
+    gone = [doc_id for doc_id in have if doc_id not in wanted]
+    # A merge would leave a row that is there twice where it is.
+    repeated = [doc_id for doc_id, document in have.items() if len(set(document.chunk_ids)) < len(document.chunk_ids)]
+    report.documents_deleted += len(gone)
+    for batch in _of_at_most(_BATCH_DOCUMENTS, sorted({*gone, *repeated})):
+        digest.change((chunk_id for doc_id in batch for chunk_id in have.pop(doc_id).chunk_ids), ())
+        writer.delete(SHARDS, "doc_id", batch, content_digest=str(digest))
+    for batch in _batches(todo, wanted):
+        rows = _rows(writer, identity, batch)
+        known = [doc_id for doc_id in batch if doc_id in have]
+        digest.change(
+            (chunk_id for doc_id in known for chunk_id in have[doc_id].chunk_ids),
+            (chunk_id for doc_id in batch for chunk_id in wanted[doc_id].chunk_ids),
+        )
+        writer.replace(
+            SHARDS,
+            rows,
+            key="chunk_id",
+            owner="doc_id",
+            owners=batch,
+            fresh=not known,
+            content_digest=str(digest),
+        )
+        report.documents_replaced += len(batch)
+        report.rows_written += rows.num_rows
+        log(f"{writer.shard}: {report.documents_replaced} documents written to the table ({report.rows_written} rows)")
+
+
+def _table(writer: ShardWriter, identity: EmbedderIdentity) -> Table:
+    schema = shard_schema(identity.dimensions, identity.fingerprint)
+    table = writer.ensure(SHARDS, schema)
+    if not table.schema.equals(schema, check_metadata=False) or table_fingerprint(table) != identity.fingerprint:
+        # Vectors of two embedders never share a table; the published version stays readable meanwhile.
+        writer.touch(None)
+        return writer.overwrite(SHARDS, schema)
+    if writer.progress.fingerprint != identity.fingerprint:
+        writer.touch(None)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A document's chunks in order, and a hash of all that the rows of the table say of it."""
+
+    chunk_ids: tuple[str, ...]
+    signature: str
+
+
+_FACTS = ["doc_id", "content_hash", "etag", "modified_at", "stale"]
+
+
+def _wanted(writer: ShardWriter, where: str | None) -> dict[str, _Document]:
+    documents, chunks = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
+    if documents is None or chunks is None:
+        return {}
+    facts = {row["doc_id"]: row for row in read(documents, _FACTS, where=where).to_pylist()}
+    rows = read(chunks, ["doc_id", "ordinal", "chunk_id"], where=where)
+    return {
+        doc_id: _document(facts[doc_id], ordered)
+        for doc_id, ordered in _chunks_by_document(rows).items()
+        if doc_id in facts
+    }
+
+
+def _have(table: Table, where: str | None) -> dict[str, _Document]:
+    rows = read(table, [*_FACTS, "ordinal", "chunk_id"], where=where)
+    first = {row["doc_id"]: row for row in rows.select(_FACTS).to_pylist()}
+    return {doc_id: _document(first[doc_id], ordered) for doc_id, ordered in _chunks_by_document(rows).items()}
+
+
+def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
+    grouped: dict[str, list[tuple[int, str]]] = {}
+    for doc_id, ordinal, chunk_id in columns(rows, "doc_id", "ordinal", "chunk_id"):
+        grouped.setdefault(doc_id, []).append((ordinal, chunk_id))
+    return grouped
+
+
+def _document(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> _Document:
+    ordered = tuple(chunk_id for _, chunk_id in sorted(chunks))
+    said = "|".join(
+        (facts["content_hash"], facts["etag"], facts["modified_at"].isoformat(), str(facts["stale"]), *ordered)
+    )
+    return _Document(ordered, hashlib.sha256(said.encode()).hexdigest())
+
+
+def _batches(todo: list[str], wanted: dict[str, _Document]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    chunks = 0
+    for doc_id in todo:
+        count = len(wanted[doc_id].chunk_ids)
+        if batch and (chunks + count > BATCH_CHUNKS or len(batch) == _BATCH_DOCUMENTS):
+            yield batch
+            batch, chunks = [], 0
+        batch.append(doc_id)
+        chunks += count
+    if batch:
+        yield batch
+
+
+def _of_at_most(count: int, doc_ids: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(doc_ids), count):
+        yield doc_ids[start : start + count]
+
+
+def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -> pa.Table:
+    shard = writer.shard
+    documents, chunks = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
+    embeddings = writer.table(EMBEDDINGS, identity.fingerprint)
+    if documents is None or chunks is None or embeddings is None:
+        raise ChecksFailed(f"shard {shard} has no chunks or vectors yet; materialize chunks and embeddings first")
+    where = sql_in("doc_id", doc_ids)
+    named = ["doc_id", "source", "key", "part", "type", "title", "etag", "modified_at", "stale"]
+    facts = read(documents, named, where=where)
+    names = ("chunk_id", "doc_id", "ordinal", "text", "heading_path", "page", "start", "end", "tokens", "content_hash")
+    parts = read(chunks, [*names, "embed_hash"], where=where)
+    hashes: list[str] = values(parts, "embed_hash")
+    vectors = read(embeddings, ["embed_hash", "vector"], where=sql_in("embed_hash", sorted(set(hashes))))
+    at = {hashed: row for row, hashed in enumerate(values(vectors, "embed_hash"))}
+    lacking = sum(hashed not in at for hashed in hashes)
+    if lacking:
+        raise ChecksFailed(f"{lacking} chunks of shard {shard} have no vector; materialize embeddings first")
+    document_at = {doc_id: row for row, doc_id in enumerate(values(facts, "doc_id"))}
+    document_rows = pa.array([document_at[doc_id] for doc_id in values(parts, "doc_id")], pa.int64())
+    vector_rows = pa.array([at[hashed] for hashed in hashes], pa.int64())
+    count = parts.num_rows
+    arrays: dict[str, Any] = {name: parts[name] for name in names}
+    arrays |= {
+        name: facts[name].take(document_rows) for name in ("source", "type", "title", "etag", "modified_at", "stale")
+    }
+    paths = [
+        key.removeprefix(f"{shard.key}/") + (f"#{part}" if part else "") for key, part in columns(facts, "key", "part")
+    ]
+    arrays["path"] = pa.array(paths, pa.string()).take(document_rows)
+    arrays["vector"] = vectors["vector"].take(vector_rows)
+    arrays["region"] = pa.array([shard.region] * count, pa.string())
+    arrays["department"] = pa.array([shard.department] * count, pa.string())
+    arrays["indexed_at"] = pa.array([datetime.now(UTC)] * count, pa.timestamp("us", tz="UTC"))
+    schema = shard_schema(identity.dimensions, identity.fingerprint)
+    return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)

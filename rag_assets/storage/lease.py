@@ -1,0 +1,179 @@
+"""The lease that keeps a second writer out of a shard, kept in the lake so that it holds for every way to start a run.
+
+One object per shard, and one for the company index: who holds it, until when, and an epoch that rises with every new
+holder. It is taken and renewed by conditional writes only. A holder that dies is followed after the lease's time; one
+that lost its lease is told at its next `check`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from datetime import UTC, datetime, timedelta
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from rag_assets.errors import LeaseLost, ShardLocked
+from rag_assets.storage.lake import TableOwner
+from rag_serving.errors import LakeCorrupt, LakeUnavailable, WriteConflict
+from rag_serving.lake.object_store import ABSENT, ObjectStore
+
+LEASES = "leases"
+
+
+class LeaseRecord(BaseModel):
+    """What the lease object says."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    epoch: int
+    holder: str
+    where: str
+    expires_at: AwareDatetime
+    released: bool = False
+    token: str = ""
+    """Chosen by the holder, by which it knows its own record again."""
+
+
+class Lease:
+    """A held lease. `check` before every commit; it raises `LeaseLost` once the lease may belong to another."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        shard: TableOwner,
+        record: LeaseRecord,
+        etag: str,
+        seconds: float,
+        deadline: float,
+        *,
+        taken_over: bool = False,
+    ) -> None:
+        self.shard = shard
+        self.epoch = record.epoch
+        self.taken_over = taken_over
+        """Whether the holder before never gave it back: it may be dead, or asleep and yet to wake up."""
+        self._objects = objects
+        self._record = record
+        self._etag = etag
+        self._seconds = seconds
+        self._deadline = deadline
+        self._lost: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._heartbeat, name=f"lease-{shard.table_name}", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise `LeaseLost` if another writer may hold the shard by now."""
+        if self._lost is None and time.monotonic() > self._deadline:
+            self._lost = "it could not be renewed in time"
+        if self._lost is not None:
+            raise LeaseLost(f"the lease of shard {self.shard} was lost: {self._lost}; run the shard again")
+
+    def release(self) -> None:
+        """Give the lease back; the epoch stays behind, so that it only ever rises."""
+        self._stop.set()
+        self._thread.join()
+        if self._lost is None:
+            record = self._record.model_copy(update={"released": True})
+            with contextlib.suppress(WriteConflict, LakeCorrupt, LakeUnavailable):  # it then ends by itself
+                self._write(record)
+
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(self._seconds / 3):
+            deadline = time.monotonic() + self._seconds
+            record = self._record.model_copy(update={"expires_at": _expiry(self._seconds)})
+            try:
+                self._write(record)
+            except (WriteConflict, LakeCorrupt):
+                self._lost = "another writer took it over"
+                return
+            except LakeUnavailable:
+                continue  # the next beat tries again; `check` fails once the time is over
+            self._record, self._deadline = record, deadline
+
+    def _write(self, record: LeaseRecord) -> None:
+        data = record.model_dump_json().encode()
+        try:
+            self._etag = self._objects.put(_key(self.shard), data, expect=self._etag)
+        except WriteConflict:
+            found = self._objects.get(_key(self.shard))
+            if found is None or _read(self.shard, found.data).token != record.token:
+                raise
+            # An earlier beat was applied after all, in an outage that also kept its answer from being read back.
+            self._etag = self._objects.put(_key(self.shard), data, expect=found.etag)
+
+
+@contextlib.contextmanager
+def acquire_lease(
+    objects: ObjectStore,
+    shard: TableOwner,
+    holder: str,
+    *,
+    seconds: float = 30.0,
+    wait: float = 45.0,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Generator[Lease]:
+    """Hold the shard's lease for the length of the block.
+
+    Waits up to `wait` seconds for another holder; raises `ShardLocked` after that.
+    """
+    lease = _acquire(objects, shard, holder, seconds, wait, sleep)
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def _acquire(
+    objects: ObjectStore, shard: TableOwner, holder: str, seconds: float, wait: float, sleep: Callable[[float], None]
+) -> Lease:
+    give_up = time.monotonic() + wait
+    while True:
+        found = objects.get(_key(shard))
+        current = None if found is None else _read(shard, found.data)
+        if current is None or current.released or current.expires_at < datetime.now(UTC):
+            deadline = time.monotonic() + seconds
+            record = LeaseRecord(
+                epoch=1 if current is None else current.epoch + 1,
+                holder=holder,
+                where=f"{socket.gethostname()}:{os.getpid()}",
+                expires_at=_expiry(seconds),
+                token=uuid.uuid4().hex,
+            )
+            try:
+                etag = objects.put(
+                    _key(shard),
+                    record.model_dump_json().encode(),
+                    expect=ABSENT if found is None else found.etag,
+                )
+                taken_over = current is not None and not current.released
+                return Lease(objects, shard, record, etag, seconds, deadline, taken_over=taken_over)
+            except WriteConflict:
+                continue
+        if time.monotonic() >= give_up:
+            raise ShardLocked(
+                f"shard {shard} is being written by {current.holder} on {current.where}, whose lease lasts until "
+                f"{current.expires_at:%H:%M:%S} UTC; wait for it or stop it, then try again"
+            )
+        sleep(0.5)
+
+
+def _expiry(seconds: float) -> datetime:
+    return datetime.now(UTC) + timedelta(seconds=seconds)
+
+
+def _key(shard: TableOwner) -> str:
+    return f"{LEASES}/{shard.table_name}.json"
+
+
+def _read(shard: TableOwner, data: bytes) -> LeaseRecord:
+    try:
+        return LeaseRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise LakeCorrupt(f"the lease object of {shard} is malformed; delete {_key(shard)} in the lake") from error

@@ -1,0 +1,1 @@
+"""From ranked passages to an answer: prompts, language model, citations, extracts."""

@@ -1,0 +1,445 @@
+"""How a question is answered: exact tier, semantic tier, single flight, search, guards, language model, store.
+
+The fast tiers are asked by every asker for itself. All that needs a search goes on in a flight, once for all who ask
+the same at that time. Everything here works against one snapshot of the catalog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from rag_serving.answering.citations import source_citations
+from rag_serving.answering.extractive import extract, not_found
+from rag_serving.answering.generation import LanguageModel, generate
+from rag_serving.answering.marks import ANSWER_CUT, INVENTED_CITATIONS, MODEL_UNAVAILABLE
+from rag_serving.answering.prompts import within_budget
+from rag_serving.answering.single_flight import Emit, SingleFlight
+from rag_serving.answering.timing import Clock
+from rag_serving.cache.answer_cache import AnswerCache
+from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, digest_of, question_key
+from rag_serving.cache.evidence import evidence_of, same_evidence
+from rag_serving.cache.guards import Evidence, Judge, Pair
+from rag_serving.concurrency.limiter import ConcurrencyLimiter
+from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavailable, RagError
+from rag_serving.events import Done, Event, Sources, failed, replayed
+from rag_serving.lake.catalog import Snapshot
+from rag_serving.lake.catalog_entry import CatalogEntry
+from rag_serving.lake.search.query import Query
+from rag_serving.results import Answer, CacheState, Hit
+from rag_serving.retrieval.query_embedder import QueryEmbedders
+from rag_serving.retrieval.searcher import SearchBackend
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+CacheMode = Literal["on", "shadow", "off"]
+CACHE_UNAVAILABLE = "cache_unavailable"
+_FAULTLESS = (ANSWER_CUT, INVENTED_CITATIONS)
+"""Marks with which an answer is kept all the same: the model would do so again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerRequest:
+    """A question, checked, with the pinned state of the shards that it is asked of."""
+
+    query: Query
+    tenant: str
+    tag: str
+    entries: Sequence[CatalogEntry]
+    snapshot: Snapshot
+    marks: tuple[str, ...] = ()
+    digests: Mapping[str, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        digests = {entry.shard.key: entry.current.content_digest for entry in self.entries}
+        object.__setattr__(self, "digests", digests)
+
+    @property
+    def question(self) -> str:
+        return self.query.question
+
+    @property
+    def fingerprints(self) -> set[str]:
+        return {entry.current.fingerprint for entry in self.entries}
+
+    @property
+    def scope_words(self) -> frozenset[str]:
+        """Names of all regions and departments, within the scope or not: a question may name another."""
+        shards = self.snapshot.entries
+        return frozenset({shard.region for shard in shards} | {shard.department for shard in shards})
+
+
+@dataclass(slots=True)
+class _Work:
+    """One question on its way past the fast tiers."""
+
+    asked: AnswerRequest
+    vectors: Mapping[str, npt.NDArray[np.float32]]
+    stale: Entry | None
+    near: Sequence[CachedAnswer]
+    refused: str | None = None
+    shadow: tuple[CachedAnswer | None, str] | None = None
+
+
+class Answerer:
+    """Answers questions; one for each client, within its event loop."""
+
+    def __init__(
+        self,
+        cache: AnswerCache,
+        searcher: SearchBackend,
+        embedders: QueryEmbedders,
+        flights: SingleFlight,
+        judge: Judge,
+        *,
+        model: LanguageModel | None,
+        mode: CacheMode,
+        sure: float,
+        weak: Callable[[str, Sequence[Hit], str], bool],
+        searches: ConcurrencyLimiter,
+        calls: ConcurrencyLimiter,
+        deadline: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._cache = cache
+        self._searcher = searcher
+        self._embedders = embedders
+        self._flights = flights
+        self._judge = judge
+        self._model = model
+        self._mode: CacheMode = mode
+        self._sure = sure
+        self._weak = weak
+        self._searches = searches
+        self._calls = calls
+        self._deadline = deadline
+        self._clock = clock
+        self.counts: Counter[str] = Counter()
+
+    async def answer(self, asked: AnswerRequest, clock: Clock) -> AsyncGenerator[Event]:
+        """The events of the answer; raises nothing of its own, but ends with `Failed`."""
+        problems: list[str] = []
+        stale: Entry | None = None
+        if self._mode != "off":
+            exact = await self._tolerant(self._cache.exact(asked.tag, asked.question), problems)
+            clock.lap("cache")
+            if exact is not None and exact.digests == asked.digests and self._mode == "on":
+                for event in self._replay(asked, exact, "exact", clock, similarity=1.0, reason="the same question"):
+                    yield event
+                return
+            stale = exact
+        vectors, cut = await self._embedders.vectors(asked.question, asked.fingerprints)
+        asked = replace(asked, marks=asked.marks + cut)
+        clock.lap("embed")
+        near: list[CachedAnswer] = []
+        vector = _cache_vector(vectors)
+        # A part of a long question says nothing about the whole.
+        if self._mode != "off" and vector is not None and not cut and not problems:
+            nearest = self._cache.nearest(asked.tag, vector, self._floor(vectors))
+            near = await self._tolerant(nearest, problems) or []
+            near = [one for one in near if one.entry.key != question_key(asked.question)]
+            clock.lap("cache")
+            sure = self._surely(asked, near)
+            if sure is not None and self._mode == "on":
+                found, reason = sure
+                await self._tolerant(self._cache.store.used(asked.tag, found.entry.key), problems)
+                for event in self._replay_near(asked, found, reason, clock):
+                    yield event
+                return
+        work = _Work(asked, vectors, stale, near)
+        flight = f"{asked.tag}:{question_key(asked.question)}:{digest_of(asked.digests)}"
+
+        async def produce(emit: Emit) -> None:
+            await self._work(work, problems, emit, clock)
+
+        async for event, began in self._flights.join(flight, produce):
+            if isinstance(event, Done) and not began:
+                self.counts["shared"] += 1
+                yield Done(answer=_for_a_waiter(event.answer, asked.question, clock))
+            else:
+                yield event
+
+    def _floor(self, vectors: Mapping[str, Any]) -> float:
+        """The cosine from which on stored questions are looked at.
+
+        Only the sure ones, where the judge was calibrated on another embedder: its cosines mean more or less.
+        """
+        fits = self._judge.fingerprint in (None, min(vectors))
+        return self._judge.least_similarity if fits else self._sure
+
+    def _surely(self, asked: AnswerRequest, near: Sequence[CachedAnswer]) -> tuple[CachedAnswer, str] | None:
+        """The stored question that is surely the same: so near that its particulars alone have to agree."""
+        for found in near:
+            holds = found.entry.digests == asked.digests and found.entry.answer.kind != "none"
+            if found.similarity >= self._sure and holds:
+                verdict = self._judge.judge(_pair(asked, found, None))
+                if verdict.serve:
+                    return found, verdict.reason
+        return None
+
+    async def _work(self, work: _Work, problems: list[str], emit: Emit, clock: Clock) -> None:
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self._search_and_answer(work, problems, emit, clock)
+        except RagError as error:
+            emit(failed(error))
+        except TimeoutError:
+            emit(failed(DeadlineExceeded(f"no answer within {self._deadline:g} seconds")))
+
+    async def _search_and_answer(self, work: _Work, problems: list[str], emit: Emit, clock: Clock) -> None:
+        asked = work.asked
+        if self._mode == "on" and not problems:  # another process may have just stored it
+            exact = await self._tolerant(self._cache.exact(asked.tag, asked.question), problems)
+            if exact is not None and exact.digests == asked.digests:
+                reason = "the same question, answered a moment ago"
+                for event in self._replay(asked, exact, "exact", clock, similarity=1.0, reason=reason):
+                    emit(event)
+                return
+        hits, failed = await self._search(asked, work.vectors)
+        asked = work.asked = replace(asked, marks=asked.marks + failed)
+        clock.lap("search")
+        evidence = evidence_of(hits)
+        if not failed:
+            served = await self._revalidated(work, hits, evidence, clock, problems)
+            served = served or await self._guarded(work, evidence, clock, problems)
+            if served is not None:
+                for event in served:
+                    emit(event)
+                return
+        emit(Sources(sources=source_citations(hits)))
+        answer = await self._generated(asked, hits, emit)
+        clock.lap("answer")
+        answer = await self._kept(work, answer, evidence, problems)
+        clock.lap("cache")
+        state: CacheState = "bypass" if problems or self._mode == "off" else "miss"
+        self.counts[state] += 1
+        answer = answer.model_copy(
+            update={
+                "cache": state,
+                "cache_reason": work.refused,
+                "degraded": answer.degraded + tuple(problems),
+                "timings": clock.timings(),
+            }
+        )
+        if work.shadow is not None:
+            await self._note_shadow(work, evidence)
+        for event in replayed(answer)[2:]:  # its sources and text were told as they came
+            emit(event)
+
+    async def _search(
+        self, asked: AnswerRequest, vectors: Mapping[str, npt.NDArray[np.float32]]
+    ) -> tuple[list[Hit], tuple[str, ...]]:
+        async with self._searches.enter():
+            hits, failed = await self._searcher.search(asked.query, vectors, asked.entries, asked.snapshot)
+        return (within_budget(hits, self._model.context_tokens) if self._model else hits), failed
+
+    async def _revalidated(
+        self, work: _Work, hits: Sequence[Hit], evidence: Sequence[Evidence], clock: Clock, problems: list[str]
+    ) -> Sequence[Event] | None:
+        """The entry of the same question, if what it rests on is found unchanged in the documents of today."""
+        entry, asked = work.stale, work.asked
+        if entry is None:
+            return None
+        if entry.question == asked.question:
+            moved = None
+            if same_evidence(entry.evidence, evidence):
+                moved = entry if self._mode == "shadow" else await self._move(asked, entry, hits, problems)
+        else:  # in another form, for which other passages may be found though it means the same
+            moved = await self._held(asked, entry, problems)
+        if moved is None:
+            work.refused = "the same question was answered from other passages; its documents changed since"
+            return None
+        if self._mode == "shadow":
+            work.shadow = (None, "the same question, its evidence unchanged")
+            return None
+        clock.lap("cache")
+        state: CacheState = "exact" if entry.digests == asked.digests else "revalidated"
+        reason = "the same question; documents changed, the passages behind the answer did not"
+        return self._replay(asked, moved, state, clock, similarity=1.0, reason=reason)
+
+    async def _guarded(
+        self, work: _Work, evidence: Sequence[Evidence], clock: Clock, problems: list[str]
+    ) -> Sequence[Event] | None:
+        """The entry of another question, if the guards find that it means the same and it still holds."""
+        asked = work.asked
+        for found in work.near:
+            verdict = self._judge.judge(_pair(asked, found, evidence))
+            entry = found.entry
+            if verdict.serve and entry.answer.kind == "none" and not same_evidence(entry.evidence, evidence):
+                continue  # that nothing was found for one wording says little about what was found for another
+            if verdict.serve and entry.digests != asked.digests:
+                held = await self._held(asked, entry, problems)
+                if held is None:
+                    work.refused = work.refused or "a question that means the same rests on documents that changed"
+                    continue
+                entry = held
+            if verdict.serve and self._mode == "on":
+                await self._tolerant(self._cache.store.used(asked.tag, entry.key), problems)
+                clock.lap("cache")
+                return self._replay_near(asked, replace(found, entry=entry), verdict.reason, clock)
+            if verdict.serve:
+                work.shadow = work.shadow or (found, verdict.reason)
+                continue
+            self.counts[f"refused:{verdict.guard}"] += 1
+            if work.refused is None:
+                work.refused = f"nearest stored question refused by {verdict.guard}: {verdict.reason}"
+                note = self._note("near_miss", asked, found, evidence, guard=verdict.guard, risk=verdict.risk)
+                await self._tolerant(self._cache.store.note(note), problems)
+        return None
+
+    async def _held(self, asked: AnswerRequest, entry: Entry, problems: list[str]) -> Entry | None:
+        """An entry of older documents, moved to those of today if the same is found for its own question."""
+        own = replace(asked, query=replace(asked.query, question=entry.question))
+        vectors, cut = await self._embedders.vectors(entry.question, asked.fingerprints)
+        hits, failed = await self._search(own, vectors)
+        if cut or failed or not same_evidence(entry.evidence, evidence_of(hits)):
+            return None
+        return await self._move(own, entry, hits, problems)
+
+    async def _move(self, asked: AnswerRequest, entry: Entry, hits: Sequence[Hit], problems: list[str]) -> Entry:
+        # The same passages may stand elsewhere in their documents now.
+        places = {hit.chunk_id: hit for hit in hits}
+        citations = tuple(
+            citation.model_copy(
+                update={
+                    name: getattr(places[citation.chunk_id], name)
+                    for name in ("source", "page", "start", "end")
+                    if citation.chunk_id in places
+                }
+            )
+            for citation in entry.answer.citations
+        )
+        answer = entry.answer.model_copy(update={"citations": citations})
+        moved = await self._tolerant(self._cache.move(asked.tag, entry, answer, asked.digests), problems)
+        return moved or entry.model_copy(update={"answer": answer, "digests": dict(asked.digests)})
+
+    async def _generated(self, asked: AnswerRequest, hits: Sequence[Hit], emit: Emit) -> Answer:
+        if self._weak(asked.question, hits, asked.entries[0].current.fingerprint):
+            self.counts["weak_evidence"] += 1
+            answer = not_found(asked.question, degraded=asked.marks)
+        else:
+            degraded = asked.marks
+            if self._model is not None:
+                try:
+                    async with self._calls.enter():
+                        self.counts["model_calls"] += 1
+                        answer = await generate(self._model, asked.question, hits, emit)
+                    return answer.model_copy(update={"degraded": answer.degraded + degraded})
+                except ModelUnavailable as error:
+                    self.counts["model_failures"] += 1
+                    _log.warning("answering with an extract: %s", error)
+                    degraded = (*degraded, MODEL_UNAVAILABLE)
+            embedder = await self._embedders.embedder(asked.entries[0].current.fingerprint)
+            answer = await asyncio.to_thread(extract, embedder, asked.question, hits, degraded=degraded)
+        emit(replayed(answer)[1])
+        return answer
+
+    async def _kept(self, work: _Work, answer: Answer, evidence: Sequence[Evidence], problems: list[str]) -> Answer:
+        """Store the answer; what was made under a fault is not kept: the next asker deserves the whole."""
+        asked = work.asked
+        faults = [mark for mark in answer.degraded if mark.partition(":")[0] not in _FAULTLESS]
+        if self._mode == "off" or problems or faults:
+            return answer
+        cited = {citation.chunk_id for citation in answer.citations}
+        marked = [replace(one, cited=one.chunk_id in cited) for one in evidence]
+        answer = answer.model_copy(update={"entry": f"{asked.tag}:{question_key(asked.question)}"})
+        kept = self._cache.keep(asked.tag, asked.tenant, _cache_vector(work.vectors), answer, asked.digests, marked)
+        return answer if await self._tolerant(kept, problems) else answer.model_copy(update={"entry": None})
+
+    def _replay_near(self, asked: AnswerRequest, found: CachedAnswer, reason: str, clock: Clock) -> Sequence[Event]:
+        return self._replay(
+            asked,
+            found.entry,
+            "semantic",
+            clock,
+            similarity=round(found.similarity, 4),
+            reason=reason,
+            cached_question=found.entry.question,
+        )
+
+    def _replay(
+        self, asked: AnswerRequest, entry: Entry, state: CacheState, clock: Clock, *, reason: str, **more: Any
+    ) -> Sequence[Event]:
+        self.counts[state] += 1
+        update = {
+            "question": asked.question,
+            "cache": state,
+            "cache_reason": reason,
+            "entry": f"{asked.tag}:{entry.key}",
+            "tokens": {},
+            "cost": 0.0,
+            "timings": clock.timings(),
+            **more,
+        }
+        return replayed(entry.answer.model_copy(update=update))
+
+    def _note(
+        self,
+        kind: Literal["near_miss", "shadow"],
+        asked: AnswerRequest,
+        found: CachedAnswer,
+        evidence: Sequence[Evidence],
+        **more: Any,
+    ) -> ReviewItem:
+        return ReviewItem(
+            kind=kind,
+            tenant=asked.tenant,
+            asked=asked.question,
+            cached=found.entry.question,
+            similarity=round(found.similarity, 4),
+            asked_evidence=tuple(evidence),
+            cached_evidence=found.entry.evidence,
+            at=self._clock(),
+            **more,
+        )
+
+    async def _note_shadow(self, work: _Work, evidence: Sequence[Evidence]) -> None:
+        if work.shadow is None:
+            return
+        found, reason = work.shadow
+        self.counts["shadow"] += 1
+        _log.info("in shadow mode: would have been served (%s)", reason)
+        if found is not None:
+            await self._tolerant(self._cache.store.note(self._note("shadow", work.asked, found, evidence)), [])
+
+    async def _tolerant(self, operation: Awaitable[_T], problems: list[str]) -> _T | None:
+        try:
+            return await operation
+        except CacheUnavailable as error:
+            if CACHE_UNAVAILABLE not in problems:
+                problems.append(CACHE_UNAVAILABLE)
+                _log.log(logging.DEBUG if error.known else logging.WARNING, "answering without the cache: %s", error)
+            return None
+
+
+def _cache_vector(vectors: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32] | None:
+    """The vector by which a question is found again: of the first embedder, where a scope has several."""
+    return vectors[min(vectors)] if vectors else None
+
+
+def _pair(asked: AnswerRequest, found: CachedAnswer, evidence: Sequence[Evidence] | None) -> Pair:
+    return Pair(
+        asked=asked.question,
+        cached=found.entry.question,
+        similarity=found.similarity,
+        asked_evidence=evidence,
+        cached_evidence=found.entry.evidence if evidence is not None else None,
+        scope_words=asked.scope_words,
+    )
+
+
+def _for_a_waiter(answer: Answer, question: str, clock: Clock) -> Answer:
+    """An answer that another asker paid for."""
+    update = {"question": question, "shared": True, "tokens": {}, "cost": 0.0, "timings": clock.timings()}
+    return answer.model_copy(update=update)

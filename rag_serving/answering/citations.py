@@ -1,0 +1,51 @@
+"""Citations: which passages an answer cites, and which numbers it invented."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rag_serving.results import Citation, Hit
+
+_MARK = re.compile(r"[\[【]\s*(?:sources?\s+)?(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\s*[\]】]", re.IGNORECASE)
+
+
+def checked_citations(text: str, sources: int) -> tuple[str, set[int], int]:
+    """A model's text with every citation in the form ``[2]``, the numbers of sources that it names, and how many it
+    made up, which are taken out of the text.
+
+    ``[1, 3]``, ``[1-3]``, ``[Source 2]`` and ``【2】`` are read, too.
+    """
+    named: set[int] = set()
+    invented: set[int] = set()
+
+    def checked(mark: re.Match[str]) -> str:
+        numbers: list[int] = []
+        for part in re.split(r"\s*[,;]\s*", mark[1]):
+            first, *rest = (int(number) for number in re.split(r"\s*[–-]\s*", part))
+            numbers += range(first, (rest[-1] if rest else first) + 1)
+        real = [number for number in dict.fromkeys(numbers) if 1 <= number <= sources]
+        named.update(real)
+        invented.update(number for number in numbers if not 1 <= number <= sources)
+        return "".join(f"[{number}]" for number in real)
+
+    cleaned = _MARK.sub(checked, text)
+    if invented:
+        cleaned = re.sub(r"[ \t]+(?=[.,;:!?](?:\s|$))", "", cleaned)
+    return cleaned.strip(), named, len(invented)
+
+
+def source_citations(hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """All hits with the numbers under which a prompt shows them."""
+    return citations_of(hits, hits)
+
+
+def citations_of(hits: Sequence[Hit], cited: Sequence[Hit]) -> tuple[Citation, ...]:
+    numbers = {hit.chunk_id: number for number, hit in enumerate(hits, start=1)}
+    return tuple(
+        Citation(
+            number=numbers[hit.chunk_id],
+            **{name: getattr(hit, name) for name in Citation.model_fields if name != "number"},
+        )
+        for hit in cited
+    )

@@ -1,0 +1,49 @@
+"""Whether the retrieved passages are relevant enough to answer from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rag_serving.results import Hit
+
+RELEVANCE_FLOORS = {"5b33b5e9079a0ca014ca348bd0c101a9": 0.29}
+"""Cosine below which passages do not answer a question, by fingerprint of the embedders it was measured for.
+
+``python -m benchmarks.quality evidence`` measures it: that of the packaged model refuses 0.3 % of what can be answered.
+"""
+_UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, Japanese, Chinese
+
+
+def is_below_relevance_floor(question: str, hits: Sequence[Hit], floor: float) -> bool:
+    """Whether passages cannot hold the answer: none is as near as `floor` (a cosine), and none has half of its words.
+
+    A model that does not know the question's language puts everything far away; words find it all the same.
+    """
+    if not hits:
+        return True
+    if any(hit.score is None or hit.score >= floor for hit in hits):
+        return False
+    return not shares_words(question, [hit.text for hit in hits])
+
+
+def shares_words(question: str, texts: Sequence[str]) -> bool:
+    """Whether one of the texts has half of the question's words; a question without any shares them with all."""
+    asked = _terms(question)
+    return not asked or any(2 * len(asked & _terms(text)) >= len(asked) for text in texts)
+
+
+def _terms(text: str) -> set[str]:
+    """The longer words, and the pairs of neighbours among characters that are written without spaces."""
+    terms: set[str] = set()
+    for word in re.findall(r"\w+", text.lower()):
+        if _UNSPACED.search(word):
+            terms.update(word[place : place + 2] for place in range(len(word) - 1))
+        elif len(word) > 3:
+            terms.add(word)
+    return terms
+
+
+def long_words(text: str) -> set[str]:
+    """Lower-case words of more than three characters; the shorter ones are in every sentence."""
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}

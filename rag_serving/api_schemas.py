@@ -1,0 +1,142 @@
+"""Bodies of requests and replies. What a body holds can narrow what the key allows, and widen nothing."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from rag_serving.results import Answer, Hit, Turn
+from rag_serving.validation import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CHARACTERS, MAX_TURNS
+
+MOST_NAMES = 200
+_QUESTION = "How many weeks of parental leave are on full pay?"
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class ScopeFilter(_Body):
+    """Where to look: both lists narrow it; without them, in everything that the key allows."""
+
+    regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+    departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+
+
+class AskRequest(ScopeFilter):
+    """A question to answer."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": _QUESTION}, {"question": _QUESTION, "k": 4, "stream": True}]}
+    )
+
+    question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
+    k: int = Field(default=8, ge=1, le=MAX_K, description="passages that the answer may rest on")
+    history: list[Turn] = Field(
+        default_factory=list[Turn], max_length=MAX_TURNS, description="turns before, oldest first"
+    )
+    stream: bool = Field(
+        default=False, strict=True, description="reply by server-sent events: sources, delta, citations, done, error"
+    )
+
+
+class SearchRequest(ScopeFilter):
+    """A question to find passages for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": _QUESTION, "mode": "text"}, {"question": _QUESTION, "k": 4}]}
+    )
+
+    question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
+    k: int = Field(8, ge=1, le=MAX_K)
+    mode: Literal["hybrid", "vector", "text"] = "hybrid"
+    path_prefix: str | None = Field(None, max_length=MAX_PREFIX_CHARACTERS)
+    modified_from: datetime | None = None
+    modified_before: datetime | None = None
+    join_neighbours: bool = Field(default=False, strict=True)
+
+
+class SearchResponse(BaseModel):
+    """Passages, best first."""
+
+    hits: list[Hit]
+    timings: dict[str, float]
+    degraded: list[str]
+
+
+class FeedbackRequest(_Body):
+    """Whether an answer was right."""
+
+    answer: Answer
+    correct: bool = Field(strict=True)
+
+
+class FeedbackResponse(BaseModel):
+    """What became of feedback."""
+
+    dropped: bool = Field(description="whether an entry left the cache")
+
+
+class TextPart(BaseModel):
+    """A part of a message; others than text are refused."""
+
+    type: Literal["text"]
+    text: str = Field(max_length=100_000)
+
+
+class Message(BaseModel):
+    """A message as OpenAI's protocol has it."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, StringConstraints(max_length=100_000)] | list[TextPart]
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class ChatRequest(BaseModel):
+    """A request of OpenAI's chat completions. Sampling options are accepted and have no effect."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        json_schema_extra={
+            "examples": [
+                {"model": "rag-shards", "messages": [{"role": "user", "content": _QUESTION}]},
+                {"model": "rag-shards", "messages": [{"role": "user", "content": _QUESTION}], "stream": True},
+            ]
+        },
+    )
+
+    model: str = Field(max_length=200, json_schema_extra={"pattern": "^rag-shards(/.*)?$"})
+    messages: list[Message] = Field(min_length=1, max_length=2 * MAX_TURNS + 10)
+    stream: bool | None = Field(default=False, strict=True)
+    stream_options: dict[str, Any] | None = None
+    n: Literal[1] | None = 1
+    regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+    departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    type: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every reply that is an error."""
+
+    error: ErrorDetail
+
+
+class NotReady(BaseModel):
+    """The body of the probe's reply while no question can be answered."""
+
+    ready: Literal[False] = False
+    problem: str = Field(description="name of the error that stands in the way")

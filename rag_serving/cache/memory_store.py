@@ -1,0 +1,87 @@
+"""A cache store in the memory of one process."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, StoreState
+from rag_serving.cache.store import MAX_REVIEW_ITEMS, NEIGHBOURS, USE_SECONDS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+class MemoryStore:
+    """Entries in this process. Beyond `capacity` the least used go; a use weighs as much as `USE_SECONDS` of youth."""
+
+    def __init__(self, capacity: int, clock: Callable[[], float] = time.time) -> None:
+        self._capacity = capacity
+        self._clock = clock
+        self._entries: dict[tuple[str, str], tuple[npt.NDArray[np.float32] | None, Entry]] = {}
+        self._worth: dict[tuple[str, str], float] = {}
+        self._notes: deque[ReviewItem] = deque(maxlen=MAX_REVIEW_ITEMS)
+
+    async def get(self, tag: str, key: str) -> Entry | None:
+        stored = self._entries.get((tag, key))
+        if stored is None:
+            return None
+        if stored[1].expires_at <= self._clock():
+            self._forget((tag, key))
+            return None
+        await self.used(tag, key)
+        return stored[1]
+
+    async def nearest(self, tag: str, vector: npt.NDArray[np.float32]) -> list[CachedAnswer]:
+        now = self._clock()
+        vectors: list[npt.NDArray[np.float32]] = []
+        entries: list[Entry] = []
+        for (other, _), (stored, entry) in self._entries.items():
+            if other == tag and stored is not None and stored.shape == vector.shape and entry.expires_at > now:
+                vectors.append(stored)
+                entries.append(entry)
+        if not vectors:
+            return []
+        cosines = np.stack(vectors) @ vector
+        best: list[int] = np.argsort(-cosines)[:NEIGHBOURS].tolist()
+        return [CachedAnswer(entries[row], float(cosines[row])) for row in best]
+
+    async def put(self, tag: str, key: str, vector: npt.NDArray[np.float32] | None, entry: Entry) -> None:
+        self._forget((tag, key))
+        while len(self._entries) >= self._capacity:
+            self._forget(min(self._worth.items(), key=lambda item: item[1])[0])
+        self._entries[tag, key] = (vector, entry)
+        self._worth[tag, key] = self._clock()
+
+    async def used(self, tag: str, key: str) -> None:
+        if (tag, key) in self._worth:
+            self._worth[tag, key] += USE_SECONDS
+
+    async def move(self, tag: str, key: str, entry: Entry) -> None:
+        stored = self._entries.get((tag, key))
+        if stored is not None:
+            self._entries[tag, key] = (stored[0], entry)
+
+    async def drop(self, tag: str, key: str) -> bool:
+        return self._forget((tag, key))
+
+    async def note(self, note: ReviewItem) -> None:
+        self._notes.appendleft(note)
+
+    async def notes(self) -> list[ReviewItem]:
+        return list(self._notes)
+
+    async def state(self) -> StoreState:
+        return "in this process"
+
+    async def close(self) -> None:
+        self._entries.clear()
+        self._worth.clear()
+
+    def _forget(self, place: tuple[str, str]) -> bool:
+        self._worth.pop(place, None)
+        return self._entries.pop(place, None) is not None

@@ -1,0 +1,332 @@
+"""The cache and the flights of all processes, in Redis.
+
+Needs the search commands (Redis 8, Redis Stack, Valkey with valkey-search) for the semantic tier; on a server without
+them entries are found exactly, and `searchable` is False. Only what all of these servers understand is used: KNN under
+a TAG filter over FLOAT32 vectors. All keys of a prefix lie in one slot of a Redis Cluster, where scripts and the index
+see all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from pydantic import ValidationError
+
+from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, StoreState
+from rag_serving.cache.redis_connection import connect
+from rag_serving.cache.store import MAX_REVIEW_ITEMS, NEIGHBOURS, USE_SECONDS
+from rag_serving.concurrency.circuit_breaker import CircuitBreaker
+from rag_serving.errors import CacheUnavailable
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from redis.asyncio import Redis
+    from redis.asyncio.cluster import RedisCluster
+
+
+_BREAKER_SECONDS = 5.0
+_NOTES_SECONDS = 30 * 86_400
+
+# One step each, so that no entry is ever without its end, and no two processes evict for the same place.
+_PUT = """
+redis.call('DEL', KEYS[1])
+local excess = redis.call('ZCARD', KEYS[2]) + 1 - tonumber(ARGV[4])
+if excess > 0 then
+  local gone = redis.call('ZPOPMIN', KEYS[2], excess)
+  for place = 1, #gone, 2 do redis.call('DEL', gone[place]) end
+end
+redis.call('HSET', KEYS[1], 'tag', ARGV[1], 'entry', ARGV[2])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[1], ARGV[5], ARGV[6]) end
+redis.call('PEXPIREAT', KEYS[1], ARGV[3])
+redis.call('ZADD', KEYS[2], ARGV[7], KEYS[1])
+redis.call('PEXPIREAT', KEYS[2], ARGV[8])
+return 1
+"""
+_MOVE = "if redis.call('EXISTS', KEYS[1]) == 1 then return redis.call('HSET', KEYS[1], 'entry', ARGV[1]) end return 0"
+_RENEW = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end return 0"
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisStore:
+    """A `CacheStore` and a `FlightBoard`. After a failure the server is left alone until it answers a probe."""
+
+    def __init__(
+        self,
+        client: Redis | RedisCluster,
+        *,
+        prefix: str,
+        most_entries: int = 100_000,
+        clock: Callable[[], float] = time.time,
+        breaker: float = _BREAKER_SECONDS,
+    ) -> None:
+        self._client: Any = client
+        self._prefix = f"{{{prefix}}}"
+        self._index_prefix = prefix
+        self._most_entries = most_entries
+        self._clock = clock
+        self._breaker = CircuitBreaker(lambda: self._client.ping(), pause=breaker)
+        self._indexed: set[int] = set()
+        self.searchable = True
+
+    # Entries
+
+    async def get(self, tag: str, key: str) -> Entry | None:
+        name = self._name(tag, key)
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hget(name, "entry")
+        pipeline.zadd(self._usage, {name: USE_SECONDS}, xx=True, incr=True)
+        found, _ = await self._guarded(lambda: pipeline.execute(raise_on_error=False))
+        if isinstance(found, Exception):
+            self._check(found)
+            return None
+        return _read_entry(found)
+
+    async def nearest(self, tag: str, vector: npt.NDArray[np.float32]) -> list[CachedAnswer]:
+        from redis.exceptions import ResponseError
+
+        dimensions = len(vector)
+        if not await self._ensure_index(dimensions):
+            return []
+        command = (
+            *("FT.SEARCH", self._index(dimensions)),
+            f"(@tag:{{{tag}}})=>[KNN {NEIGHBOURS} @{_field(dimensions)} $vector AS distance]",
+            *("PARAMS", 2, "vector", _bytes(vector), "NOCONTENT", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
+        )
+        try:
+            answer = await self._guarded(lambda: self._search_command(*command))
+        except ResponseError as error:
+            if "no such index" not in str(error).lower() and "not found" not in str(error).lower():
+                raise CacheUnavailable(f"the cache refused a search: {error}") from error
+            self._indexed.discard(dimensions)  # the server was flushed; the next question makes the index anew
+            return []
+        # Names alone, and the rest from the hashes: the servers differ in what else they return, some of it nothing.
+        names = [name for name in _ids(answer) if name.startswith(self._name(tag, ""))]
+        if not names:
+            return []
+        pipeline = self._client.pipeline(transaction=False)
+        for name in names:
+            pipeline.hmget(name, ["entry", _field(dimensions)])
+        found: list[CachedAnswer] = []
+        for data, stored in await self._answered(pipeline.execute):
+            entry = _read_entry(data)
+            if entry is not None and stored is not None and len(stored) == 4 * dimensions:
+                found.append(CachedAnswer(entry, float(np.frombuffer(stored, dtype="<f4") @ vector)))
+        return sorted(found, key=lambda one: -one.similarity)
+
+    async def put(self, tag: str, key: str, vector: npt.NDArray[np.float32] | None, entry: Entry) -> None:
+        indexed = vector is not None and await self._ensure_index(len(vector))
+        end = max(int(entry.expires_at * 1000), int(self._clock() * 1000) + 1)
+        await self._answered(
+            lambda: self._client.eval(
+                _PUT,
+                2,
+                self._name(tag, key),
+                self._usage,
+                tag,
+                entry.model_dump_json(),
+                end,
+                self._most_entries,
+                _field(len(vector)) if vector is not None else "",
+                _bytes(vector) if vector is not None and indexed else b"",
+                self._clock(),
+                end + 86_400_000,
+            )
+        )
+
+    async def used(self, tag: str, key: str) -> None:
+        name = self._name(tag, key)
+        await self._answered(lambda: self._client.zadd(self._usage, {name: USE_SECONDS}, xx=True, incr=True))
+
+    async def move(self, tag: str, key: str, entry: Entry) -> None:
+        await self._answered(lambda: self._client.eval(_MOVE, 1, self._name(tag, key), entry.model_dump_json()))
+
+    async def drop(self, tag: str, key: str) -> bool:
+        name = self._name(tag, key)
+        removed = await self._answered(lambda: self._client.delete(name))
+        await self._answered(lambda: self._client.zrem(self._usage, name))
+        return bool(removed)
+
+    async def note(self, note: ReviewItem) -> None:
+        name = f"{self._prefix}:notes"
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.lpush(name, note.model_dump_json())
+        pipeline.ltrim(name, 0, MAX_REVIEW_ITEMS - 1)
+        pipeline.expire(name, _NOTES_SECONDS)
+        await self._answered(pipeline.execute)
+
+    async def notes(self) -> list[ReviewItem]:
+        kept = await self._answered(lambda: self._client.lrange(f"{self._prefix}:notes", 0, -1))
+        found: list[ReviewItem] = []
+        for data in kept:
+            try:
+                found.append(ReviewItem.model_validate_json(data))
+            except ValidationError:  # written by another version
+                continue
+        return found
+
+    # Flights
+
+    async def claim(self, flight: str, token: str, seconds: float) -> str | None:
+        """Become the leader of a flight; else the token of who is. None says that it is this one."""
+        name = self._flight(flight)
+        if await self._answered(lambda: self._client.set(name, token, nx=True, px=int(seconds * 1000))):
+            return None
+        return await self.leader(flight) or await self.claim(flight, token, seconds)
+
+    async def leader(self, flight: str) -> str | None:
+        """The token of the leader, None where there is none (any more)."""
+        found = await self._answered(lambda: self._client.get(self._flight(flight)))
+        return None if found is None else found.decode()
+
+    async def renew(self, flight: str, token: str, seconds: float) -> bool:
+        """Stay the leader for so long from now; False where another has taken over."""
+        name = self._flight(flight)
+        return bool(await self._answered(lambda: self._client.eval(_RENEW, 1, name, token, int(seconds * 1000))))
+
+    async def publish(self, flight: str, token: str, events: Sequence[bytes], seconds: float) -> None:
+        """Add events to what this leader has written, which is kept for so long from now."""
+        name = f"{self._flight(flight)}:{token}"
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.rpush(name, *events)
+        pipeline.pexpire(name, int(seconds * 1000))
+        await self._answered(pipeline.execute)
+
+    async def events(self, flight: str, token: str, after: int) -> list[bytes]:
+        """What that leader has written, from its event number `after` on, counted from 0."""
+        return await self._answered(lambda: self._client.lrange(f"{self._flight(flight)}:{token}", after, -1))
+
+    async def release(self, flight: str, token: str) -> None:
+        """End the leadership, if it is still this one's."""
+        await self._answered(lambda: self._client.eval(_RELEASE, 1, self._flight(flight), token))
+
+    # The server
+
+    async def close(self) -> None:
+        await self._breaker.close()
+        await self._client.aclose()
+
+    async def state(self) -> StoreState:
+        """What the server can do just now."""
+        from redis.exceptions import ResponseError
+
+        try:
+            await self._guarded(lambda: self._search_command("FT._LIST"))
+        except ResponseError as error:
+            if "unknown command" in str(error).lower():
+                self.searchable = False
+                return "exact tier only: the server has no search commands"
+            return "unavailable"
+        except CacheUnavailable:
+            return "unavailable"
+        return "exact and semantic"
+
+    @property
+    def _usage(self) -> str:
+        return f"{self._prefix}:usage"
+
+    def _name(self, tag: str, key: str) -> str:
+        return f"{self._prefix}:e:{tag}:{key}"
+
+    def _flight(self, flight: str) -> str:
+        return f"{self._prefix}:f:{flight}"
+
+    def _index(self, dimensions: int) -> str:
+        return f"{self._index_prefix}:index:{dimensions}"
+
+    async def _search_command(self, *command: Any) -> Any:
+        """Runs a search command where the entries lie: a cluster would ask any of its nodes."""
+        node = getattr(self._client, "get_node_from_key", None)
+        if node is None:
+            return await self._client.execute_command(*command)
+        await self._client.initialize()
+        return await self._client.execute_command(*command, target_nodes=node(self._usage))
+
+    async def _ensure_index(self, dimensions: int) -> bool:
+        if not self.searchable:
+            return False
+        if dimensions in self._indexed:
+            return True
+        from redis.exceptions import ResponseError
+
+        command = (
+            *("FT.CREATE", self._index(dimensions), "ON", "HASH", "PREFIX", 1, f"{self._prefix}:e:"),
+            *("SCHEMA", "tag", "TAG", _field(dimensions), "VECTOR", "FLAT", 6),
+            *("TYPE", "FLOAT32", "DIM", dimensions, "DISTANCE_METRIC", "COSINE"),
+        )
+        try:
+            await self._guarded(lambda: self._search_command(*command))
+        except ResponseError as error:
+            message = str(error).lower()
+            if "unknown command" in message:
+                self.searchable = False
+                return False
+            if "already exists" not in message:
+                raise CacheUnavailable(f"the cache refused to make its index: {error}") from error
+        self._indexed.add(dimensions)
+        return True
+
+    async def _answered(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        """As `_guarded`, for what no server should refuse: a full or read-only one does."""
+        from redis.exceptions import ResponseError
+
+        try:
+            return await self._guarded(operation)
+        except ResponseError as error:
+            raise CacheUnavailable(f"the cache refused a command ({type(error).__name__}): {error}") from error
+
+    async def _guarded(self, operation: Callable[[], Awaitable[Any]]) -> Any:
+        from redis.exceptions import RedisClusterException, RedisError, ResponseError
+
+        if self._breaker.open:
+            raise CacheUnavailable("the cache failed and is left alone until it answers again", known=True)
+        try:
+            return await operation()
+        except ResponseError:
+            raise
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:  # of a cluster's, not all are both
+            self._breaker.trip()
+            raise CacheUnavailable(f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL") from error
+
+    def _check(self, error: Exception) -> None:
+        """What one command of several failed with: a key of another kind is no entry, everything else is raised."""
+        if not str(error).startswith("WRONGTYPE"):
+            raise CacheUnavailable(f"the cache refused a command ({type(error).__name__}): {error}") from error
+
+
+def open_redis(url: str, *, timeout: float, prefix: str, most_entries: int = 100_000) -> RedisStore:
+    """A store on the server of that URL; as for `connect`."""
+    return RedisStore(connect(url, timeout=timeout), prefix=prefix, most_entries=most_entries)
+
+
+def _field(dimensions: int) -> str:
+    return f"v{dimensions}"
+
+
+def _bytes(vector: npt.NDArray[np.float32]) -> bytes:
+    return np.asarray(vector, dtype="<f4").tobytes()
+
+
+def _read_entry(data: Any) -> Entry | None:
+    """What the server holds is not trusted: an entry that does not validate is none."""
+    if data is None:
+        return None
+    try:
+        return Entry.model_validate_json(data)
+    except ValidationError:
+        return None
+
+
+def _ids(answer: Any) -> list[str]:
+    """The names of the found hashes, whether the server speaks RESP2 (a list) or RESP3 (a map)."""
+    if isinstance(answer, dict):
+        by_name = {_text(name): value for name, value in cast("dict[Any, Any]", answer).items()}
+        rows = [{_text(name): value for name, value in row.items()} for row in by_name.get("results", [])]
+        return [_text(row["id"]) for row in rows]
+    return [_text(name) for name in cast("list[Any]", answer)[1:]]
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)

@@ -1,0 +1,5 @@
+"""Run the command line as `python -m rag_serving.cli`."""
+
+from rag_serving.cli.main import main
+
+main(prog_name="rag-serving")

@@ -1,0 +1,1 @@
+"""Clients of the lake and of a service, asynchronous and synchronous."""

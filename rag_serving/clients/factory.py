@@ -1,0 +1,23 @@
+"""Build clients and their language model from settings."""
+
+from __future__ import annotations
+
+from rag_serving.answering.generation import LanguageModel
+from rag_serving.answering.llm_process import ModelProcess
+from rag_serving.settings import ServingSettings
+
+
+def configured_model(settings: ServingSettings, process: ModelProcess | None = None) -> LanguageModel | None:
+    """The model of the settings, called in that process where one is given; None where none is set."""
+    if settings.llm_model is None:
+        return None
+    named = (settings.llm_fallbacks or "").split(",")
+    return LanguageModel(
+        settings.llm_model,
+        settings.llm_timeout,
+        settings.llm_retries,
+        settings.llm_max_tokens,
+        fallbacks=tuple(name.strip() for name in named if name.strip()),
+        context_tokens=settings.llm_context_tokens,
+        process=process,
+    )

@@ -1,0 +1,313 @@
+"""The client of a lake, asynchronous; `RagClient` is the synchronous face of it.
+
+Settings come from `RAG_*` variables by `from_env()`; everything that talks to the outside can be injected for tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from rag_serving.answering.answerer import Answerer, AnswerRequest
+from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor
+from rag_serving.answering.follow_up import standalone
+from rag_serving.answering.generation import LanguageModel
+from rag_serving.answering.prompts import PROMPT_VERSION
+from rag_serving.answering.single_flight import SharedFlights, SingleFlight
+from rag_serving.answering.timing import Clock
+from rag_serving.cache.answer_cache import AnswerCache
+from rag_serving.cache.entries import ReviewItem, question_key, scope_tag
+from rag_serving.cache.guards import Judge
+from rag_serving.cache.memory_store import MemoryStore
+from rag_serving.cache.redis_store import open_redis
+from rag_serving.cache.store import CacheStore
+from rag_serving.clients.base import BaseRagClient, Health, Scope
+from rag_serving.clients.factory import configured_model
+from rag_serving.concurrency.limiter import ConcurrencyLimiter
+from rag_serving.errors import InvalidArgument, ModelUnavailable, RagError, error_named
+from rag_serving.events import Done, Event, Failed, failed, finished, until
+from rag_serving.lake.catalog import Catalog, Snapshot
+from rag_serving.lake.catalog_entry import CatalogEntry
+from rag_serving.lake.embedders.base import Embedder
+from rag_serving.lake.embedders.loading import load_embedder
+from rag_serving.lake.object_store import ObjectStore, open_object_store
+from rag_serving.lake.search.query import Query
+from rag_serving.results import Answer, Hit, Hits, ShardInfo, Turn
+from rag_serving.retrieval.query_embedder import QueryEmbedders
+from rag_serving.retrieval.rerankers import HostedReranker, Reranker
+from rag_serving.retrieval.searcher import SearchBackend, Searcher
+from rag_serving.settings import ServingSettings
+from rag_serving.validation import validate_question
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+_MOST_REWRITTEN = 1_000
+_ENTRY = re.compile(r"[0-9a-f]{32}:[0-9a-f]{32}")
+
+_log = logging.getLogger(__name__)
+
+
+class AsyncRagClient(BaseRagClient):
+    """Searches and answers from the published shards of a lake. Use it within one event loop, and `close` it there."""
+
+    def __init__(
+        self,
+        settings: ServingSettings,
+        *,
+        objects: ObjectStore | None = None,
+        cache_store: CacheStore | None = None,
+        model: LanguageModel | None = None,
+        reranker: Reranker | None = None,
+        judge: Judge | None = None,
+        searcher: SearchBackend | None = None,
+        clock: Callable[[], float] = time.time,
+        load: Callable[[ObjectStore, str], Embedder] = load_embedder,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._objects = objects or open_object_store(settings.lake_uri)
+        self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh)
+        if reranker is None and settings.rerank_model is not None:
+            reranker = HostedReranker(settings.rerank_model)
+        self._searcher: SearchBackend = searcher or Searcher(
+            settings.lake_uri,
+            concurrency=settings.searches_at_once,
+            wide=settings.wide_shards,
+            cache_bytes=settings.search_cache_bytes,
+            reranker=reranker,
+        )
+        store = cache_store or _open_store(settings)
+        self._cache = AnswerCache(
+            store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl, clock=clock
+        )
+        self._model = model or configured_model(settings)
+        self._embedders = QueryEmbedders(self._objects, load)
+        self._flights = SingleFlight(store if isinstance(store, SharedFlights) else None)
+        self._searches = ConcurrencyLimiter("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
+        self._calls = ConcurrencyLimiter("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)
+        self._rewritten: OrderedDict[str, _Rewritten] = OrderedDict()
+        self._answerer = Answerer(
+            self._cache,
+            self._searcher,
+            self._embedders,
+            self._flights,
+            judge or _configured_judge(settings),
+            model=self._model,
+            mode=settings.cache_mode,
+            sure=settings.cache_similarity,
+            weak=partial(_is_weak, settings.min_evidence),
+            searches=self._searches,
+            calls=self._calls,
+            deadline=settings.ask_deadline,
+            clock=clock,
+        )
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """A client of the environment's lake, whatever service it names too; raises `SettingsError`."""
+        return cls(ServingSettings.from_env())
+
+    async def health(self) -> Health:
+        """Whether questions can be answered; raises `LakeError` where the lake cannot be read."""
+        snapshot = await self._snapshot()
+        return Health(
+            shards=len(snapshot.entries),
+            cache=await self._cache.store.state(),
+            model=None if self._model is None else self._model.name,
+        )
+
+    async def notes(self) -> list[ReviewItem]:
+        """Pairs of questions that were refused narrowly, served in the shadow, or judged by people; newest first."""
+        return await self._cache.store.notes()
+
+    def stats(self) -> dict[str, int]:
+        """What happened since this client began: answers by state of the cache, refusals by guard, model calls."""
+        return dict(self._answerer.counts)
+
+    async def close(self) -> None:
+        """Let go of the cache's connections, of the tables and of the model's process."""
+        await self._flights.close()
+        if self._model is not None:
+            await self._model.close()
+        await self._searcher.close()
+        await self._cache.close()
+
+    async def _search(self, query: Query, scope: Scope) -> Hits:
+        clock = Clock()
+        snapshot = (await self._snapshot()).within(scope.within)
+        entries = snapshot.route(scope.regions, scope.departments)
+        broken = snapshot.broken_in(scope.regions, scope.departments)
+        vectors: dict[str, npt.NDArray[np.float32]] = {}
+        cut: tuple[str, ...] = ()
+        if query.mode != "text":
+            vectors, cut = await self._embedders.vectors(
+                query.question, {entry.current.fingerprint for entry in entries}
+            )
+        clock.lap("embed")
+        async with self._searches.enter():
+            hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
+        clock.lap("search")
+        return Hits(hits, clock.timings(), broken + cut + failed)
+
+    async def _warm(self, scope: Scope) -> list[ShardInfo]:
+        snapshot = await self._snapshot()
+        entries = snapshot.route(scope.regions, scope.departments)
+        for fingerprint in {entry.current.fingerprint for entry in entries}:
+            await self._embedders.embedder(fingerprint)
+        await self._searcher.warm(entries, snapshot)
+        if self._model is not None:
+            await self._model.warm()
+        return [entry.info for entry in entries]
+
+    async def _ask(self, query: Query, scope: Scope, turns: tuple[Turn, ...]) -> Answer:
+        last = await finished(self._stream(query, scope, turns))
+        if isinstance(last, Failed):
+            raise error_named(last.error)(last.message)
+        return last.answer
+
+    async def _stream(self, query: Query, scope: Scope, turns: tuple[Turn, ...]) -> AsyncGenerator[Event]:
+        clock = Clock()
+        deadline = asyncio.get_running_loop().time() + self._settings.ask_deadline
+        rewritten = _Rewritten(query.question)
+        if turns:
+            rewritten = await self._standalone(query.question, turns)
+            clock.lap("rewrite")
+        snapshot = (await self._snapshot()).within(scope.within)
+        entries = snapshot.route(scope.regions, scope.departments)
+        marks = snapshot.broken_in(scope.regions, scope.departments)
+        asked = self._asked(rewritten, query.k, scope.tenant, snapshot, entries, marks)
+        try:
+            async with aclosing(until(deadline, self._answerer.answer(asked, clock))) as events:
+                async for event in events:
+                    done = isinstance(event, Done)
+                    yield Done(answer=rewritten.told(event.answer, query.question)) if done else event
+        except RagError as error:
+            yield failed(error)
+
+    async def _feedback(self, answer: Answer, correct: bool, tenant: str) -> bool:
+        asked = validate_question(answer.standalone_question or answer.question)
+        tag, _, key = (answer.entry or "").partition(":")
+        known = _ENTRY.fullmatch(answer.entry or "") is not None
+        entry = await self._cache.store.get(tag, key) if known else None
+        if entry is not None and entry.tenant != tenant:
+            raise InvalidArgument("the answer belongs to another tenant")
+        await self._cache.store.note(
+            ReviewItem(
+                kind="feedback",
+                tenant=tenant,
+                asked=asked,
+                # By what is stored, not by what the caller says: a recalibration trusts these pairs.
+                cached=entry.question if entry is not None and entry.key != question_key(asked) else None,
+                similarity=answer.similarity,
+                cached_evidence=entry.evidence if entry is not None else (),
+                same=correct,
+                at=self._clock(),
+            )
+        )
+        self._answerer.counts["feedback_correct" if correct else "feedback_wrong"] += 1
+        return entry is not None and not correct and await self._cache.store.drop(tag, key)
+
+    async def _shards(self, scope: Scope) -> list[ShardInfo]:
+        published = (await self._snapshot()).within(scope.within).entries
+        return [entry.info for _, entry in sorted(published.items())]
+
+    def _asked(
+        self,
+        rewritten: _Rewritten,
+        k: int,
+        tenant: str,
+        snapshot: Snapshot,
+        entries: Sequence[CatalogEntry],
+        marks: tuple[str, ...],
+    ) -> AnswerRequest:
+        tag = scope_tag(
+            tenant=tenant,
+            shards=[entry.shard.key for entry in entries],
+            fingerprints=sorted({entry.current.fingerprint for entry in entries}),
+            model=[self._model.name, *self._model.fallbacks] if self._model else None,
+            prompt=PROMPT_VERSION,
+            k=k,
+        )
+        return AnswerRequest(Query(rewritten.question, k), tenant, tag, entries, snapshot, marks + rewritten.marks)
+
+    async def _standalone(self, question: str, turns: Sequence[Turn]) -> _Rewritten:
+        if self._model is None:
+            return _Rewritten(question, marks=("history_not_read",))  # only a language model can
+        key = hashlib.sha256(json.dumps([question, [turn.model_dump() for turn in turns]]).encode()).hexdigest()
+        known = self._rewritten.get(key)
+        if known is not None:
+            self._rewritten.move_to_end(key)
+            return replace(known, tokens={}, cost=0.0)
+        try:
+            async with self._calls.enter():
+                text, generated = await standalone(self._model, question, turns)
+        except ModelUnavailable as error:
+            _log.warning("the question is taken as it stands: %s", error)
+            return _Rewritten(question, marks=("history_not_read",))
+        made = _Rewritten(validate_question(text), generated.tokens, self._model.cost(generated))
+        self._rewritten[key] = made
+        while len(self._rewritten) > _MOST_REWRITTEN:
+            self._rewritten.popitem(last=False)
+        return made
+
+    async def _snapshot(self) -> Snapshot:
+        snapshot = self._catalog.cached() or await asyncio.to_thread(self._catalog.snapshot)
+        self._searcher.follow(snapshot)
+        return snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class _Rewritten:
+    """A question as it is answered, and what it cost to find that out."""
+
+    question: str
+    tokens: Mapping[str, int] = field(default_factory=dict[str, int])
+    cost: float | None = 0.0
+    marks: tuple[str, ...] = ()
+
+    def told(self, answer: Answer, asked: str) -> Answer:
+        """The answer as that of the question that was asked."""
+        if self.question == asked:
+            return answer
+        cost = None if answer.cost is None or self.cost is None else answer.cost + self.cost
+        tokens = {
+            name: answer.tokens.get(name, 0) + self.tokens.get(name, 0)
+            for name in sorted({*answer.tokens, *self.tokens})
+        }
+        update = {"question": asked, "standalone_question": self.question, "tokens": tokens, "cost": cost}
+        return answer.model_copy(update=update)
+
+
+def _open_store(settings: ServingSettings) -> CacheStore:
+    if settings.redis_url is None:
+        return MemoryStore(settings.cache_memory_entries)
+    url = settings.redis_url.get_secret_value()
+    return open_redis(
+        url, timeout=settings.cache_timeout, prefix=settings.cache_prefix, most_entries=settings.cache_entries
+    )
+
+
+def _configured_judge(settings: ServingSettings) -> Judge:
+    error, sure = settings.cache_max_error, settings.cache_similarity
+    if settings.cache_calibration is None:
+        return Judge.shipped(max_error=error, sure=sure)
+    return Judge.from_file(Path(settings.cache_calibration), max_error=error, sure=sure)
+
+
+def _is_weak(floor: float | None, question: str, hits: Sequence[Hit], fingerprint: str) -> bool:
+    least = RELEVANCE_FLOORS.get(fingerprint, -1.0) if floor is None else floor
+    return is_below_relevance_floor(question, hits, least)

@@ -1,0 +1,164 @@
+"""The client of a running service: the same methods, types and errors as those of the client of a lake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING, NoReturn, Self
+
+from pydantic import SecretStr, TypeAdapter
+
+from rag_serving import api_schemas as bodies
+from rag_serving.cache.entries import ReviewItem
+from rag_serving.clients import base as interface
+from rag_serving.clients.base import BaseRagClient, Health, Scope
+from rag_serving.errors import InvalidArgument, NotOffered, RagError, SettingsError
+from rag_serving.events import Event, failed, until
+from rag_serving.lake.search.query import Query
+from rag_serving.results import Answer, Hits, ShardInfo, Turn
+from rag_serving.settings import SERVICE_DEADLINE, SERVICE_TRIES, ServiceSettings
+
+if TYPE_CHECKING:
+    import httpx2
+
+
+_ANSWER = TypeAdapter(Answer)
+
+_FOUND = TypeAdapter(bodies.SearchResponse)
+_HEALTH = TypeAdapter(Health)
+_SHARDS = TypeAdapter(list[ShardInfo])
+
+_TOLD = TypeAdapter(bodies.FeedbackResponse)
+
+
+class RemoteRagClient(BaseRagClient):
+    """Asks the service at `base_url` with a key. Use it within one event loop, and `close` it there.
+
+    A question may take `deadline` seconds and `tries` requests: connections that fail and replies that say when to ask
+    again (429, 503) are followed by further ones, never once a stream has begun. Whom a question is asked for, and of
+    which shards, is decided by the key. A `transport` replaces the connections, for certificates of one's own, say.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        key: str | None = None,
+        *,
+        deadline: float = SERVICE_DEADLINE,
+        tries: int = SERVICE_TRIES,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Raises `InvalidArgument`, and `SettingsError` where ``rag-shards[client]`` is not installed."""
+        try:
+            from rag_serving.clients.transport import ServiceTransport
+        except ModuleNotFoundError as error:
+            raise SettingsError("asking a service needs more packages: pip install 'rag-shards[client]'") from error
+        secret = None if key is None else SecretStr(key)
+        self._wire = ServiceTransport(base_url, secret, deadline=deadline, tries=tries, transport=transport)
+        self._deadline = deadline
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Of the service that `RAG_SERVICE_URL` names; raises `SettingsError`."""
+        settings = ServiceSettings.from_env()
+        if settings.url is None:
+            raise SettingsError("RAG_SERVICE_URL is not set; it names the service to ask")
+        key = None if settings.key is None else settings.key.get_secret_value()
+        try:
+            return cls(settings.url, key, deadline=settings.deadline, tries=settings.tries)
+        except InvalidArgument as error:
+            raise SettingsError(f"check RAG_SERVICE_URL and RAG_SERVICE_KEY: {error}") from None
+
+    def __repr__(self) -> str:
+        return f"RemoteRagClient({self._wire.address!r})"
+
+    async def health(self) -> Health:
+        """Whether the service can answer just now, asked once; raises what keeps it from that, or `ServiceError`."""
+        return await self._wire.call("GET", "/readyz", _HEALTH, tries=1)
+
+    async def notes(self) -> list[ReviewItem]:
+        """Raises `NotOffered`."""
+        _not_offered("notes")
+
+    def stats(self) -> dict[str, int]:
+        """Raises `NotOffered`; the service shows its counts at ``/metrics``."""
+        _not_offered("stats")
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._wire.close()
+
+    async def _search(self, query: Query, scope: Scope) -> Hits:
+        _check_scope(scope)
+        body = bodies.SearchRequest(
+            question=query.question,
+            regions=_listed(scope.regions),
+            departments=_listed(scope.departments),
+            k=query.k,
+            mode=query.mode,
+            path_prefix=query.path_prefix,
+            modified_from=query.modified_from,
+            modified_before=query.modified_before,
+            join_neighbours=query.join_neighbours,
+        )
+        found = await self._wire.call("POST", "/v1/search", _FOUND, body)
+        return Hits(found.hits, found.timings, tuple(found.degraded))
+
+    async def _ask(self, query: Query, scope: Scope, turns: tuple[Turn, ...]) -> Answer:
+        return await self._wire.call("POST", "/v1/ask", _ANSWER, _question(query, scope, turns))
+
+    async def _stream(self, query: Query, scope: Scope, turns: tuple[Turn, ...]) -> AsyncGenerator[Event]:
+        deadline = asyncio.get_running_loop().time() + self._deadline
+        body = _question(query, scope, turns).model_copy(update={"stream": True})
+        begun = False
+        try:
+            async with aclosing(until(deadline, self._wire.events("/v1/ask", body))) as events:
+                async for event in events:
+                    begun = True
+                    yield event
+        except RagError as error:
+            if not begun:
+                raise
+            yield failed(error)
+
+    async def _feedback(self, answer: Answer, correct: bool, tenant: str) -> bool:
+        _check_scope(Scope(tenant=tenant))
+        # Not sent again once it may have arrived: dropping an entry twice is dropping it once, but each note counts.
+        body = bodies.FeedbackRequest(answer=answer, correct=correct)
+        return (await self._wire.call("POST", "/v1/feedback", _TOLD, body, resend=False)).dropped
+
+    async def _shards(self, scope: Scope) -> list[ShardInfo]:
+        _check_scope(scope)
+        return await self._wire.call("GET", "/v1/shards", _SHARDS)
+
+    async def _warm(self, scope: Scope) -> list[ShardInfo]:  # noqa: ARG002  # the interface's
+        _not_offered("warm")
+
+
+def _question(query: Query, scope: Scope, turns: tuple[Turn, ...]) -> bodies.AskRequest:
+    _check_scope(scope)
+    return bodies.AskRequest(
+        question=query.question,
+        regions=_listed(scope.regions),
+        departments=_listed(scope.departments),
+        k=query.k,
+        history=list(turns),
+    )
+
+
+def _listed(names: tuple[str, ...] | None) -> list[str] | None:
+    if names is not None and len(names) > bodies.MOST_NAMES:
+        raise InvalidArgument(f"a service takes {bodies.MOST_NAMES} regions or departments at most")
+    return None if names is None else list(names)
+
+
+def _check_scope(scope: Scope) -> None:
+    if scope.tenant != interface.DEFAULT_TENANT:
+        raise InvalidArgument("the key of a service decides whose answers are shared; leave tenant out")
+    if scope.within is not None:
+        raise InvalidArgument("the key of a service decides which shards are seen; leave within out")
+
+
+def _not_offered(what: str) -> NoReturn:
+    raise NotOffered(f"a service does not offer {what}; ask a client of the lake itself (AsyncRagClient)")

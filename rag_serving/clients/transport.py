@@ -1,0 +1,312 @@
+"""Requests to a service and what comes back: tried again within bounds, limited in size, believed once validated.
+
+Needs the extra ``rag-shards[client]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Literal, NoReturn, TypeVar, cast
+
+import httpx2
+from pydantic import BaseModel, SecretStr, TypeAdapter, ValidationError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
+
+from rag_serving.api_schemas import ErrorBody, NotReady
+from rag_serving.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    Overloaded,
+    RagError,
+    ServiceUnavailable,
+    UnexpectedReply,
+    error_named,
+)
+from rag_serving.events import Citations, Delta, Done, Event, Failed, Restart, Sources
+
+MOST_REPLY_BYTES = 32 * 2**20
+MOST_EVENT_BYTES = 8 * 2**20
+MOST_KEY_CHARACTERS = 512
+_MOST_MESSAGE_CHARACTERS = 1_000
+_CONNECT_SECONDS = 10.0
+_BUSY = (429, 503)
+_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+_EVENTS: dict[str, TypeAdapter[Event]] = {
+    kind.model_fields["type"].default: TypeAdapter(kind) for kind in (Sources, Delta, Restart, Citations, Done, Failed)
+}
+_jittered = wait_random_exponential(multiplier=0.5, max=8)
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class _Retryable(Exception):
+    """A try that may be followed by another; `error` is what it comes to when it is not."""
+
+    def __init__(self, error: RagError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class ServiceTransport:
+    """The way to one service. Opens no connection before the first request; for one event loop."""
+
+    def __init__(
+        self,
+        base_url: str,
+        key: SecretStr | None,
+        *,
+        deadline: float,
+        tries: int,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        """Raises `InvalidArgument`, which never shows the key."""
+        self.address = _checked_address(base_url)
+        self._secret = _checked_key(key)
+        if not deadline > 0 or tries < 1:
+            raise InvalidArgument("a deadline has to be more than 0 seconds, and tries 1 or more")
+        self._deadline = deadline
+        self._tries = tries
+        # Unpacked, a small reply could be of any size.
+        headers = {"accept-encoding": "identity"}
+        if self._secret:
+            headers["authorization"] = f"Bearer {self._secret}"
+        self._http = httpx2.AsyncClient(
+            base_url=self.address,
+            headers=headers,
+            # The deadline bounds the rest: a model may be silent for long before its first word.
+            timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
+            transport=transport,
+        )
+
+    async def close(self) -> None:
+        """Let go of the connections."""
+        await self._http.aclose()
+
+    async def call(
+        self,
+        method: Literal["GET", "POST"],
+        path: str,
+        reply: TypeAdapter[_T],
+        body: BaseModel | None = None,
+        *,
+        resend: bool = True,
+        tries: int | None = None,
+    ) -> _T:
+        """What the service replies. Without `resend`, a request that may have been carried out is not made again.
+
+        Raises the error that the service names, `ServiceError` or `DeadlineExceeded`.
+        """
+
+        async def attempt() -> _T:
+            async with self._reply(method, path, body, accept="application/json", resend=resend) as response:
+                return self._validated(reply, await self._read(response))
+
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await self._tried(attempt, tries or self._tries)
+        except DeadlineExceeded:  # the service's own, which is a TimeoutError too
+            raise
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"no reply from {self.address} within {self._deadline:g} seconds") from error
+
+    async def events(self, path: str, body: BaseModel) -> AsyncGenerator[Event]:
+        """The events of a stream to the last one; tried again until there is a first one, and not after it.
+
+        Raises what `call` raises except `DeadlineExceeded`: the time is the caller's to bound.
+        """
+
+        async def opened() -> tuple[AsyncExitStack, Event, AsyncGenerator[Event]]:
+            async with AsyncExitStack() as stack:
+                sent = self._reply("POST", path, body, accept="text/event-stream", resend=True)
+                response = await stack.enter_async_context(sent)
+                events = await stack.enter_async_context(aclosing(self._events(response)))
+                first = await anext(events, None)
+                if first is None:
+                    raise UnexpectedReply(f"{self.address} sent a stream without an event")
+                return stack.pop_all(), first, events
+            raise AssertionError("the stack lets every error through")
+
+        stack, event, events = await self._tried(opened, self._tries)
+        try:
+            async with stack:
+                while True:
+                    yield event
+                    if isinstance(event, (Done, Failed)):
+                        return
+                    following = await anext(events, None)
+                    if following is None:
+                        raise ServiceUnavailable(f"{self.address} ended the stream before the answer was whole")
+                    event = following
+        except _Retryable as failure:
+            raise failure.error from failure.__cause__
+
+    async def _tried(self, attempt: Callable[[], Awaitable[_T]], tries: int) -> _T:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(_Retryable),
+            stop=stop_after_attempt(tries) | stop_before_delay(self._deadline),
+            wait=_pause,
+            before_sleep=_log_pause,
+            retry_error_callback=_give_up,
+        )
+        return await retrying(attempt)
+
+    @asynccontextmanager
+    async def _reply(
+        self, method: str, path: str, body: BaseModel | None, *, accept: str, resend: bool
+    ) -> AsyncGenerator[httpx2.Response]:
+        """A reply that is none of an error. What the connection does while it is read is raised by our names."""
+        headers = {"accept": accept}
+        content = None
+        if body is not None:
+            headers["content-type"] = "application/json"
+            content = body.model_dump_json().encode()
+        try:
+            async with self._http.stream(method, path, headers=headers, content=content) as response:
+                if response.headers.get("content-encoding", "identity") != "identity":
+                    raise UnexpectedReply(f"{self.address} sent a packed reply, which was not asked for")
+                if response.status_code != HTTPStatus.OK:
+                    raise self._refused(response, await self._read(response), resend=resend)
+                yield response
+        except (httpx2.SSEError, httpx2.DecodingError) as error:
+            raise UnexpectedReply(
+                f"{self.address} sent no events that can be read: {self._shown(str(error))}"
+            ) from error
+        except httpx2.HTTPError as error:
+            problem = f"{type(error).__name__}: {self._shown(str(error))}".removesuffix(": ")
+            if isinstance(error, _NEVER_SENT):
+                raise _Retryable(ServiceUnavailable(f"{self.address} cannot be reached ({problem})")) from error
+            lost = ServiceUnavailable(f"the connection to {self.address} was lost ({problem})")
+            raise (_Retryable(lost) if resend else lost) from error
+
+    async def _read(self, response: httpx2.Response) -> bytes:
+        body = bytearray()
+        async with aclosing(response.aiter_raw()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > MOST_REPLY_BYTES:
+                    raise UnexpectedReply(f"{self.address} sent more than {MOST_REPLY_BYTES} bytes")
+        return bytes(body)
+
+    async def _events(self, response: httpx2.Response) -> AsyncGenerator[Event]:
+        source = httpx2.EventSource(response, max_event_size=MOST_EVENT_BYTES)
+        async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as told:
+            async for one in told:
+                if response.num_bytes_downloaded > MOST_REPLY_BYTES:
+                    raise UnexpectedReply(f"{self.address} sent more than {MOST_REPLY_BYTES} bytes")
+                if one.event in _EVENTS:  # a service of a later version may tell more
+                    event = self._validated(_EVENTS[one.event], one.data)
+                    if isinstance(event, Failed):
+                        event = event.model_copy(update={"message": self._shown(event.message)})
+                    yield event
+
+    def _validated(self, kind: TypeAdapter[_T], data: str | bytes) -> _T:
+        try:
+            return kind.validate_json(data)
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            problem = self._shown(f"{where}: {first['msg']}".removeprefix(": "))
+        # Not from the ValidationError, which shows the reply.
+        raise UnexpectedReply(f"{self.address} sent what no service of this version sends ({problem})")
+
+    def _refused(self, response: httpx2.Response, body: bytes, *, resend: bool) -> RagError | _Retryable:
+        """What a reply with the status of an error comes to."""
+        status = response.status_code
+        error = self._named(status, body)
+        error.retry_after = _retry_after(response.headers.get("retry-after", ""))
+        turned_away = status == HTTPStatus.TOO_MANY_REQUESTS or isinstance(error, Overloaded)  # nothing was done yet
+        again = status in _BUSY and error.retry_after is not None and (resend or turned_away)
+        return _Retryable(error) if again else error
+
+    def _named(self, status: int, body: bytes) -> RagError:
+        try:
+            told = ErrorBody.model_validate_json(body).error
+        except ValidationError:
+            return self._unnamed(status, body)
+        kind = error_named(told.type)
+        if kind is RagError:
+            about_the_request = status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
+            other = ServiceUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else UnexpectedReply
+            kind = InvalidArgument if about_the_request else other
+        return kind(self._shown(told.message) or told.type)
+
+    def _unnamed(self, status: int, body: bytes) -> RagError:
+        try:
+            problem = NotReady.model_validate_json(body).problem
+        except ValidationError:
+            said = f"{self.address} replied {status} without an error of the service's"
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                return ServiceUnavailable(said)
+            return UnexpectedReply(f"{said}; is it the address of rag-serving serve?")
+        return error_named(problem)(f"{self.address} cannot answer just now ({self._shown(problem)})")
+
+    def _shown(self, text: str) -> str:
+        """A text of the other side as part of a message: of one line, bounded, and without our key."""
+        if self._secret:
+            text = text.replace(self._secret, "[key]")
+        return "".join(c if c.isprintable() else " " for c in text[:_MOST_MESSAGE_CHARACTERS]).strip()
+
+
+def _pause(state: RetryCallState) -> float:
+    return _jittered(state) + (_failure(state).error.retry_after or 0)
+
+
+def _log_pause(state: RetryCallState) -> None:
+    _log.info("asked %d times, and again in %.1f s: %s", state.attempt_number, state.upcoming_sleep, _failure(state))
+
+
+def _give_up(state: RetryCallState) -> NoReturn:
+    failure = _failure(state)
+    if state.attempt_number > 1:
+        failure.error.args = (f"{failure.error} (asked {state.attempt_number} times)",)
+    _log.warning("given up: %s", failure.error)
+    raise failure.error from failure.__cause__
+
+
+def _failure(state: RetryCallState) -> _Retryable:
+    return cast("_Retryable", state.outcome.exception() if state.outcome is not None else None)
+
+
+def _retry_after(text: str) -> int | None:
+    """Seconds, of a number of them or of a date."""
+    if text.isdecimal():
+        return int(text[:9])
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return max(0, math.ceil((moment - datetime.now(UTC)).total_seconds()))
+
+
+def _checked_address(base_url: str) -> str:
+    try:
+        url = httpx2.URL(base_url)
+    except (httpx2.InvalidURL, TypeError):
+        raise InvalidArgument("base_url is not a URL; write it as in https://rag.example.com") from None
+    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
+        raise InvalidArgument("base_url must be http:// or https:// with a host, without a user, a query or a fragment")
+    return str(url).rstrip("/")
+
+
+def _checked_key(key: SecretStr | None) -> str:
+    text = "" if key is None else key.get_secret_value().strip()
+    # As part of a header; the HTTP library would show an illegal one in its error.
+    if len(text) > MOST_KEY_CHARACTERS or not all("!" <= c <= "~" for c in text):
+        raise InvalidArgument("the key holds characters that no key has; copy it anew from rag-serving keys create")
+    return text

@@ -1,0 +1,1 @@
+"""Small concurrency tools: a limiter, a circuit breaker, thread priorities."""

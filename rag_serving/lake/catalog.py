@@ -1,0 +1,164 @@
+"""What is published: one small JSON object per shard, and a snapshot of all of them that is refreshed at most so often.
+
+With them comes what the company index holds of those shards. The pipeline writes these objects (by conditional put);
+serving reads only what they name. Everything in them is checked when read: an object that does not validate is left out
+of the snapshot and named in `Snapshot.broken`.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from threading import Lock
+
+from rag_serving.errors import InvalidShardName, LakeCorrupt, UnknownScope
+from rag_serving.lake.catalog_entry import CATALOG, CatalogEntry, read_entry, shard_of_key, table_of_key
+from rag_serving.lake.company_index import RECORDS, CompanyRecord, read_record
+from rag_serving.lake.object_store import ObjectStore
+from rag_serving.lake.shards import Shard, check_names, pattern_halves, same_name
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All published shards as of one moment; immutable, so that one question sees one state."""
+
+    entries: dict[Shard, CatalogEntry]
+    broken: dict[str, str] = field(default_factory=dict[str, str])
+    companies: dict[str, CompanyRecord] = field(default_factory=dict[str, CompanyRecord])
+    """What the company index holds, by fingerprint."""
+
+    def within(self, patterns: Iterable[str] | None) -> Snapshot:
+        """Only the shards that a pattern names (``oslo/*``; a wild card stays within its half); None for all of them.
+
+        What a caller may not see is then unknown, like what does not exist. Raises `InvalidArgument` for a pattern
+        without exactly one slash.
+        """
+        if patterns is None:
+            return self
+        halves = [pattern_halves(pattern) for pattern in patterns]
+
+        def seen(shard: Shard) -> bool:
+            region, department = (unicodedata.normalize("NFC", name) for name in (shard.region, shard.department))
+            return any(fnmatchcase(region, left) and fnmatchcase(department, right) for left, right in halves)
+
+        return Snapshot(
+            {shard: entry for shard, entry in self.entries.items() if seen(shard)},
+            {key: problem for key, problem in self.broken.items() if (shard := shard_of_key(key)) and seen(shard)},
+            self.companies,
+        )
+
+    def route(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> list[CatalogEntry]:
+        """The published shards in those regions and departments (None: all), sorted by key.
+
+        Raises `InvalidShardName`, `InvalidArgument` for an empty list or a bare string, and `UnknownScope` when a name
+        matches nothing or nothing is left.
+        """
+        chosen_regions = self._known("region", regions, {shard.region for shard in self.entries})
+        chosen_departments = self._known("department", departments, {shard.department for shard in self.entries})
+        routed = [
+            self.entries[shard]
+            for shard in sorted(self.entries)
+            if (chosen_regions is None or shard.region in chosen_regions)
+            and (chosen_departments is None or shard.department in chosen_departments)
+        ]
+        if not routed:
+            if not self.entries:
+                raise UnknownScope("nothing is published yet; index something first (rag-assets backfill --all)")
+            raise UnknownScope(
+                "no published shard lies in those regions and departments together; see rag-serving shards"
+            )
+        return routed
+
+    def broken_in(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> tuple[str, ...]:
+        """Marks for the shards of that scope whose catalog object does not validate, so that none is missed unseen."""
+        marks: list[str] = []
+        for key in sorted(self.broken):
+            shard = shard_of_key(key)
+            if shard is None:
+                continue
+            in_region = regions is None or any(same_name(shard.region, name) for name in regions)
+            if in_region and (departments is None or any(same_name(shard.department, name) for name in departments)):
+                marks.append(f"catalog_broken:{shard}")
+        return tuple(marks)
+
+    @staticmethod
+    def _known(kind: str, names: Iterable[str] | None, known: set[str]) -> set[str] | None:
+        checked = check_names(kind, names)
+        if checked is None:
+            return None
+        chosen: set[str] = set()
+        for name in checked:
+            matching = {candidate for candidate in known if same_name(candidate, name)}
+            if not matching:
+                close = get_close_matches(name, known, n=3)
+                hint = f"; did you mean {', '.join(close)}?" if close else "; see rag-serving shards"
+                raise UnknownScope(f"no published shard has the {kind} {name!r}{hint}")
+            chosen |= matching
+        return chosen
+
+
+class Catalog:
+    """Reads the catalog objects; fetches again only those whose etag changed. Safe between threads."""
+
+    def __init__(
+        self, objects: ObjectStore, *, refresh_seconds: float = 2.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._objects = objects
+        self._refresh = refresh_seconds
+        self._clock = clock
+        self._lock = Lock()
+        self._read: dict[str, tuple[str, CatalogEntry | CompanyRecord | str]] = {}
+        self._snapshot: Snapshot | None = None
+        self._taken = 0.0
+
+    def cached(self) -> Snapshot | None:
+        """The last snapshot while it is fresh, else None."""
+        if self._snapshot is not None and self._clock() - self._taken < self._refresh:
+            return self._snapshot
+        return None
+
+    def snapshot(self) -> Snapshot:
+        """The published state, at most `refresh_seconds` old; raises `LakeUnavailable`."""
+        with self._lock:
+            return self.cached() or self._refreshed()
+
+    def _refreshed(self) -> Snapshot:
+        taken = self._clock()
+        # The records first: what they hold and the catalog no longer names is merely left out.
+        listed = [*self._objects.list(RECORDS), *self._objects.list(CATALOG)]
+        listing = {entry.key: entry.etag for entry in listed if entry.key.endswith(".json")}
+        changed = [key for key, etag in listing.items() if key not in self._read or self._read[key][0] != etag]
+        kept = {key: value for key, value in self._read.items() if key in listing}
+        if changed:
+            with ThreadPoolExecutor(max_workers=min(16, len(changed))) as pool:
+                kept.update((key, value) for key, value in pool.map(self._fetch, changed) if value is not None)
+        unchanged = self._snapshot is not None and not changed and kept.keys() == self._read.keys()
+        self._read = kept
+        self._taken = taken
+        if not unchanged or self._snapshot is None:
+            values = [value for _, value in kept.values()]
+            broken = {key: value for key, (_, value) in kept.items() if isinstance(value, str)}
+            self._snapshot = Snapshot(
+                {value.shard: value for value in values if isinstance(value, CatalogEntry)},
+                broken,
+                {value.fingerprint: value for value in values if isinstance(value, CompanyRecord)},
+            )
+        return self._snapshot
+
+    def _fetch(self, key: str) -> tuple[str, tuple[str, CatalogEntry | CompanyRecord | str] | None]:
+        stored = self._objects.get(key)
+        if stored is None:
+            return key, None
+        try:
+            if key.startswith(f"{RECORDS}/"):
+                fingerprint = key.removeprefix(f"{RECORDS}/").removesuffix(".json")
+                return key, (stored.etag, read_record(fingerprint, stored.data))
+            shard = Shard.from_table_name(table_of_key(key))
+            return key, (stored.etag, read_entry(shard, stored.data))
+        except (LakeCorrupt, InvalidShardName) as error:
+            return key, (stored.etag, str(error))

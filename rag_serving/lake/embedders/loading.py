@@ -1,0 +1,36 @@
+"""Load the embedder of a fingerprint."""
+
+from __future__ import annotations
+
+from rag_serving.errors import EmbedderUnavailable
+from rag_serving.lake.embedders.base import (
+    GRAPH,
+    TOKENIZER,
+    WEIGHTS,
+    Embedder,
+    check_self_test,
+    read_manifest,
+    read_model_file,
+)
+from rag_serving.lake.embedders.hosted import HostedEmbedder
+from rag_serving.lake.embedders.openvino import OpenVinoEmbedder
+from rag_serving.lake.object_store import ObjectStore
+
+
+def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, gives_way: bool = False) -> Embedder:
+    """Load an exported embedder from the lake, check its files' hashes and its self-test vector.
+
+    Raises `EmbedderUnavailable` where there is none, `LakeCorrupt` where a file is missing or altered.
+    """
+    identity = read_manifest(objects, fingerprint)
+    if identity is None:
+        raise EmbedderUnavailable(
+            f"the lake holds no embedder {fingerprint}; materialize embedding_model, or point RAG_LAKE_URI at its lake"
+        )
+    if identity.runtime == "litellm":
+        embedder: Embedder = HostedEmbedder(identity)
+    else:
+        graph, weights, tokenizer = (read_model_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
+        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams, gives_way=gives_way)
+    check_self_test(embedder)
+    return embedder

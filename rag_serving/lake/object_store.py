@@ -1,0 +1,373 @@
+"""Small objects in the lake (catalog, leases, model files): read, list and conditional write, on a folder or on S3.
+
+A conditional write is what lets many writers share a lake without a database: it succeeds only if the object is still
+the one that was read. S3 does this by ``If-Match``/``If-None-Match``; a folder by an exclusive lock around
+compare-and-rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+from urllib.parse import unquote, urlsplit
+
+from rag_serving.errors import LakeUnavailable, SettingsError, WriteConflict
+
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+    from obstore.store import S3Store
+
+
+ANY: Literal["any"] = "any"
+"""Write whatever is there."""
+ABSENT: Literal["absent"] = "absent"
+"""Write only if nothing is there."""
+
+RETRY_SECONDS = 10
+"""How long at most a request that S3 throttles or breaks off is begun again, by obstore and by Lance.
+
+A third of a lease's time, so that a renewal gives up before the next one is due. Longer outages are for the retries of
+the steps.
+"""
+_MAX_RETRIES = 6  # with jitter, about three seconds of pauses
+_FIRST_PAUSE = 0.2
+_TRIES = 4
+_WRITE = "write-id"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object's bytes and the etag that a conditional write may name."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectEntry:
+    """One line of a listing."""
+
+    key: str
+    etag: str
+    size: int
+
+
+class ObjectStore(Protocol):
+    """Small objects under one root. Keys are relative, with ``/`` between parts, and made by this project alone.
+
+    Every method raises `LakeUnavailable` when the store does not answer or refuses.
+    """
+
+    def get(self, key: str) -> StoredObject | None:
+        """The object, or None where there is none."""
+        ...
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        """Write atomically and return the new etag.
+
+        `expect` is `ANY`, `ABSENT` or the etag that must still be there; raises `WriteConflict` where it is not.
+        """
+        ...
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        """Every object under ``prefix/``, in no stated order; empty where there is none."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens where there is none."""
+        ...
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names a bucket."""
+    return uri.startswith("s3://")
+
+
+def folder_path(uri: str) -> Path:
+    """The absolute path that a plain path or ``file://`` URI names; raises `SettingsError` for other schemes."""
+    if uri.startswith("file://"):
+        return Path(unquote(urlsplit(uri).path)).absolute()
+    if "://" in uri:
+        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix")
+    return Path(uri).expanduser().absolute()
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """``s3://bucket/some/prefix/`` as ``("bucket", "some/prefix")``; raises `SettingsError` without a bucket."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if not bucket:
+        raise SettingsError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+    return bucket, prefix.strip("/")
+
+
+def s3_options(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the usual AWS_* variables say, in the words of Lance and obstore.
+
+    Both read keys, tokens and roles from the environment by themselves; they differ from boto3 in where an endpoint
+    comes from, so those variables are translated here.
+    """
+    options: dict[str, str] = {}
+    endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options["aws_endpoint"] = endpoint
+        if endpoint.startswith("http://"):
+            options["allow_http"] = "true"
+    region = environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    if region or endpoint:
+        options["aws_region"] = region or "us-east-1"
+    return options
+
+
+def open_object_store(uri: str) -> ObjectStore:
+    """The objects under a folder or ``s3://bucket/prefix``; nothing is contacted yet."""
+    if not is_s3(uri):
+        return FolderObjectStore(folder_path(uri))
+    from obstore.store import S3Store
+
+    bucket, prefix = split_s3(uri)
+    options = s3_options(os.environ)
+    allow_http = options.pop("allow_http", "false") == "true"
+    store = S3Store(
+        bucket,
+        prefix=prefix or None,
+        config={**options, "conditional_put": "etag"},  # pyright: ignore[reportArgumentType]  # a TypedDict, as a dict
+        client_options={"allow_http": allow_http, "timeout": "30s", "connect_timeout": "5s"},
+        retry_config={
+            "max_retries": _MAX_RETRIES,
+            "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+            "backoff": {
+                "init_backoff": timedelta(seconds=_FIRST_PAUSE),
+                "max_backoff": timedelta(seconds=5),
+                "base": 2,
+            },
+        },
+    )
+    return S3ObjectStore(store, uri)
+
+
+class FolderObjectStore:
+    """Objects as files. Safe between processes of one machine, and on a shared file system that honours locks."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def get(self, key: str) -> StoredObject | None:
+        try:
+            with (self._root / key).open("rb") as file:
+                return StoredObject(file.read(), file_etag(os.fstat(file.fileno())))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise LakeUnavailable(f"cannot read {self._root / key}: {error.strerror}") from error
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        path = self._root / key
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.parent):
+                try:
+                    before = path.stat()
+                except FileNotFoundError:
+                    before = None
+                if expect not in (ANY, ABSENT if before is None else file_etag(before)):
+                    raise WriteConflict(f"{key} was written by another process meanwhile")
+                return _replace(path, data, after=0 if before is None else before.st_mtime_ns)
+        except OSError as error:
+            raise LakeUnavailable(f"cannot write {path}: {error.strerror}") from error
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        entries: list[ObjectEntry] = []
+        try:
+            for folder, _, names in os.walk(self._root / prefix, onerror=_unless_absent):
+                for path in (Path(folder, name) for name in names if not name.startswith(".")):
+                    with contextlib.suppress(FileNotFoundError):  # gone since the listing
+                        stat = path.stat()
+                        key = path.relative_to(self._root).as_posix()
+                        entries.append(ObjectEntry(key, file_etag(stat), stat.st_size))
+        except OSError as error:
+            raise LakeUnavailable(f"cannot list {self._root / prefix}: {error.strerror}") from error
+        return entries
+
+    def delete(self, key: str) -> None:
+        try:
+            (self._root / key).unlink(missing_ok=True)
+        except OSError as error:
+            raise LakeUnavailable(f"cannot delete {self._root / key}: {error.strerror}") from error
+
+
+class S3ObjectStore:
+    """Objects in a bucket, through obstore."""
+
+    def __init__(self, store: S3Store, uri: str) -> None:
+        self._store = store
+        self._uri = uri
+
+    def get(self, key: str) -> StoredObject | None:
+        with self._named_errors(f"read {key}"):
+            import obstore
+
+            try:
+                result = obstore.get(self._store, key)
+            except FileNotFoundError as error:
+                if _s3_code(error) == "NoSuchBucket":
+                    raise
+                return None
+            return StoredObject(bytes(result.bytes()), _required_etag(result.meta["e_tag"]))
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        import obstore
+
+        with self._named_errors(f"write {key}"):
+            if expect == ANY:
+                return _required_etag(obstore.put(self._store, key, data)["e_tag"])
+            return self._put_if(key, data, expect)
+
+    def _put_if(self, key: str, data: bytes, expect: str) -> str:
+        """Write on a condition, and tell a lost answer from a lost race.
+
+        obstore repeats such a write after an error answer, and then conflicts with itself if the first try was applied;
+        after a broken connection it does not repeat it at all. So every write bears an id of its own, and whatever went
+        wrong, the id that is stored says who won. The bytes could not: another writer may have written the same.
+        """
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+
+        # obstore raises TypeError for "version": None
+        mode: Literal["create"] | UpdateVersion = "create" if expect == ABSENT else {"e_tag": expect}
+        write = {_WRITE: uuid.uuid4().hex}
+        for last in (*[False] * (_TRIES - 1), True):
+            try:
+                result = obstore.put(self._store, key, data, attributes=write, mode=mode, use_multipart=False)
+                return _required_etag(result["e_tag"])
+            except (AlreadyExistsError, PreconditionError, FileNotFoundError) as error:
+                if isinstance(error, FileNotFoundError) and (expect == ABSENT or _s3_code(error) == "NoSuchBucket"):
+                    raise
+                if (etag := self._etag_of(key, write[_WRITE])) is not None:
+                    return etag
+                raise WriteConflict(f"{key} was written by another process meanwhile") from error
+            except GenericError as error:
+                if (etag := self._etag_of(key, write[_WRITE])) is not None:
+                    return etag
+                if last or _s3_code(error):  # what the server answered, obstore has repeated
+                    raise
+            time.sleep(random.uniform(_FIRST_PAUSE / 2, _FIRST_PAUSE * 2))  # noqa: S311
+        raise AssertionError("the last try returns or raises")
+
+    def _etag_of(self, key: str, write: str) -> str | None:
+        """The etag of the object, if it is what that write left."""
+        import obstore
+
+        try:
+            result = obstore.get(self._store, key)
+        except FileNotFoundError:
+            return None
+        return _required_etag(result.meta["e_tag"]) if result.attributes.get(_WRITE) == write else None
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        from obstore.exceptions import GenericError
+
+        with self._named_errors(f"list {prefix}/"):
+            try:
+                return self._list(prefix)
+            except GenericError:  # a page that broke off half way, which obstore does not ask for again
+                return self._list(prefix)
+
+    def _list(self, prefix: str) -> list[ObjectEntry]:
+        import obstore
+
+        return [
+            ObjectEntry(entry["path"], _required_etag(entry["e_tag"]), entry["size"])
+            for page in obstore.list(self._store, prefix=prefix + "/")
+            for entry in page
+        ]
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        with self._named_errors(f"delete {key}"):
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError as error:
+                if _s3_code(error) == "NoSuchBucket":
+                    raise
+
+    @contextlib.contextmanager
+    def _named_errors(self, what: str) -> Generator[None]:
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            raise LakeUnavailable(
+                f"cannot {what} in {self._uri}: {_reason(error)}; check RAG_LAKE_URI and the AWS_* variables"
+            ) from error
+
+
+def _s3_code(error: BaseException) -> str | None:
+    """The code that an S3 server answered, such as ``NoSuchBucket``; obstore keeps it only in its message."""
+    found = re.search(r"<Code>(\w+)</Code>", str(error))
+    return None if found is None else found[1]
+
+
+def _reason(error: BaseException) -> str:
+    if code := _s3_code(error):
+        return code
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _required_etag(etag: str | None) -> str:
+    if not etag:
+        raise LakeUnavailable("the object store returns no etags; conditional writes need them")
+    return etag
+
+
+def file_etag(stat: os.stat_result) -> str:
+    """The etag of a file: size, modification time and inode."""
+    return f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{stat.st_ino:x}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Generator[None]:
+    import fcntl
+
+    with (folder / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _unless_absent(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _replace(path: Path, data: bytes, *, after: int) -> str:
+    """Put a whole new file in the place of `path`, modified later than `after` (ns) so that no etag ever returns.
+
+    Without that, two writes within one tick of the file system's clock could give a third the first one's etag: inodes
+    are used again.
+    """
+    # One name per object, which the folder's lock makes ours alone: what a killed writer left is written over.
+    temporary = path.parent / f".write-{path.name}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            if os.fstat(file.fileno()).st_mtime_ns <= after:
+                os.utime(file.fileno(), ns=(after + 1, after + 1))
+            etag = file_etag(os.fstat(file.fileno()))
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return etag

@@ -1,0 +1,46 @@
+"""What is asked of the tables: mode, depth and filters of one search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from rag_serving.lake.search.parameters import DEPTH
+from rag_serving.lake.sql import sql_before, sql_from, sql_starts_with
+
+Mode = Literal["hybrid", "vector", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What is asked of the tables. `question` is matched as words, vectors are handed over beside it."""
+
+    question: str
+    k: int
+    mode: Mode = "hybrid"
+    path_prefix: str | None = None
+    modified_from: datetime | None = None
+    modified_before: datetime | None = None
+    join_neighbours: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Rows of each ranking that are looked at."""
+        return max(DEPTH, 2 * self.k)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """SQL conditions, all of which a row must meet."""
+        conditions: list[str] = []
+        if self.path_prefix:
+            conditions.append(sql_starts_with("path", self.path_prefix))
+        if self.modified_from is not None:
+            conditions.append(sql_from("modified_at", self.modified_from))
+        if self.modified_before is not None:
+            conditions.append(sql_before("modified_at", self.modified_before))
+        return tuple(conditions)
+
+    @property
+    def by_date(self) -> bool:
+        return self.modified_from is not None or self.modified_before is not None

@@ -1,0 +1,104 @@
+"""The read contract's tables: the schema of a shard's table, where it lies in the lake, how connections are opened.
+
+Filters handed to LanceDB are SQL text; the `sql_` functions are the one place that writes literals into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from rag_serving.concurrency.thread_priority import with_low_priority
+from rag_serving.lake.object_store import RETRY_SECONDS, folder_path, is_s3, s3_options
+
+if TYPE_CHECKING:
+    import lancedb
+
+
+SHARDS = "shards"
+"""Folder of the lake under which serving finds one table per shard."""
+
+FINGERPRINT = b"rag.fingerprint"
+"""Schema metadata key of the embedder whose vectors a table holds."""
+
+TABLE_FORMAT = 2
+"""Version of `shard_schema`, noted with every publication; a shard published under an older one is indexed again.
+
+2 added `path`.
+"""
+
+
+def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
+    """Columns of a shard's table. One row is one chunk; ``text == document.text[start:end]`` in characters.
+
+    `path` is the object's key below ``region/department/``, with ``#name`` behind it for what is attached to a message.
+    `stale` marks passages of a document whose newer version could not be read.
+    """
+    return pa.schema(
+        [
+            pa.field("chunk_id", pa.string(), nullable=False),
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("ordinal", pa.int32(), nullable=False),
+            pa.field("text", pa.string(), nullable=False),
+            pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("type", pa.string(), nullable=False),
+            pa.field("title", pa.string(), nullable=False),
+            pa.field("heading_path", pa.list_(pa.string())),
+            pa.field("page", pa.int32()),
+            pa.field("start", pa.int32(), nullable=False),
+            pa.field("end", pa.int32(), nullable=False),
+            pa.field("tokens", pa.int32(), nullable=False),
+            pa.field("region", pa.string(), nullable=False),
+            pa.field("department", pa.string(), nullable=False),
+            pa.field("content_hash", pa.string(), nullable=False),
+            pa.field("etag", pa.string(), nullable=False),
+            pa.field("modified_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("indexed_at", pa.timestamp("us", tz="UTC"), nullable=False),
+            pa.field("stale", pa.bool_(), nullable=False),
+        ],
+        metadata={FINGERPRINT: fingerprint.encode()},
+    )
+
+
+def database_uri(lake_uri: str, folder: str) -> str:
+    """Where LanceDB finds the tables of one folder of the lake. Folders become absolute paths."""
+    if is_s3(lake_uri):
+        return f"{lake_uri.rstrip('/')}/{folder}"
+    return str(folder_path(lake_uri) / folder)
+
+
+def storage_options(lake_uri: str) -> dict[str, str] | None:
+    """What LanceDB needs beyond the AWS_* variables that it reads itself; None for a folder."""
+    if not is_s3(lake_uri):
+        return None
+    # Three retries are Lance's own default, and it begins all of them anew up to three times when it is throttled; but
+    # it would go on for three minutes while answers are slow.
+    retries = {"client_max_retries": "3", "client_retry_timeout": str(RETRY_SECONDS)}
+    return {**s3_options(os.environ), **retries}
+
+
+async def connect_async(lake_uri: str, folder: str, session: lancedb.Session | None = None) -> lancedb.AsyncConnection:
+    """An asynchronous connection to one folder of tables; those of one session share its caches."""
+    import lancedb
+
+    return await lancedb.connect_async(
+        database_uri(lake_uri, folder), storage_options=storage_options(lake_uri), session=session
+    )
+
+
+def start_tables() -> None:
+    """Have LanceDB start its threads now, as ones that give way to the event loop; without effect where it has them."""
+
+    async def touch(folder: str) -> None:
+        import lancedb
+
+        await lancedb.connect_async(folder)
+
+    with tempfile.TemporaryDirectory(prefix="rag-tables-") as folder:
+        with_low_priority(lambda: asyncio.run(touch(folder)))

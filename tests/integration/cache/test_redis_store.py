@@ -1,0 +1,482 @@
+"""The cache in a real Redis: what is shared, what is kept apart, and what happens when the server misbehaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import redis
+import trustme
+
+from rag_serving.cache.entries import Entry, ReviewItem
+from rag_serving.cache.guards.signals import Evidence
+from rag_serving.cache.redis_store import RedisStore, open_redis
+from rag_serving.clients.lake import AsyncRagClient
+from rag_serving.clients.sync import RagClient
+from rag_serving.errors import CacheUnavailable, SettingsError
+from rag_serving.results import Answer
+from rag_serving.settings import ServingSettings
+from tests.servers import Certificate, redis_server
+
+if TYPE_CHECKING:
+    from tests.servers import RedisKind, RedisServer
+
+ASKED = "What was the cause of the Brattholm outage in November 2023?"
+SAME = "what was the cause of the Brattholm outage in November 2023"
+REWORDED = "What caused the Brattholm outage in November 2023?"
+OTHER_YEAR = "What was the cause of the Brattholm outage in November 2022?"
+SCOPE = {"regions": ["oslo"], "departments": ["engineering"]}
+
+
+@contextlib.contextmanager
+def open_client(lake: str, url: str, **values: Any) -> Iterator[RagClient]:
+    """A client with a cache timeout that a busy machine does not reach."""
+    settings = ServingSettings(
+        **{
+            "lake_uri": lake,
+            "redis_url": url,
+            "llm_model": None,
+            "cache_timeout": 5.0,
+            "cache_prefix": "test",
+            **values,
+        }
+    )
+    with RagClient(lambda: AsyncRagClient(settings)) as client:
+        yield client
+
+
+def ask(client: RagClient, question: str, **arguments: Any) -> Answer:
+    return client.ask(question, **{**SCOPE, **arguments})
+
+
+def asked_thrice(client: RagClient) -> list[str]:
+    """What the cache says of a question, of its equal, and of another wording."""
+    return [ask(client, question).cache for question in (ASKED, SAME, REWORDED)]
+
+
+@pytest.fixture
+def server(redis_clean: str) -> Iterator[redis.Redis]:
+    """The emptied Redis, looked at directly."""
+    with redis.Redis.from_url(redis_clean) as direct:
+        yield direct
+
+
+def entries(server: redis.Redis) -> list[bytes]:
+    return sorted(server.scan_iter("{test}:e:*"))
+
+
+@pytest.mark.parametrize("protocol", ["", "?protocol=2", "?protocol=3"])
+def test_an_equal_question_hits_exactly_and_a_reworded_one_by_meaning(
+    sample_lake: str, redis_clean: str, protocol: str
+) -> None:
+    with open_client(sample_lake, redis_clean + protocol) as client:
+        first = ask(client, ASKED)
+        exact = ask(client, SAME)
+        semantic = ask(client, REWORDED)
+    assert (first.cache, first.degraded) == ("miss", ())
+    assert (exact.cache, exact.question, exact.similarity) == ("exact", SAME, 1.0)
+    assert (semantic.cache, semantic.question, semantic.cached_question) == ("semantic", REWORDED, ASKED)
+    assert semantic.similarity is not None
+    assert 0.98 <= semantic.similarity < 1
+    for served in (exact, semantic):
+        assert served.degraded == ()
+        assert (served.text, served.citations) == (first.text, first.citations)
+
+
+def test_a_question_about_another_year_is_not_served_from_it(sample_lake: str, redis_clean: str) -> None:
+    with open_client(sample_lake, redis_clean) as client:
+        ask(client, ASKED)
+        answer = ask(client, OTHER_YEAR)
+    assert (answer.cache, answer.degraded) == ("miss", ())
+
+
+def test_a_bound_that_no_calibration_keeps_leaves_the_sure_hits_alone(sample_lake: str, redis_clean: str) -> None:
+    with open_client(sample_lake, redis_clean, cache_max_error=1e-9, cache_similarity=0.999) as client:
+        ask(client, ASKED)
+        refused = ask(client, REWORDED)
+    assert refused.cache == "miss"
+    assert refused.cache_reason is not None
+    assert "refused by wording" in refused.cache_reason
+
+
+def test_two_clients_share_the_cache(sample_lake: str, redis_clean: str) -> None:
+    with open_client(sample_lake, redis_clean) as one, open_client(sample_lake, redis_clean) as two:
+        ask(one, ASKED)
+        assert ask(two, SAME).cache == "exact"
+        assert ask(two, REWORDED).cache == "semantic"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"departments": None},
+        {"departments": ["people"]},
+        {"regions": ["lisbon"]},
+        {"regions": ["oslo", "lisbon"]},
+        {"tenant": "another"},
+        {"k": 7},
+    ],
+    ids=str,
+)
+def test_another_scope_tenant_or_number_of_passages_shares_nothing(
+    sample_lake: str, redis_clean: str, other: dict[str, Any]
+) -> None:
+    with open_client(sample_lake, redis_clean) as client:
+        ask(client, ASKED)
+        assert ask(client, ASKED, **other).cache == "miss"
+        assert ask(client, ASKED).cache == "exact"
+
+
+def test_another_prefix_shares_nothing(sample_lake: str, redis_clean: str) -> None:
+    with open_client(sample_lake, redis_clean) as one, open_client(sample_lake, redis_clean, cache_prefix="o") as two:
+        ask(one, ASKED)
+        assert ask(two, ASKED).cache == "miss"
+
+
+def test_a_publication_of_equal_contents_keeps_the_answers(sample_lake: str, redis_clean: str, tmp_path: Path) -> None:
+    lake = Path(shutil.copytree(sample_lake, tmp_path / "own-lake"))
+    path = lake / "catalog" / "oslo.engineering.json"
+    with open_client(str(lake), redis_clean, catalog_refresh=0) as client:
+        ask(client, ASKED)
+        entry = json.loads(path.read_text())
+        entry["current"]["run_id"] = "another-run"
+        path.write_text(json.dumps(entry))
+        assert ask(client, ASKED).cache == "exact"
+
+
+def test_entries_end_in_redis_and_a_hit_does_not_prolong_them(
+    sample_lake: str, redis_clean: str, server: redis.Redis
+) -> None:
+    with open_client(sample_lake, redis_clean, cache_ttl=1000) as client:
+        ask(client, ASKED)
+        (key,) = entries(server)
+        end = server.expiretime(key)
+        assert end > 0
+        server.expireat(key, end - 500)  # as if half of its life were over
+        assert ask(client, SAME).cache == "exact"
+        assert ask(client, REWORDED).cache == "semantic"
+        assert server.expiretime(key) == end - 500
+
+
+def test_an_entry_that_outlived_its_time_is_a_miss(sample_lake: str, redis_clean: str, server: redis.Redis) -> None:
+    with open_client(sample_lake, redis_clean) as client:
+        ask(client, ASKED)
+        (key,) = entries(server)
+        entry = json.loads(server.hget(key, "entry"))
+        server.hset(key, "entry", json.dumps({**entry, "expires_at": entry["created_at"] - 1}))
+        assert ask(client, ASKED).cache == "miss"
+
+
+def test_the_least_used_entry_leaves_a_cache_that_is_full(
+    sample_lake: str, redis_clean: str, server: redis.Redis
+) -> None:
+    questions = [ASKED, "Who reviews a change?", "How is a release made?"]
+    with open_client(sample_lake, redis_clean, cache_entries=2) as client:
+        ask(client, questions[0])
+        ask(client, questions[1])
+        assert ask(client, questions[0]).cache == "exact"
+        ask(client, questions[2])
+        assert len(entries(server)) == 2
+        assert ask(client, questions[0]).cache == "exact"
+        assert ask(client, questions[2]).cache == "exact"
+        assert ask(client, questions[1]).cache == "miss"
+
+
+def test_a_flushed_server_is_a_miss_and_then_works_again(
+    sample_lake: str, redis_clean: str, server: redis.Redis
+) -> None:
+    with open_client(sample_lake, redis_clean) as client:
+        ask(client, ASKED)
+        assert ask(client, REWORDED).cache == "semantic"
+        server.flushdb()
+        lost = ask(client, ASKED)
+        assert (lost.cache, lost.degraded) == ("miss", ())
+        assert ask(client, ASKED).cache == "exact"
+        assert ask(client, REWORDED).cache == "semantic"
+
+
+def test_without_search_commands_the_exact_tier_works(sample_lake: str, plain_redis_url: str) -> None:
+    with redis.Redis.from_url(plain_redis_url) as direct:
+        direct.flushdb()
+    with open_client(sample_lake, plain_redis_url) as client:
+        answers = [ask(client, question) for question in (ASKED, SAME, REWORDED)]
+    assert [answer.cache for answer in answers] == ["miss", "exact", "miss"]
+    assert [answer.degraded for answer in answers] == [(), (), ()]
+
+
+def test_a_store_says_whether_its_server_can_search(redis_clean: str, plain_redis_url: str) -> None:
+    async def searchable(url: str) -> bool:
+        store = RedisStore(redis.asyncio.Redis.from_url(url), prefix="test")
+        await store.nearest("0" * 32, np.ones(4, dtype=np.float32) / 2)
+        await store.close()
+        return store.searchable
+
+    assert asyncio.run(searchable(redis_clean))
+    assert not asyncio.run(searchable(plain_redis_url))
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_an_unreachable_server_is_bypassed_and_said(sample_lake: str, scheme: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: nothing answers there
+        with open_client(sample_lake, f"{scheme}://127.0.0.1:{taken.getsockname()[1]}/0") as client:
+            for _ in range(2):
+                answer = ask(client, ASKED)
+                assert (answer.cache, answer.degraded) == ("bypass", ("cache_unavailable",))
+                assert answer.citations
+            assert client.search(ASKED).degraded == ()
+
+
+@contextlib.contextmanager
+def frozen(server: RedisServer) -> Iterator[None]:
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_frozen_server_is_bypassed_and_used_again_when_it_is_back(sample_lake: str, server_binaries: Path) -> None:
+    with redis_server(server_binaries) as own:
+
+        def make() -> AsyncRagClient:
+            connection = redis.asyncio.Redis.from_url(own.url, socket_timeout=1.0, socket_connect_timeout=1.0)
+            store = RedisStore(connection, prefix="test", breaker=0.0)
+            settings = ServingSettings(lake_uri=sample_lake, redis_url=None, llm_model=None)
+            return AsyncRagClient(settings, cache_store=store)
+
+        with RagClient(make) as client:
+            assert ask(client, ASKED).cache == "miss"
+            with frozen(own):
+                answer = ask(client, ASKED)
+                assert (answer.cache, answer.degraded) == ("bypass", ("cache_unavailable",))
+                assert answer.citations
+            other = "How many reviewers does a change to the brake logic need?"
+            deadline = time.monotonic() + 30
+            while (answer := ask(client, other)).cache == "bypass":  # until a probe found it back
+                assert time.monotonic() < deadline
+            # No late reply of the frozen server may be taken for that of another question.
+            assert answer.cache == "miss"
+            assert ask(client, ASKED).cache == "exact"
+
+
+def test_a_server_that_failed_is_left_alone_for_a_while(server_binaries: Path) -> None:
+    async def asked(own: RedisServer) -> None:
+        connection = redis.asyncio.Redis.from_url(own.url, socket_timeout=0.2, socket_connect_timeout=0.2)
+        store = RedisStore(connection, prefix="test", breaker=3600.0)
+        with frozen(own), pytest.raises(CacheUnavailable, match="does not answer"):
+            await store.get("tag", "key")
+        with pytest.raises(CacheUnavailable, match="left alone"):
+            await store.get("tag", "key")
+        with pytest.raises(CacheUnavailable, match="left alone"):
+            await store.nearest("0" * 32, np.ones(4, dtype=np.float32) / 2)
+        await store.close()
+
+    with redis_server(server_binaries) as own:
+        asyncio.run(asked(own))
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b"\xff\xfe\x00", b"[]", b'{"question": "x"}', b'{"question": 1, "answer": {"text": []}}']
+)
+def test_garbage_under_the_key_is_a_miss_and_is_replaced(
+    sample_lake: str, redis_clean: str, server: redis.Redis, garbage: bytes
+) -> None:
+    with open_client(sample_lake, redis_clean) as client:
+        ask(client, ASKED)
+        (key,) = entries(server)
+        server.hset(key, "entry", garbage)
+        answer = ask(client, ASKED)
+        assert (answer.cache, answer.degraded) == ("miss", ())
+        assert ask(client, ASKED).cache == "exact"
+        assert ask(client, REWORDED).cache == "semantic"
+
+
+def test_a_key_of_another_kind_is_a_miss_and_is_replaced(
+    sample_lake: str, redis_clean: str, server: redis.Redis
+) -> None:
+    with open_client(sample_lake, redis_clean) as client:
+        ask(client, ASKED)
+        (key,) = entries(server)
+        server.delete(key)
+        server.rpush(key, "a list")
+        answer = ask(client, ASKED)
+        assert (answer.cache, answer.degraded) == ("miss", ())
+        assert ask(client, ASKED).cache == "exact"
+
+
+def test_a_full_server_is_bypassed_and_said(sample_lake: str, server_binaries: Path) -> None:
+    with (
+        redis_server(server_binaries) as own,
+        redis.Redis.from_url(own.url) as direct,
+        open_client(sample_lake, own.url) as client,
+    ):
+        direct.config_set("maxmemory", 1)
+        answer = ask(client, ASKED)
+        assert (answer.cache, answer.degraded) == ("bypass", ("cache_unavailable",))
+        assert answer.citations
+        direct.config_set("maxmemory", 0)
+        answer = ask(client, ASKED)
+        assert (answer.cache, answer.degraded) == ("miss", ())
+        assert ask(client, ASKED).cache == "exact"
+
+
+def test_a_server_that_asks_for_a_password_is_bypassed(sample_lake: str, server_binaries: Path) -> None:
+    with redis_server(server_binaries) as own:
+        with redis.Redis.from_url(own.url) as direct:
+            direct.config_set("requirepass", "correct-horse")
+        with open_client(sample_lake, own.url) as client:
+            assert ask(client, ASKED).degraded == ("cache_unavailable",)
+        with open_client(sample_lake, own.url.replace("redis://", "redis://:correct-horse@")) as client:
+            assert ask(client, ASKED).cache == "miss"
+            assert ask(client, ASKED).cache == "exact"
+
+
+def test_a_malformed_url_is_a_settings_error(sample_lake: str) -> None:
+    for url in ("redis://:correct-horse@127.0.0.1:banana/0", "127.0.0.1:6379", "redis://127.0.0.1:1/0?no_such=1"):
+        with pytest.raises(SettingsError, match="RAG_REDIS_URL") as caught, open_client(sample_lake, url):
+            pass
+        assert "correct-horse" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["stack", "redis-8"])
+def test_what_is_stored_comes_back_whole(server_binaries: Path, kind: RedisKind) -> None:
+    answer = Answer(question="Q “ü” 日本", text="T", citations=(), kind="extract", model=None, degraded=("d",))
+    entry = Entry(
+        tenant="t",
+        question=answer.question,
+        answer=answer,
+        digests={"a/b": "1"},
+        evidence=(Evidence(chunk_id="c", content_hash="h", score=0.5, cited=True),),
+        created_at=1.0,
+        expires_at=9e9,
+    )
+    vector = np.array([0.6, 0.8], dtype=np.float32)
+
+    async def stored(url: str) -> None:
+        store = RedisStore(redis.asyncio.Redis.from_url(url), prefix="test", clock=lambda: 8.9e9)
+        await store.put("0" * 32, "1" * 32, vector, entry)
+        assert await store.get("0" * 32, "1" * 32) == entry
+        (found,) = await store.nearest("0" * 32, np.array([0.8, 0.6], dtype=np.float32))
+        assert found.entry == entry
+        assert found.similarity == pytest.approx(0.96, abs=1e-5)
+        assert await store.nearest("f" * 32, vector) == []
+        await store.put("0" * 32, "2" * 32, None, entry)
+        assert await store.get("0" * 32, "2" * 32) == entry
+        assert len(await store.nearest("0" * 32, vector)) == 1  # what has no vector is found exactly only
+        moved = entry.model_copy(update={"digests": {"a/b": "2"}})
+        await store.move("0" * 32, "1" * 32, moved)
+        (found,) = await store.nearest("0" * 32, vector)
+        assert found.entry == moved == await store.get("0" * 32, "1" * 32)
+        assert await store.drop("0" * 32, "1" * 32)
+        assert not await store.drop("0" * 32, "1" * 32)
+        await store.move("0" * 32, "1" * 32, moved)
+        assert await store.get("0" * 32, "1" * 32) is None
+        note = ReviewItem(kind="feedback", tenant="t", asked="a", cached="b", similarity=0.9, same=False, at=1.0)
+        await store.note(note)
+        assert await store.notes() == [note]
+        await store.close()
+
+    with redis_server(server_binaries, kind=kind) as own:
+        asyncio.run(stored(own.url))
+
+
+def test_redis_8_finds_by_meaning_and_finds_again_after_a_flush(sample_lake: str, server_binaries: Path) -> None:
+    with (
+        redis_server(server_binaries, kind="redis-8") as own,
+        redis.Redis.from_url(own.url) as direct,
+        open_client(sample_lake, own.url) as client,
+    ):
+        assert str(direct.info("server")["redis_version"]).startswith("8.")  # type: ignore[index]
+        for _ in range(2):
+            assert [ask(client, question).cache for question in (ASKED, SAME, REWORDED)] == [
+                "miss",
+                "exact",
+                "semantic",
+            ]
+            direct.flushdb()
+            assert ask(client, OTHER_YEAR).cache == "miss"  # finds the index gone, and makes it anew
+
+
+def test_valkey_without_its_search_module_answers_by_the_exact_tier_and_says_so(
+    sample_lake: str, server_binaries: Path
+) -> None:
+    async def state(url: str) -> str:
+        store = open_redis(url, timeout=5, prefix="test")
+        try:
+            return await store.state()
+        finally:
+            await store.close()
+
+    with redis_server(server_binaries, kind="valkey") as own, open_client(sample_lake, own.url) as client:
+        answers = [ask(client, question) for question in (ASKED, SAME, REWORDED)]
+        assert [answer.cache for answer in answers] == ["miss", "exact", "miss"]
+        assert [answer.degraded for answer in answers] == [(), (), ()]
+        assert asyncio.run(state(own.url)) == "exact tier only: the server has no search commands"
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_a_server_behind_tls_is_used_only_with_a_certificate_that_can_be_trusted(
+    sample_lake: str, server_binaries: Path, tmp_path: Path, cluster: bool
+) -> None:
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    certificate = Certificate(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    for number, part in enumerate(issued.cert_chain_pems):
+        part.write_to_path(certificate.certificate, append=number > 0)
+    issued.private_key_pem.write_to_path(certificate.key)
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    with redis_server(server_binaries, tls=certificate, cluster=cluster) as own:
+        url = own.url.replace("rediss://", "rediss+cluster://") if cluster else own.url
+        with open_client(sample_lake, f"{url}?ssl_ca_certs={tmp_path / 'authority.pem'}") as client:
+            assert [ask(client, question).cache for question in (ASKED, SAME, REWORDED)] == [
+                "miss",
+                "exact",
+                "semantic",
+            ]
+        with open_client(sample_lake, url) as client:
+            assert ask(client, ASKED).degraded == ("cache_unavailable",)
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "redis"])
+def test_entries_of_a_cluster_lie_on_one_node_and_are_found_there(server_binaries: Path, scheme: str) -> None:
+    entry = Entry(
+        tenant="t",
+        question="Q",
+        answer=Answer(question="Q", text="T", citations=(), kind="extract", model=None),
+        digests={},
+        evidence=(),
+        created_at=1.0,
+        expires_at=9e9,
+    )
+    vector = np.array([0.6, 0.8], dtype=np.float32)
+
+    async def stored(url: str) -> None:
+        store = open_redis(url, timeout=5, prefix="test", most_entries=3)
+        for number in range(5):
+            await store.put("0" * 32, f"{number}" * 32, vector, entry)
+        assert await store.get("0" * 32, "4" * 32) == entry
+        assert await store.get("0" * 32, "0" * 32) is None
+        assert len(await store.nearest("0" * 32, vector)) == 3
+        assert await store.claim("flight", "me", 5) is None
+        assert await store.claim("flight", "you", 5) == "me"
+        await store.publish("flight", "me", [b"1", b"2"], 5)
+        assert await store.events("flight", "me", 1) == [b"2"]
+        await store.release("flight", "you")
+        assert await store.leader("flight") == "me"
+        await store.release("flight", "me")
+        assert await store.leader("flight") is None
+        await store.close()
+
+    with redis_server(server_binaries, cluster=scheme != "redis") as own:
+        asyncio.run(stored(own.url.replace("redis://", f"{scheme}://")))

@@ -1,0 +1,310 @@
+"""The command `rag-assets`, as its users run it: backfills here and by a real daemon, and the state of every shard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from click.testing import CliRunner, Result
+
+from rag_assets.errors import OrchestrationError
+from rag_assets.runs.backfill import require_daemon
+from tests.pipelines import publication, published_rows, seed_model, warm_caches_cleared
+
+ROOT = Path(__file__).parents[3]
+PAGES = {
+    "Lisbon/people/leave.md": "# Leave\n\nEverybody takes thirty days.\n",
+    "Lisbon/it/badge.md": "Ask for a badge at the desk.",
+    "Oslo/people/canteen.txt": "The canteen opens at eight.",
+}
+
+
+@dataclass
+class Company:
+    """A source, a lake and a DAGSTER_HOME, and the command under these settings."""
+
+    source: Path
+    lake: Path
+    home: Path
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+    def put(self, key: str, text: str) -> None:
+        path = self.source / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def command(self, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
+        """The installed command, in a process of its own."""
+        merged = {**self.environment, **environment}
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("rag-assets")), *arguments],
+            env={name: value for name, value in merged.items() if value is not None},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+
+
+@pytest.fixture
+def company(tmp_path: Path, model_lake: str) -> Company:
+    company = Company(tmp_path / "source", tmp_path / "lake", tmp_path / "home")
+    company.home.mkdir()
+    shutil.copyfile(ROOT / "dagster.yaml", company.home / "dagster.yaml")
+    for key, text in PAGES.items():
+        company.put(key, text)
+    seed_model(model_lake, str(company.lake))
+    company.environment = {
+        **{k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "AWS_", "DAGSTER_"))},
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "RAG_SOURCE_URI": str(company.source),
+        "RAG_LAKE_URI": str(company.lake),
+        "DAGSTER_HOME": str(company.home),
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+        "COLUMNS": "200",
+    }
+    return company
+
+
+@pytest.fixture
+def quick(company: Company, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """The command in this process, which spares a start of five seconds."""
+    import warnings
+
+    from rag_assets.cli.main import main
+
+    for name in [name for name in os.environ if name.startswith(("RAG_", "AWS_", "DAGSTER_"))]:
+        monkeypatch.delenv(name)
+    for name, value in company.environment.items():
+        if name.startswith(("RAG_", "DAGSTER_")):
+            monkeypatch.setenv(name, value)
+
+    def run(*arguments: str) -> Result:
+        with warnings.catch_warnings():  # the command silences some for the whole of its process
+            return CliRunner().invoke(main, list(arguments))
+
+    with warm_caches_cleared():
+        yield run
+
+
+def said(result: Result) -> str:
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_without_a_dagster_home_the_command_says_what_to_set(company: Company) -> None:
+    done = company.command("backfill", "--all", "--here", DAGSTER_HOME=None)
+    assert done.returncode == 2
+    assert "OrchestrationError: DAGSTER_HOME names no folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 3
+
+
+def test_without_a_daemon_the_command_says_how_to_start_one_and_launches_nothing(company: Company) -> None:
+    done = company.command("backfill", "--all")
+    assert done.returncode == 2
+    assert "OrchestrationError: no Dagster daemon is running" in done.stderr
+    for way in ("dagster-daemon run -w workspace.yaml", "dg dev", "--here"):
+        assert way in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_here_indexes_everything_and_the_second_time_finds_nothing_to_do(company: Company) -> None:
+    first = company.command("backfill", "--here")
+    assert first.returncode == 0, first.stderr
+    assert "3 objects in 3 shards; 3 chosen (changed)" in first.stdout
+    assert "3 shards indexed" in first.stdout
+    assert "3 documents added" in first.stdout
+    assert "Warning" not in first.stdout + first.stderr
+    second = company.command("backfill", "--here")
+    assert second.returncode == 0, second.stderr
+    assert "0 chosen (changed)" in second.stdout
+    assert "nothing to do" in second.stdout
+    for key in PAGES:
+        assert len(published_rows(str(company.lake), key.rpartition("/")[0])) == 1
+
+
+def test_states_choose_shards_and_filters_narrow_them(quick: Callable[..., Result], company: Company) -> None:
+    assert said(quick("backfill", "--dry-run")).splitlines()[1:] == ["Lisbon/it", "Lisbon/people", "Oslo/people"]
+    assert "1 shards indexed" in said(quick("backfill", "--here", "--region", "Oslo"))
+    assert "nothing to do" in said(quick("backfill", "--dry-run", "--region", "Oslo"))
+    dry = said(quick("backfill", "--missing", "--dry-run"))
+    assert dry.splitlines()[1:] == ["Lisbon/it", "Lisbon/people"]
+    assert said(quick("backfill", "--missing", "--dry-run", "--department", "it")).splitlines()[1:] == ["Lisbon/it"]
+    assert publication(str(company.lake), "Lisbon/it") is None  # a dry run indexes nothing
+
+    company.put("Oslo/people/canteen.txt", "The canteen opens at nine.")
+    company.put("loose.md", "Nobody's.")
+    states = quick("status")
+    words = dict(line.split(maxsplit=1) for line in said(states).splitlines())
+    assert words == {"Lisbon/it": "missing", "Lisbon/people": "missing", "Oslo/people": "changed"}
+    assert "1 keys outside region/department/" in states.stderr
+
+    assert "2 shards indexed" in said(quick("backfill", "--missing", "--here"))
+    assert "1 shards indexed" in said(quick("backfill", "--here"))
+    (company.source / "Oslo/people/canteen.txt").unlink()
+    words = dict(line.split(maxsplit=1) for line in said(quick("status")).splitlines())
+    assert words == {
+        "Lisbon/it": "published",
+        "Lisbon/people": "published",
+        "Oslo/people": "gone from the source",
+    }
+
+
+def test_failed_chooses_the_shards_whose_latest_run_failed(quick: Callable[..., Result], company: Company) -> None:
+    said(quick("backfill", "--here"))
+    assert "nothing to do" in said(quick("backfill", "--failed", "--dry-run"))
+    (company.source / "Oslo/people/canteen.txt").unlink()
+    company.put("Lisbon/it/badge.md", "Badges are made at the door.")
+
+    failed = quick("backfill", "--here")
+    assert failed.exit_code == 2
+    assert "1 shards failed: Oslo/people; mend the cause, then run rag-assets backfill --failed" in failed.stderr
+    assert "Oslo/people failed: MassDeleteRefused" in failed.stderr
+    (row,) = published_rows(str(company.lake), "Lisbon/it")
+    assert row["text"] == "Badges are made at the door."
+
+    assert said(quick("backfill", "--failed", "--dry-run")).splitlines()[1:] == ["Oslo/people"]
+    assert "1 deleted" in said(quick("backfill", "--failed", "--here", "--allow-mass-delete"))
+    assert "nothing to do" in said(quick("backfill", "--failed", "--dry-run"))
+    assert published_rows(str(company.lake), "Oslo/people") == []
+
+
+def test_a_shard_that_could_not_even_start_is_among_the_failed(quick: Callable[..., Result], company: Company) -> None:
+    """Its lease object is broken, so no step of its run begins."""
+    lease = company.lake / "leases" / "_4cisbon.it.json"
+    lease.parent.mkdir()
+    lease.write_text("not a lease")
+    assert quick("backfill", "--here", "--region", "Lisbon").exit_code == 2
+    assert said(quick("backfill", "--failed", "--dry-run")).splitlines()[1:] == ["Lisbon/it"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--region", "Lisbonne"], "UnknownScope: neither the source nor the lake has the region 'Lisbonne'; did you"),
+        (["--department", "catering"], "UnknownScope: neither the source nor the lake has the department 'catering'"),
+        (["--region", "../etc"], "InvalidShardName: the region '../etc' holds '/'"),
+        (["--department", ""], "InvalidShardName: the department is empty"),
+    ],
+)
+def test_a_name_that_is_unknown_or_impossible_is_a_named_error(
+    quick: Callable[..., Result], arguments: list[str], message: str
+) -> None:
+    result = quick("backfill", "--here", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("command", [["backfill", "--here"], ["status"]])
+def test_a_missing_source_is_a_named_error(quick: Callable[..., Result], company: Company, command: list[str]) -> None:
+    shutil.rmtree(company.source)
+    result = quick(*command)
+    assert result.exit_code == 2
+    assert "SourceRefused: the source folder" in result.stderr
+    assert "check RAG_SOURCE_URI" in result.stderr
+
+
+def test_keys_outside_region_and_department_are_named(quick: Callable[..., Result], company: Company) -> None:
+    company.put("Oslo/loose.md", "Nobody's.")
+    assert "1 keys outside region/department/ are left alone, such as 'Oslo/loose.md'" in said(
+        quick("backfill", "--dry-run")
+    )
+
+
+@pytest.mark.slow
+def test_the_daemon_carries_out_a_backfill_and_the_command_waits_for_it(company: Company, tmp_path: Path) -> None:
+    log = tmp_path / "daemon.log"
+    with log.open("wb") as output:
+        daemon = subprocess.Popen(
+            [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", "workspace.yaml"],
+            env=company.environment,
+            cwd=ROOT,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        # Two processes that make the same new DAGSTER_HOME at once trip over each other's database, so it goes first.
+        while "Instance is configured" not in log.read_text():
+            assert daemon.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.1)
+        with dg.DagsterInstance.from_config(str(company.home)) as instance:
+            while True:  # until each of its parts has given a sign of life
+                with suppress(OrchestrationError):
+                    require_daemon(instance)
+                    break
+                assert daemon.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.2)
+        done = company.command("backfill", "--all", "--wait")
+        assert done.returncode == 0, done.stderr + log.read_text()[-3000:]
+        assert "of 3 shards is with the daemon" in done.stdout
+        assert "all shards are published" in done.stdout
+    finally:
+        daemon.terminate()
+        try:
+            daemon.wait(60)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+    for key, text in PAGES.items():
+        (row,) = published_rows(str(company.lake), key.rpartition("/")[0])
+        assert row["text"].endswith(text.strip().splitlines()[-1])
+
+
+def test_a_shard_is_rolled_back_held_shown_and_released_from_the_command_line(
+    company: Company, quick: Callable[..., Result]
+) -> None:
+    said(quick("backfill", "--all", "--here"))
+    company.put("Oslo/people/canteen.txt", "The canteen opens at nine.")
+    said(quick("backfill", "--here"))
+
+    first, second = (line.split() for line in reversed(said(quick("history", "Oslo/people")).splitlines()))
+    assert (first[5], second[5]) == ("kept", "current")
+    assert "1 documents, 1 chunks, 0 quarantined" in " ".join(second)
+
+    assert "and held there" in said(quick("rollback", "Oslo/people"))
+    assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at eight."
+    assert "held by" in said(quick("history", "Oslo/people"))
+    status = said(quick("status"))
+    assert "held by" in next(line for line in status.splitlines() if "Oslo/people" in line)
+    assert "held" not in next(line for line in status.splitlines() if "Lisbon/it" in line)
+
+    assert "released" in said(quick("release", "Oslo/people"))
+    assert "is not held" in said(quick("release", "Oslo/people"))
+    said(quick("backfill", "--here"))
+    assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at nine."
+    assert "3 shards" in said(quick("maintain"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rollback", "Oslo/nowhere"], "VersionNotKept: shard Oslo/nowhere was never published"),
+        (["rollback", "Oslo"], "InvalidShardName"),
+        (["history", "Oslo/nowhere"], "Oslo/nowhere was never published"),
+        (["quarantine", "show", "Oslo/people/canteen.txt"], "is not quarantined"),
+        (["quarantine", "show", "canteen.txt"], "is no key of a document"),
+        (["quarantine", "list", "Oslo"], "InvalidShardName"),
+        (["quarantine", "retry"], "name the keys to try again"),
+    ],
+)
+def test_a_command_about_what_is_not_there_says_so(
+    quick: Callable[..., Result], arguments: list[str], message: str
+) -> None:
+    result = quick(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output

@@ -1,0 +1,539 @@
+"""The client on a real lake: what it finds, what it refuses, and what it does when a part of the lake is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import inspect
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+import pytest
+
+from rag_serving import ShardInfo
+from rag_serving.answering.generation import LanguageModel
+from rag_serving.clients.base import BaseRagClient
+from rag_serving.clients.lake import AsyncRagClient
+from rag_serving.clients.sync import RagClient
+from rag_serving.errors import (
+    EmbedderUnavailable,
+    InvalidArgument,
+    InvalidQuestion,
+    InvalidShardName,
+    LakeCorrupt,
+    LakeUnavailable,
+    UnknownScope,
+)
+from rag_serving.events import Done, Event
+from rag_serving.results import Hit
+from rag_serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+BRATTHOLM = "What was the cause of the Brattholm outage in November 2023?"
+OUTAGE = "oslo/engineering/reviews/2023-11-brattholm-outage.md"
+QUESTIONS = [
+    json.loads(line)
+    for line in (Path(__file__).parents[3] / "examples" / "questions.jsonl").read_text("utf-8").splitlines()
+]
+
+
+def settings(lake: str, **values: Any) -> ServingSettings:
+    """Settings of a test alone: an in-memory cache, no language model, nothing from the environment."""
+    return ServingSettings(**{"lake_uri": lake, "redis_url": None, "llm_model": None, **values})
+
+
+def open_client(lake: str, **values: Any) -> RagClient:
+    return RagClient(lambda: AsyncRagClient(settings(lake, **values)))
+
+
+def path_of(source: str, corpus: Path) -> str:
+    """The path in the corpus of a `file://` source."""
+    parts = urlsplit(source)
+    attached = f"#{unquote(parts.fragment)}" if parts.fragment else ""
+    return Path(unquote(parts.path)).relative_to(corpus).as_posix() + attached
+
+
+@pytest.fixture(scope="module")
+def rag(sample_lake: str) -> Iterator[RagClient]:
+    """A client that the reading tests share."""
+    with open_client(sample_lake) as client:
+        yield client
+
+
+@pytest.fixture
+def own_lake(sample_lake: str, tmp_path: Path) -> Path:
+    """A copy of the sample lake that the test may break."""
+    return Path(shutil.copytree(sample_lake, tmp_path / "own-lake"))
+
+
+def edit_json(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+# What it finds.
+
+
+def test_the_expected_document_is_among_the_hits_of_nine_questions_in_ten(rag: RagClient, corpus: Path) -> None:
+    missed: list[str] = []
+    for asked in QUESTIONS:
+        hits = rag.search(asked["question"], regions=asked["regions"], departments=asked["departments"])
+        assert 1 <= len(hits) <= 8
+        if asked["document"] not in {path_of(hit.source, corpus) for hit in hits}:
+            missed.append(f"{asked['document']}: {asked['question']}")
+    assert len(QUESTIONS) >= 50
+    assert len(missed) <= len(QUESTIONS) // 10, missed
+
+
+def test_the_passage_with_the_answer_is_among_the_hits_of_nine_questions_in_ten(rag: RagClient) -> None:
+    missed: list[str] = []
+    for asked in QUESTIONS:
+        hits = rag.search(asked["question"], regions=asked["regions"], departments=asked["departments"])
+        if not any(asked["quote"] in hit.text for hit in hits):
+            missed.append(asked["question"])
+    assert len(missed) <= len(QUESTIONS) // 10, missed
+
+
+def test_a_japanese_question_finds_the_passage_of_the_japanese_document(rag: RagClient, corpus: Path) -> None:
+    hits = rag.search("退職届は退職日の何日前までに提出しますか。")
+    found = [hit for hit in hits if "退職日の45日前まで" in hit.text]
+    assert [path_of(hit.source, corpus) for hit in found] == ["nagoya/people/shugyo-kisoku-ja.md"]
+
+
+@pytest.mark.parametrize(
+    ("regions", "departments"),
+    [(["oslo"], None), (None, ["finance"]), (["lisbon", "nagoya"], ["people", "support"]), (["oslo"], ["people"])],
+)
+def test_hits_and_citations_lie_in_the_scope_only(
+    rag: RagClient, corpus: Path, regions: list[str] | None, departments: list[str] | None
+) -> None:
+    for question in ("How many days of leave are there?", BRATTHOLM):
+        hits = rag.search(question, regions=regions, departments=departments)
+        answer = rag.ask(question, regions=regions, departments=departments)
+        assert answer.citations or answer.kind == "none"
+        for place in (*hits, *answer.citations):
+            region, department = place.shard.split("/")
+            assert regions is None or region in regions
+            assert departments is None or department in departments
+            assert path_of(place.source, corpus).startswith(f"{place.shard}/")
+
+
+def test_every_citation_quotes_the_extracted_document_where_it_says(rag: RagClient, corpus: Path) -> None:
+    from rag_assets.extraction.registry import read_object
+
+    documents: dict[str, str] = {}
+    for asked in QUESTIONS:
+        answer = rag.ask(asked["question"], regions=asked["regions"], departments=asked["departments"])
+        assert answer.citations
+        for citation in answer.citations:
+            path = path_of(citation.source, corpus)
+            if path not in documents:
+                file, _, attached = path.partition("#")
+                parts = read_object((corpus / file).read_bytes(), file).parts
+                documents[path] = next(part.document.text for part in parts if part.name == attached)
+            assert citation.text == documents[path][citation.start : citation.end]
+    assert {Path(path).suffix for path in documents} == {
+        *(".md", ".txt", ".html", ".pdf", ".docx", ".pptx", ".xlsx", ".csv", ".rtf", ".eml"),
+    }
+
+
+def test_an_answer_without_a_model_quotes_its_citations(rag: RagClient) -> None:
+    answer = rag.ask(BRATTHOLM)
+    assert answer.kind == "extract"
+    assert answer.degraded == ()
+    numbers = {citation.number for citation in answer.citations}
+    assert numbers
+    assert all(f"[{number}]" in answer.text for number in numbers)
+    assert any(citation.source.endswith(OUTAGE) for citation in answer.citations)
+
+
+def test_hits_are_ranked_and_no_passage_comes_twice(rag: RagClient) -> None:
+    hits = rag.search(BRATTHOLM, k=20)
+    assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
+    assert [hit.fused for hit in hits] == sorted((hit.fused for hit in hits), reverse=True)
+    assert len({hit.chunk_id for hit in hits}) == len(hits) == 20
+    assert all(-1 <= hit.score <= 1 for hit in hits)
+
+
+def test_as_many_hits_come_as_were_asked_for(rag: RagClient) -> None:
+    assert [len(rag.search(BRATTHOLM, k=k)) for k in (1, 3, 100)] == [1, 3, 100]
+
+
+def test_hits_become_a_dataframe_with_the_fields_of_a_hit(rag: RagClient) -> None:
+    hits = rag.search(BRATTHOLM)
+    frame = hits.to_pandas()
+    assert list(frame.columns) == list(Hit.model_fields)
+    assert list(frame["chunk_id"]) == [hit.chunk_id for hit in hits]
+    assert list(frame["rank"]) == list(range(1, 9))
+
+
+def test_no_hits_become_an_empty_dataframe_with_the_same_columns() -> None:
+    from rag_serving.results import Hits
+
+    assert list(Hits([], {}).to_pandas().columns) == list(Hit.model_fields)
+
+
+def test_the_phases_of_a_question_are_timed(rag: RagClient) -> None:
+    assert {"embed", "search", "total"} <= set(rag.search(BRATTHOLM).timings)
+    assert "total" in rag.ask(BRATTHOLM).timings
+
+
+def test_an_equal_question_is_answered_from_memory_and_a_wider_one_is_not(sample_lake: str) -> None:
+    with open_client(sample_lake) as client:
+        first = client.ask(BRATTHOLM, regions=["oslo"])
+        again = client.ask(BRATTHOLM.upper(), regions=["oslo"])
+        wider = client.ask(BRATTHOLM)
+    assert [first.cache, again.cache, wider.cache] == ["miss", "exact", "miss"]
+    assert again.text == first.text
+    assert again.question == BRATTHOLM.upper()
+
+
+def test_no_break_and_full_width_spaces_part_words(rag: RagClient) -> None:
+    plain = rag.search("wave height limit for transfer at Brattholm")
+    for space in ("\u00a0", "\u3000", "\r"):
+        spaced = rag.search(f"wave{space}height{space}limit{space}for{space}transfer{space}at{space}Brattholm")
+        assert [hit.chunk_id for hit in spaced] == [hit.chunk_id for hit in plain]
+
+
+def test_both_clients_give_the_same(sample_lake: str, rag: RagClient) -> None:
+    async def asked() -> tuple[list[Any], Any, list[ShardInfo]]:
+        async with AsyncRagClient(settings(sample_lake)) as client:
+            hits = await client.search(BRATTHOLM, departments=["engineering"])
+            answer = await client.ask(BRATTHOLM, departments=["engineering"], k=5)
+            return list(hits), answer, await client.shards()
+
+    hits, answer, shards = asyncio.run(asked())
+    assert hits == list(rag.search(BRATTHOLM, departments=["engineering"]))
+    same = rag.ask(BRATTHOLM, departments=["engineering"], k=5)
+    without = {"timings", "cache", "similarity"}
+    assert answer.model_dump(exclude=without) == same.model_dump(exclude=without)
+    assert shards == rag.shards()
+
+
+def test_threads_share_a_client(sample_lake: str) -> None:
+    asked = [QUESTIONS[row % len(QUESTIONS)] for row in range(24)]
+    with open_client(sample_lake) as client, ThreadPoolExecutor(8) as pool:
+
+        def best(each: dict[str, Any]) -> str:
+            return client.search(each["question"], regions=each["regions"], departments=each["departments"])[0].chunk_id
+
+        assert list(pool.map(best, asked)) == [best(each) for each in asked]
+
+
+def test_shards_are_listed_in_order(rag: RagClient) -> None:
+    keys = [entry.shard for entry in rag.shards()]
+    assert len(keys) == 11
+    assert keys == sorted(keys)
+    assert "nagoya/support" in keys
+
+
+def test_the_synchronous_client_streams_what_the_asynchronous_one_does(rag: RagClient, sample_lake: str) -> None:
+    question = "How is a laptop replaced?"
+
+    async def asked() -> list[Event]:
+        async with AsyncRagClient(settings(sample_lake)) as client:
+            return [event async for event in client.stream(question, regions=["oslo"])]
+
+    events, waited = asyncio.run(asked()), list(rag.stream(question, regions=["oslo"]))
+    assert [event.type for event in waited] == [event.type for event in events]
+    assert events[:-1] == waited[:-1]
+    assert isinstance(events[-1], Done)
+    assert isinstance(waited[-1], Done)
+    assert events[-1].answer.text == waited[-1].answer.text
+
+
+def test_a_stream_can_be_left_in_the_middle_and_outlives_its_client_quietly(sample_lake: str) -> None:
+    with open_client(sample_lake) as client:
+        left = client.stream(BRATTHOLM)
+        assert next(left).type == "sources"
+        left.close()
+        open_still = client.stream(BRATTHOLM)
+        assert next(open_still).type == "sources"
+        with pytest.raises(InvalidQuestion):
+            next(client.stream(""))
+    del open_still
+    gc.collect()
+
+
+def test_the_synchronous_methods_have_the_signatures_and_descriptions_of_the_asynchronous_ones() -> None:
+    for name in ("search", "ask", "stream", "feedback", "shards", "warm", "notes", "health"):
+        waited, awaited = getattr(RagClient, name), getattr(AsyncRagClient, name)
+        assert list(inspect.signature(waited).parameters) == list(inspect.signature(awaited).parameters)
+        assert waited.__doc__ == getattr(BaseRagClient, name).__doc__
+
+
+def test_a_client_can_be_closed_twice(sample_lake: str) -> None:
+    client = open_client(sample_lake)
+    client.close()
+    client.close()
+
+
+def test_a_failing_model_leaves_a_marked_extract_that_is_not_kept(sample_lake: str) -> None:
+    calls: list[str] = []
+
+    async def refuses(**arguments: Any) -> Any:
+        calls.append(arguments["model"])
+        raise ConnectionError("no route to the model")
+
+    model = LanguageModel("fake/model", timeout=0.1, retries=0, max_tokens=20, completion=refuses)
+    with RagClient(lambda: AsyncRagClient(settings(sample_lake), model=model)) as client:
+        answers = [client.ask(BRATTHOLM) for _ in range(2)]
+    for answer in answers:
+        assert answer.kind == "extract"
+        assert answer.degraded == ("model_unavailable",)
+        assert answer.cache == "miss"
+        assert "the language model did not answer" in answer.text
+    assert calls == ["fake/model", "fake/model"]
+
+
+# What it refuses.
+
+
+def test_an_unknown_region_is_refused_with_the_names_that_are_near(rag: RagClient) -> None:
+    with pytest.raises(UnknownScope, match=r"region 'olso'.*did you mean oslo"):
+        rag.search(BRATTHOLM, regions=["olso"])
+    with pytest.raises(UnknownScope, match=r"department 'finances'.*did you mean finance"):
+        rag.ask(BRATTHOLM, departments=["finances"])
+
+
+def test_a_name_like_no_other_is_refused_with_the_way_to_list_them(rag: RagClient) -> None:
+    with pytest.raises(UnknownScope, match="rag-serving shards"):
+        rag.search(BRATTHOLM, regions=["antarctica"])
+
+
+def test_a_region_and_a_department_that_never_meet_are_refused(rag: RagClient) -> None:
+    with pytest.raises(UnknownScope, match="together"):
+        rag.search(BRATTHOLM, regions=["oslo"], departments=["support"])
+
+
+@pytest.mark.parametrize("kind", ["regions", "departments"])
+@pytest.mark.parametrize(
+    "name",
+    ["os|lo", "..", "a..b", "../oslo", "oslo\n", "oslo'", 'os"lo', "x' OR '1'='1", "oslo;", "", "}", "*", "o" * 65, 7],
+)
+def test_names_that_could_escape_are_refused(rag: RagClient, kind: str, name: Any) -> None:
+    scope: dict[str, Any] = {kind: [name]}
+    with pytest.raises(InvalidShardName):
+        rag.search(BRATTHOLM, **scope)
+    with pytest.raises(InvalidShardName):
+        rag.ask(BRATTHOLM, **scope)
+
+
+@pytest.mark.parametrize("question", ["", "   \n\t", "\u200b\x00\x07", "x" * 100_000, "x" * 4_001, None, 7, b"why"])
+def test_questions_that_are_none_are_refused(rag: RagClient, question: Any) -> None:
+    with pytest.raises(InvalidQuestion):
+        rag.search(question)
+    with pytest.raises(InvalidQuestion):
+        rag.ask(question)
+
+
+@pytest.mark.parametrize("k", [0, -1, 101, True, False, 2.0, "8", None])
+def test_a_number_of_passages_outside_1_to_100_is_refused(rag: RagClient, k: Any) -> None:
+    with pytest.raises(InvalidArgument, match="k must be"):
+        rag.search(BRATTHOLM, k=k)
+    with pytest.raises(InvalidArgument, match="k must be"):
+        rag.ask(BRATTHOLM, k=k)
+
+
+@pytest.mark.parametrize("names", ["oslo", "", [], ()])
+def test_a_bare_string_or_an_empty_list_is_no_scope(rag: RagClient, names: Any) -> None:
+    with pytest.raises(InvalidArgument, match="regions"):
+        rag.search(BRATTHOLM, regions=names)
+    with pytest.raises(InvalidArgument, match="departments"):
+        rag.ask(BRATTHOLM, departments=names)
+
+
+@pytest.mark.parametrize(
+    "question", ["'; DROP TABLE shards; --", '"unbalanced', "AND OR NOT ( ) ^ ~ * ? : \\", "🤖", "x " * 1_999, "?"]
+)
+def test_a_question_may_hold_anything(rag: RagClient, question: str) -> None:
+    assert len(rag.search(question, regions=["oslo"])) == 8
+    assert rag.ask(question, regions=["oslo"]).kind in ("extract", "none")
+
+
+def test_a_question_beyond_the_models_window_is_answered_and_marked(rag: RagClient) -> None:
+    question = "buoy mooring load alarm " * 150
+    assert rag.search(question).degraded == ("question_cut_at_window",)
+    answer = rag.ask(question)
+    assert answer.degraded == ("question_cut_at_window",)
+    assert "no language model is configured" in answer.text
+    assert rag.ask(question).cache == "miss"  # what was made under a fault is not kept
+
+
+# When a part of the lake is missing or broken.
+
+
+def test_a_lake_that_does_not_exist_has_nothing_published(tmp_path: Path) -> None:
+    with open_client(str(tmp_path / "nowhere")) as client:
+        assert client.shards() == []
+        for question in (client.search, client.ask):
+            with pytest.raises(UnknownScope, match="nothing is published yet"):
+                question(BRATTHOLM)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_bucket_that_does_not_exist_is_unavailable(s3_environment: str) -> None:
+    with (
+        open_client(f"s3://{s3_environment}-missing/lake") as client,
+        pytest.raises(LakeUnavailable, match="NoSuchBucket"),
+    ):
+        client.search(BRATTHOLM)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 2}', b"\xff\xfe"])
+def test_a_shard_with_a_corrupt_catalog_object_is_left_out_and_the_others_serve(own_lake: Path, content: bytes) -> None:
+    (own_lake / "catalog" / "oslo.engineering.json").write_bytes(content)
+    with open_client(str(own_lake)) as client:
+        assert len(client.shards()) == 10
+        hits = client.search(BRATTHOLM)
+        assert len(hits) == 8
+        assert "oslo/engineering" not in {hit.shard for hit in hits}
+        assert hits.degraded == ("catalog_broken:oslo/engineering",)
+        assert client.ask(BRATTHOLM).degraded == ("catalog_broken:oslo/engineering",)
+        assert client.search(BRATTHOLM, regions=["oslo"]).degraded == ("catalog_broken:oslo/engineering",)
+        assert client.search(BRATTHOLM, regions=["lisbon"]).degraded == ()
+        with pytest.raises(UnknownScope):
+            client.search(BRATTHOLM, regions=["oslo"], departments=["engineering"])
+
+
+def test_a_catalog_object_that_names_another_table_is_left_out(own_lake: Path) -> None:
+    edit_json(own_lake / "catalog" / "oslo.people.json", table="oslo.engineering")
+    with open_client(str(own_lake)) as client:
+        assert "oslo/people" not in {entry.shard for entry in client.shards()}
+
+
+def test_a_file_in_the_catalog_that_names_no_shard_harms_nothing(own_lake: Path) -> None:
+    (own_lake / "catalog" / "NOTES.json").write_text("{}")
+    (own_lake / "catalog" / "readme.txt").write_text("hello")
+    with open_client(str(own_lake)) as client:
+        assert len(client.shards()) == 11
+        assert client.search(BRATTHOLM).degraded == ()
+
+
+def written_after_publication(lake: Path, shard: str) -> str:
+    """A version of the shard's table that nobody published: one passage, changed; returns its text."""
+    import lancedb
+
+    table = lancedb.connect(str(lake / "shards")).open_table(shard)
+    newest = table.version
+    row = table.to_arrow().slice(0, 1)
+    text = "Zyzzyva quagga xylophone: a passage that nobody published."
+    column = row.schema.get_field_index("text")
+    row = row.set_column(column, row.schema.field("text"), pa.array([text], row.schema.field("text").type))
+    identity = row.schema.get_field_index("chunk_id")
+    row = row.set_column(identity, row.schema.field("chunk_id"), pa.array(["f" * 32], pa.string()))
+    table.add(row)
+    assert table.version > newest
+    return text
+
+
+def test_a_newer_version_of_a_table_is_not_seen_before_it_is_published(own_lake: Path) -> None:
+    text = written_after_publication(own_lake, "oslo.engineering")
+    with open_client(str(own_lake)) as client:
+        hits = client.search(text, regions=["oslo"], departments=["engineering"], k=100)
+    assert hits
+    assert text not in {hit.text for hit in hits}
+
+
+def test_a_publication_is_seen_by_a_running_client(own_lake: Path) -> None:
+    import lancedb
+
+    with open_client(str(own_lake), catalog_refresh=0) as client:
+        scope: dict[str, Any] = {"regions": ["oslo"], "departments": ["engineering"]}
+        first = client.ask("What is a zyzzyva quagga xylophone?", **scope)
+        assert "nobody published" not in first.text
+        text = written_after_publication(own_lake, "oslo.engineering")
+        path = own_lake / "catalog" / "oslo.engineering.json"
+        entry = json.loads(path.read_text())
+        entry["current"]["version"] = lancedb.connect(str(own_lake / "shards")).open_table("oslo.engineering").version
+        entry["current"]["content_digest"] = "f" * 32
+        path.write_text(json.dumps(entry))
+        assert text in {hit.text for hit in client.search(text, **scope)}
+        again = client.ask("What is a zyzzyva quagga xylophone?", **scope)
+    assert again.cache == "miss"
+    assert "nobody published" in again.text
+
+
+def test_a_lost_table_is_named_in_wide_results_and_fails_alone(own_lake: Path) -> None:
+    shutil.rmtree(own_lake / "shards" / "oslo.engineering.lance")
+    with open_client(str(own_lake)) as client:
+        hits = client.search(BRATTHOLM)
+        assert len(hits) == 8
+        assert hits.degraded == ("shard_unavailable:oslo/engineering",)
+        answer = client.ask(BRATTHOLM)
+        assert answer.degraded == ("shard_unavailable:oslo/engineering",)
+        assert "no language model is configured" in answer.text
+        assert client.ask(BRATTHOLM).cache == "miss"  # what was made under a fault is not kept
+        for question in (client.search, client.ask):
+            with pytest.raises(LakeUnavailable, match="no shard could be searched"):
+                question(BRATTHOLM, regions=["oslo"], departments=["engineering"])
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("graph.bin", flip_last_byte),
+        ("graph.xml", flip_last_byte),
+        ("tokenizer.json", lambda path: path.write_text(path.read_text() + " ")),
+        ("tokenizer.json", Path.unlink),
+        ("manifest.json", lambda path: path.write_text("{}")),
+        ("manifest.json", lambda path: edit_json(path, query_prompt="query: ")),
+    ],
+    ids=["weights", "graph", "tokenizer", "no tokenizer", "manifest", "another prompt"],
+)
+def test_altered_files_of_the_embedder_are_refused(own_lake: Path, name: str, damage: Callable[[Path], Any]) -> None:
+    (path,) = own_lake.glob(f"models/*/{name}")
+    damage(path)
+    with open_client(str(own_lake)) as client:
+        for question in (client.search, client.ask):
+            with pytest.raises(LakeCorrupt, match="export"):
+                question(BRATTHOLM)
+
+
+def test_a_self_test_that_fails_is_refused(own_lake: Path) -> None:
+    (path,) = own_lake.glob("models/*/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["self_test"] = [-value for value in manifest["self_test"]]
+    path.write_text(json.dumps(manifest))
+    with open_client(str(own_lake)) as client, pytest.raises(LakeCorrupt, match="self-test"):
+        client.search(BRATTHOLM)
+
+
+def test_a_lake_without_its_embedder_says_which_one_is_missing(own_lake: Path) -> None:
+    shutil.rmtree(own_lake / "models")
+    with open_client(str(own_lake)) as client, pytest.raises(EmbedderUnavailable, match="embedding_model"):
+        client.search(BRATTHOLM)
+
+
+# The same lake in a bucket.
+
+
+def test_a_lake_in_a_bucket_serves_what_the_same_lake_in_a_folder_serves(
+    sample_lake: str, rag: RagClient, s3_environment: str, s3_client: S3Client
+) -> None:
+    for folder in ("catalog", "models", "shards"):
+        for parent, _, names in os.walk(Path(sample_lake, folder)):
+            for path in (Path(parent, name) for name in names if not name.startswith(".")):
+                key = f"lake/{path.relative_to(sample_lake).as_posix()}"
+                s3_client.put_object(Bucket=s3_environment, Key=key, Body=path.read_bytes())
+    with open_client(f"s3://{s3_environment}/lake") as client:
+        assert client.shards() == rag.shards()
+        for asked in (QUESTIONS[0], QUESTIONS[36], QUESTIONS[-1]):
+            scope = {"regions": asked["regions"], "departments": asked["departments"]}
+            assert list(client.search(asked["question"], **scope)) == list(rag.search(asked["question"], **scope))
+        answer = client.ask(BRATTHOLM)
+    assert any(citation.source.endswith(OUTAGE) for citation in answer.citations)

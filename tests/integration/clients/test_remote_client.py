@@ -1,0 +1,694 @@
+"""The client of a service: beside that of the lake which the service reads, and against services that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import inspect
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rag_serving import Answer, AsyncRagClient, Hits, RagClient, RemoteRagClient, ShardInfo, errors
+from rag_serving.clients.base import BaseRagClient
+from rag_serving.errors import (
+    DeadlineExceeded,
+    InvalidArgument,
+    NotAllowed,
+    NotOffered,
+    RagError,
+    ServiceUnavailable,
+    SettingsError,
+    TooManyRequests,
+    UnexpectedReply,
+    UnknownScope,
+)
+from rag_serving.events import Delta, Done, Event, Failed, Sources
+from rag_serving.http.api_keys import create_key
+from rag_serving.settings import ServingSettings
+from tests.fake_llm import StandIn
+from tests.serving_process import Service, service_environment, serving
+
+QUESTION = "How many weeks of parental leave are on full pay?"
+KEY = "rag_0123abcd_" + "correct-horse" * 3 + "xxxx"
+ANSWER = Answer(question=QUESTION, text="46 weeks [1].", citations=(), kind="generated", model="m", entry="a:b")
+DONE = Done(answer=ANSWER)
+
+
+# Beside the client of the lake.
+
+
+@pytest.fixture(scope="module")
+def key(keys_file: Path) -> str:
+    return create_key(keys_file, "everything", requests_per_minute=10_000)[1]
+
+
+@pytest.fixture(scope="module")
+def service(
+    sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    stand_in.words = ("46 weeks", " [1].")
+    environment = service_environment(sample_lake, stand_in, keys_file)
+    with serving(tmp_path_factory.mktemp("service"), environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def remote(service: Service, key: str) -> Iterator[RagClient]:
+    with RagClient(base_url=service.url, key=key) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def local(sample_lake: str, stand_in: StandIn) -> Iterator[RagClient]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in stand_in.environment.items():
+            patch.setenv(name, value)
+        settings = ServingSettings.model_validate({"lake_uri": sample_lake, "llm_model": "openai/stand-in"})
+        with RagClient(lambda: AsyncRagClient(settings)) as client:
+            yield client
+
+
+def essence(answer: Answer) -> dict[str, Any]:
+    """All of an answer but what depends on the process and the moment."""
+    return answer.model_dump(exclude={"timings", "entry"})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"regions": ["oslo"], "departments": ("people",), "k": 3},
+        {"mode": "text", "join_neighbours": True, "k": 20},
+        {"modified_from": date(2020, 1, 1), "modified_before": datetime(2100, 1, 1, tzinfo=UTC)},
+        {"path_prefix": "/leave", "regions": ["oslo", "lisbon"]},
+    ],
+    ids=str,
+)
+def test_a_search_of_the_service_finds_what_one_of_the_lake_finds(
+    local: RagClient, remote: RagClient, arguments: dict[str, Any]
+) -> None:
+    near, far = local.search(QUESTION, **arguments), remote.search(QUESTION, **arguments)
+    assert isinstance(far, Hits)
+    assert list(far) == list(near)
+    assert far.degraded == near.degraded
+    assert set(far.timings) == set(near.timings)
+
+
+@pytest.mark.filterwarnings("ignore")  # litellm's own
+def test_answers_of_the_service_are_those_of_the_lake_new_and_from_the_cache(
+    local: RagClient, remote: RagClient
+) -> None:
+    for state in ("miss", "exact"):
+        near, far = (client.ask(QUESTION, regions=["oslo"], k=4) for client in (local, remote))
+        assert far.cache == state
+        assert essence(far) == essence(near)
+        assert far.entry is not None
+        assert set(far.timings) == set(near.timings)
+    history = [{"question": "Is there parental leave in Oslo?", "answer": "Yes."}]
+    near, far = (client.ask("How long?", regions=["oslo"], history=history) for client in (local, remote))
+    assert essence(far) == essence(near)
+
+
+@pytest.mark.filterwarnings("ignore")  # litellm's own
+def test_a_stream_of_the_service_gives_the_events_of_the_lake_to_both_kinds_of_callers(
+    local: RagClient, remote: RagClient, service: Service, key: str
+) -> None:
+    question = f"{QUESTION} Say it piece by piece."
+
+    async def asked() -> list[Event]:
+        async with RemoteRagClient(service.url, key) as client:
+            return [event async for event in client.stream(question, regions=["oslo"])]
+
+    for types in (["sources", "delta", "delta", "citations", "done"], ["sources", "delta", "citations", "done"]):
+        near = list(local.stream(question, regions=["oslo"]))
+        far = list(remote.stream(question, regions=["oslo"]))
+        assert [event.type for event in far] == types
+        assert far[:-1] == near[:-1]
+        assert isinstance(near[-1], Done)
+        assert isinstance(far[-1], Done)
+        assert essence(far[-1].answer) == essence(near[-1].answer)
+    assert [event.type for event in asyncio.run(asked())] == types
+
+
+@pytest.mark.filterwarnings("ignore")  # litellm's own
+def test_shards_health_and_feedback_of_the_service_are_those_of_the_lake(local: RagClient, remote: RagClient) -> None:
+    assert remote.shards() == local.shards()
+    assert isinstance(remote.shards()[0], ShardInfo)
+    assert remote.health() == local.health()
+    for client in (local, remote):
+        answer = client.ask("What is the travel per-diem?", regions=["oslo"])
+        told = [client.feedback(answer, correct=correct) for correct in (True, False, False)]
+        assert told == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("question", "arguments"),
+    [
+        ("", {}),
+        ("x" * 4_001, {}),
+        (7, {}),
+        (QUESTION, {"k": 0}),
+        (QUESTION, {"k": 101}),
+        (QUESTION, {"regions": []}),
+        (QUESTION, {"regions": "oslo"}),
+        (QUESTION, {"regions": ["../.."]}),
+        (QUESTION, {"departments": ["x" * 65]}),
+        (QUESTION, {"regions": ["olso"]}),
+        (QUESTION, {"regions": ["oslo"], "departments": ["nothing"]}),
+        (QUESTION, {"mode": "guess"}),
+        (QUESTION, {"path_prefix": "x" * 2_000}),
+        (QUESTION, {"modified_from": "yesterday"}),
+        (QUESTION, {"history": [{"question": "x"}]}),
+        (QUESTION, {"history": [{"question": "x", "answer": "y" * 200_001}]}),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_wrong_arguments_raise_the_same_error_of_a_service_as_of_a_lake(
+    local: RagClient, remote: RagClient, question: Any, arguments: dict[str, Any]
+) -> None:
+    def tried(method: Callable[..., Any]) -> tuple[type[RagError], str]:
+        try:
+            made = method(question, **arguments)
+            next(made)  # of a stream, which raises at its first event
+        except RagError as error:
+            return type(error), str(error)
+        raise AssertionError("nothing was raised")
+
+    for name in ("search", "ask", "stream"):
+        if set(arguments) <= set(inspect.signature(getattr(BaseRagClient, name)).parameters):
+            assert tried(getattr(remote, name)) == tried(getattr(local, name))
+
+
+def test_whom_and_of_what_one_asks_is_decided_by_the_key_and_not_by_arguments(
+    service: Service, remote: RagClient, keys_file: Path
+) -> None:
+    answer = remote.ask(QUESTION)
+    calls: list[Callable[..., Any]] = [
+        lambda **more: remote.ask(QUESTION, **more),
+        lambda **more: next(remote.stream(QUESTION, **more)),
+        lambda **more: remote.search(QUESTION, **more),
+        lambda **more: remote.shards(**more),
+        lambda **more: remote.feedback(answer, correct=True, **more),
+    ]
+    for arguments, named in (({"tenant": "other"}, calls[:2] + calls[4:]), ({"within": ["*/*"]}, calls[:4])):
+        for call in named:
+            with pytest.raises(InvalidArgument, match="the key of a service decides"):
+                call(**arguments)
+    narrow = create_key(keys_file, "Oslo alone", tenant="oslo", shards=["oslo/*"])[1]
+    with RagClient(base_url=service.url, key=narrow) as client:
+        assert {shard.region for shard in client.shards()} == {"oslo"}
+        assert {hit.shard.partition("/")[0] for hit in client.search(QUESTION)} == {"oslo"}
+        with pytest.raises(UnknownScope):
+            client.ask(QUESTION, regions=["lisbon"])
+        with pytest.raises(InvalidArgument, match="another tenant"):
+            client.feedback(answer, correct=False)
+
+
+def test_what_only_a_client_of_the_lake_can_do_is_refused_by_name(remote: RagClient) -> None:
+    for call in (remote.notes, remote.warm, remote.stats):
+        with pytest.raises(NotOffered, match=call.__name__):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [None, KEY])
+def test_a_key_that_is_missing_or_unknown_is_not_allowed(service: Service, wrong: str | None) -> None:
+    with RagClient(base_url=service.url, key=wrong) as client:
+        for call in (client.shards, lambda: client.ask(QUESTION), lambda: next(client.stream(QUESTION))):
+            with pytest.raises(NotAllowed):
+                call()
+
+
+def test_more_requests_than_the_key_may_make_are_refused_with_the_time_to_wait(
+    service: Service, keys_file: Path
+) -> None:
+    slow = create_key(keys_file, "slow", requests_per_minute=2)[1]
+    with RagClient(lambda: RemoteRagClient(service.url, slow, deadline=2)) as client:
+        assert client.shards() == client.shards()
+        with pytest.raises(TooManyRequests, match="2 requests in a minute") as caught:
+            client.shards()
+        assert caught.value.retry_after is not None
+        assert 2 <= caught.value.retry_after <= 60
+
+
+def test_threads_share_a_client_of_a_service(remote: RagClient) -> None:
+    def ask(number: int) -> tuple[str, int]:
+        streamed = list(remote.stream(f"{QUESTION} Number {number}.", regions=["oslo"]))[-1]
+        assert isinstance(streamed, Done)
+        return streamed.answer.question, len(remote.search(QUESTION, k=1 + number % 5))
+
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(ask, range(24)))
+    assert got == [(f"{QUESTION} Number {number}.", 1 + number % 5) for number in range(24)]
+
+
+def test_the_command_line_asks_the_service_that_the_environment_names(service: Service, key: str) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
+        variables = {"RAG_SERVICE_URL": service.url, "RAG_SERVICE_KEY": key, "RAG_LAKE_URI": "/no/such/lake"}
+        command = [sys.executable, "-m", "rag_serving.cli", *arguments]
+        return subprocess.run(command, env={**inherited, **variables}, capture_output=True, text=True, check=False)
+
+    assert "46 weeks [1]." in run("ask", QUESTION, "--region", "oslo").stdout
+    assert len(run("search", QUESTION, "-k", "2").stdout.splitlines()) == 4
+    assert len(run("shards").stdout.splitlines()) == 11
+    refused = run("notes")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("Error: NotOffered: ")
+
+
+# Services that misbehave.
+
+
+@dataclass
+class Misbehaving:
+    """Answers each request with the next of `replies`, the last one again and again; keeps what it was asked."""
+
+    url: str = ""
+    replies: list[Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
+    requests: list[tuple[str, Any]] = field(default_factory=list)
+    headers: list[Any] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def client(self, **options: Any) -> RagClient:
+        return RagClient(lambda: RemoteRagClient(self.url, KEY, **options))
+
+
+@pytest.fixture
+def misbehaving() -> Iterator[Misbehaving]:
+    state = Misbehaving()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            state.requests.append((self.path, json.loads(body) if body else None))
+            state.headers.append(self.headers)
+            self.close_connection = True
+            (state.replies.pop(0) if len(state.replies) > 1 else state.replies[0])(self)
+
+        do_GET = do_POST  # noqa: N815 - named so by the base class
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named so by the base class
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    state.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield state
+    finally:
+        state.over.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+Reply = Callable[[BaseHTTPRequestHandler], None]
+
+
+def whole(status: int, body: bytes, kind: str = "application/json", **headers: str) -> Reply:
+    """A reply with that body."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        handler.send_header("Content-Type", kind)
+        handler.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return send
+
+
+def refusal(status: int, kind: str, message: str = "in words", **headers: str) -> Reply:
+    return whole(status, json.dumps({"error": {"type": kind, "message": message}}).encode(), **headers)
+
+
+def events(*told: Event, cut: bool = False, then: bytes = b"") -> Reply:
+    """A stream of these events, ended, or `cut` off before its end."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/event-stream")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for part in (*(f"event: {one.type}\ndata: {one.model_dump_json()}\n\n".encode() for one in told), then):
+            if part:
+                handler.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
+        if not cut:
+            handler.wfile.write(b"0\r\n\r\n")
+
+    return send
+
+
+def raw(data: bytes) -> Reply:
+    """Bytes instead of a reply."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(data)
+
+    return send
+
+
+def endless(kind: str, piece: bytes) -> Reply:
+    """A reply that does not end."""
+
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", kind)
+        handler.end_headers()
+        try:
+            while True:
+                handler.wfile.write(piece)
+        except OSError:
+            pass
+
+    return send
+
+
+GOOD = whole(200, ANSWER.model_dump_json().encode())
+LOST = raw(b"")
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (whole(200, b"<html>Welcome</html>", "text/html"), UnexpectedReply),
+        (whole(200, b'{"answer": 42}'), UnexpectedReply),
+        (whole(200, b"[" * 100_000), UnexpectedReply),
+        (whole(200, b'"\xff\xfe"'), UnexpectedReply),
+        (whole(200, gzip.compress(ANSWER.model_dump_json().encode()), Content_Encoding="gzip"), UnexpectedReply),
+        (whole(204, b""), UnexpectedReply),
+        (whole(302, b"", Location="http://127.0.0.1:1/"), UnexpectedReply),
+        (whole(404, b"<html>nginx</html>", "text/html"), UnexpectedReply),
+        (refusal(404, "Not Found"), UnexpectedReply),
+        (whole(500, b"Internal Server Error", "text/plain"), ServiceUnavailable),
+        (whole(502, b"<html>Bad Gateway</html>", "text/html"), ServiceUnavailable),
+        (whole(503, b"", Retry_After="soon"), ServiceUnavailable),
+        (refusal(500, "SystemExit"), ServiceUnavailable),
+        (refusal(422, "InvalidRequest"), InvalidArgument),
+        (refusal(413, "TooLarge"), InvalidArgument),
+        (refusal(504, "DeadlineExceeded"), DeadlineExceeded),
+        (refusal(503, "EmbedderUnavailable"), errors.EmbedderUnavailable),
+        (refusal(401, "NotAllowed"), NotAllowed),
+        (endless("application/json", b" " * 65_536), UnexpectedReply),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("method", ["ask", "stream"])
+def test_whatever_else_is_replied_is_a_named_error_and_not_asked_for_again(
+    misbehaving: Misbehaving, reply: Reply, expected: type[RagError], method: str
+) -> None:
+    misbehaving.replies = [reply]
+    with misbehaving.client() as client, pytest.raises(RagError) as caught:
+        client.ask(QUESTION) if method == "ask" else next(client.stream(QUESTION))
+    assert caught.type is expected
+    assert len(str(caught.value)) < 300
+    assert expected in (UnexpectedReply, ServiceUnavailable) or str(caught.value) == "in words"
+    assert len(misbehaving.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        events(),
+        events(then=b": nothing to tell\n\nevent: pigeon\ndata: {}\n\n"),
+        events(then=b"event: delta\ndata: pigeon\n\n"),
+        events(then=b"event: delta\ndata: \xff\xfe\n\n"),
+        endless("text/event-stream", b"data: " + b"x" * 65_536),
+        endless("text/event-stream", b"event: pigeon\ndata: " + b"x" * 65_536 + b"\n\n"),
+    ],
+    ids=["nothing", "other events", "no JSON", "no UTF-8", "an event without an end", "other events without an end"],
+)
+def test_a_stream_of_something_else_is_an_unexpected_reply(misbehaving: Misbehaving, reply: Reply) -> None:
+    misbehaving.replies = [reply]
+    with misbehaving.client() as client, pytest.raises(UnexpectedReply):
+        next(client.stream(QUESTION))
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "ended"])
+def test_a_stream_that_breaks_off_ends_with_a_failure_and_is_not_asked_for_again(
+    misbehaving: Misbehaving, cut: bool
+) -> None:
+    given = (Sources(sources=()), Delta(text="46 weeks"))
+    misbehaving.replies = [events(*given, cut=cut)]
+    with misbehaving.client() as client:
+        told = list(client.stream(QUESTION))
+    assert tuple(told[:-1]) == given
+    assert isinstance(told[-1], Failed)
+    assert told[-1].error == "ServiceUnavailable"
+    assert len(misbehaving.requests) == 1
+
+
+def test_a_stream_that_breaks_off_before_its_first_event_is_asked_for_again(misbehaving: Misbehaving) -> None:
+    misbehaving.replies = [LOST, events(cut=True), refusal(503, "Overloaded", Retry_After="0"), events(DONE)]
+    with misbehaving.client() as client:
+        assert list(client.stream(QUESTION)) == [DONE]
+    assert len(misbehaving.requests) == 4
+
+
+def test_a_service_that_is_down_is_tried_again_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    with caplog.at_level(logging.INFO, "rag_serving"), RagClient(lambda: RemoteRagClient(url, tries=3)) as client:
+        with pytest.raises(ServiceUnavailable, match=rf"{url} cannot be reached.*\(asked 3 times\)"):
+            client.ask(QUESTION)
+        with pytest.raises(ServiceUnavailable, match="cannot be reached"):
+            client.health()
+    messages = [record.getMessage() for record in caplog.records if record.name == "rag_serving.clients.transport"]
+    assert [message.partition(":")[0].partition(",")[0] for message in messages] == [
+        "asked 1 times",
+        "asked 2 times",
+        "given up",
+        "given up",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "wait"),
+    [
+        ("Overloaded", 503, "0"),
+        ("TooManyRequests", 429, "1"),
+        ("LakeUnavailable", 503, format_datetime(datetime.now(UTC), usegmt=True)),
+    ],
+    ids=["at once", "in a second", "at an instant"],  # which is another in each process that collects the tests
+)
+def test_a_service_that_says_when_to_ask_again_is_asked_again_then(
+    misbehaving: Misbehaving, kind: str, status: int, wait: str
+) -> None:
+    misbehaving.replies = [refusal(status, kind, Retry_After=wait)] * 2 + [GOOD]
+    with misbehaving.client() as client:
+        assert client.ask(QUESTION) == ANSWER
+    assert len(misbehaving.requests) == 3
+
+
+def test_tries_and_the_deadline_bound_how_often_a_service_is_asked_again(misbehaving: Misbehaving) -> None:
+    misbehaving.replies = [refusal(503, "Overloaded", Retry_After="0")]
+    with misbehaving.client(tries=3) as client, pytest.raises(errors.Overloaded, match="asked 3 times"):
+        client.ask(QUESTION)
+    assert len(misbehaving.requests) == 3
+    misbehaving.replies = [refusal(429, "TooManyRequests", Retry_After="58")]
+    with misbehaving.client(deadline=30) as client, pytest.raises(TooManyRequests) as caught:
+        client.ask(QUESTION)  # waiting would be in vain, so it does not
+    assert caught.value.retry_after == 58
+    assert len(misbehaving.requests) == 4
+    later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
+    misbehaving.replies = [refusal(503, "LakeUnavailable", Retry_After=later)]
+    with misbehaving.client() as client, pytest.raises(errors.LakeUnavailable) as lake:
+        client.ask(QUESTION)
+    assert lake.value.retry_after is not None
+    assert 3_500 < lake.value.retry_after <= 3_600
+
+
+def test_a_service_that_hangs_costs_no_more_than_the_deadline(misbehaving: Misbehaving) -> None:
+    def silent(_handler: BaseHTTPRequestHandler) -> None:
+        misbehaving.over.wait(60)
+
+    def half(handler: BaseHTTPRequestHandler) -> None:
+        events(DONE.model_copy(update={"type": "pigeon"}), cut=True)(handler)
+        misbehaving.over.wait(60)
+
+    with misbehaving.client(deadline=0.5) as client:
+        for reply in (silent, half):
+            misbehaving.replies = [reply]
+            with pytest.raises(DeadlineExceeded):
+                next(client.stream(QUESTION))
+        misbehaving.replies = [silent]
+        with pytest.raises(DeadlineExceeded, match=r"within 0\.5 seconds"):
+            client.ask(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (LOST, ServiceUnavailable),
+        (refusal(503, "CacheUnavailable", Retry_After="0"), errors.CacheUnavailable),
+        (refusal(503, "Overloaded", Retry_After="0"), None),
+        (refusal(429, "TooManyRequests", Retry_After="0"), None),
+    ],
+    ids=["lost", "failed midway", "turned away", "turned away by rate"],
+)
+def test_feedback_that_may_have_been_counted_is_not_sent_again(
+    misbehaving: Misbehaving, first: Reply, expected: type[RagError] | None
+) -> None:
+    misbehaving.replies = [first, whole(200, b'{"dropped": true}')]
+    with misbehaving.client() as client:
+        if expected is None:
+            assert client.feedback(ANSWER, correct=False)
+        else:
+            with pytest.raises(expected):
+                client.feedback(ANSWER, correct=False)
+    assert len(misbehaving.requests) == (2 if expected is None else 1)
+    path, body = misbehaving.requests[0]
+    assert (path, body["correct"], body["answer"]["entry"]) == ("/v1/feedback", False, "a:b")
+
+
+def test_a_service_that_is_not_ready_says_why(misbehaving: Misbehaving) -> None:
+    misbehaving.replies = [whole(503, b'{"ready": false, "problem": "LakeUnavailable"}')]
+    with misbehaving.client() as client, pytest.raises(errors.LakeUnavailable, match="cannot answer just now"):
+        client.health()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Interrupts as Python has them: Dagster, in tests before, may have left a handler that only takes note of them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_an_interrupt_ends_a_stream_that_is_waited_for(misbehaving: Misbehaving) -> None:
+    def silent(handler: BaseHTTPRequestHandler) -> None:
+        events(Sources(sources=()), cut=True)(handler)
+        misbehaving.over.wait(60)
+
+    misbehaving.replies = [silent]
+    with misbehaving.client() as client:
+        told = client.stream(QUESTION)
+        assert next(told).type == "sources"
+        interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        interrupt.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(told)
+        interrupt.join()
+        misbehaving.replies = [GOOD]
+        assert client.ask(QUESTION) == ANSWER
+
+
+def test_a_failure_that_the_service_streams_is_given_as_it_is_without_the_key(misbehaving: Misbehaving) -> None:
+    misbehaving.replies = [events(Failed(error="Overloaded", message=f"no room for {KEY}"))]
+    with misbehaving.client() as client:
+        assert list(client.stream(QUESTION)) == [Failed(error="Overloaded", message="no room for [key]")]
+
+
+def test_an_address_may_have_a_path_in_front_and_no_packed_reply_is_asked_for(misbehaving: Misbehaving) -> None:
+    misbehaving.replies = [GOOD]
+    with RagClient(base_url=f"{misbehaving.url}/rag/", key=KEY) as client:
+        client.ask(QUESTION)
+    assert misbehaving.requests[0][0] == "/rag/v1/ask"
+    assert misbehaving.headers[0]["accept-encoding"] == "identity"
+
+
+# The key.
+
+
+def test_the_key_shows_in_no_error_log_or_representation(
+    misbehaving: Misbehaving, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[str] = []
+
+    def echo(handler: BaseHTTPRequestHandler) -> None:
+        told = f"\x1b[31mno {handler.headers['Authorization']}"
+        refusal(400, "InvalidArgument", told)(handler)
+
+    nonsense = raw(b"HTTP/1.1 nonsense " + KEY.encode() + b"\r\n\r\n")
+    with caplog.at_level(logging.DEBUG):
+        for reply in (echo, LOST, GOOD, events(DONE), nonsense):
+            # What another program says of our key is shown by the HTTP library where it traces bytes.
+            caplog.set_level(logging.INFO if reply is nonsense else logging.DEBUG, "httpcore2")
+            misbehaving.replies = [reply]
+            client = RemoteRagClient(misbehaving.url, KEY, tries=2)
+            with RagClient(lambda made=client: made) as face:
+                said += [repr(client), repr(vars(client)), repr(face), repr(vars(face))]
+                try:
+                    face.ask(QUESTION)
+                except RagError as error:
+                    said += [repr(error), str(error)]
+    assert any("no Bearer [key]" in text for text in said)
+    assert not any("\x1b" in text for text in said)
+    said += [record.getMessage() for record in caplog.records]
+    assert not [text for text in said if KEY in text or "correct-horse" in text]
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("rag.example.com", None),
+        ("ftp://rag.example.com", None),
+        ("https://", None),
+        ("https://correct-horse:x@rag.example.com", None),
+        ("https://rag.example.com?key=correct-horse", None),
+        ("https://rag.example.com:banana", None),
+        ("https://rag.example.com", "correct-horse\nx: y"),
+        ("https://rag.example.com", "correct-horse é"),
+        ("https://rag.example.com", "correct-horse" * 100),
+    ],
+)
+def test_an_address_or_a_key_that_is_none_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, url: str, key: str | None
+) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        RagClient(base_url=url, key=key)
+    assert "correct-horse" not in str(caught.value)
+    monkeypatch.setenv("RAG_SERVICE_URL", url)
+    if key is not None:
+        monkeypatch.setenv("RAG_SERVICE_KEY", key)
+    with pytest.raises(SettingsError, match="RAG_SERVICE_URL") as malformed:
+        RagClient.from_env()
+    assert "correct-horse" not in str(malformed.value)
+
+
+def test_the_environment_decides_whether_a_client_asks_a_service_or_reads_the_lake(
+    monkeypatch: pytest.MonkeyPatch, misbehaving: Misbehaving, sample_lake: str
+) -> None:
+    for name in [name for name in os.environ if name.startswith("RAG_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAG_LAKE_URI", sample_lake)
+    with RagClient.from_env() as client:
+        assert len(client.shards()) == 11
+    with pytest.raises(SettingsError, match="RAG_SERVICE_URL"):
+        RemoteRagClient.from_env()
+    monkeypatch.setenv("RAG_SERVICE_URL", misbehaving.url)
+    monkeypatch.setenv("RAG_SERVICE_KEY", KEY)
+    misbehaving.replies = [whole(200, b"[]")]
+    with RagClient.from_env() as client:
+        assert client.shards() == []
+    assert misbehaving.requests == [("/v1/shards", None)]
+
+
+def test_a_client_is_of_a_service_or_of_what_makes_one_and_not_of_both() -> None:
+    for arguments in ({}, {"make": list, "base_url": "http://x"}, {"make": list, "key": KEY}):
+        with pytest.raises(TypeError):
+            RagClient(**arguments)  # type: ignore[arg-type]

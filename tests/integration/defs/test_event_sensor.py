@@ -1,0 +1,282 @@
+"""The sensor over a feed of events, evaluated on an instance of its own. The store behind it is never contacted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+from dagster._core.definitions.sensor_definition import SensorExecutionData
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+
+from rag_assets.arrivals.events.base import Delivery
+from rag_assets.arrivals.listing import RETRY_SECONDS
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.partitions import add_shards
+from rag_assets.defs.run_status import ACTIVE
+from rag_assets.errors import FeedUnavailable
+from rag_assets.settings import PipelineSettings
+from rag_serving.errors import SettingsError
+from rag_serving.lake.shards import Shard
+from tests.pipelines import settings_for
+
+LOCATION = RegisteredCodeLocationOrigin("rag_assets")
+JOB = "index_shard"
+
+
+@dataclass
+class FakeFeed:
+    """Brings what it is given, a delivery a tick, and notes from where it was asked to go on."""
+
+    deliveries: list[Delivery | Exception] = field(default_factory=list)
+    positions: list[dict[str, Any]] = field(default_factory=list)
+    name: str = "sqs"
+
+    def poll(self, position: Mapping[str, Any], *, seconds: float) -> Delivery:
+        self.positions.append(dict(position))
+        delivery = self.deliveries.pop(0) if self.deliveries else Delivery((), {})
+        if isinstance(delivery, Exception):
+            raise delivery
+        return delivery
+
+    def bring(self, *keys: str, position: Mapping[str, Any] | None = None, gap: str = "") -> None:
+        """A delivery of one message for each key, as S3 sends it."""
+        self.deliveries.append(Delivery(tuple(map(event, keys)), position or {}, gap))
+
+
+def event(key: str, bucket: str = "docs") -> str:
+    return json.dumps({"Records": [{"s3": {"bucket": {"name": bucket}, "object": {"key": f"incoming/{key}"}}}]})
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance on disk: sensors open theirs by its reference, which one in memory has not."""
+    home = tmp_path / "dagster-home"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as local:
+        yield local
+
+
+@dataclass
+class Bench:
+    """A feed, and the sensor that reads it tick after tick."""
+
+    instance: dg.DagsterInstance
+    settings: PipelineSettings
+    feed: FakeFeed = field(default_factory=FakeFeed)
+    cursor: str | None = None
+
+    def definitions(self) -> dg.Definitions:
+        return build_definitions(self.settings, {"arrivals_feed": self.feed})
+
+    def tick(self) -> SensorExecutionData:
+        """One evaluation as the daemon does it: cursor and partitions are stored if it does not raise."""
+        definitions = self.definitions()
+        resources = definitions.resources or {}
+        with dg.build_sensor_context(
+            instance=self.instance,
+            instance_ref=self.instance.get_ref(),
+            cursor=self.cursor,
+            definitions=definitions,
+            resources={name: resources[name] for name in ("pipeline", "arrivals_feed")},
+        ) as context:
+            found = definitions.resolve_sensor_def("s3_arrivals").evaluate_tick(context)
+        for request in found.dynamic_partitions_requests or ():
+            self.instance.add_dynamic_partitions(request.partitions_def_name, list(request.partition_keys))
+        self.cursor = found.cursor
+        return found
+
+    def run(self, request: dg.RunRequest, status: dg.DagsterRunStatus, tags: Mapping[str, str] | None = None) -> None:
+        """A run of that request, tagged as Dagster tags it."""
+        key = request.partition_key or ""
+        self.instance.create_run_for_job(
+            self.definitions().resolve_job_def(JOB),
+            tags={"dagster/partition": key, "dagster/run_key": request.run_key or "", **(tags or {})},
+            status=status,
+            remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(LOCATION, "__repository__"), JOB),
+        )
+
+    def later(self, seconds: float) -> None:
+        """Let time pass: what was asked for lies so much further back."""
+        cursor = json.loads(self.cursor or "")
+        for hint in cursor["hints"].values():
+            if "asked" in hint:
+                hint["asked"][1] -= seconds
+        self.cursor = json.dumps(cursor)
+
+
+@pytest.fixture
+def bench(instance: dg.DagsterInstance, tmp_path: Path) -> Bench:
+    return Bench(instance, settings_for("s3://docs/incoming", str(tmp_path / "lake"), arrivals="sqs"))
+
+
+def asked(found: SensorExecutionData) -> dict[str, Sequence[str] | None]:
+    """The documents asked for by shard; None for a whole shard."""
+    return {request.partition_key or "": keys_of(request) for request in found.run_requests or ()}
+
+
+def keys_of(request: dg.RunRequest) -> list[str] | None:
+    return request.run_config["ops"]["raw_documents"]["config"]["keys"] if request.run_config else None
+
+
+def test_a_named_document_becomes_a_run_of_its_shard_for_it_alone(bench: Bench) -> None:
+    bench.feed.bring("Malmö/it & web/a b.md", "Oslo/people/x.md", "Oslo/people/w.md", "Oslo/people/x.md")
+    found = bench.tick()
+    assert asked(found) == {
+        "Malmö/it & web": ["Malmö/it & web/a b.md"],
+        "Oslo/people": ["Oslo/people/w.md", "Oslo/people/x.md"],
+    }
+    assert sorted(bench.instance.get_dynamic_partitions("shard")) == ["Malmö/it & web", "Oslo/people"]
+    job = bench.definitions().resolve_job_def("index_shard")
+    for request in found.run_requests or ():
+        assert dg.validate_run_config(job, dict(request.run_config))["ops"]["raw_documents"]["config"]["keys"]
+
+
+def test_an_asked_for_shard_is_observed_upstream(bench: Bench) -> None:
+    bench.feed.bring("Oslo/people/x.md", "Oslo/people/w.md")
+    (event,) = bench.tick().asset_events
+    assert isinstance(event, dg.AssetObservation)
+    assert (event.asset_key.to_user_string(), event.partition) == ("source_objects", "Oslo/people")
+    assert event.metadata["named_objects"].value == 2
+
+
+def test_what_was_not_for_us_is_counted_and_asks_for_nothing(bench: Bench) -> None:
+    bodies = (event("Oslo/people/x.md", "another"), "?", '{"Event": "s3:TestEvent"}', event("loose.md"), None)
+    bench.feed.deliveries.append(Delivery(bodies, {}, note="2 messages could not be deleted and come again"))
+    found = bench.tick()
+    assert asked(found) == {}
+    assert found.skip_message == (
+        "5 messages named 0 objects (3 foreign, 1 test, 1 of keys outside region/department/); "
+        "0 shards asked for, 0 waiting; 2 messages could not be deleted and come again"
+    )
+
+
+def test_the_feed_goes_on_from_the_position_that_was_stored(bench: Bench) -> None:
+    bench.feed.bring(position={"handles": ["one"]})
+    bench.feed.bring(position={"handles": ["two"]})
+    for _ in range(3):
+        bench.tick()
+    assert bench.feed.positions == [{}, {"handles": ["one"]}, {"handles": ["two"]}]
+
+
+def test_a_tick_that_fails_leaves_position_and_hints_as_they_were(bench: Bench) -> None:
+    bench.feed.bring("Oslo/people/x.md", position={"handles": ["one"]})
+    bench.tick()
+    before = bench.cursor
+    bench.feed.deliveries.append(FeedUnavailable("the queue does not answer"))
+    with pytest.raises(FeedUnavailable, match="does not answer"):
+        bench.tick()
+    assert bench.cursor == before
+    bench.tick()
+    assert bench.feed.positions[-1] == {"handles": ["one"]}
+
+
+def test_a_repeated_message_waits_for_the_run_that_is_under_way_and_is_looked_at_after_it(bench: Bench) -> None:
+    bench.feed.bring("Oslo/people/x.md")
+    (first,) = bench.tick().run_requests or ()
+    bench.feed.bring("Oslo/people/x.md")
+    bench.run(first, dg.DagsterRunStatus.SUCCESS)
+    (second,) = bench.tick().run_requests or ()
+    assert keys_of(second) == ["Oslo/people/x.md"]
+    assert first.run_key != second.run_key  # Dagster starts no second run of one key
+    bench.run(second, dg.DagsterRunStatus.SUCCESS)
+    assert asked(bench.tick()) == {}
+    assert json.loads(bench.cursor or "")["hints"] == {}
+
+
+@pytest.mark.parametrize("status", ACTIVE)
+def test_a_shard_with_a_run_queued_or_under_way_is_left_to_it(bench: Bench, status: dg.DagsterRunStatus) -> None:
+    bench.run(dg.RunRequest(run_key="of the schedule", partition_key="Oslo/people"), status)
+    bench.feed.bring("Oslo/people/x.md", "Oslo/it/x.md")
+    found = bench.tick()
+    assert asked(found) == {"Oslo/it": ["Oslo/it/x.md"]}
+    assert "Oslo/people" in json.loads(found.cursor or "")["hints"]
+
+
+@pytest.mark.parametrize("status", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, None])
+def test_a_run_that_failed_or_never_started_is_asked_for_again_as_the_whole_shard(
+    bench: Bench, status: dg.DagsterRunStatus | None
+) -> None:
+    bench.feed.bring("Oslo/people/x.md")
+    (first,) = bench.tick().run_requests or ()
+    if status is not None:
+        bench.run(first, status)
+    assert bench.tick().skip_message == "0 messages named 0 objects; 0 shards asked for, 1 waiting"
+    bench.later(RETRY_SECONDS)
+    (second,) = bench.tick().run_requests or ()
+    assert keys_of(second) is None
+    assert second.run_key != first.run_key
+
+
+def test_a_failed_run_that_the_daemon_repeats_with_success_is_not_asked_for_again(bench: Bench) -> None:
+    bench.feed.bring("Oslo/people/x.md")
+    (request,) = bench.tick().run_requests or ()
+    bench.run(request, dg.DagsterRunStatus.FAILURE)
+    bench.run(request, dg.DagsterRunStatus.SUCCESS, tags={"dagster/retry_number": "1"})  # it keeps the run key
+    bench.later(10 * RETRY_SECONDS)
+    assert asked(bench.tick()) == {}
+
+
+def test_another_run_of_the_shard_settles_nothing(bench: Bench) -> None:
+    bench.feed.bring("Oslo/people/x.md")
+    (request,) = bench.tick().run_requests or ()
+    bench.run(request, dg.DagsterRunStatus.FAILURE)
+    other = dg.RunRequest(run_key="of other objects", partition_key="Oslo/people")
+    bench.run(other, dg.DagsterRunStatus.SUCCESS)
+    bench.later(RETRY_SECONDS)
+    assert asked(bench.tick()) == {"Oslo/people": None}
+
+
+def test_messages_that_were_gone_unread_make_every_known_shard_be_listed(bench: Bench) -> None:
+    add_shards(bench.instance, [Shard("Oslo", "people"), Shard("Oslo", "it")])
+    bench.instance.add_dynamic_partitions("shard", ["made by hand"])
+    bench.feed.bring("Bergen/it/x.md", gap="messages of events [0] were gone before they were read")
+    assert asked(bench.tick()) == {"Oslo/people": None, "Oslo/it": None, "Bergen/it": ["Bergen/it/x.md"]}
+
+
+def test_a_tick_asks_for_so_many_runs_at_most_and_the_next_goes_on(bench: Bench) -> None:
+    bench.settings = bench.settings.model_copy(update={"arrivals_max_runs": 2})
+    bench.feed.bring(*(f"Oslo/{number}/x.md" for number in range(5)))
+    assert [len(asked(bench.tick())) for _ in range(4)] == [2, 2, 1, 0]
+
+
+def test_a_crashed_tick_that_is_evaluated_again_takes_no_other_runs_for_its_own(bench: Bench) -> None:
+    bench.feed.bring("Oslo/people/x.md")
+    (lost,) = bench.tick().run_requests or ()
+    bench.cursor = None  # Dagster started the run, and died before it stored the cursor
+    bench.run(lost, dg.DagsterRunStatus.SUCCESS)
+    bench.feed.bring("Oslo/people/x.md", "Oslo/people/later.md")
+    (again,) = bench.tick().run_requests or ()
+    assert again.run_key != lost.run_key
+    assert keys_of(again) == ["Oslo/people/later.md", "Oslo/people/x.md"]
+
+
+def test_a_cursor_that_cannot_be_read_starts_anew(bench: Bench) -> None:
+    bench.cursor = "of another version"
+    bench.feed.bring("Oslo/people/x.md")
+    assert asked(bench.tick()) == {"Oslo/people": ["Oslo/people/x.md"]}
+    assert bench.feed.positions == [{}]
+
+
+@pytest.mark.parametrize("arrivals", ["sqs", "kafka"])
+@pytest.mark.parametrize("source", ["/srv/documents", None])
+def test_a_feed_of_a_folder_is_refused_with_what_to_set(
+    bench: Bench, tmp_path: Path, arrivals: str, source: str | None
+) -> None:
+    values = {"lake_uri": str(tmp_path), "arrivals": arrivals, "source_uri": source}
+    bench.settings = PipelineSettings.model_validate(values)
+    with pytest.raises(SettingsError, match=r"RAG_SOURCE_URI to s3://bucket/prefix, or use RAG_ARRIVALS=listing"):
+        bench.tick()
+    assert bench.feed.positions == []
+
+
+@pytest.mark.parametrize("arrivals", ["listing", "sqs", "kafka"])
+def test_the_sensor_has_one_name_whatever_the_feed_and_loads_without_its_settings(arrivals: str) -> None:
+    definitions = build_definitions(PipelineSettings.model_validate({"arrivals": arrivals}))
+    (sensor,) = (each for each in definitions.get_repository_def().sensor_defs if each.job_name == "index_shard")
+    assert sensor.name == "s3_arrivals"
+    assert ("arrivals_feed" in (definitions.resources or {})) == (arrivals != "listing")

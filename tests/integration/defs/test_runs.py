@@ -1,0 +1,342 @@
+"""A run of a shard as Dagster records it: what each asset says, and what the checks keep from readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.defs.run_tags import WHOLE_TAG
+from rag_assets.models.export import find_exported
+from rag_assets.options import PACKAGED_MODEL
+from rag_assets.settings import PipelineSettings
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.schemas import CHUNKS, RAW_DOCUMENTS
+from rag_serving.lake.embedders.base import MODELS
+from rag_serving.lake.object_store import open_object_store
+from rag_serving.lake.shards import Shard
+from rag_serving.lake.tables import SHARDS
+from tests.pipelines import (
+    failure_of,
+    lake_state,
+    metadata_of,
+    publication,
+    published_rows,
+    run_shard,
+    seed_model,
+    settings_for,
+    writer_of,
+)
+from tests.servers.roots import FolderRoot
+
+LEAVE = b"# Parental leave\n\nParents take sixteen weeks.\n\n# Annual leave\n\nEverybody takes thirty days.\n"
+CANTEEN = b"The canteen opens at eight."
+
+
+@pytest.fixture(scope="module")
+def lake(model_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One lake for this file, so that its embedder is loaded once; every test has a shard of its own."""
+    lake = str(tmp_path_factory.mktemp("lake"))
+    seed_model(model_lake, lake)
+    return lake
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderRoot:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    return FolderRoot(folder)
+
+
+@pytest.fixture
+def settings(source: FolderRoot, lake: str) -> PipelineSettings:
+    return settings_for(source.uri, lake)
+
+
+def checks_of(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, str]]:
+    return {
+        evaluation.check_name: (evaluation.passed, evaluation.description or "")
+        for evaluation in evaluations_of(result)
+    }
+
+
+def evaluations_of(result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
+    return [
+        event.asset_check_evaluation_data
+        for event in result.all_events
+        if event.event_type_value == "ASSET_CHECK_EVALUATION"
+    ]
+
+
+def started_steps(result: dg.ExecuteInProcessResult) -> set[str]:
+    return {event.step_key or "" for event in result.all_events if event.is_step_start}
+
+
+def run_asset(
+    instance: dg.DagsterInstance, settings: PipelineSettings, shard: str, name: str
+) -> dg.ExecuteInProcessResult:
+    """One asset of the shard alone, as an operator starts it from the UI."""
+    return (
+        build_definitions(settings)
+        .resolve_job_def("index_shard")
+        .execute_in_process(
+            partition_key=shard,
+            instance=instance,
+            raise_on_error=False,
+            asset_selection=[dg.AssetKey(name)],
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    )
+
+
+def succeeded(result: dg.ExecuteInProcessResult) -> dg.ExecuteInProcessResult:
+    assert result.success, failure_of(result)
+    return result
+
+
+def test_every_asset_of_a_run_says_what_it_did(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    shard = "Oslo/metadata"
+    documents = {"leave.md": LEAVE, "canteen.txt": CANTEEN, "photo.bin": bytes(range(256))}
+    for name, data in documents.items():
+        source.put(f"{shard}/{name}", data)
+    said = metadata_of(succeeded(run_shard(instance, settings, shard)))
+
+    assert set(said) == {"raw_documents", "chunks", "embeddings", "shards", "published"}
+    for name in ("raw_documents", "chunks", "embeddings", "shards"):
+        assert said[name]["seconds"] >= 0
+    raw = said["raw_documents"]
+    counts = ("listed", "added", "changed", "deleted", "unchanged", "documents", "quarantined", "newly_quarantined")
+    assert [raw[name] for name in counts] == [3, 2, 0, 0, 0, 2, 1, 1]
+    assert raw["stale"] == 0
+    assert raw["bytes_fetched"] == sum(len(data) for data in documents.values())
+    assert raw["quarantine_reasons"] == {"unsupported_type": 1}
+    assert [record.data["document"] for record in raw["quarantine"].records] == [f"{shard}/photo.bin"]
+
+    rows = published_rows(settings.lake_uri, shard)
+    total = len(rows)
+    tokens = sum(row["tokens"] for row in rows)
+    chunked = said["chunks"]
+    assert (chunked["documents_chunked"], chunked["chunks_written"], chunked["chunks"]) == (2, total, total)
+    assert chunked["tokens_written"] == tokens
+    embedded = said["embeddings"]
+    assert (embedded["embedded"], embedded["reused"], embedded["dropped"], embedded["tokens"]) == (total, 0, 0, tokens)
+    table = said["shards"]
+    assert (table["rows"], table["rows_written"], table["documents"], table["documents_replaced"]) == (
+        total,
+        total,
+        2,
+        2,
+    )
+    assert table["bytes"] > 0
+    current = publication(settings.lake_uri, shard)
+    assert current is not None
+    assert table["version"] == said["published"]["version"] == current.version
+    assert (said["published"]["changed"], said["published"]["content_changed"]) == (True, True)
+    assert (said["published"]["documents"], said["published"]["chunks"], said["published"]["quarantined"]) == (
+        2,
+        total,
+        1,
+    )
+    assert said["published"]["content_digest"] == current.content_digest
+    assert {said[name]["fingerprint"] for name in ("embeddings", "shards", "published")} == {current.fingerprint}
+    headlines = {name: said[name]["dagster/partition_row_count"] for name in said}
+    assert headlines == {"raw_documents": 2, "chunks": total, "embeddings": total, "shards": total, "published": total}
+
+
+def test_a_second_run_says_that_nothing_changed(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    source.put("Oslo/again/leave.md", LEAVE)
+    first = metadata_of(succeeded(run_shard(instance, settings, "Oslo/again")))
+    second = metadata_of(succeeded(run_shard(instance, settings, "Oslo/again")))
+    raw = second["raw_documents"]
+    assert [raw[name] for name in ("added", "changed", "deleted", "unchanged", "bytes_fetched")] == [0, 0, 0, 1, 0]
+    assert (second["chunks"]["documents_unchanged"], second["chunks"]["chunks_written"]) == (1, 0)
+    assert (second["embeddings"]["embedded"], second["embeddings"]["vectors"]) == (0, first["embeddings"]["embedded"])
+    assert (second["shards"]["rows_written"], second["shards"]["version"]) == (0, first["shards"]["version"])
+    assert second["published"]["changed"] is False
+
+
+def test_the_partition_is_recorded_with_each_materialization(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    source.put("Malmö/it & web/leave.md", LEAVE)
+    succeeded(run_shard(instance, settings, "Malmö/it & web"))
+    assert instance.get_materialized_partitions(dg.AssetKey("published")) == {"Malmö/it & web"}
+
+
+def test_the_quarantine_check_warns_and_does_not_hold_up_the_others(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    source.put("Oslo/warned/canteen.txt", CANTEEN)
+    source.put("Oslo/warned/photo.bin", bytes(range(256)))
+    result = succeeded(run_shard(instance, settings, "Oslo/warned"))
+    (warned,) = [found for found in evaluations_of(result) if found.check_name == "nothing_quarantined"]
+    assert not warned.passed
+    assert warned.severity == dg.AssetCheckSeverity.WARN
+    assert warned.description == "1 quarantined"
+    assert checks_of(result)["rows_reconcile"] == (True, "sound")
+    assert [row["text"] for row in published_rows(settings.lake_uri, "Oslo/warned")] == [CANTEEN.decode()]
+
+
+def test_rows_deleted_behind_the_pipeline_are_put_back_by_the_next_run(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    shard = "Oslo/tampered"
+    source.put(f"{shard}/leave.md", LEAVE)
+    source.put(f"{shard}/canteen.txt", CANTEEN)
+    succeeded(run_shard(instance, settings, shard))
+    before = published_rows(settings.lake_uri, shard)
+    table = Lake(settings.lake_uri).open(SHARDS, Shard.parse(shard))
+    assert table is not None
+    table.delete("title = 'Parental leave'")
+    assert table.count_rows() < len(before)
+    assert published_rows(settings.lake_uri, shard) == before  # readers are on the published version
+
+    said = metadata_of(succeeded(run_shard(instance, settings, shard)))
+    assert (said["published"]["changed"], said["published"]["content_changed"]) == (True, False)
+    after = published_rows(settings.lake_uri, shard)
+    assert [row["chunk_id"] for row in after] == [row["chunk_id"] for row in before]
+
+
+def assert_kept_from_readers(result: dg.ExecuteInProcessResult, lake: str, shard: str, before: dict[str, Any]) -> None:
+    assert not result.success
+    assert "published" not in started_steps(result)
+    assert publication(lake, shard) == before["publication"]
+    assert published_rows(lake, shard) == before["rows"]
+
+
+def test_a_row_too_many_stops_the_publish_until_whole_tables_are_compared(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    shard = "Oslo/doubled"
+    source.put(f"{shard}/canteen.txt", CANTEEN)
+    succeeded(run_shard(instance, settings, shard))
+    before = {"publication": publication(settings.lake_uri, shard), "rows": published_rows(settings.lake_uri, shard)}
+    with writer_of(settings.lake_uri, shard) as writer:
+        table = writer.table(SHARDS)
+        assert table is not None
+        writer.append(SHARDS, table.to_arrow())
+
+    source.put(f"{shard}/parking.txt", b"Parking is free.")
+    result = run_shard(instance, settings, shard)
+    assert_kept_from_readers(result, settings.lake_uri, shard, before)
+    assert checks_of(result)["rows_reconcile"] == (False, "1 rows more or less than there are chunks")
+
+    succeeded(run_shard(instance, settings, shard, {WHOLE_TAG: "true"}))
+    assert {row["text"] for row in published_rows(settings.lake_uri, shard)} == {
+        CANTEEN.decode(),
+        "Parking is free.",
+    }
+
+
+def test_a_vector_that_is_not_of_unit_length_stops_the_publish(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    shard = "Oslo/stretched"
+    source.put(f"{shard}/canteen.txt", CANTEEN)
+    succeeded(run_shard(instance, settings, shard))
+    before = {"publication": publication(settings.lake_uri, shard), "rows": published_rows(settings.lake_uri, shard)}
+    with writer_of(settings.lake_uri, shard) as writer:
+        (row,) = published_rows(settings.lake_uri, shard)
+        writer.update(SHARDS, "true", {"vector": (3 * np.asarray(row["vector"])).tolist()})
+
+    result = run_shard(instance, settings, shard)
+    assert_kept_from_readers(result, settings.lake_uri, shard, before)
+    assert checks_of(result)["vectors_sound"] == (False, "1 of 1 sampled vectors are not of unit length")
+
+
+@pytest.mark.parametrize("stage", [RAW_DOCUMENTS, CHUNKS, SHARDS])
+def test_what_another_than_the_pipeline_wrote_is_taken_back_by_the_next_run(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot, stage: str
+) -> None:
+    """As a writer does that slept past its lease and woke up."""
+    shard = f"Oslo/foreign {stage.replace('_', ' ')}"
+    source.put(f"{shard}/canteen.txt", CANTEEN)
+    succeeded(run_shard(instance, settings, shard))
+    before = published_rows(settings.lake_uri, shard)
+    table = Lake(settings.lake_uri).open(stage, Shard.parse(shard))
+    assert table is not None
+    table.add(table.to_arrow())
+    source.put(f"{shard}/parking.txt", b"Parking is free.")
+    succeeded(run_shard(instance, settings, shard))
+    after = published_rows(settings.lake_uri, shard)
+    assert [row["chunk_id"] for row in before] == [row["chunk_id"] for row in after if "Parking" not in row["text"]]
+    assert len(after) == 2
+
+
+def test_a_run_of_no_partition_is_told_to_choose_one(instance: dg.DagsterInstance, settings: PipelineSettings) -> None:
+    with pytest.raises(Exception, match="choose one partition") as caught:
+        dg.materialize(
+            [asset for asset in build_definitions(settings).assets or () if isinstance(asset, dg.AssetsDefinition)],
+            instance=instance,
+            resources=build_definitions(settings).resources,
+            selection="raw_documents",
+        )
+    assert "region/department" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["Oslo", "Oslo/people/deep", "Oslo/", "Oslo/a..b", "Os\nlo/people"])
+def test_a_partition_that_cannot_be_a_shard_fails_and_writes_nothing(
+    instance: dg.DagsterInstance, settings: PipelineSettings, lake: str, key: str
+) -> None:
+    """Dagster takes any text for a key of a dynamic partition."""
+    before = {path for path in Path(lake).rglob("*") if path.is_file()}
+    instance.add_dynamic_partitions("shard", [key])
+    result = (
+        build_definitions(settings)
+        .resolve_job_def("index_shard")
+        .execute_in_process(
+            partition_key=key,
+            instance=instance,
+            raise_on_error=False,
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    )
+    assert not result.success
+    assert "InvalidShardName" in failure_of(result)
+    assert {path for path in Path(lake).rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("distilled_before")
+def test_the_embedding_model_is_exported_as_the_very_one_that_the_lake_has(
+    instance: dg.DagsterInstance, settings: PipelineSettings, model_lake: str, tmp_path: Path
+) -> None:
+    """Exports once more, from the weights: the fingerprint is of what is exported, not of when."""
+    lake = str(tmp_path / "lake")
+    definitions = build_definitions(settings.model_copy(update={"lake_uri": lake}))
+    result = definitions.resolve_job_def("export_model").execute_in_process(
+        instance=instance,
+        raise_on_error=False,
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+    said = metadata_of(succeeded(result))["embedding_model"]
+    expected = find_exported(open_object_store(model_lake), PACKAGED_MODEL)
+    assert expected is not None
+    assert said["fingerprint"] == expected.fingerprint
+    assert find_exported(open_object_store(lake), PACKAGED_MODEL) == expected
+    assert (said["model"], said["dimensions"], said["window_tokens"]) == (PACKAGED_MODEL, 384, 256)
+    assert said["lowest_probe_cosine"] > 0.999
+    assert said["bytes"] > 10_000_000
+    assert said["uri"] == f"{lake}/{MODELS}/{expected.fingerprint}"
+    pipeline = PipelineResource.from_settings(settings.model_copy(update={"lake_uri": lake}))
+    assert pipeline.identity() == expected
+
+
+def test_one_asset_can_be_materialized_alone_and_the_next_takes_up_what_it_left(
+    instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
+) -> None:
+    shard = "Oslo/step by step"
+    source.put(f"{shard}/canteen.txt", CANTEEN)
+    instance.add_dynamic_partitions("shard", [shard])
+    for name in ("raw_documents", "chunks", "embeddings", "shards", "published"):
+        assert lake_state(settings.lake_uri, shard)["catalog"] is None
+        assert set(metadata_of(succeeded(run_asset(instance, settings, shard, name)))) == {name}
+    assert [row["text"] for row in published_rows(settings.lake_uri, shard)] == [CANTEEN.decode()]

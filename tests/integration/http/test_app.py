@@ -1,0 +1,399 @@
+"""The service as its callers meet it: a real process, real keys, and the official client of OpenAI's protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import openai
+import pytest
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_serving.clients.lake import AsyncRagClient
+from rag_serving.errors import InvalidArgument, SettingsError
+from rag_serving.http.api_keys import ApiKeys, create_key, read_keys, revoke_key
+from rag_serving.http.app import create_app
+from rag_serving.http.settings import HttpSettings
+from rag_serving.settings import ServingSettings
+from tests.fake_llm import StandIn
+from tests.serving_process import Service, service_environment, serving
+
+QUESTION = "How many weeks of parental leave are on full pay?"
+OSLO_ANSWER = "46 weeks [1]."
+
+
+@pytest.fixture(scope="module")
+def everything(keys_file: Path) -> str:
+    return create_key(keys_file, "everything")[1]
+
+
+@pytest.fixture(scope="module")
+def oslo(keys_file: Path) -> str:
+    return create_key(keys_file, "Oslo alone", tenant="oslo", shards=["oslo/*"])[1]
+
+
+@pytest.fixture(scope="module")
+def environment(sample_lake: str, stand_in: StandIn, keys_file: Path, everything: str, oslo: str) -> dict[str, str]:
+    assert everything != oslo
+    stand_in.words = ("46 weeks", " [1].")
+    return service_environment(sample_lake, stand_in, keys_file)
+
+
+@pytest.fixture(scope="module")
+def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with serving(tmp_path_factory.mktemp("service"), environment) as running:
+        yield running
+
+
+def sse(text: str) -> list[tuple[str, Any]]:
+    """Names and data of server-sent events."""
+    events: list[tuple[str, Any]] = []
+    for block in text.strip().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines())
+        events.append(
+            (fields.get("event", ""), fields["data"] if fields["data"] == "[DONE]" else json.loads(fields["data"]))
+        )
+    return events
+
+
+# Answers.
+
+
+def test_a_miss_and_a_hit_give_the_same_events_and_json_says_what_the_cache_did(service: Service, oslo: str) -> None:
+    question = {"question": f"{QUESTION} Tell me."}
+    with service.as_client(oslo) as client:
+        miss = sse(client.post("/v1/ask", json={**question, "stream": True}).text)
+        hit = sse(client.post("/v1/ask", json=question, headers={"accept": "text/event-stream"}).text)
+        plain = client.post("/v1/ask", json=question)
+    assert [name for name, _ in miss] == ["sources", "delta", "delta", "citations", "done"]
+    assert [name for name, _ in hit] == ["sources", "delta", "citations", "done"]
+    assert [events[-1][1]["answer"]["cache"] for events in (miss, hit)] == ["miss", "exact"]
+    assert "".join(data["text"] for name, data in miss if name == "delta") == OSLO_ANSWER
+    assert (plain.headers["x-cache"], plain.json()["text"]) == ("exact", OSLO_ANSWER)
+
+
+def test_the_official_client_gets_answers_streams_and_citations(service: Service, oslo: str) -> None:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=oslo, max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == ["rag-shards"]
+        whole = client.chat.completions.create(
+            model="rag-shards",
+            temperature=0.2,
+            messages=[{"role": "system", "content": "Answer in verse."}, {"role": "user", "content": QUESTION}],
+        )
+        parts = list(
+            client.chat.completions.create(
+                model="rag-shards",
+                messages=[{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+        )
+    message = whole.choices[0].message
+    assert message.content == OSLO_ANSWER
+    assert message.annotations is not None
+    assert message.annotations[0].url_citation.url.startswith("file://")
+    cited = message.annotations[0].url_citation
+    assert OSLO_ANSWER[cited.start_index : cited.end_index] == "[1]"
+    assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == OSLO_ANSWER
+    assert [part.choices[0].finish_reason for part in parts if part.choices][-1] == "stop"
+    assert parts[-1].usage is not None
+    extra = parts[-2].model_extra
+    assert extra is not None
+    assert extra["citations"][0]["number"] == 1
+
+
+def test_a_conversation_is_read_as_the_history_of_its_last_question(
+    service: Service, oslo: str, stand_in: StandIn
+) -> None:
+    stand_in.rewrite = f"{QUESTION} In Oslo."
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=oslo, max_retries=0) as client:
+        answer = client.chat.completions.create(
+            model="rag-shards",
+            messages=[
+                {"role": "user", "content": "Is there parental leave?"},
+                {"role": "assistant", "content": "Yes [1]."},
+                {"role": "user", "content": "How many weeks are on full pay?"},
+            ],
+        )
+    assert answer.choices[0].message.content == OSLO_ANSWER
+    asked = [request["messages"][1]["content"] for request in stand_in.requests]
+    assert any("Is there parental leave?" in content and "Last question" in content for content in asked)
+    assert any(content.endswith(stand_in.rewrite) for content in asked)
+
+
+def test_passages_and_shards_are_found_and_feedback_is_taken(service: Service, oslo: str) -> None:
+    with service.as_client(oslo) as client:
+        found = client.post("/v1/search", json={"question": QUESTION, "k": 3, "regions": ["oslo"]}).json()
+        assert {hit["shard"].partition("/")[0] for hit in found["hits"]} == {"oslo"}
+        assert {shard["region"] for shard in client.get("/v1/shards").json()} == {"oslo"}
+        answer = client.post("/v1/ask", json={"question": "What is the travel per-diem?"}).json()
+        assert client.post("/v1/feedback", json={"answer": answer, "correct": False}).json() == {"dropped": True}
+        assert client.post("/v1/feedback", json={"answer": answer, "correct": False}).json() == {"dropped": False}
+
+
+# Scope.
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/ask", {"question": QUESTION, "regions": ["lisbon"]}),
+        ("/v1/search", {"question": QUESTION, "regions": ["lisbon"]}),
+        (
+            "/v1/chat/completions",
+            {"model": "rag-shards", "messages": [{"role": "user", "content": QUESTION}], "regions": ["lisbon"]},
+        ),
+    ],
+)
+def test_a_shard_that_the_key_may_not_see_is_unknown_like_one_that_is_not(
+    service: Service, oslo: str, path: str, body: dict[str, Any]
+) -> None:
+    with service.as_client(oslo) as client:
+        hidden = client.post(path, json=body)
+        none = client.post(path, json={**body, "regions": ["lisbonx"]})
+    assert (hidden.status_code, none.status_code) == (404, 404)
+    assert hidden.json()["error"]["message"].replace("lisbon", "") == none.json()["error"]["message"].replace(
+        "lisbonx", ""
+    )
+
+
+@pytest.mark.parametrize("extra", [{"tenant": "default"}, {"within": ["*/*"]}, {"shards": ["*/*"]}, {"key": "x"}])
+def test_a_body_cannot_name_a_tenant_or_widen_the_scope(service: Service, oslo: str, extra: dict[str, Any]) -> None:
+    with service.as_client(oslo) as client:
+        refused = client.post("/v1/ask", json={"question": QUESTION, **extra})
+        headers = {"x-tenant": "default", "x-scope": "*/*", "x-forwarded-user": "root"}
+        answered = client.post("/v1/ask", json={"question": QUESTION}, headers=headers)
+    assert refused.status_code == 422
+    assert {citation["shard"].partition("/")[0] for citation in answered.json()["citations"]} == {"oslo"}
+
+
+def test_an_answer_of_one_tenant_cannot_be_dropped_by_another(service: Service, oslo: str, everything: str) -> None:
+    with service.as_client(oslo) as mine, service.as_client(everything) as other:
+        answer = mine.post("/v1/ask", json={"question": QUESTION}).json()
+        assert other.post("/v1/feedback", json={"answer": answer, "correct": False}).status_code == 400
+        assert mine.post("/v1/ask", json={"question": QUESTION}).json()["entry"] == answer["entry"]
+
+
+# Keys.
+
+
+@pytest.mark.parametrize(
+    "header", ["", "Bearer", "Bearer rag_00000000_" + "x" * 43, "Basic x", "Bearer \u00e9".encode().decode("latin-1")]
+)
+def test_without_a_valid_key_nothing_is_answered(service: Service, header: str) -> None:
+    with httpx.Client(base_url=service.url, trust_env=False) as client:
+        for path in ("/v1/shards", "/v1/models"):
+            reply = client.get(path, headers={"authorization": header.encode("latin-1")} if header else {})
+            assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
+
+
+def test_keys_are_stored_as_hashes_shown_once_and_refused_once_revoked(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    key, text = create_key(path, "one", shards=["oslo/*", "*/people"])
+    keys = ApiKeys(path)
+    assert text.split("_", 2)[2] not in path.read_text()
+    assert path.stat().st_mode & 0o077 == 0
+    assert keys.find(text) == key
+    assert keys.find(text[:-1] + ("x" if text[-1] != "x" else "y")) is None
+    second, other = create_key(path, "two")
+    assert keys.find(other) == second
+    revoke_key(path, key.id)
+    assert keys.find(text) is None
+    assert keys.find(other) == second
+    with pytest.raises(InvalidArgument, match="keys list"):
+        revoke_key(path, "none")
+    for wrong in ({"shards": ["oslo"]}, {"shards": ["a/b/c"]}, {"tenant": "a\nb"}, {"requests_per_minute": 0}):
+        with pytest.raises(InvalidArgument):
+            create_key(path, "three", **wrong)
+    assert len(read_keys(path)) == 2
+    path.write_text("{}x")
+    with pytest.raises(SettingsError, match="malformed"):
+        keys.check()
+    path.unlink()
+    with pytest.raises(SettingsError, match="keys create"):
+        keys.find(other)
+
+
+@given(st.text(max_size=80))
+def test_no_text_but_a_key_is_one(text: str) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "keys.json")
+        create_key(path, "one")
+        assert ApiKeys(path).find(text) is None
+
+
+# Within one process, where limits can be small.
+
+
+@contextmanager
+def small(lake: str, keys_file: Path | None, **values: Any) -> Generator[TestClient]:
+    settings = ServingSettings.model_validate({"lake_uri": lake})
+    app = create_app(
+        lambda: AsyncRagClient(settings),
+        HttpSettings.model_validate({"keys": None if keys_file is None else str(keys_file), **values}),
+        open_to_all=keys_file is None,
+    )
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def test_more_requests_than_a_key_may_make_get_429_with_a_time_to_wait(sample_lake: str, tmp_path: Path) -> None:
+    key = create_key(tmp_path / "k.json", "slow", requests_per_minute=2)[1]
+    other = create_key(tmp_path / "k.json", "other", requests_per_minute=2)[1]
+    with small(sample_lake, tmp_path / "k.json") as client:
+        replies = [client.get("/v1/shards", headers={"authorization": f"Bearer {key}"}) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [200, 200, 429]
+        assert 1 <= int(replies[2].headers["retry-after"]) <= 60
+        assert client.get("/v1/shards", headers={"authorization": f"Bearer {other}"}).status_code == 200
+
+
+def test_an_address_that_tries_keys_is_stopped_and_right_keys_from_there_are_not(
+    sample_lake: str, tmp_path: Path
+) -> None:
+    key = create_key(tmp_path / "k.json", "one")[1]
+    with small(sample_lake, tmp_path / "k.json", failed_keys_per_minute=3) as client:
+        tried = [client.get("/v1/shards", headers={"authorization": f"Bearer {n}"}).status_code for n in range(5)]
+        assert tried == [401, 401, 401, 429, 429]
+        assert client.get("/v1/shards", headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_a_caller_without_a_key_has_tried_none(sample_lake: str, tmp_path: Path) -> None:
+    create_key(tmp_path / "k.json", "one")
+    with small(sample_lake, tmp_path / "k.json", failed_keys_per_minute=1) as client:
+        assert [client.get("/v1/shards").status_code for _ in range(3)] == [401] * 3
+        assert client.get("/v1/shards", headers={"authorization": "Bearer x"}).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422),
+        (b"{", 422),
+        (b"[]", 422),
+        (b'{"question": ""}', 422),
+        (b'{"question": "   "}', 400),
+        (b'{"question": 1}', 422),
+        (b'{"question": "x", "k": 0}', 422),
+        (b'{"question": "x", "k": 1e9}', 422),
+        (b'{"question": "x", "regions": []}', 422),
+        (b'{"question": "x", "regions": ["../.."]}', 400),
+        (b'{"question": "x", "history": [{"question": "a"}]}', 422),
+        (b'{"question": "\\ud800"}', 422),
+        (b'{"question": "' + b"x" * 5000 + b'"}', 422),
+        (b'{"question": "' + b"x" * 50_000 + b'"}', 413),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_malformed_and_oversized_bodies_get_a_named_error(sample_lake: str, body: bytes, status: int) -> None:
+    with small(sample_lake, None, max_body=20_000) as client:
+        reply = client.post("/v1/ask", content=body, headers={"content-type": "application/json"})
+        assert reply.status_code == status
+        assert reply.json()["error"]["type"]
+        chunked = client.post("/v1/ask", content=iter([body]), headers={"content-type": "application/json"})
+        assert chunked.status_code == status
+
+
+def test_without_keys_the_service_does_not_start_unless_it_is_told_to(sample_lake: str) -> None:
+    settings = ServingSettings.model_validate({"lake_uri": sample_lake})
+    with pytest.raises(SettingsError, match="keys create"):
+        create_app(lambda: AsyncRagClient(settings), HttpSettings.model_validate({"keys": None}))
+
+
+def test_the_page_comes_with_a_policy_and_nothing_else_is_served(sample_lake: str) -> None:
+    with small(sample_lake, None) as client:
+        page = client.get("/")
+        assert "default-src 'none'" in page.headers["content-security-policy"]
+        for name in re.findall(r'(?:src|href)="(/page/[^"]+)"', page.text):
+            assert client.get(name).status_code == 200
+        assert not re.findall(r"https?://", page.text)
+        for path in ("/page/..%2fapp.py", "/page/app.py", "/page/%2e%2e/app.py", "/nothing"):
+            reply = client.get(path)
+            assert (reply.status_code, reply.json()["error"]["type"]) == (404, "Not Found")
+
+
+# Around requests.
+
+
+def test_readiness_says_what_the_cache_can_do(
+    service: Service, sample_lake: str, plain_redis_url: str, tmp_path: Path
+) -> None:
+    assert httpx.get(f"{service.url}/readyz", trust_env=False).json() == {
+        "ready": True,
+        "shards": 11,
+        "cache": "in this process",
+        "model": "openai/stand-in",
+    }
+    settings = {"RAG_LAKE_URI": sample_lake, "RAG_REDIS_URL": plain_redis_url}
+    with serving(tmp_path, settings, "--open") as plain:
+        assert httpx.get(f"{plain.url}/readyz", trust_env=False).json()["cache"].startswith("exact tier only")
+
+
+def test_requests_are_counted_and_logged_without_questions_keys_or_documents(service: Service, oslo: str) -> None:
+    with service.as_client(oslo) as client:
+        reply = client.post("/v1/ask", json={"question": QUESTION}, headers={"x-request-id": "my-id-1"})
+        assert reply.headers["x-request-id"] == "my-id-1"
+        odd = client.get("/v1/shards", headers={"x-request-id": "a b\tc"})
+        assert re.fullmatch(r"[0-9a-f]{32}", odd.headers["x-request-id"])
+        metrics = client.get("/metrics").text
+    assert 'rag_requests_total{method="POST",route="/v1/ask",status="200"}' in metrics
+    assert 'rag_events_total{event="exact"}' in metrics
+    assert "rag_tokens_total" in metrics
+    log = service.log.read_text()
+    assert '"request_id": "my-id-1"' in log
+    for secret in (QUESTION, oslo, oslo.split("_", 2)[2], "46 weeks", "not-a-key"):
+        assert secret not in log
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_sigterm_finishes_what_is_under_way(
+    environment: dict[str, str], stand_in: StandIn, oslo: str, tmp_path: Path
+) -> None:
+    replies: list[str] = []
+    begun = threading.Semaphore(0)
+
+    def ask(number: int) -> None:
+        body = {"question": f"{QUESTION} Number {number}.", "stream": True}
+        with service.as_client(oslo) as client, client.stream("POST", "/v1/ask", json=body) as reply:
+            begun.release()
+            replies.append(reply.read().decode())
+
+    with serving(tmp_path, environment, "--workers", "2") as service:
+        children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(workers[0], signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        good = 0
+        while good < 20:
+            assert time.monotonic() < deadline
+            try:
+                with service.as_client(oslo) as client:
+                    good += client.post("/v1/ask", json={"question": QUESTION}).status_code == 200
+            except httpx.TransportError:  # the connection lay with the one that was killed
+                time.sleep(0.2)
+        stand_in.pause = 1.0
+        try:
+            threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+            for thread in threads:
+                thread.start()
+            for _ in threads:
+                assert begun.acquire(timeout=60)
+            service.process.send_signal(signal.SIGTERM)
+            for thread in threads:
+                thread.join(60)
+        finally:
+            stand_in.pause = 0.0
+        assert service.process.wait(60) in (0, -signal.SIGTERM)
+    assert [sse(text)[-1][0] for text in replies] == ["done"] * 6

@@ -1,0 +1,287 @@
+"""The page as people meet it, in a real browser: by keyboard, on a small screen, with hostile documents."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rag_serving.http.api_keys import create_key
+from tests.fake_llm import StandIn
+from tests.pipelines import failure_of, run_shard, seed_model, settings_for
+from tests.servers import axe_script, chromium
+from tests.serving_process import Service, service_environment, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+QUESTION = "How many weeks of parental leave are on full pay?"
+MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+DOCUMENTS = {
+    "oslo/people": "# Parental leave\n\nParental leave in Oslo is 46 weeks on full pay.\n",
+    "oslo/finance": "# Travel\n\nThe travel per-diem in Oslo is 620 kroner.\n",
+    "lisbon/people": "# Parental leave\n\nParental leave in Lisbon is 22 weeks on full pay.\n",
+    "nagoya/support": f"# Escalation {html.escape(MARKUP)}\n\nTo escalate a ticket call `{MARKUP}`. {'x' * 200}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def lake(model_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    import dagster as dg
+
+    source, lake = tmp_path_factory.mktemp("source"), str(tmp_path_factory.mktemp("lake"))
+    seed_model(model_lake, lake)
+    settings = settings_for(str(source), lake)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for shard, text in DOCUMENTS.items():
+            (source / shard).mkdir(parents=True)
+            (source / shard / "page.md").write_text(text)
+            result = run_shard(instance, settings, shard)
+            assert result.success, failure_of(result)
+    return lake
+
+
+@pytest.fixture(scope="module")
+def everything(keys_file: Path) -> str:
+    return create_key(keys_file, "everything", tenant="everything")[1]
+
+
+@pytest.fixture(scope="module")
+def oslo(keys_file: Path) -> str:
+    return create_key(keys_file, "Oslo alone", tenant="oslo", shards=["oslo/*"])[1]
+
+
+@pytest.fixture(scope="module")
+def service(
+    lake: str, stand_in: StandIn, keys_file: Path, oslo: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    environment = service_environment(lake, stand_in, keys_file)
+    with serving(tmp_path_factory.mktemp("service"), environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser(server_binaries: Path, service: Service) -> Iterator[Browser]:  # last: its event loop stays in this thread
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)
+    with chromium(server_binaries) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, service: Service, stand_in: StandIn) -> Iterator[Page]:
+    """The page, opened without a key. At the end it has asked no other host for anything and complained of nothing."""
+    stand_in.words, stand_in.pause, stand_in.faults = ("46 weeks", " [1]."), 0.0, {}
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    page = context.new_page()
+    asked: list[str] = []
+    complaints: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(service.url)
+    expect(page.get_by_role("status")).to_have_text("Enter your access key.")
+    yield page
+    context.close()
+    assert asked
+    assert [url for url in asked if not url.startswith((f"{service.url}/", "data:"))] == []
+    refused = "the server responded with a status of 401"  # which the browser notes by itself
+    assert [text for text in complaints if refused not in text] == []
+
+
+def expect(locator: Locator) -> Any:
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def give_key(page: Page, key: str) -> None:
+    """Enter a valid key, whose field closes then."""
+    if page.get_by_label("Key, kept in this tab only").is_hidden():
+        page.get_by_text("Access key", exact=True).click()
+    page.get_by_label("Key, kept in this tab only").fill(key)
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Key, kept in this tab only")).to_be_hidden()
+
+
+def ask(page: Page, question: str) -> None:
+    page.get_by_role("textbox", name="Question").fill(question)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Done.")
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    for _ in range(20):
+        page.keyboard.press("Tab")
+        if target.evaluate("element => element === document.activeElement"):
+            return
+    raise AssertionError(f"no way to {target} by Tab")
+
+
+def texts(page: Page, label: str) -> list[str]:
+    return page.get_by_role("combobox", name=label).locator("option").all_text_contents()
+
+
+def test_a_question_is_asked_and_its_source_opened_by_keyboard_alone(page: Page, oslo: str, stand_in: StandIn) -> None:
+    stand_in.pause = 0.1
+    tab_to(page, page.get_by_label("Key, kept in this tab only"))
+    page.keyboard.type(oslo)
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_be_focused()
+    expect(page.get_by_role("status")).to_be_empty()
+    page.keyboard.type(QUESTION)
+    page.evaluate(
+        """() => {
+          window.seen = [];
+          const text = document.getElementById("text");
+          new MutationObserver(() => seen.push([text.textContent, text.getAttribute("aria-busy")]))
+            .observe(text, { childList: true, characterData: true, subtree: true });
+        }"""
+    )
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Done.")
+    expect(page.locator("#text")).to_have_text("46 weeks [1].")
+    assert ["46 weeks", "true"] in page.evaluate("() => seen")
+    expect(page.get_by_role("heading", name=QUESTION)).to_be_visible()
+    source = page.get_by_role("region", name="Sources").get_by_role("listitem")
+    expect(source).to_have_count(1)
+    expect(source.locator("pre")).to_be_hidden()
+    tab_to(page, page.get_by_role("link", name="Source 1"))
+    page.keyboard.press("Enter")
+    expect(source.locator("pre")).to_be_visible()
+    expect(source.locator("pre")).to_contain_text("46 weeks on full pay")
+    expect(source.locator("summary")).to_be_focused()
+    expect(source).to_contain_text("oslo/people")
+    button = page.get_by_role("button", name="Ask")
+    while not button.evaluate("element => element === document.activeElement"):
+        page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Done.")
+    expect(button).to_be_focused()
+
+
+def test_a_question_asked_again_shows_that_and_why_the_cache_answered(page: Page, everything: str) -> None:
+    give_key(page, everything)
+    ask(page, QUESTION)
+    expect(page.locator("#cache")).to_contain_text("Answered anew")
+    ask(page, QUESTION)
+    expect(page.locator("#cache")).to_contain_text(re.compile(r"Answered from the cache in \d+ ms · the same question"))
+    expect(page.locator("#text")).to_have_text("46 weeks [1].")
+    expect(page.get_by_role("link", name="Source 1")).to_be_visible()
+
+
+def test_a_wrong_answer_can_be_taken_out_of_the_cache(page: Page, everything: str) -> None:
+    give_key(page, everything)
+    ask(page, "What is the travel per-diem?")
+    page.get_by_role("button", name="No").click()
+    expect(page.get_by_role("status")).to_contain_text("Thank you")
+    ask(page, "What is the travel per-diem?")
+    expect(page.locator("#cache")).to_contain_text("Answered anew")
+
+
+def test_filters_list_what_the_key_may_see_and_narrow_the_scope(page: Page, oslo: str, everything: str) -> None:
+    give_key(page, oslo)
+    expect(page.get_by_role("status")).to_be_empty()
+    assert texts(page, "Region") == ["all", "oslo"]
+    assert texts(page, "Department") == ["all", "finance", "people"]
+    give_key(page, everything)
+    expect(page.get_by_role("combobox", name="Region").locator("option")).to_have_count(4)
+    assert texts(page, "Region") == ["all", "lisbon", "nagoya", "oslo"]
+    page.get_by_role("combobox", name="Region").select_option("lisbon")
+    ask(page, QUESTION)
+    places = page.get_by_role("region", name="Sources").locator(".place")
+    assert {text.rpartition("[")[2] for text in places.all_text_contents()} == {"lisbon/people]"}
+
+
+@pytest.mark.parametrize("asks", [False, True], ids=["entered", "asked with"])
+def test_a_wrong_key_opens_the_key_field_and_says_so(page: Page, oslo: str, asks: bool) -> None:
+    give_key(page, oslo)
+    expect(page.get_by_role("status")).to_be_empty()
+    if asks:  # it was revoked meanwhile, say
+        page.evaluate("document.getElementById('key').value = 'rag_wrong'")
+        page.locator("#question").fill(QUESTION)
+    else:
+        page.get_by_text("Access key", exact=True).click()
+        page.get_by_label("Key, kept in this tab only").fill("rag_wrong")
+        page.get_by_text("Access key", exact=True).click()
+        page.locator("#question").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("This key is not valid.")
+    expect(page.get_by_label("Key, kept in this tab only")).to_be_visible()
+
+
+def test_an_answer_can_be_stopped(page: Page, oslo: str, stand_in: StandIn) -> None:
+    stand_in.faults = {"stand-in": "hangs"}
+    give_key(page, oslo)
+    page.locator("#question").fill("What is the travel per-diem?")
+    page.keyboard.press("Enter")
+    stop = page.get_by_role("button", name="Stop")
+    expect(stop).to_be_visible()
+    tab_to(page, stop)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_have_text("Stopped.")
+    expect(stop).to_be_hidden()
+    expect(page.locator("#question")).to_be_focused()
+    stand_in.faults = {}
+    ask(page, QUESTION)
+
+
+def test_a_question_asked_while_another_is_answered_takes_its_place(
+    page: Page, everything: str, stand_in: StandIn
+) -> None:
+    stand_in.faults = {"stand-in": "hangs"}
+    give_key(page, everything)
+    page.locator("#question").fill("What is the travel per-diem at home?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("region", name="Sources")).to_be_visible()
+    page.locator("#question").fill("Who gets leave?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Who gets leave?")).to_be_visible()
+    expect(page.get_by_role("region", name="Sources")).to_be_visible()
+    expect(page.get_by_role("status")).to_have_text("Answering…")
+    expect(page.get_by_role("button", name="Stop")).to_be_visible()
+
+
+def test_markup_of_documents_and_models_is_shown_as_text(page: Page, everything: str, stand_in: StandIn) -> None:
+    stand_in.words = ("Call ", MARKUP, " [1].")
+    give_key(page, everything)
+    page.get_by_role("combobox", name="Region").select_option("nagoya")
+    ask(page, f"Whom does the escalation of a ticket call? {MARKUP}")
+    page.get_by_role("link", name="Source 1").click()
+    source = page.get_by_role("region", name="Sources")
+    for place in (page.locator("#text"), page.locator("#asked"), source.locator("pre"), source.locator("summary")):
+        expect(place.first).to_contain_text(MARKUP)
+    assert page.locator("main img, main script").count() == 0
+    assert page.title() == "Ask the documents"
+
+
+def test_nothing_scrolls_sideways_on_a_small_screen(page: Page, everything: str, stand_in: StandIn) -> None:
+    stand_in.words = ("y" * 300, " [1].")
+    page.set_viewport_size({"width": 360, "height": 640})
+    give_key(page, everything)
+    page.get_by_role("combobox", name="Region").select_option("nagoya")
+    ask(page, f"How does the escalation of a ticket go? {'z' * 300}")
+    page.get_by_role("link", name="Source 1").click()
+    expect(page.get_by_role("region", name="Sources").locator("pre")).to_contain_text("x" * 200)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_nothing_to_object_to(page: Page, everything: str, server_binaries: Path, colours: Any) -> None:
+    page.emulate_media(color_scheme=colours, reduced_motion="reduce")
+    page.evaluate(axe_script(server_binaries).read_text())
+
+    def problems() -> list[tuple[str, list[str]]]:
+        found = page.evaluate("() => axe.run()")["violations"]
+        return [(one["id"], [node["html"] for node in one["nodes"]]) for one in found]
+
+    assert problems() == []
+    give_key(page, everything)
+    ask(page, QUESTION)
+    page.get_by_role("link", name="Source 1").click()
+    assert problems() == []

@@ -1,0 +1,158 @@
+"""Rates of keys: the same for all processes by a real Redis, and shared out among them without it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+import redis
+import trustme
+
+from rag_serving.cache.redis_connection import connect
+from rag_serving.http.api_keys import create_key
+from rag_serving.http.rate_limits import RateLimits
+from tests.servers import Certificate, redis_server
+from tests.serving_process import Service, serving
+
+
+@contextlib.asynccontextmanager
+async def rates_at(url: str, *, patience: float = 5.0, pause: float = 5.0) -> AsyncGenerator[RateLimits]:
+    """What one process of a deployment counts with."""
+    rates = RateLimits(connect(url, timeout=patience), prefix="test", timeout=patience, pause=pause)
+    try:
+        yield rates
+    finally:
+        await rates.close()
+
+
+@pytest.fixture(params=["plain", "cluster", "cluster behind TLS"])
+def shared_url(request: pytest.FixtureRequest, server_binaries: Path, tmp_path: Path) -> Iterator[str]:
+    if request.param == "plain":
+        yield request.getfixturevalue("redis_clean")
+        return
+    tls = None
+    if "TLS" in request.param:
+        authority = trustme.CA()
+        issued = authority.issue_cert("127.0.0.1")
+        tls = Certificate(tmp_path / "certificate.pem", tmp_path / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(tls.certificate)
+        issued.private_key_pem.write_to_path(tls.key)
+        authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    with redis_server(server_binaries, cluster=True, tls=tls) as own:
+        scheme, _, rest = own.url.partition("://")
+        yield f"{scheme}+cluster://{rest}" + (f"?ssl_ca_certs={tmp_path / 'authority.pem'}" if tls else "")
+
+
+def test_processes_count_together_under_the_prefix_of_the_deployment(shared_url: str) -> None:
+    async def taken() -> list[bool]:
+        async with rates_at(shared_url) as one, rates_at(shared_url) as two:
+            waits = [await rates.take(3, "key", "a") for rates in (one, two, one, two, one)]
+            other = await two.take(3, "key", "b")
+            assert one.shared
+            assert two.shared
+            assert all(1 <= wait <= 60 for wait in waits if wait is not None)
+            if "cluster" not in shared_url:
+                with redis.Redis.from_url(shared_url) as direct:
+                    names = list(direct.scan_iter("*"))
+                assert names
+                assert all(name.startswith(b"test:rates:") for name in names)
+            return [wait is None for wait in (*waits, other)]
+
+    assert asyncio.run(taken()) == [True, True, True, False, False, True]
+
+
+def test_a_redis_that_hangs_is_done_without_and_is_used_again_once_it_answers(server_binaries: Path) -> None:
+    async def counts() -> None:
+        with redis_server(server_binaries) as own:
+            async with rates_at(own.url, patience=0.2, pause=0.05) as rates:
+                assert await rates.take(2, "key", "a") is None
+                assert rates.shared
+                own.process.send_signal(signal.SIGSTOP)
+                try:
+                    waits = [await rates.take(2, "key", "a") for _ in range(4)]
+                    assert not rates.shared
+                finally:
+                    own.process.send_signal(signal.SIGCONT)
+                assert [wait is None for wait in waits] == [True, True, False, False]  # the rate holds here, too
+                deadline = time.monotonic() + 60
+                while not rates.shared:
+                    assert time.monotonic() < deadline
+                    await asyncio.sleep(0.05)
+                    await rates.take(1_000, "key", "other")
+
+    asyncio.run(counts())
+
+
+def test_a_dead_redis_is_not_asked_by_each_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections and never answers
+        listening.setblocking(False)
+        url = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
+
+        def connections() -> int:
+            for number in range(1_000):
+                try:
+                    listening.accept()[0].close()
+                except BlockingIOError:
+                    return number
+            return 1_000
+
+        async def takes() -> tuple[int, int]:
+            async with rates_at(url, patience=0.1, pause=3_600.0) as rates:
+                assert await rates.take(100, "key", "a") is None
+                first = connections()
+                for _ in range(50):
+                    await rates.take(100, "key", "a")
+                return first, connections()
+
+        first, further = asyncio.run(takes())
+        assert first >= 1
+        assert further == 0
+
+
+def test_without_redis_each_worker_gives_its_share() -> None:
+    async def taken() -> int:
+        workers = [RateLimits(workers=4) for _ in range(4)]
+        return sum([await one.take(10, "key", "a") is None for one in workers for _ in range(20)])
+
+    assert asyncio.run(taken()) == 12  # three each
+
+
+def statuses(service: Service, key: str, requests: int) -> Counter[int]:
+    """Of that many requests at once, each on a connection of its own, so that several workers get some."""
+
+    async def gathered() -> list[int]:
+        async def one() -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            async with httpx.AsyncClient(base_url=service.url, headers=headers, trust_env=False, timeout=60) as client:
+                return (await client.get("/v1/shards")).status_code
+
+        return await asyncio.gather(*(one() for _ in range(requests)))
+
+    return Counter(asyncio.run(gathered()))
+
+
+def test_several_workers_allow_what_a_key_may_do_and_no_more(
+    sample_lake: str, redis_clean: str, tmp_path: Path
+) -> None:
+    key = create_key(tmp_path / "keys.json", "any", requests_per_minute=10)[1]
+    environment = {
+        "RAG_LAKE_URI": sample_lake,
+        "RAG_REDIS_URL": redis_clean,
+        "RAG_CACHE_TIMEOUT": "5",
+        "RAG_HTTP_KEYS": str(tmp_path / "keys.json"),
+    }
+    with serving(tmp_path, environment, "--workers", "2") as service:
+        assert statuses(service, key, 40) == {200: 10, 429: 30}
+        assert "rag_rates_shared 1.0" in httpx.get(f"{service.url}/metrics", trust_env=False).text
+    del environment["RAG_REDIS_URL"]
+    with serving(tmp_path, environment, "--workers", "2") as service:
+        assert 5 <= statuses(service, key, 40)[200] <= 10
+        assert "rag_rates_shared 0.0" in httpx.get(f"{service.url}/metrics", trust_env=False).text

@@ -1,0 +1,294 @@
+"""What operators do to published shards: roll back, hold, release, keep up; and what readers notice of it: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+import numpy as np
+import pytest
+
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.errors import ShardLocked, VersionNotKept
+from rag_assets.maintenance import MaintenanceReport, maintain_shards
+from rag_assets.publishing.retention import drop_old_tags, kept_versions
+from rag_assets.publishing.rollback import release, rollback
+from rag_assets.sources.listing_digest import listing_digest
+from rag_assets.storage.lake import Lake
+from rag_assets.storage.schemas import CHUNKS, RAW_DOCUMENTS
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.catalog import Snapshot
+from rag_serving.lake.catalog_entry import CatalogEntry, Publication, read_catalog_entry
+from rag_serving.lake.search.query import Query
+from rag_serving.lake.shards import Shard
+from rag_serving.lake.tables import SHARDS
+from rag_serving.retrieval.searcher import Searcher
+from tests.pipelines import publication, published_rows
+from tests.shard_harness import Bench, on_folders
+
+
+def entry_of(bench: Bench) -> CatalogEntry:
+    found = read_catalog_entry(Lake(bench.lake).objects, Shard.parse(bench.shard))
+    assert found is not None
+    return found[0]
+
+
+@contextmanager
+def writer(bench: Bench) -> Iterator[ShardWriter]:
+    with PipelineResource.from_settings(bench.settings).writer(Shard.parse(bench.shard), holder="a test") as held:
+        yield held
+
+
+def three_versions(bench: Bench) -> list[Publication]:
+    made: list[Publication] = []
+    for text in ("The first text.", "The second text.", "The third text."):
+        bench.put("page.txt", text)
+        bench.run()
+        current = publication(bench.lake, bench.shard)
+        assert current is not None
+        made.append(current)
+    return made
+
+
+def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(bench: Bench) -> None:
+    _, second, third = three_versions(bench)
+    with writer(bench) as held:
+        entry = rollback(held, by="an operator")
+    assert (entry.current.version, entry.current.content_digest) == (second.version, second.content_digest)
+    assert bench.texts() == {"page.txt": "The second text."}
+
+    bench.put("page.txt", "The fourth text.")
+    said = bench.run()
+    assert (said["published"]["changed"], said["published"]["held_by"]) == (False, "an operator")
+    assert said["shards"]["documents_replaced"] == 1  # built all the same
+    assert bench.texts() == {"page.txt": "The second text."}
+
+    with writer(bench) as held:
+        assert release(held) is not None
+        assert release(held) is None
+    assert bench.texts() == {"page.txt": "The second text."}
+    bench.run()
+    assert bench.texts() == {"page.txt": "The fourth text."}
+    entry = entry_of(bench)
+    assert entry.hold is None
+    assert [old.version for old in entry.history[:3]] == [second.version, third.version, second.version]
+    assert entry.history[0].published_by == "an operator"
+    assert entry.history[1].published_by == f"run {third.run_id}"
+    assert all(old.documents == 1 for old in entry.history)
+
+
+@on_folders
+def test_a_held_shard_counts_as_worked_through_up_to_what_was_built(bench: Bench) -> None:
+    three_versions(bench)
+    with writer(bench) as held:
+        rollback(held, by="an operator")
+    source = PipelineResource.from_settings(bench.settings).source()
+    listing = listing_digest(entry for page in source.pages(f"{bench.shard}/") for entry in page)
+    assert entry_of(bench).seen_source_digest == listing  # else the sensor would ask for a run on every tick
+    bench.put("more.txt", "More.")
+    assert entry_of(bench).seen_source_digest != listing_digest(source.pages(f"{bench.shard}/").__next__())
+    bench.run()
+    assert entry_of(bench).seen_source_digest == listing_digest(source.pages(f"{bench.shard}/").__next__())
+
+
+@on_folders
+def test_a_rollback_goes_to_a_version_that_is_kept_and_to_no_other(bench: Bench) -> None:
+    first, second, third = three_versions(bench)
+    with writer(bench) as held:
+        with pytest.raises(VersionNotKept, match=rf"versions {second.version}, {first.version} to go back to"):
+            rollback(held, by="an operator", to=10_000)
+        assert rollback(held, by="an operator", to=first.version).current.version == first.version
+    assert bench.texts() == {"page.txt": "The first text."}
+    with writer(bench) as held:
+        assert rollback(held, by="an operator", to=third.version).current.version == third.version
+    assert bench.texts() == {"page.txt": "The third text."}
+
+
+@on_folders
+def test_a_shard_published_once_has_nothing_to_go_back_to(bench: Bench) -> None:
+    with writer(bench) as held, pytest.raises(VersionNotKept, match="never published"):
+        rollback(held, by="an operator")
+    bench.put("page.txt", "The only text.")
+    bench.run()
+    with writer(bench) as held, pytest.raises(VersionNotKept, match="no older version"):
+        rollback(held, by="an operator")
+
+
+def maintained(bench: Bench, *, pin_seconds: float = 3600.0, keep: int = 5) -> MaintenanceReport:
+    pipeline = PipelineResource.from_settings(bench.settings)
+    return maintain_shards(
+        [Shard.parse(bench.shard)],
+        lambda shard: pipeline.writer(shard, holder="maintenance", wait=0),
+        pipeline.identity(),
+        run_id="maintenance",
+        keep=keep,
+        pin_seconds=pin_seconds,
+        log=lambda _: None,
+    )
+
+
+def versions(bench: Bench, stage: str) -> int:
+    table = Lake(bench.lake).open(stage, Shard.parse(bench.shard))
+    assert table is not None
+    return len(table.list_versions())
+
+
+def test_upkeep_removes_what_nobody_can_read_and_leaves_rows_and_published_versions(bench: Bench) -> None:
+    published = three_versions(bench)
+    for number in range(6):
+        bench.put("page.txt", f"Text {number}.")
+        bench.run()
+    before = published_rows(bench.lake, bench.shard)
+    time.sleep(0.1)
+    report = maintained(bench, pin_seconds=0.01, keep=2)
+    assert (report.shards, report.failed, report.skipped) == (1, {}, [])
+    assert report.versions_removed > 10
+    assert versions(bench, RAW_DOCUMENTS) == versions(bench, CHUNKS) == 1
+    assert published_rows(bench.lake, bench.shard) == before
+    table = Lake(bench.lake).open(SHARDS, Shard.parse(bench.shard))
+    assert table is not None
+    kept = kept_versions(table)
+    assert published[0].version not in kept
+    assert len(kept) == 2  # the last one before, and the compacted one that the upkeep published in its place
+    for version in kept:
+        table.checkout(version)
+        assert table.count_rows() == 1
+
+    bench.put("page.txt", "After the upkeep.")
+    said = bench.run()
+    assert said["raw_documents"]["changed"] == 1
+    assert bench.texts() == {"page.txt": "After the upkeep."}
+    with writer(bench) as held:
+        rollback(held, by="an operator")
+    assert published_rows(bench.lake, bench.shard) == before
+
+
+@on_folders
+def test_upkeep_of_a_shard_that_needs_none_writes_nothing(bench: Bench) -> None:
+    bench.put("page.txt", "The text.")
+    bench.run()
+    maintained(bench)
+    before = bench.state()
+    maintained(bench)
+    assert bench.state() == before
+
+
+@on_folders
+def test_a_reader_finishes_on_the_version_that_it_began_with(bench: Bench) -> None:
+    """It took the catalog's word just before two further versions and the upkeep came."""
+    bench.put("page.txt", "What the reader began with.")
+    bench.run()
+    entry = entry_of(bench)
+    for text in ("The next text.", "And the next."):
+        bench.put("page.txt", text)
+        bench.run()
+    maintained(bench, pin_seconds=3600.0, keep=1)
+    vector = np.array(published_rows(bench.lake, bench.shard)[0]["vector"], dtype=np.float32)
+
+    async def search() -> list[str]:
+        vectors = {entry.current.fingerprint: vector}
+        snapshot = Snapshot({entry.shard: entry})
+        hits, failed = await Searcher(bench.lake).search(Query("reader", 3), vectors, [entry], snapshot)
+        assert failed == ()
+        return [hit.text for hit in hits]
+
+    assert asyncio.run(search()) == ["What the reader began with."]
+
+
+@on_folders
+def test_upkeep_leaves_a_shard_alone_that_a_run_is_on(bench: Bench) -> None:
+    bench.put("page.txt", "The text.")
+    bench.run()
+    before = bench.state()
+    with writer(bench):
+        assert maintained(bench).skipped == [bench.shard]
+        with pytest.raises(ShardLocked, match="by a test on"):
+            PipelineResource.from_settings(bench.settings).writer(
+                Shard.parse(bench.shard), holder="another", wait=0
+            ).__enter__()
+    assert bench.state() == before
+
+
+@on_folders
+def test_an_unpublished_head_is_kept_up_and_not_published_by_the_upkeep(bench: Bench) -> None:
+    _, second, _ = three_versions(bench)
+    with writer(bench) as held:
+        rollback(held, by="an operator")
+    time.sleep(0.1)
+    maintained(bench, pin_seconds=0.01)
+    assert entry_of(bench).current.version == second.version
+    assert bench.texts() == {"page.txt": "The second text."}
+    with writer(bench) as held:
+        release(held)
+    bench.run()
+    assert bench.texts() == {"page.txt": "The third text."}
+
+
+@pytest.mark.parametrize(
+    ("ages", "keep", "pin", "kept"),
+    [
+        # seconds since each of the versions 1 to 5 was published, in order
+        ([5000, 4000, 3000, 2000, 1000], 2, 60, {4, 5}),
+        ([5000, 4000, 3000, 2000, 1000], 2, 2500, {3, 4, 5}),  # 3 was superseded 2,000 seconds ago
+        ([50, 40, 30, 20, 10], 1, 60, {1, 2, 3, 4, 5}),
+        ([5000, 4000, 3000, 2000, 1000], 5, 60, {1, 2, 3, 4, 5}),
+    ],
+)
+@on_folders
+def test_a_version_stays_while_it_is_among_the_last_or_a_reader_may_be_on_it(
+    bench: Bench, ages: list[int], keep: int, pin: float, kept: set[int]
+) -> None:
+    bench.put("page.txt", "The text.")
+    bench.run()
+    entry = entry_of(bench)
+    table = Lake(bench.lake).open(SHARDS, Shard.parse(bench.shard))
+    assert table is not None
+    for name in kept_versions(table).values():
+        table.tags.delete(name)
+    for version in range(table.version, 6):
+        table.update(where="true", values={"title": f"Version {version}"})
+    numbers = range(1, 6)
+    for version in numbers:
+        table.tags.create(f"published-{version}", version)
+    now = datetime.now(UTC)
+    made = [
+        entry.current.model_copy(update={"version": n, "published_at": now - timedelta(seconds=age)})
+        for n, age in zip(numbers, ages, strict=True)
+    ]
+    after = entry.model_copy(update={"current": made[-1], "history": tuple(made[-2::-1])})
+    drop_old_tags(table, after, keep=keep, pin_seconds=pin)
+    assert set(kept_versions(table)) == kept
+
+
+@on_folders
+def test_the_standing_check_names_failed_behind_and_held_shards(bench: Bench) -> None:
+    three_versions(bench)
+    job = build_definitions(bench.settings).resolve_job_def("watch")
+
+    def evaluated() -> dg.AssetCheckEvaluation:
+        result = job.execute_in_process(instance=bench.instance)
+        (event,) = [event for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
+        return event.asset_check_evaluation_data
+
+    def about(found: dg.AssetCheckEvaluation, what: str) -> bool:
+        return bench.shard in found.metadata[what].value  # other tests' shards lie in that lake too
+
+    assert not any(about(evaluated(), what) for what in ("failed", "behind", "held"))
+    with writer(bench) as held:
+        rollback(held, by="an operator")
+    found = evaluated()
+    assert not found.passed
+    assert about(found, "held")
+    bench.put("page.txt", "Another text.")
+    assert about(evaluated(), "behind")
+    bench.delete("page.txt")
+    assert not bench.attempt().success  # all of the shard would be deleted
+    found = evaluated()
+    assert about(found, "failed")
+    assert found.severity == dg.AssetCheckSeverity.ERROR
+    assert bench.shard in (found.description or "")

@@ -1,0 +1,176 @@
+"""The bulk path in processes of its own: each shard by a run of its own, and a process that dies stops no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from rag_assets.defs.build import build_definitions
+from rag_assets.defs.resources import PipelineResource
+from rag_assets.extraction.registry import ParsedObject
+from rag_assets.runs.bulk import processes_for, run_here
+from rag_assets.runs.sqlite_storage import WarmSqliteEventLogStorage, warm_instance
+from rag_assets.settings import PipelineSettings
+from rag_assets.stages.documents import Parse
+from rag_assets.storage.lake import Lake
+from rag_serving.lake.catalog import Catalog
+from rag_serving.lake.embedders.base import Embedder
+from rag_serving.lake.shards import Shard
+from tests.pipelines import seed_model, settings_for
+
+
+class DyingPipeline(PipelineResource):
+    """A pipeline whose process is killed when it reads a certain document."""
+
+    def read(self) -> Parse:
+        read = super().read()
+
+        def reads(data: bytes, key: str) -> ParsedObject:
+            if b"kills" in data:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(data, key)
+
+        return reads
+
+
+class InterruptedPipeline(PipelineResource):
+    """A pipeline whose process gets a Ctrl-C while it embeds."""
+
+    def embedder(self) -> Embedder:
+        os.kill(os.getpid(), signal.SIGINT)
+        return super().embedder()
+
+
+def definitions_that_are_interrupted(settings: PipelineSettings) -> dg.Definitions:
+    """Definitions of that pipeline."""
+    return build_definitions(settings, {"pipeline": InterruptedPipeline.from_settings(settings)})
+
+
+def definitions_that_die(settings: PipelineSettings) -> dg.Definitions:
+    """Definitions of that pipeline; importable, as other processes want it."""
+    return build_definitions(settings, {"pipeline": DyingPipeline.from_settings(settings)})
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    home = tmp_path / "home"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        yield instance
+
+
+@pytest.fixture
+def settings(tmp_path: Path, model_lake: str) -> PipelineSettings:
+    lake = str(tmp_path / "lake")
+    seed_model(model_lake, lake)
+    return settings_for(str(tmp_path / "source"), lake)
+
+
+def put(settings: PipelineSettings, key: str, text: str) -> None:
+    path = Path(str(settings.source_uri), key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def published(settings: PipelineSettings) -> set[str]:
+    return {shard.key for shard in Catalog(Lake(settings.lake_uri).objects).snapshot().entries}
+
+
+def test_processes_index_every_shard_by_a_run_of_the_instance(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", f"d{number}") for number in range(5)]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", f"The {shard.department} canteen opens at eight.")
+    told: list[str | None] = []
+    result = run_here(
+        instance, settings, shards, tags={"a": "b"}, at_once=2, done=lambda _, reason: told.append(reason)
+    )
+    assert (sorted(result.succeeded), result.failed, told) == (shards, {}, [None] * 5)
+    assert (result.totals["added"], result.totals["embedded"], result.totals["published_documents"]) == (5, 5, 5)
+    assert published(settings) == {shard.key for shard in shards}
+    runs = instance.get_runs()
+    assert sorted((run.tags["dagster/partition"], run.status.value, run.tags["a"]) for run in runs) == [
+        (shard.key, "SUCCESS", "b") for shard in shards
+    ]
+
+
+def test_a_process_that_dies_fails_its_shard_alone_and_is_replaced(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", f"d{number}") for number in range(4)]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", "This kills." if shard.department == "d1" else "The canteen opens.")
+    result = run_here(
+        instance, settings, shards, tags={}, at_once=2, build=definitions_that_die, done=lambda _shard, _reason: None
+    )
+    assert sorted(result.succeeded) == [shards[0], shards[2], shards[3]]
+    assert list(result.failed) == [shards[1]]
+    assert "died (exit code -9)" in result.failed[shards[1]]
+
+
+def test_an_interrupt_ends_the_run_that_is_under_way_and_the_next_goes_on_from_there(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", "d0"), Shard("oslo", "d1")]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", "The canteen opens at eight.")
+    told: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_here(
+            instance,
+            settings,
+            shards,
+            tags={},
+            build=definitions_that_are_interrupted,
+            done=lambda shard, _: told.append(shard.key),
+        )
+    (run,) = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.FAILURE
+    assert told == []
+    result = run_here(instance, settings, shards, tags={}, done=lambda _shard, _reason: None)
+    assert (result.succeeded, result.failed) == (shards, {})
+    assert (result.totals["added"], result.totals["unchanged"]) == (1, 1)
+
+
+def test_a_warm_instance_writes_what_the_instance_reads(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    put(settings, "oslo/people/a.txt", "The canteen opens at eight.")
+    shard = Shard("oslo", "people")
+    run_here(instance, settings, [shard], tags={}, done=lambda _shard, _reason: None)
+    (run,) = instance.get_runs()
+    assert run.status == dg.DagsterRunStatus.SUCCESS
+    kinds = [entry.dagster_event_type for entry in instance.all_logs(run.run_id) if entry.is_dagster_event]
+    assert kinds.count(dg.DagsterEventType.ASSET_MATERIALIZATION) == 5
+    assert kinds[-1] == dg.DagsterEventType.RUN_SUCCESS
+    latest = instance.get_latest_materialization_event(dg.AssetKey("published"))
+    assert latest is not None
+    assert latest.run_id == run.run_id
+
+
+def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.DagsterInstance) -> None:
+    with warm_instance(instance) as warm:
+        storage = warm.event_log_storage
+        assert isinstance(storage, WarmSqliteEventLogStorage)
+        for number in range(40):
+            warm.report_engine_event(f"note {number}", job_name="notes", run_id=f"run-{number}")
+        assert storage.open_databases <= 32
+    for number in (0, 39):
+        (entry,) = instance.all_logs(f"run-{number}")
+        assert entry.message == f"note {number}"
+
+
+def test_little_work_is_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert [processes_for(shards, objects) for shards, objects in ((9, 50), (1, 10**6), (3, 500), (100, 10**6))] == [
+        1,
+        1,
+        3,
+        4,
+    ]

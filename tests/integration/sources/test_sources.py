@@ -1,0 +1,390 @@
+"""Where documents arrive: a folder and a bucket on a real S3 server must look the same from here."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import boto3
+import pytest
+
+from rag_assets.arrivals.listing import sweep
+from rag_assets.errors import SourceRefused, SourceUnavailable
+from rag_assets.sources.base import (
+    ObjectGone,
+    Source,
+    SourceObject,
+    golden_shard_of,
+    has_documents,
+    list_shard,
+    shard_of,
+)
+from rag_assets.sources.folder import FolderSource
+from rag_assets.sources.listing_digest import listing_digest
+from rag_assets.sources.open import open_source
+from rag_serving.errors import SettingsError
+from rag_serving.lake.shards import Shard
+from tests.servers.roots import FolderRoot, SourceRoot
+
+# In the order of their bytes; no folder here has a sibling that begins with its name (see `NESTED`).
+KEYS = [
+    "A/B/upper.md",
+    "a/b/ leading space.md",
+    "a/b/&<>'.md",
+    "a/b/(draft) 100%.md",
+    "a/b/1+1=2.md",
+    "a/b/c d/e%20f.md",
+    "a/b/x.md",
+    "a/b/y/deep/er/z.txt",
+    "köln/büro/übersicht.md",
+    "日本/人事/就業 規則.md",
+    "日本/人事/～.md",
+    "日本/人事/😀.md",
+]
+# SeaweedFS lists folder by folder ("sub/" before "sub-2"); AWS and the folder go by the bytes of whole keys.
+NESTED = ["a/b/sub-2.md", "a/b/sub.3.md", "a/b/sub/1.md", "a/b-c/x.md", "a/b.d/x.md", "a/b/z.md"]
+
+
+def opened(root: SourceRoot) -> Source:
+    # A session of its own: the default one would keep the credentials of another test.
+    client = None if isinstance(root, FolderRoot) else boto3.session.Session().client("s3")
+    return open_source(root.uri, client)
+
+
+def listing(source: Source, prefix: str = "", *, start_after: str = "") -> list[SourceObject]:
+    return [entry for page in source.pages(prefix, start_after=start_after) for entry in page]
+
+
+def keys(source: Source, prefix: str = "", *, start_after: str = "") -> list[str]:
+    return [entry.key for entry in listing(source, prefix, start_after=start_after)]
+
+
+def test_a_folder_and_a_bucket_list_the_same_keys_in_the_same_order(source_root: SourceRoot) -> None:
+    for key in reversed(KEYS):
+        source_root.put(key, b"x")
+    assert keys(opened(source_root)) == KEYS
+
+
+def test_a_folder_lists_in_the_order_of_the_bytes_of_whole_keys(tmp_path: Path) -> None:
+    root = FolderRoot(tmp_path)
+    for key in [*KEYS, *NESTED]:
+        root.put(key, b"x")
+    assert keys(opened(root)) == sorted([*KEYS, *NESTED], key=str.encode)
+
+
+def test_shards_are_found_without_listing_what_is_in_them(source_root: SourceRoot) -> None:
+    others = ["loose.md", "a/loose.md", "a/.hidden/x.md", ".hidden/b/x.md", "a/bad;name/x.md", "a/empty/.hidden.md"]
+    for key in [*KEYS, *NESTED, *others]:
+        source_root.put(key, b"x")
+    source = opened(source_root)
+    found = {shard.key for shard in source.shards()}
+    assert found == {"A/B", "a/b", "a/b-c", "a/b.d", "a/empty", "köln/büro", "日本/人事"}
+    assert [key for key in sorted(found) if not has_documents(source, Shard.parse(key))] == ["a/empty"]
+
+
+def test_an_empty_source_has_no_shards(source_root: SourceRoot) -> None:
+    assert list(opened(source_root).shards()) == []
+
+
+def test_every_listed_key_can_be_fetched_with_the_bytes_etag_and_time_it_was_listed_with(
+    source_root: SourceRoot,
+) -> None:
+    source = opened(source_root)
+    for key in KEYS:
+        source_root.put(key, key.encode())
+    for entry in listing(source):
+        fetched = source.fetch(entry.key)
+        assert fetched.data == entry.key.encode()
+        assert (fetched.etag, len(fetched.data)) == (entry.etag, entry.size)
+        # S3 states the time of an object with fractions in a listing, in whole seconds in a header.
+        assert abs(fetched.modified_at - entry.modified_at) < timedelta(seconds=1)
+        assert abs(datetime.now(UTC) - entry.modified_at) < timedelta(minutes=2)
+
+
+def test_listing_after_a_key_gives_exactly_the_keys_that_follow_it(source_root: SourceRoot) -> None:
+    for key in [*KEYS, *NESTED]:
+        source_root.put(key, b"x")
+    source = opened(source_root)
+    every = keys(source)
+    for position, key in enumerate(every):
+        assert keys(source, start_after=key) == every[position + 1 :]
+
+
+def test_listing_after_a_key_that_was_deleted_goes_on_behind_it(source_root: SourceRoot) -> None:
+    for key in KEYS:
+        source_root.put(key, b"x")
+    source_root.delete("a/b/x.md")
+    after = KEYS[KEYS.index("a/b/x.md") + 1 :]
+    assert keys(opened(source_root), start_after="a/b/x.md") == after
+
+
+@pytest.mark.parametrize("prefix", ["a/b/", "a/b/c", "日本/", "a/b/x.md", "nothing/here/", "a/b/x.md/"])
+def test_a_prefix_gives_the_keys_that_begin_with_it(source_root: SourceRoot, prefix: str) -> None:
+    for key in KEYS:
+        source_root.put(key, b"x")
+    assert keys(opened(source_root), prefix) == [key for key in KEYS if key.startswith(prefix)]
+
+
+def test_a_listing_goes_on_beyond_a_page_and_is_complete(source_root: SourceRoot) -> None:
+    expected = [f"a/b/{number:04}.md" for number in range(1003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: source_root.put(key, b"x"), expected))
+    source = opened(source_root)
+    pages = [len(page) for page in source.pages()]
+    assert len(pages) > 1
+    assert max(pages) <= 1000
+    assert keys(source) == expected
+    assert keys(source, start_after="a/b/0990.md") == expected[991:]
+
+
+def test_a_changed_object_has_another_etag_and_an_untouched_one_the_same(source_root: SourceRoot) -> None:
+    source_root.put("a/b/changed.md", b"one")
+    source_root.put("a/b/same.md", b"one")
+    source = opened(source_root)
+    before = {entry.key: entry.etag for entry in listing(source)}
+    time.sleep(0.02)  # a file written twice within one tick of the clock keeps its time
+    source_root.put("a/b/changed.md", b"two")
+    after = {entry.key: entry.etag for entry in listing(source)}
+    assert after["a/b/changed.md"] != before["a/b/changed.md"]
+    assert after["a/b/same.md"] == before["a/b/same.md"]
+
+
+def test_an_object_deleted_after_the_listing_is_gone(source_root: SourceRoot) -> None:
+    source_root.put("a/b/c.md", b"x")
+    source_root.put("a/b/d.md", b"x")
+    source = opened(source_root)
+    assert len(listing(source)) == 2
+    source_root.delete("a/b/c.md")
+    with pytest.raises(ObjectGone, match=r"a/b/c\.md"):
+        source.fetch("a/b/c.md")
+    assert keys(source) == ["a/b/d.md"]
+
+
+def test_the_listing_of_a_shard_holds_its_documents_alone(source_root: SourceRoot) -> None:
+    inside = ["a/b/deep/2.md", "a/b/x.md"]
+    for key in [*inside, "a/b/.hidden", "a/b/.git/config", "a/bb/x.md", "a/loose.md", "top.md", "A/b/x.md"]:
+        source_root.put(key, b"x")
+    assert [entry.key for entry in list_shard(opened(source_root), Shard("a", "b"))] == inside
+
+
+def test_a_sweep_digests_each_shard_as_its_own_listing_does(source_root: SourceRoot) -> None:
+    for key in [*KEYS, *NESTED, "a/b/.DS_Store", "a/b/m/.git/config", "top.md"]:
+        source_root.put(key, key.encode())
+    source = opened(source_root)
+    seen = sweep(source, seconds=60)
+    assert set(seen.digests) == {shard_of(key) for key in [*KEYS, *NESTED]}
+    assert seen.objects == len(KEYS) + len(NESTED)
+    assert (seen.outside, seen.resume_after) == (3, "")
+    for shard, digest in seen.digests.items():
+        in_any_order = reversed(list_shard(source, shard))
+        assert digest == listing_digest(in_any_order)
+
+
+def test_folder_markers_of_the_s3_console_belong_to_no_shard(s3_environment: str) -> None:
+    client = boto3.session.Session().client("s3")
+    for key in ("a/", "a/b/", "a/b/m/", "a/b/m/x.md", "a/b/z.md"):
+        client.put_object(Bucket=s3_environment, Key=key, Body=b"")
+    source = open_source(f"s3://{s3_environment}", client)
+    shard = Shard("a", "b")
+    documents = list_shard(source, shard)
+    assert [entry.key for entry in documents] == ["a/b/m/x.md", "a/b/z.md"]
+    assert sweep(source, seconds=60).digests == {shard: listing_digest(documents)}
+
+
+def test_an_empty_source_lists_nothing(source_root: SourceRoot) -> None:
+    assert keys(opened(source_root)) == []
+
+
+def test_a_look_at_one_key_says_what_the_listing_says(source_root: SourceRoot) -> None:
+    for key in ("oslo/people/a.md", "oslo/people/a.md.d/b.md", "köln/büro/ä b+c%20.md"):
+        source_root.put(key, key.encode())
+    source = opened(source_root)
+    for entry in listing(source):
+        seen = source.head(entry.key)  # whose time may be of whole seconds
+        assert seen is not None
+        assert (seen.key, seen.etag, seen.size) == (entry.key, entry.etag, entry.size)
+
+
+@pytest.mark.parametrize("key", ["oslo/people/b.md", "oslo/people", "oslo/people/a.md/c.md", "nowhere/at/all.md"])
+def test_a_look_at_a_key_that_is_not_there_finds_none(source_root: SourceRoot, key: str) -> None:
+    source_root.put("oslo/people/a.md", b"x")
+    assert opened(source_root).head(key) is None
+
+
+def test_a_look_at_a_key_behind_a_link_finds_none_as_the_listing_does(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.md").write_text("x")
+    (tmp_path / "root" / "oslo").mkdir(parents=True)
+    (tmp_path / "root" / "oslo" / "people").symlink_to(tmp_path / "elsewhere")
+    source = FolderSource(tmp_path / "root")
+    assert list(source.pages()) == []
+    assert source.head("oslo/people/a.md") is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["oslo/people//a.md", "oslo/people/./a.md", "oslo//people/a.md", "oslo/people/a\0.md", "oslo/people/" + "a" * 999],
+)
+def test_a_file_in_a_folder_has_one_key_only(tmp_path: Path, key: str) -> None:
+    FolderRoot(tmp_path).put("oslo/people/a.md", b"x")
+    assert FolderSource(tmp_path).head(key) is None
+
+
+def test_the_uri_of_an_object_leads_a_person_to_it(source_root: SourceRoot) -> None:
+    source_root.put("köln/büro/a b.md", b"x")
+    uri = opened(source_root).uri("köln/büro/a b.md")
+    if isinstance(source_root, FolderRoot):
+        assert Path(source_root.uri, "köln/büro/a b.md").as_uri() == uri
+    else:
+        assert uri.startswith(f"{source_root.uri}/k")
+        assert uri.endswith("/a b.md")
+
+
+def test_a_missing_folder_is_refused_rather_than_empty(tmp_path: Path) -> None:
+    source = open_source(str(tmp_path / "nowhere"))
+    with pytest.raises(SourceRefused, match="RAG_SOURCE_URI"):
+        listing(source)
+    with pytest.raises(SourceRefused, match="RAG_SOURCE_URI"):
+        list(source.shards())
+
+
+def test_a_folder_that_vanishes_does_not_make_its_documents_look_deleted(tmp_path: Path) -> None:
+    root = FolderRoot(tmp_path / "mounted")
+    root.put("a/b/c.md", b"x")
+    source = opened(root)
+    assert keys(source) == ["a/b/c.md"]
+    root.folder.rename(tmp_path / "unmounted")
+    with pytest.raises(SourceUnavailable, match="RAG_SOURCE_URI"):
+        source.fetch("a/b/c.md")
+
+
+def test_a_document_whose_folder_became_a_file_is_gone(tmp_path: Path) -> None:
+    root = FolderRoot(tmp_path)
+    root.put("a/b/c", b"x")
+    with pytest.raises(ObjectGone):
+        opened(root).fetch("a/b/c/d.md")
+
+
+def test_names_that_are_not_utf_8_are_left_out_of_a_folders_listing(tmp_path: Path) -> None:
+    root = FolderRoot(tmp_path)
+    root.put("a/b/good.md", b"x")
+    folder = os.fsencode(tmp_path / "a" / "b")
+    bad_folder = Path(os.fsdecode(folder + b"/caf\xe9"))
+    bad_folder.mkdir()
+    (bad_folder / "x.md").write_bytes(b"x")
+    Path(os.fsdecode(folder + b"/r\xe9sum\xe9.md")).write_bytes(b"x")
+    assert keys(opened(root)) == ["a/b/good.md"]
+
+
+def test_links_in_a_folder_lead_nowhere(tmp_path: Path) -> None:
+    root = FolderRoot(tmp_path / "source")
+    root.put("a/b/good.md", b"x")
+    (tmp_path / "secret.md").write_bytes(b"secret")
+    (root.folder / "a/b/link.md").symlink_to(tmp_path / "secret.md")
+    (root.folder / "a/b/loop").symlink_to(root.folder)
+    assert keys(opened(root)) == ["a/b/good.md"]
+
+
+def test_a_missing_bucket_is_refused_by_name(s3_environment: str) -> None:
+    source = open_source("s3://no-such-bucket-anywhere/docs", boto3.session.Session().client("s3"))
+    with pytest.raises(SourceRefused, match="NoSuchBucket"):
+        listing(source)
+    with pytest.raises(SourceRefused, match="NoSuchBucket"):
+        list(source.shards())
+    with pytest.raises(SourceRefused, match="NoSuchBucket"):
+        source.fetch("a/b/c.md")
+
+
+@pytest.mark.parametrize(
+    ("variable", "reason"),
+    [("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"), ("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId")],
+)
+def test_wrong_credentials_are_refused_quickly_and_not_shown(
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch, variable: str, reason: str
+) -> None:
+    monkeypatch.setenv(variable, "a-wrong-value")
+    source = open_source(f"s3://{s3_environment}", boto3.session.Session().client("s3"))
+    started = time.monotonic()
+    with pytest.raises(SourceRefused, match=reason) as caught:
+        listing(source)
+    with pytest.raises(SourceRefused, match=reason):
+        source.fetch("a/b/c.md")
+    assert time.monotonic() - started < 10
+    assert "AWS_" in str(caught.value)
+    assert "a-wrong-value" not in str(caught.value)
+
+
+def test_an_endpoint_where_nobody_listens_is_unavailable_but_not_refused(
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    source = open_source(f"s3://{s3_environment}", boto3.session.Session().client("s3"))
+    with pytest.raises(SourceUnavailable, match=r"127\.0\.0\.1:9") as caught:
+        listing(source)
+    assert not isinstance(caught.value, SourceRefused)
+
+
+def test_an_unset_source_is_a_settings_error_that_names_the_variable() -> None:
+    with pytest.raises(SettingsError, match="RAG_SOURCE_URI"):
+        open_source(None)
+
+
+def test_the_sample_corpus_lies_in_shards(corpus: Path) -> None:
+    seen = sweep(FolderSource(corpus), seconds=60)
+    assert Shard("lisbon", "people") in seen.digests
+    assert seen.outside == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "shard"),
+    [
+        ("a/b/c.md", Shard("a", "b")),
+        ("a/b/c/d/e.md", Shard("a", "b")),
+        ("New York/R&D (labs)/x", Shard("New York", "R&D (labs)")),
+        ("東京/人事/x", Shard("東京", "人事")),
+        ("", None),
+        ("/", None),
+        ("c.md", None),
+        ("a/c.md", None),
+        ("a/b/", None),
+        ("a/b/c/", None),
+        ("/a/b/c.md", None),
+        ("a//c.md", None),
+        ("a/b/_eval/q.jsonl", None),
+        ("a/b/_eval/notes.md", None),
+        ("a/b/_eval", Shard("a", "b")),
+        ("a/b/_evaluation/c.md", Shard("a", "b")),
+        ("a/b/c/_eval/d.md", Shard("a", "b")),
+        ("_eval/b/c.md", Shard("_eval", "b")),
+        ("a/b/.DS_Store", None),
+        ("a/b/.git/config", None),
+        (".trash/b/c.md", None),
+        ("a/.b/c.md", None),
+        ("a/../c.md", None),
+        ("a/b|c/d.md", None),
+        ("a\n/b/d.md", None),
+    ],
+)
+def test_a_key_belongs_to_the_shard_of_its_first_two_folders_or_to_none(key: str, shard: Shard | None) -> None:
+    assert shard_of(key) == shard
+
+
+@pytest.mark.parametrize(
+    ("key", "shard"),
+    [
+        ("a/b/_eval/q.jsonl", Shard("a", "b")),
+        ("a/b/_eval/sub/q.jsonl", Shard("a", "b")),
+        ("a/b/_eval/", Shard("a", "b")),
+        ("a/b/_eval", None),
+        ("a/b/c/_eval/q.jsonl", None),
+        ("a/b/_eval/.hidden", None),
+        ("a/b|c/_eval/q.jsonl", None),
+        ("a/b/c.md", None),
+    ],
+)
+def test_golden_questions_lie_in_one_folder_of_a_shard(key: str, shard: Shard | None) -> None:
+    assert golden_shard_of(key) == shard

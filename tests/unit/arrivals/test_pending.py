@@ -1,0 +1,289 @@
+"""Which runs hints ask for, whatever is repeated, reordered, failed or crashed on the way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_assets.arrivals.events.pending import (
+    MAX_BYTES,
+    MAX_KEYS,
+    Asked,
+    Decision,
+    FeedCursor,
+    Hint,
+    Hints,
+    decide,
+    merge,
+)
+from rag_assets.arrivals.events.s3_records import NamedObjects
+from rag_assets.arrivals.listing import RETRY_SECONDS, Cursor, retry_pause
+from rag_serving.lake.shards import Shard
+
+A, B, C = Shard("a", "x"), Shard("b", "x"), Shard("ö", "it & web")
+NOBODY: frozenset[Shard] = frozenset()
+NEVER: frozenset[str] = frozenset()
+_ticks = itertools.count()
+
+
+def named(*keys: str) -> list[NamedObjects]:
+    return [NamedObjects(Shard.parse("/".join(key.split("/")[:2])), key) for key in keys]
+
+
+def step(
+    hints: Hints,
+    *,
+    succeeded: frozenset[str] = NEVER,
+    active: frozenset[Shard] = NOBODY,
+    now: float = 0.0,
+    max_requests: int = 100,
+) -> Decision:
+    tick = f"tick{next(_ticks)}"
+    return decide(hints, succeeded=succeeded, active=active, now=now, max_requests=max_requests, tick=tick)
+
+
+def asked(decision: Decision) -> dict[str, tuple[str, ...]]:
+    return {request.shard.key: request.keys for request in decision.requests}
+
+
+def test_named_documents_become_one_run_for_each_shard_with_exactly_those_keys() -> None:
+    decision = step(merge({}, named("b/x/1", "a/x/2", "b/x/0", "b/x/1")))
+    assert asked(decision) == {"b/x": ("b/x/0", "b/x/1"), "a/x": ("a/x/2",)}
+    assert len({request.run_key for request in decision.requests}) == 2
+
+
+def test_nothing_named_asks_for_nothing() -> None:
+    assert step({}) == Decision((), 0, {})
+
+
+def test_a_run_that_succeeded_settles_what_it_was_asked_for() -> None:
+    first = step(merge({}, named("a/x/1")))
+    decision = step(first.hints, succeeded=frozenset({first.requests[0].run_key}))
+    assert (asked(decision), decision.hints) == ({}, {})
+
+
+def test_what_is_named_while_a_run_is_under_way_is_asked_for_after_it() -> None:
+    first = step(merge({}, named("a/x/1")))
+    waiting = step(merge(first.hints, named("a/x/1", "a/x/2")), active=frozenset({A}))
+    assert (asked(waiting), waiting.waiting) == ({}, 1)
+    after = step(waiting.hints, succeeded=frozenset({first.requests[0].run_key}))
+    assert asked(after) == {"a/x": ("a/x/1", "a/x/2")}
+
+
+def test_a_failed_run_is_asked_for_again_as_the_whole_shard_after_growing_pauses() -> None:
+    decision = step(merge({}, named("a/x/1")), now=0)
+    now = 0.0
+    for attempts in range(1, 5):
+        pause = retry_pause(attempts)
+        early = step(decision.hints, now=now + pause - 1)
+        assert (asked(early), early.waiting) == ({}, 1)
+        before, now = decision, now + pause
+        decision = step(before.hints, now=now)
+        assert asked(decision) == {"a/x": ()}
+        assert decision.requests[0].run_key != before.requests[0].run_key
+
+
+def test_news_of_a_failing_shard_cuts_its_pause_back_to_the_first() -> None:
+    failing: Hints = {A: Hint(asked=Asked("a/x@old", at=0.0, attempts=9))}
+    assert asked(step(failing, now=RETRY_SECONDS)) == {}
+    assert asked(step(merge(failing, named("a/x/1")), now=RETRY_SECONDS - 1)) == {}
+    assert asked(step(merge(failing, named("a/x/1")), now=RETRY_SECONDS)) == {"a/x": ()}
+
+
+def test_a_retry_that_succeeds_late_settles_the_hint() -> None:
+    first = step(merge({}, named("a/x/1")))
+    waiting = step(first.hints, now=RETRY_SECONDS / 2)
+    assert waiting.waiting == 1
+    assert step(waiting.hints, succeeded=frozenset({first.requests[0].run_key})).hints == {}
+
+
+def test_a_clock_set_back_does_not_lengthen_the_pause() -> None:
+    failed: Hints = {A: Hint(asked=Asked("a/x@old", at=1e9, attempts=1))}
+    again = step(failed, now=1000.0)
+    assert asked(again) == {"a/x": ()}
+    assert asked(step(again.hints, now=1001.0)) == {}
+
+
+def test_a_full_tick_leaves_the_rest_to_the_next_and_starves_nobody() -> None:
+    hints = merge({}, named("a/x/1", "b/x/1", "ö/it & web/1"))
+    ticks: list[str] = []
+    for _ in range(3):
+        hints = merge(hints, named("a/x/2"))  # busy all the time
+        decision = step(hints, max_requests=1)
+        ticks += asked(decision)
+        hints = step(decision.hints, succeeded=frozenset(r.run_key for r in decision.requests), max_requests=0).hints
+    assert ticks == ["a/x", "b/x", "ö/it & web"]
+
+
+def test_too_many_keys_of_a_shard_become_the_whole_shard() -> None:
+    few = merge({}, named(*(f"a/x/{n}" for n in range(MAX_KEYS))))
+    assert len(few[A].keys) == MAX_KEYS
+    many = merge(few, named("a/x/one more", "b/x/1"))
+    assert many == {A: Hint(whole=True), B: Hint(frozenset({"b/x/1"}))}
+    assert merge(many, named("a/x/another"))[A] == Hint(whole=True)
+
+
+def test_many_long_keys_of_a_shard_become_the_whole_shard() -> None:
+    assert merge({}, named(*(f"a/x/{'y' * 900}{n}" for n in range(20)))) == {A: Hint(whole=True)}
+
+
+def test_the_cursor_stays_small_however_many_shards_are_named() -> None:
+    hints = merge({}, named(*(f"r{r}/d/{'y' * 80}{n}" for r in range(100) for n in range(60))))
+    kept = [hint for hint in hints.values() if hint.keys]
+    assert kept
+    assert all(hint.whole for hint in hints.values() if not hint.keys)
+    assert len(FeedCursor("sqs", {}, hints).dumps()) < MAX_BYTES + 100 * 40
+
+
+def test_a_gap_widens_every_shard_it_names_and_forgets_no_run() -> None:
+    first = step(merge({}, named("a/x/1")))
+    hints = merge(first.hints, named("b/x/1"), whole=[A, B])
+    assert hints[A] == Hint(whole=True, asked=first.hints[A].asked)
+    assert hints[B] == Hint(whole=True)
+
+
+shards = st.sampled_from([A, B, C])
+keys = st.sampled_from(["1", "2", "sub/ü +.md"])
+hint = st.builds(
+    Hint,
+    st.frozensets(st.text(max_size=5), max_size=4),
+    st.just(False),
+    st.none() | st.builds(Asked, st.text(), st.floats(0, 2e9), st.integers(1, 99)),
+)
+
+
+@given(st.dictionaries(shards, hint | hint.map(Hint.widened)))
+def test_a_cursor_reads_back_as_it_was_written(hints: dict[Shard, Hint]) -> None:
+    cursor = FeedCursor("kafka", {"topic": "t", "offsets": {"0": 5}}, hints)
+    again = FeedCursor.loads(cursor.dumps(), "kafka")
+    assert again == cursor
+    assert list(again.hints) == list(hints)
+
+
+def test_another_feeds_cursor_keeps_its_hints_and_starts_reading_anew() -> None:
+    cursor = FeedCursor("kafka", {"topic": "t"}, merge({}, named("a/x/1")))
+    assert FeedCursor.loads(cursor.dumps(), "sqs") == FeedCursor("sqs", {}, cursor.hints)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "of another version",
+        "[]",
+        "7",
+        '{"format":2}',
+        '{"format":1,"feed":"sqs","position":7,"hints":{}}',
+        '{"format":1,"feed":"sqs","position":{},"hints":[]}',
+        '{"format":1,"feed":"sqs","position":{},"hints":{"no shard":{}}}',
+        '{"format":1,"feed":"sqs","position":{},"hints":{"a/x":{"keys":"abc"}}}',
+        '{"format":1,"feed":"sqs","position":{},"hints":{"a/x":{"asked":["k"]}}}',
+        '{"format":1,"feed":"sqs","position":{},"hints":{"a/x":{"asked":["k",1,1e999]}}}',
+        "[" * 100_000,
+        Cursor(3).dumps(),
+    ],
+)
+def test_a_cursor_that_cannot_be_read_starts_anew(text: str | None) -> None:
+    assert FeedCursor.loads(text, "sqs") == FeedCursor("sqs")
+
+
+def test_a_feeds_cursor_means_nothing_to_the_listing() -> None:
+    assert Cursor.loads(FeedCursor("sqs", {}, merge({}, named("a/x/1"))).dumps()).asked == {}
+
+
+@given(st.text() | st.recursive(st.none() | st.text(), st.lists).map(json.dumps))
+def test_no_cursor_raises(text: str) -> None:
+    FeedCursor.loads(text, "sqs")
+
+
+Document = tuple[Shard, str]
+
+
+class World:
+    """A store whose documents change, a feed that names them, and a Dagster whose runs end well, badly or never."""
+
+    def __init__(self) -> None:
+        self.stored: Hints = {}
+        self.now = 0.0
+        self.changes = itertools.count()
+        self.unseen: dict[Document, int] = {}  # the last change that was named and stored, until a run looked
+        self.undelivered: dict[Document, int] = {}  # of ticks that were lost: the feed brings its messages again
+        self.running: dict[Shard, tuple[str, dict[Document, int]]] = {}  # run key, and the changes it will see
+        self.succeeded: set[str] = set()
+
+    def end(self, shard: Shard, *, well: bool) -> None:
+        run_key, seen = self.running.pop(shard)
+        if well:
+            self.succeeded.add(run_key)
+            for document, change in seen.items():
+                if self.unseen.get(document) == change:
+                    del self.unseen[document]
+
+    def tick(self, brought: list[Document], *, survives: bool, room: int) -> None:
+        news = {**self.undelivered, **{document: next(self.changes) for document in brought}}
+        merged = merge(self.stored, [NamedObjects(shard, f"{shard.key}/{key}") for shard, key in news])
+        decision = step(
+            merged,
+            succeeded=frozenset(self.succeeded),
+            active=frozenset(self.running),
+            now=self.now,
+            max_requests=room,
+        )
+        self.now += 1000.0
+        known = {**self.unseen, **news}
+        for request in decision.requests:  # Dagster starts them before it stores the cursor, or never stores it
+            assert request.shard not in self.running
+            looked = {
+                (shard, key): change
+                for (shard, key), change in known.items()
+                if shard == request.shard and (not request.keys or f"{shard.key}/{key}" in request.keys)
+            }
+            self.running[request.shard] = (request.run_key, looked)
+        if survives:
+            self.stored, self.unseen, self.undelivered = decision.hints, known, {}
+        else:
+            self.undelivered = news
+
+    def remembers(self, document: Document) -> bool:
+        shard, key = document
+        hint = self.stored.get(shard, Hint())
+        if hint.whole or f"{shard.key}/{key}" in hint.keys:
+            return True
+        if hint.asked is None or hint.asked.run_key in self.succeeded:
+            return False
+        run_key, seen = self.running.get(shard, ("", {}))
+        # A run that is over without success will be asked for again as the whole shard.
+        return run_key != hint.asked.run_key or seen.get(document) == self.unseen[document]
+
+
+steps = st.tuples(
+    st.lists(st.tuples(shards, keys), max_size=4),
+    st.dictionaries(shards, st.booleans()),  # which runs end, and whether well
+    st.booleans(),  # whether the tick is stored
+    st.integers(0, 3),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(steps, max_size=15))
+def test_no_named_change_is_forgotten_before_a_run_that_was_asked_for_later_has_looked(
+    history: list[tuple[list[Document], dict[Shard, bool], bool, int]],
+) -> None:
+    world = World()
+    for brought, ends, survives, room in history:
+        for shard, well in ends.items():
+            if shard in world.running:
+                world.end(shard, well=well)
+        world.tick(brought, survives=survives, room=room)
+        assert all(world.remembers(document) for document in world.unseen)
+    for _ in range(4):  # and once all goes well, nothing is left
+        for shard in list(world.running):
+            world.end(shard, well=True)
+        world.now += 1e6
+        world.tick([], survives=True, room=9)
+    assert (world.unseen, world.undelivered, world.stored) == ({}, {}, {})

@@ -1,0 +1,36 @@
+"""Threads that give way: they and what they start have a lower priority, and nobody else has."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import pytest
+
+from rag_serving.concurrency.thread_priority import with_low_priority
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, 0)
+
+
+def test_work_that_gives_way_and_the_threads_it_starts_are_nicer_than_those_of_others() -> None:
+    mine, found = niceness(), []
+
+    def work() -> int:
+        thread = threading.Thread(target=lambda: found.append(niceness()))
+        thread.start()
+        thread.join()
+        return niceness()
+
+    assert with_low_priority(work) > mine
+    assert found[0] > mine
+    assert niceness() == mine
+
+
+def test_what_fails_while_giving_way_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        with_low_priority(lambda: 1 // 0)

@@ -1,0 +1,286 @@
+"""What PowerPoint and Excel files keep, and what holds for every Office container: limits, dialects, macros."""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import docx
+import openpyxl
+import pptx
+import pytest
+from pptx.chart.data import CategoryChartData
+from pptx.enum.chart import XL_CHART_TYPE
+from pptx.util import Inches
+
+from rag_assets.extraction.document import ExtractedDocument
+from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.registry import extract
+
+Rewrite = Callable[[str, bytes], bytes]
+
+
+def pieces(document: ExtractedDocument) -> list[tuple[str, str]]:
+    return [(str(block.kind), document.text[block.start : block.end]) for block in document.blocks]
+
+
+def refusal(data: bytes, key: str) -> ExtractionError:
+    with pytest.raises(ExtractionError) as caught:
+        extract(data, key)
+    return caught.value
+
+
+def saved(file: Any) -> bytes:
+    buffer = io.BytesIO()
+    file.save(buffer)
+    return buffer.getvalue()
+
+
+def rewritten(data: bytes, rewrite: Rewrite) -> bytes:
+    """The container with every entry passed through `rewrite(name, content)`."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, rewrite(name, source.read(name)))
+    return buffer.getvalue()
+
+
+def a_docx() -> bytes:
+    document = docx.Document()
+    document.add_heading("Who", level=2)
+    document.add_paragraph("words")
+    return saved(document)
+
+
+def a_pptx() -> bytes:
+    deck = pptx.Presentation()
+    deck.slides.add_slide(deck.slide_layouts[5]).shapes.title.text = "Only slide"
+    return saved(deck)
+
+
+def an_xlsx(*rows: tuple[object, ...]) -> bytes:
+    book = openpyxl.Workbook()
+    for row in rows or (("a", "b"),):
+        book.active.append(row)
+    return saved(book)
+
+
+# PowerPoint
+
+
+def test_a_presentation_reads_slide_by_slide_with_titles_lists_tables_and_notes() -> None:
+    deck = pptx.Presentation()
+    opening = deck.slides.add_slide(deck.slide_layouts[0])
+    opening.shapes.title.text = "Parental leave"
+    opening.placeholders[1].text = "For everyone"
+    slide = deck.slides.add_slide(deck.slide_layouts[1])
+    # The title is drawn last, and is still read first.
+    slide.shapes._spTree.append(slide.shapes.title._element)
+    slide.shapes.title.text = "Who\vand when"
+    body = slide.placeholders[1].text_frame
+    body.text = "one"
+    for words, level in (("two", 0), ("deeper", 1)):
+        paragraph = body.add_paragraph()
+        paragraph.text, paragraph.level = words, level
+    table = slide.shapes.add_table(2, 2, 0, 0, Inches(2), Inches(1)).table
+    for cell, words in zip((c for row in table.rows for c in row.cells), "ab1 ", strict=True):
+        cell.text = words
+    slide.notes_slide.notes_text_frame.text = "Speak slowly."
+    document = extract(saved(deck), "a.pptx")
+    assert document.title == "Parental leave"
+    assert pieces(document) == [
+        ("heading", "Parental leave"),
+        ("paragraph", "For everyone"),
+        ("heading", "Who and when"),
+        ("list", "- one\n- two\n  - deeper"),
+        ("table", "a | b\n1 |"),
+        ("paragraph", "Speak slowly."),
+    ]
+    assert [(block.page, block.level) for block in document.blocks] == [(1, 1), (1, 0), (2, 2), (2, 0), (2, 0), (2, 0)]
+
+
+def test_text_boxes_are_read_inside_groups_and_without_invented_bullets() -> None:
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[6])
+    inner = slide.shapes.add_group_shape().shapes.add_group_shape().shapes
+    frame = inner.add_textbox(0, 0, 10, 10).text_frame
+    frame.text = "first"
+    frame.add_paragraph().text = "second"
+    assert pieces(extract(saved(deck), "a.pptx")) == [("paragraph", "first"), ("paragraph", "second")]
+
+
+def test_a_chart_is_read_as_its_title_and_the_table_that_it_draws() -> None:
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[6])
+    data = CategoryChartData()
+    data.categories = ["north", "south"]
+    data.add_series("2024", (1, 2))
+    data.add_series("2025", (3, None))
+    chart = slide.shapes.add_chart(XL_CHART_TYPE.BAR_CLUSTERED, 0, 0, 100, 100, data).chart
+    chart.has_title = True
+    chart.chart_title.text_frame.text = "Days by region"
+    assert pieces(extract(saved(deck), "a.pptx")) == [
+        ("paragraph", "Days by region"),
+        ("table", "| 2024 | 2025\nnorth | 1 | 3\nsouth | 2 |"),
+    ]
+
+
+def test_page_numbers_and_footers_of_slides_are_left_out() -> None:
+    deck = pptx.Presentation()
+    slide = deck.slides.add_slide(deck.slide_layouts[5])
+    slide.shapes.title.text = "Title"
+    for kind in ("sldNum", "ftr", "dt"):
+        box = slide.shapes.add_textbox(0, 0, 1, 1)
+        box.text_frame.text = f"{kind} words"
+        properties = box._element.nvSpPr.nvPr
+        properties.append(properties.makeelement(f"{{{properties.nsmap['p']}}}ph", {"type": kind}))
+    assert extract(saved(deck), "a.pptx").text == "Title"
+
+
+# Excel
+
+
+def test_a_workbook_reads_sheet_by_sheet_with_tables_set_apart_by_empty_rows() -> None:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.title = "Leave"
+    sheet["B2"] = "Days of leave"
+    for row, values in ((4, ("Who", "Days", "Paid")), (5, ("All", 30, None)), (6, ("Some", None, True))):
+        for column, value in enumerate(values, start=3):
+            sheet.cell(row, column, value)
+    book.create_sheet("Empty")
+    book.create_sheet("Other").append(["x", "y"])
+    document = extract(saved(book), "london/people/leave_days.xlsx")
+    assert document.title == "Leave days"
+    assert pieces(document) == [
+        ("heading", "Leave"),
+        ("paragraph", "Days of leave"),
+        ("table", "Who | Days | Paid\nAll | 30\nSome |  | TRUE"),
+        ("heading", "Other"),
+        ("table", "x | y"),
+    ]
+    assert [block.page for block in document.blocks] == [1, 1, 1, 3, 3]
+
+
+def test_dates_shares_and_fractions_read_as_they_are_seen() -> None:
+    book = openpyxl.Workbook()
+    moment = dt.datetime(2025, 4, 1, 9, 30)  # noqa: DTZ001, a sheet knows no time zones
+    book.active.append([dt.date(2025, 4, 1), moment, dt.time(8, 5), 0.1 + 0.2, 0.125, 7, "a\nb "])
+    book.active["E1"].number_format = "0.0%"
+    text = extract(saved(book), "a.xlsx").text
+    assert text.endswith("2025-04-01 | 2025-04-01 09:30 | 08:05 | 0.3 | 12.5% | 7 | a b")
+
+
+def test_hidden_sheets_are_not_read() -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["seen", "x"])
+    book.create_sheet("Lists").append(["unseen", "x"])
+    book["Lists"].sheet_state = "hidden"
+    assert "unseen" not in extract(saved(book), "a.xlsx").text
+
+
+def sheet_of(rows: bytes) -> bytes:
+    """A workbook whose only sheet is written by hand."""
+    sheet = (
+        b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main">'
+        b'<dimension ref="A1:XFD1048576"/><sheetData>' + rows + b"</sheetData></worksheet>"
+    )
+    return rewritten(an_xlsx(), lambda name, content: sheet if name.endswith("sheet1.xml") else content)
+
+
+def test_what_a_sheet_declares_about_its_size_is_not_believed() -> None:
+    rows = b'<row r="1"><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>2</v></c></row>'
+    assert extract(sheet_of(rows), "a.xlsx").text == "Sheet\n\n1\n\n2"
+
+
+def test_a_sheet_with_more_rows_than_excel_allows_is_malformed() -> None:
+    error = refusal(sheet_of(b'<row r="2000000000"><c r="A2000000000"><v>1</v></c></row>'), "a.xlsx")
+    assert error.reason is QuarantineReason.MALFORMED
+    assert "1,048,576" in error.detail
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "words"),
+    [("MAX_CELLS", 3, "cells"), ("MAX_CHARACTERS", 3, "characters"), ("_MAX_VISITED", 3, "to the right")],
+)
+def test_a_workbook_beyond_the_limits_is_too_large(
+    monkeypatch: pytest.MonkeyPatch, limit: str, value: int, words: str
+) -> None:
+    monkeypatch.setattr(f"rag_assets.extraction.formats.xlsx.{limit}", value)
+    error = refusal(an_xlsx(("a", "b"), ("c", "d")), "a.xlsx")
+    assert error.reason is QuarantineReason.TOO_LARGE
+    assert words in error.detail
+
+
+# Every container
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [(a_docx(), "word/document.xml"), (a_pptx(), "ppt/presentation.xml"), (an_xlsx(), "xl/workbook.xml")],
+)
+def test_no_office_file_gets_to_declare_entities(data: bytes, part: str) -> None:
+    bomb = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
+
+    def declare(name: str, content: bytes) -> bytes:
+        start = content.find(b"?>") + 2 if content.startswith(b"<?xml") else 0
+        return content[:start] + bomb + content[start:] if name == part else content
+
+    error = refusal(rewritten(data, declare), "a")
+    assert error.reason is QuarantineReason.MALFORMED
+    assert "document type" in error.detail
+
+
+@pytest.mark.parametrize("data", [a_docx(), a_pptx(), an_xlsx()])
+def test_one_enormous_part_is_too_large(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("rag_assets.extraction.formats.ooxml.MAX_MARKUP_BYTES", 100)
+    assert refusal(data, "a").reason is QuarantineReason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    ("data", "ordinary", "variant"),
+    [
+        (
+            a_docx(),
+            b"application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml",
+            b"application/vnd.ms-word.document.macroEnabled.main+xml",
+        ),
+        (
+            a_docx(),
+            b"application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml",
+            b"application/vnd.openxmlformats-officedocument.wordprocessingml.template.main+xml",
+        ),
+        (
+            a_pptx(),
+            b"application/vnd.openxmlformats-officedocument.presentationml.presentation.main+xml",
+            b"application/vnd.openxmlformats-officedocument.presentationml.slideshow.main+xml",
+        ),
+        (
+            an_xlsx(),
+            b"application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml",
+            b"application/vnd.ms-excel.sheet.macroEnabled.main+xml",
+        ),
+    ],
+)
+def test_files_with_macros_templates_and_slide_shows_read_like_others(
+    data: bytes, ordinary: bytes, variant: bytes
+) -> None:
+    changed = rewritten(data, lambda _, content: content.replace(ordinary, variant))
+    assert changed != data
+    assert extract(changed, "a").text == extract(data, "a").text
+
+
+@pytest.mark.parametrize("data", [a_docx(), a_pptx(), an_xlsx(("a", 1))])
+def test_the_strict_dialect_reads_like_the_ordinary_one(data: bytes) -> None:
+    families = ("wordprocessingml", "presentationml", "spreadsheetml", "drawingml", "officeDocument")
+
+    def strict(_: str, content: bytes) -> bytes:
+        for family in families:
+            ordinary = f"http://schemas.openxmlformats.org/{family}/2006/".encode()
+            content = content.replace(ordinary, f"http://purl.oclc.org/ooxml/{family}/".encode())
+        return content.replace(b"extended-properties", b"extendedProperties")
+
+    assert extract(rewritten(data, strict), "a").text == extract(data, "a").text

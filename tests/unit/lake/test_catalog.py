@@ -1,0 +1,359 @@
+"""What is published: entries, snapshots refreshed sparingly, and routing by region and department."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from rag_serving.errors import InvalidArgument, InvalidShardName, LakeCorrupt, LakeUnavailable, UnknownScope
+from rag_serving.lake.catalog import Catalog, Snapshot
+from rag_serving.lake.catalog_entry import (
+    CATALOG,
+    HISTORY_LENGTH,
+    CatalogEntry,
+    Publication,
+    catalog_key,
+    read_catalog_entry,
+    read_entry,
+)
+from rag_serving.lake.object_store import ANY, ObjectEntry, StoredObject
+from rag_serving.lake.shards import Shard
+
+LONDON_PEOPLE, LONDON_LEGAL = Shard("london", "people"), Shard("london", "legal")
+TOKYO_PEOPLE, MUNICH_LEGAL = Shard("東京", "people"), Shard("M\u00fcnchen", "legal")
+
+
+class CountedObjects:
+    """Objects in memory, counting what is asked of them."""
+
+    def __init__(self) -> None:
+        self.data: dict[str, bytes] = {}
+        self.gets: list[str] = []
+        self.lists = 0
+        self.down = False
+        self.vanished: set[str] = set()
+        """Keys that are listed but gone when they are fetched."""
+
+    def get(self, key: str) -> StoredObject | None:
+        self.gets.append(key)
+        if key not in self.data or key in self.vanished:
+            return None
+        return StoredObject(self.data[key], _etag(self.data[key]))
+
+    def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        self.data[key] = data
+        return _etag(data)
+
+    def list(self, prefix: str) -> list[ObjectEntry]:
+        self.lists += prefix == CATALOG  # the records of the company index are listed each time, too
+        if self.down:
+            raise LakeUnavailable("the lake is down")
+        found = [(key, data) for key, data in self.data.items() if key.startswith(prefix + "/")]
+        return [ObjectEntry(key, _etag(data), len(data)) for key, data in found]
+
+    def delete(self, key: str) -> None:
+        self.data.pop(key, None)
+
+
+def _etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def publication(version: int = 1) -> Publication:
+    return Publication(
+        version=version,
+        content_digest="content-digest",
+        source_digest="source-digest",
+        fingerprint="fingerprint",
+        documents=3,
+        chunks=9,
+        quarantined=0,
+        published_at=datetime(2026, 1, 1, tzinfo=UTC),
+        run_id="run",
+    )
+
+
+def entry(shard: Shard, version: int = 1, **changes: Any) -> CatalogEntry:
+    values: dict[str, Any] = {
+        "format": 1,
+        "region": shard.region,
+        "department": shard.department,
+        "table": shard.table_name,
+        "epoch": 1,
+        "current": publication(version),
+    }
+    return CatalogEntry(**{**values, **changes})
+
+
+def publish(objects: CountedObjects, shard: Shard, version: int = 1) -> None:
+    objects.put(catalog_key(shard), entry(shard, version).to_json())
+
+
+@pytest.fixture
+def objects() -> CountedObjects:
+    return CountedObjects()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def catalog(objects: CountedObjects, clock: Clock) -> Catalog:
+    return Catalog(objects, refresh_seconds=2.0, clock=clock)
+
+
+def versions(snapshot: Snapshot) -> dict[str, int]:
+    return {shard.key: found.current.version for shard, found in snapshot.entries.items()}
+
+
+def test_an_entry_is_read_back_as_it_was_written() -> None:
+    written = entry(TOKYO_PEOPLE, 7, history=(publication(6), publication(5)))
+    assert read_entry(TOKYO_PEOPLE, written.to_json()) == written
+    assert written.shard == TOKYO_PEOPLE
+
+
+def test_fields_of_a_later_release_do_not_disturb_the_reader() -> None:
+    data = entry(LONDON_PEOPLE).to_json().replace(b'"epoch"', b'"added_later": {"x": 1}, "epoch"')
+    assert read_entry(LONDON_PEOPLE, data) == entry(LONDON_PEOPLE)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "malformed"),
+        (b"not json", "malformed"),
+        (b"[]", "malformed"),
+        (b"{}", "region"),
+        (entry(LONDON_PEOPLE).to_json().replace(b'"format": 1', b'"format": 2'), "format"),
+        (entry(LONDON_PEOPLE).to_json().replace(b'"version": 1', b'"version": 0'), "current.version"),
+        (entry(LONDON_PEOPLE).to_json().replace(b'"chunks": 9', b'"chunks": -1'), "current.chunks"),
+        (entry(LONDON_PEOPLE).to_json().replace(b'"people"', b'"peo|ple"'), "peo|ple"),
+        (entry(LONDON_LEGAL).to_json(), "speaks of 'london.legal'"),
+        (entry(LONDON_PEOPLE, table="london.legal").to_json(), "speaks of 'london.legal'"),
+        (
+            entry(LONDON_PEOPLE).model_copy(update={"history": (publication(),) * (HISTORY_LENGTH + 1)}).to_json(),
+            "history",
+        ),
+    ],
+)
+def test_an_entry_that_breaks_the_contract_is_corrupt_and_says_where(data: bytes, reason: str) -> None:
+    with pytest.raises(LakeCorrupt) as caught:
+        read_entry(LONDON_PEOPLE, data)
+    assert reason in str(caught.value)
+    assert "london/people" in str(caught.value)
+    assert "publish" in str(caught.value)
+
+
+def test_one_entry_is_read_with_its_etag_or_none_before_the_first_publish(objects: CountedObjects) -> None:
+    assert read_catalog_entry(objects, LONDON_PEOPLE) is None
+    publish(objects, LONDON_PEOPLE, 4)
+    found = read_catalog_entry(objects, LONDON_PEOPLE)
+    assert found is not None
+    assert (found[0].current.version, found[1]) == (4, _etag(objects.data[catalog_key(LONDON_PEOPLE)]))
+
+
+def test_a_snapshot_holds_every_published_shard(objects: CountedObjects, catalog: Catalog) -> None:
+    for number, shard in enumerate((LONDON_PEOPLE, TOKYO_PEOPLE, MUNICH_LEGAL), 1):
+        publish(objects, shard, number)
+    snapshot = catalog.snapshot()
+    assert versions(snapshot) == {"london/people": 1, "東京/people": 2, "M\u00fcnchen/legal": 3}
+    assert snapshot.broken == {}
+
+
+def test_a_snapshot_of_an_empty_lake_is_empty(catalog: Catalog) -> None:
+    assert catalog.snapshot() == Snapshot({}, {})
+
+
+def test_nothing_is_contacted_before_the_first_snapshot(objects: CountedObjects, catalog: Catalog) -> None:
+    assert catalog.cached() is None
+    assert (objects.lists, objects.gets) == (0, [])
+
+
+def test_a_snapshot_is_used_until_its_time_is_over(objects: CountedObjects, clock: Clock, catalog: Catalog) -> None:
+    publish(objects, LONDON_PEOPLE, 1)
+    first = catalog.snapshot()
+    publish(objects, LONDON_PEOPLE, 2)
+    clock.now += 1.9
+    assert catalog.snapshot() is first
+    assert catalog.cached() is first
+    assert objects.lists == 1
+    clock.now += 0.2
+    assert catalog.cached() is None
+    assert versions(catalog.snapshot()) == {"london/people": 2}
+    assert versions(first) == {"london/people": 1}, "a question in flight keeps the state it began with"
+
+
+def test_only_changed_objects_are_fetched_again(objects: CountedObjects, clock: Clock, catalog: Catalog) -> None:
+    for shard in (LONDON_PEOPLE, LONDON_LEGAL, TOKYO_PEOPLE):
+        publish(objects, shard, 1)
+    catalog.snapshot()
+    assert Counter(objects.gets) == Counter(objects.data.keys())
+    objects.gets.clear()
+    clock.now += 3
+    publish(objects, LONDON_LEGAL, 2)
+    publish(objects, MUNICH_LEGAL, 1)
+    assert versions(catalog.snapshot())["london/legal"] == 2
+    assert sorted(objects.gets) == sorted([catalog_key(LONDON_LEGAL), catalog_key(MUNICH_LEGAL)])
+
+
+def test_a_refresh_that_finds_no_change_fetches_nothing_and_keeps_the_snapshot(
+    objects: CountedObjects, clock: Clock, catalog: Catalog
+) -> None:
+    publish(objects, LONDON_PEOPLE)
+    objects.put(catalog_key(LONDON_LEGAL), b"broken")
+    first = catalog.snapshot()
+    objects.gets.clear()
+    clock.now += 3
+    assert catalog.snapshot() is first
+    assert (objects.lists, objects.gets) == (2, [])
+    assert catalog.cached() is first
+
+
+def test_a_shard_whose_object_was_removed_leaves_the_snapshot(
+    objects: CountedObjects, clock: Clock, catalog: Catalog
+) -> None:
+    publish(objects, LONDON_PEOPLE)
+    publish(objects, LONDON_LEGAL)
+    catalog.snapshot()
+    objects.delete(catalog_key(LONDON_LEGAL))
+    clock.now += 3
+    assert versions(catalog.snapshot()) == {"london/people": 1}
+
+
+def test_an_object_that_goes_between_the_listing_and_the_fetch_is_simply_not_there(
+    objects: CountedObjects, catalog: Catalog
+) -> None:
+    publish(objects, LONDON_PEOPLE)
+    publish(objects, LONDON_LEGAL)
+    objects.vanished.add(catalog_key(LONDON_LEGAL))
+    snapshot = catalog.snapshot()
+    assert (versions(snapshot), snapshot.broken) == ({"london/people": 1}, {})
+
+
+def test_a_broken_object_is_left_out_and_named_until_it_is_mended(
+    objects: CountedObjects, clock: Clock, catalog: Catalog
+) -> None:
+    publish(objects, LONDON_PEOPLE)
+    objects.put(catalog_key(LONDON_LEGAL), b"{")
+    objects.put("catalog/Not A Table.json", b"{}")
+    objects.put("catalog/_6c.people.json", entry(Shard("l", "people")).to_json())
+    snapshot = catalog.snapshot()
+    assert versions(snapshot) == {"london/people": 1}
+    assert snapshot.broken.keys() == {
+        catalog_key(LONDON_LEGAL),
+        "catalog/Not A Table.json",
+        "catalog/_6c.people.json",
+    }
+    assert "london/legal" in snapshot.broken[catalog_key(LONDON_LEGAL)]
+    publish(objects, LONDON_LEGAL, 2)
+    clock.now += 3
+    mended = catalog.snapshot()
+    assert versions(mended) == {"london/people": 1, "london/legal": 2}
+    assert catalog_key(LONDON_LEGAL) not in mended.broken
+
+
+def test_an_object_that_breaks_takes_its_shard_out_of_the_snapshot(
+    objects: CountedObjects, clock: Clock, catalog: Catalog
+) -> None:
+    publish(objects, LONDON_PEOPLE)
+    catalog.snapshot()
+    objects.put(catalog_key(LONDON_PEOPLE), b"{")
+    clock.now += 3
+    snapshot = catalog.snapshot()
+    assert (snapshot.entries, snapshot.broken.keys()) == ({}, {catalog_key(LONDON_PEOPLE)})
+
+
+def test_an_object_that_is_no_json_file_is_none_of_the_catalogs(objects: CountedObjects, catalog: Catalog) -> None:
+    objects.put("catalog/README.txt", b"hello")
+    objects.put("leases/london.people.json", b"{}")
+    assert catalog.snapshot() == Snapshot({}, {})
+
+
+def test_an_unavailable_lake_is_an_error_and_the_next_call_tries_again(
+    objects: CountedObjects, clock: Clock, catalog: Catalog
+) -> None:
+    publish(objects, LONDON_PEOPLE)
+    catalog.snapshot()
+    clock.now += 3
+    objects.down = True
+    for _ in range(2):
+        with pytest.raises(LakeUnavailable):
+            catalog.snapshot()
+    objects.down = False
+    assert versions(catalog.snapshot()) == {"london/people": 1}
+
+
+def test_many_threads_share_one_refresh(objects: CountedObjects, catalog: Catalog) -> None:
+    publish(objects, LONDON_PEOPLE)
+    with ThreadPoolExecutor(8) as pool:
+        snapshots = list(pool.map(lambda _: catalog.snapshot(), range(50)))
+    assert all(snapshot is snapshots[0] for snapshot in snapshots)
+    assert (objects.lists, len(objects.gets)) == (1, 1)
+
+
+@pytest.fixture
+def published() -> Snapshot:
+    shards = (TOKYO_PEOPLE, LONDON_PEOPLE, MUNICH_LEGAL, LONDON_LEGAL)
+    return Snapshot({shard: entry(shard) for shard in shards})
+
+
+@pytest.mark.parametrize(
+    ("regions", "departments", "expected"),
+    [
+        (None, None, ["M\u00fcnchen/legal", "london/legal", "london/people", "東京/people"]),
+        (["london"], None, ["london/legal", "london/people"]),
+        (None, ["people"], ["london/people", "東京/people"]),
+        (["london"], ["people"], ["london/people"]),
+        (["london", "東京"], ["people", "legal"], ["london/legal", "london/people", "東京/people"]),
+        (["london", "london"], ["people"], ["london/people"]),
+        (["Mu\u0308nchen"], None, ["M\u00fcnchen/legal"]),
+        ((name for name in ["london"]), {"legal"}, ["london/legal"]),
+    ],
+)
+def test_a_question_is_routed_to_the_shards_of_its_regions_and_departments(
+    published: Snapshot, regions: Any, departments: Any, expected: list[str]
+) -> None:
+    assert [found.shard.key for found in published.route(regions, departments)] == expected
+
+
+@pytest.mark.parametrize(
+    ("regions", "departments", "error", "words"),
+    [
+        (["londno"], None, UnknownScope, "region 'londno'; did you mean london"),
+        (None, ["zzz"], UnknownScope, "department 'zzz'; see rag-serving shards"),
+        (["London"], None, UnknownScope, "region 'London'; did you mean london"),
+        (["東京"], ["legal"], UnknownScope, "together"),
+        ([], None, InvalidArgument, "list of regions is empty"),
+        (None, [], InvalidArgument, "list of departments is empty"),
+        ("london", None, InvalidArgument, "write ['london']"),
+        (["a|b"], None, InvalidShardName, "are allowed"),
+        ([""], None, InvalidShardName, "empty"),
+        ([None], None, InvalidShardName, "must be a string"),
+    ],
+)
+def test_a_scope_that_means_nothing_is_refused_with_a_way_out(
+    published: Snapshot, regions: Any, departments: Any, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error) as caught:
+        published.route(regions, departments)
+    assert words in str(caught.value)
+
+
+def test_an_empty_lake_says_that_something_must_be_indexed_first() -> None:
+    with pytest.raises(UnknownScope, match="rag-assets backfill"):
+        Snapshot({}).route(None, None)

@@ -1,0 +1,214 @@
+"""Names of shards: what is allowed, and that every way to write one leads back to the same shard."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_serving.errors import InvalidShardName, RagError
+from rag_serving.lake.shards import MAX_SEGMENT_CHARACTERS, MAX_TABLE_NAME, Shard, check_name, same_name
+
+names = (
+    st.text(st.characters(categories=["L", "M", "N"], include_characters=" -_.&+()@"), min_size=1, max_size=11)
+    .map(lambda name: name.strip(" ."))
+    .filter(lambda name: name and ".." not in name)
+)
+shards = st.builds(Shard, names, names).filter(lambda shard: len(shard.table_name) <= MAX_TABLE_NAME)
+
+GOOD = [
+    "london",
+    "London",
+    "New York",
+    "são-paulo",
+    "東京",
+    "Ελλάδα",
+    "a__b",
+    "_",
+    "-",
+    "R&D (labs)",
+    "v1.2",
+    "_6c",
+    "team@home+1",
+    "½",
+    "e\u0301",
+]
+BAD = {
+    "empty": "",
+    "pipe": "a|b",
+    "dots": "..",
+    "dots inside": "a..b",
+    "leading dot": ".git",
+    "trailing dot": "a.",
+    "leading space": " a",
+    "trailing space": "a ",
+    "newline": "a\nb",
+    "trailing newline": "a\n",
+    "carriage return": "a\rb",
+    "tab": "a\tb",
+    "NUL": "a\0b",
+    "single quote": "a'b",
+    "double quote": 'a"b',
+    "slash": "a/b",
+    "backslash": "a\\b",
+    "asterisk": "a*",
+    "braces": "a{b}",
+    "comma": "a,b",
+    "colon": "a:b",
+    "semicolon": "a;b",
+    "percent": "a%2fb",
+    "no-break space": "a\u00a0b",
+    "zero-width joiner": "a\u200db",
+    "right-to-left override": "a\u202eb",
+    "lone surrogate": "a\udc80b",
+    "emoji": "a😀",
+    "too long": "a" * (MAX_SEGMENT_CHARACTERS + 1),
+}
+ALLOWED = {
+    "empty": "region/department",
+    "dots": "'..'",
+    "dots inside": "'..'",
+    "leading dot": "begin or end",
+    "trailing dot": "begin or end",
+    "leading space": "begin or end",
+    "trailing space": "begin or end",
+    "too long": f"{MAX_SEGMENT_CHARACTERS} at most",
+}
+
+
+@given(shards)
+def test_a_shard_is_read_back_from_its_key_and_from_its_table_name(shard: Shard) -> None:
+    assert Shard.parse(shard.key) == shard
+    assert Shard.from_table_name(shard.table_name) == shard
+
+
+@given(shards)
+def test_a_table_name_is_plain_lower_case_and_fits_a_file_name(shard: Shard) -> None:
+    assert set(shard.table_name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
+    assert shard.table_name.count(".") == 1
+    assert shard.table_name == shard.table_name.casefold()
+    assert len(shard.table_name) <= MAX_TABLE_NAME
+
+
+@given(shards, shards)
+def test_distinct_shards_have_distinct_table_names_even_where_case_is_folded(one: Shard, other: Shard) -> None:
+    assert (one == other) == (one.table_name.casefold() == other.table_name.casefold())
+
+
+@given(st.lists(st.sampled_from(["a", "A", "_", "__", "_41", "-", "å", "a\u030a"]), min_size=1, max_size=3))
+def test_names_that_look_like_escapes_stay_what_they_are(parts: list[str]) -> None:
+    shard = Shard("".join(parts), "x")
+    assert Shard.from_table_name(shard.table_name) == shard
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_case_accents_underscores_and_spaces_survive(name: str) -> None:
+    check_name("region", name)
+    shard = Shard(name, name)
+    assert Shard.from_table_name(shard.table_name) == shard
+    assert (Shard.parse(shard.key).region, str(shard)) == (name, f"{name}/{name}")
+
+
+def test_every_good_name_has_a_table_of_its_own() -> None:
+    tables = {Shard(region, department).table_name for region in GOOD for department in GOOD}
+    assert len(tables) == len(GOOD) ** 2
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_name_is_refused_with_what_is_allowed(kind: str) -> None:
+    for build in (lambda: Shard(BAD[kind], "people"), lambda: Shard("london", BAD[kind])):
+        with pytest.raises(InvalidShardName) as caught:
+            build()
+        message = str(caught.value)
+        assert ALLOWED.get(kind, "letters, digits, space and - _ . & + ( ) @ are allowed") in message
+        assert message.isprintable()
+        assert len(message) < 300
+
+
+def test_a_bad_name_is_said_to_be_the_region_or_the_department() -> None:
+    with pytest.raises(InvalidShardName, match=r"the region 'a\|b'"):
+        Shard("a|b", "people")
+    with pytest.raises(InvalidShardName, match=r"the department 'a\|b'"):
+        Shard("london", "a|b")
+
+
+def test_an_invalid_name_is_caught_as_the_projects_error_and_as_a_value_error() -> None:
+    assert issubclass(InvalidShardName, RagError)
+    assert issubclass(InvalidShardName, ValueError)
+
+
+def test_something_that_is_no_string_is_refused() -> None:
+    with pytest.raises(InvalidShardName, match="must be a string, not int"):
+        Shard(7, "people")  # pyright: ignore[reportArgumentType]
+
+
+def test_two_names_that_are_too_long_only_together_are_refused() -> None:
+    check_name("region", "東" * 20)
+    with pytest.raises(InvalidShardName, match="too long together"):
+        Shard("東" * 20, "京" * 20)
+
+
+@pytest.mark.parametrize("key", ["", "london", "/", "a/", "/b", "a/b/c", "a/b/", "//", "a|b", "london\n/people"])
+def test_a_key_that_is_not_region_and_department_is_refused(key: str) -> None:
+    with pytest.raises(InvalidShardName):
+        Shard.parse(key)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        ".",
+        "a",
+        "a.",
+        ".b",
+        "a.b.c",
+        "A.b",
+        "a/b",
+        "a_b.c",
+        "a_zz.b",
+        "a_4.b",
+        "_ff.b",
+        "_7c.b",
+        "_2e_2e.b",
+        "a.b\n",
+    ],
+)
+def test_a_table_name_that_no_shard_has_is_refused(name: str) -> None:
+    with pytest.raises(InvalidShardName):
+        Shard.from_table_name(name)
+
+
+@pytest.mark.parametrize("name", ["_61.b", "a._62", "_2d.b", "_C3_A9.b"])
+def test_another_spelling_of_a_shards_table_name_is_refused(name: str) -> None:
+    with pytest.raises(InvalidShardName):
+        Shard.from_table_name(name)
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_table_name_of_exactly_one_shard_or_refused(text: str) -> None:
+    try:
+        shard = Shard.from_table_name(text)
+    except InvalidShardName:
+        return
+    assert shard.table_name == text
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_any_two_texts_name_a_shard_or_are_refused_by_the_one_error(region: str, department: str) -> None:
+    try:
+        shard = Shard(region, department)
+    except InvalidShardName:
+        return
+    assert Shard.from_table_name(shard.table_name) == shard
+
+
+def test_composed_and_decomposed_accents_are_the_same_name_and_case_is_not() -> None:
+    assert same_name("M\u00fcnchen", "Mu\u0308nchen")
+    assert not same_name("london", "London")
+    assert Shard("M\u00fcnchen", "x").table_name != Shard("Mu\u0308nchen", "x").table_name
+
+
+def test_shards_sort_by_region_and_then_by_department() -> None:
+    shuffled = [Shard("b", "a"), Shard("a", "c"), Shard("a", "b")]
+    assert [shard.key for shard in sorted(shuffled)] == ["a/b", "a/c", "b/a"]

@@ -1,0 +1,166 @@
+"""What keeps serving within bounds: gates, the circuit breaker, and questions embedded together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from rag_serving.concurrency.circuit_breaker import CircuitBreaker
+from rag_serving.concurrency.limiter import ConcurrencyLimiter
+from rag_serving.errors import Overloaded
+from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.retrieval.query_embedder import MOST_TOGETHER, QueryEmbedder
+
+
+def test_a_gate_lets_so_many_in_has_so_many_wait_and_refuses_the_rest() -> None:
+    async def go() -> None:
+        gate, leave = ConcurrencyLimiter("searches", running=2, waiting=3), asyncio.Event()
+        running = 0
+        most = 0
+
+        async def enter() -> None:
+            nonlocal running, most
+            async with gate.enter():
+                running += 1
+                most = max(most, running)
+                await leave.wait()
+                running -= 1
+
+        tasks = [asyncio.create_task(enter()) for _ in range(6)]
+        await asyncio.sleep(0.01)
+        assert gate.inside == 5
+        leave.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(result) for result in results] == [type(None)] * 5 + [Overloaded]
+        assert "searches" in str(results[-1])
+        assert (most, gate.inside) == (2, 0)
+
+    asyncio.run(go())
+
+
+def test_who_gives_up_waiting_at_a_gate_leaves_the_place() -> None:
+    async def go() -> None:
+        gate = ConcurrencyLimiter("calls", running=1, waiting=1)
+        async with gate.enter():
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01), gate.enter():
+                    raise AssertionError("there was no place")
+            assert gate.inside == 1
+        async with gate.enter():
+            assert gate.inside == 1
+
+    asyncio.run(go())
+
+
+class Server:
+    """Answers a probe when it is told to."""
+
+    def __init__(self) -> None:
+        self.back = False
+        self.probes = 0
+
+    async def probe(self) -> None:
+        self.probes += 1
+        if not self.back:
+            raise ConnectionError("not yet")
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_breaker_opens_at_a_failure_and_closes_once_a_probe_succeeds() -> None:
+    async def go() -> None:
+        now = 0.0
+        server = Server()
+        breaker = CircuitBreaker(server.probe, pause=5, clock=lambda: now)
+        assert not breaker.open
+        breaker.trip()
+        assert breaker.open
+        await settle()
+        assert server.probes == 0  # it was seen failing a moment ago
+        now = 5.0
+        assert breaker.open  # nobody waits for the probe
+        assert breaker.open
+        await settle()
+        assert server.probes == 1
+        assert breaker.open  # it failed
+        now = 9.0
+        assert breaker.open
+        await settle()
+        assert server.probes == 1
+        server.back, now = True, 10.0
+        assert breaker.open
+        await settle()
+        assert not breaker.open
+        await breaker.close()
+
+    asyncio.run(go())
+
+
+class SlowEmbedder:
+    """Vectors of one number; one batch at a time, until `go` is set."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.go = threading.Event()
+        self.fails = False
+
+    @property
+    def identity(self) -> EmbedderIdentity:
+        raise NotImplementedError("not asked for here")
+
+    def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        raise NotImplementedError("not asked for here")
+
+    def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        return self.embed_queries([text])[0]
+
+    def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        self.batches.append(list(texts))
+        assert self.go.wait(20)
+        if self.fails:
+            raise ValueError("no vectors")
+        return np.array([[float(text)] for text in texts], dtype=np.float32)
+
+    def fits(self, text: str) -> bool:
+        return bool(text)
+
+
+def test_questions_that_come_while_others_are_embedded_are_embedded_together() -> None:
+    async def go() -> None:
+        slow = SlowEmbedder()
+        embedder = QueryEmbedder(slow)
+        first = asyncio.create_task(embedder.embed("0"))
+        await asyncio.sleep(0.05)
+        rest = [asyncio.create_task(embedder.embed(str(number))) for number in range(1, MOST_TOGETHER + 3)]
+        await asyncio.sleep(0.05)
+        rest[0].cancel()
+        slow.go.set()
+        assert (await first).tolist() == [0.0]
+        results = await asyncio.gather(*rest, return_exceptions=True)
+        assert isinstance(results[0], asyncio.CancelledError)
+        assert [float(np.asarray(result)[0]) for result in results[1:]] == [*range(2, MOST_TOGETHER + 3)]
+        assert [len(batch) for batch in slow.batches] == [1, MOST_TOGETHER - 1, 2]
+
+    asyncio.run(go())
+
+
+def test_a_failure_reaches_every_asker_of_its_batch_and_later_ones_are_served() -> None:
+    async def go() -> None:
+        slow = SlowEmbedder()
+        slow.fails = True
+        slow.go.set()
+        embedder = QueryEmbedder(slow)
+        results = await asyncio.gather(*(embedder.embed("1") for _ in range(3)), return_exceptions=True)
+        assert [type(result) for result in results] == [ValueError] * 3
+        slow.fails = False
+        assert (await embedder.embed("2")).tolist() == [2.0]
+
+    asyncio.run(go())
