@@ -147,6 +147,7 @@ def _assessed(found: Assessment) -> dg.AssetCheckResult:
         metadata |= {"questions": evaluation.questions, "questions_gone": evaluation.gone}
         for prefix, scores in (
             ("vector", evaluation.head and evaluation.head.vector),
+            ("text", evaluation.head and evaluation.head.text),
             ("published", evaluation.published and evaluation.published.hybrid),
         ):
             if scores is not None:

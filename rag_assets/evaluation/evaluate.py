@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from rag_assets.evaluation.golden_questions import GoldenSet, read_golden
 from rag_assets.evaluation.index_recall import MeasuredIndex, index_recall
-from rag_assets.evaluation.metrics import Places, ResolvedQuestion, expectations, places, summarize
+from rag_assets.evaluation.metrics import Places, ResolvedQuestion, expectations, summarize
+from rag_assets.evaluation.ranking import places
 from rag_assets.evaluation.records import Evaluation, Record, read_record, replace_evaluations, update_record
 from rag_assets.evaluation.verdict import Quality, judge
 from rag_assets.storage.lake import Lake
@@ -23,8 +24,10 @@ from rag_serving.errors import RagError
 from rag_serving.lake.catalog_entry import Publication, read_catalog_entry
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 from rag_serving.lake.embedders.loading import load_embedder
+from rag_serving.lake.search.engine import first_line
+from rag_serving.lake.search.plan import Target
 from rag_serving.lake.shards import Shard
-from rag_serving.lake.tables import SHARDS
+from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -118,7 +121,7 @@ def _measured(
     lost: tuple[str, ...] = ()
     if asked and quality.embedder is not None:
         vectors = _embedded(quality.embedder(), asked)
-        head = [places(table, question, vector) for question, vector in zip(asked, vectors, strict=True)]
+        head = _places(lake, shard, table, identity.fingerprint, TABLE_FORMAT, asked, vectors)
         evaluation = replace(evaluation, head=summarize(asked, head))
         before = _places_before(lake, shard, older, identity, asked, vectors)
         if isinstance(before, str):
@@ -155,13 +158,27 @@ def _places_before(
     if older is None:
         return None
     table = lake.open(SHARDS, shard)
+    if table is None:
+        return None
     try:
-        if table is None:
-            return None
         table.checkout(older.version)
         if older.fingerprint != identity.fingerprint:  # each version by the model that readers search it with
             vectors = _embedded(load_embedder(lake.objects, older.fingerprint), asked)
-        return [places(table, question, vector) for question, vector in zip(asked, vectors, strict=True)]
+        return _places(lake, shard, table, older.fingerprint, older.table_format, asked, vectors)
     except (OSError, RuntimeError, ValueError, RagError) as error:
-        reason = (str(error).splitlines() or [""])[0][:200]
-        return f"version {older.version}, which is published, cannot be searched to compare with: {reason}"
+        return f"version {older.version}, which is published, cannot be searched to compare with: {first_line(error)}"
+
+
+def _places(
+    lake: Lake,
+    shard: Shard,
+    table: Table,
+    fingerprint: str,
+    table_format: int,
+    asked: Sequence[ResolvedQuestion],
+    vectors: Sequence[Vector],
+) -> list[Places]:
+    if not table.count_rows():  # an empty table has no index to search
+        return [Places((), (), ()) for _ in asked]
+    target = Target(SHARDS, shard.table_name, table.version, fingerprint, table_format, name=f"shard {shard}")
+    return places(lake.uri, target, asked, vectors)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rag_assets.evaluation.golden_questions import GoldenQuestion
-from rag_assets.evaluation.index_recall import CUTOFF, nearest
+from rag_assets.evaluation.index_recall import CUTOFF
 from rag_assets.sources.base import Source
 from rag_assets.storage.lake import read
 from rag_assets.storage.schemas import document_id
+from rag_serving.lake.search.fusion import Candidate
 from rag_serving.lake.sql import sql_in
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-    from rag_assets.evaluation.index_recall import Vector
 
-
-_FUSION = 60
 _LOOKED_FOR_AT_ONCE = 8
 
 
@@ -42,10 +40,12 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One version of a table, searched in both ways."""
+    """One version of a table, searched by vectors, by words and by both."""
 
     vector: Scores
     hybrid: Scores
+    text: Scores | None = None
+    """None in records that were written before words were measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,73 +105,24 @@ def _ids_by_key(documents: Table | None, keys: set[str]) -> dict[str, frozenset[
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
-    """A row that a search found."""
-
-    chunk_id: str
-    doc_id: str
-    text: str
-
-
-def passages(table: Table, question: str, vector: Vector, k: int) -> Mapping[str, list[Passage]]:
-    """The `k` best passages by ``vector``, by ``text`` and by ``hybrid`` of both, searched as serving does."""
-    from lancedb.query import MatchQuery
-
-    if not table.count_rows():
-        return {"vector": [], "text": [], "hybrid": []}
-    columns = ["chunk_id", "doc_id", "text"]
-    by_distance = nearest(table, vector).limit(k).select([*columns, "_distance"])
-    words: Any = MatchQuery(question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
-    matching: Any = table.search(words, query_type="fts").limit(k).select([*columns, "_score"])
-    by_vector: list[dict[str, Any]] = by_distance.to_list()
-    by_vector.sort(key=lambda row: (row["_distance"], row["chunk_id"]))
-    by_text: list[dict[str, Any]] = matching.to_list()
-    by_text.sort(key=lambda row: (-row["_score"], row["chunk_id"]))
-    rows = {row["chunk_id"]: row for row in (*by_vector, *by_text)}
-    ids = fused([[row["chunk_id"] for row in by_vector], [row["chunk_id"] for row in by_text]])[:k]
-    return {
-        "vector": [_passage(row) for row in by_vector],
-        "text": [_passage(row) for row in by_text],
-        "hybrid": [_passage(rows[chunk_id]) for chunk_id in ids],
-    }
-
-
-def fused(rankings: Sequence[Sequence[str]], constant: float = _FUSION) -> list[str]:
-    """Ids by the sum of ``1 / (constant + place)`` over the rankings, best first."""
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for place, item in enumerate(ranking, start=1):
-            scores[item] = scores.get(item, 0.0) + 1 / (constant + place)
-    return sorted(scores, key=lambda item: (-scores[item], item))
-
-
-def _passage(row: Mapping[str, Any]) -> Passage:
-    return Passage(row["chunk_id"], row["doc_id"], row["text"])
-
-
-@dataclass(frozen=True, slots=True)
 class Places:
-    """Where, from 1, the first passage of each expected document stands among the first ten; those found alone."""
+    """Where, from 1, the first passage of each expected document ranks among the first ten; missing ones left out."""
 
     vector: tuple[int, ...]
+    text: tuple[int, ...]
     hybrid: tuple[int, ...]
 
 
-def places(table: Table, asked: ResolvedQuestion, vector: Vector) -> Places:
-    """Search the table for one question."""
-    found = passages(table, asked.question, vector, CUTOFF)
-    return Places(places_in(found["vector"], asked), places_in(found["hybrid"], asked))
-
-
-def places_in(ranking: Sequence[Passage], asked: ResolvedQuestion) -> tuple[int, ...]:
-    """Where the expected documents stand in a ranking of passages."""
+def places_in(ranking: Sequence[Candidate], asked: ResolvedQuestion) -> tuple[int, ...]:
+    """Return the ranks of the expected documents. A copy that a ranking dropped counts where its twin stands."""
     quote = " ".join(asked.quote.split())
     at: dict[frozenset[str], int] = {}
-    for place, passage in enumerate(ranking[:CUTOFF], start=1):
-        if quote and quote not in " ".join(passage.text.split()):
+    for place, candidate in enumerate(ranking[:CUTOFF], start=1):
+        if quote and quote not in " ".join(candidate.row["text"].split()):
             continue
+        found = {candidate.row["doc_id"], *candidate.copies}
         for ids in asked.documents:
-            if passage.doc_id in ids:
+            if ids & found:
                 at.setdefault(ids, place)
     return tuple(sorted(at.values()))
 
@@ -196,8 +147,10 @@ def scores(found: Sequence[tuple[tuple[int, ...], int]]) -> Scores:
 
 
 def summarize(asked: Sequence[ResolvedQuestion], found: Sequence[Places]) -> Retrieval:
+    """Return the scores of each way of searching."""
     expected = [len(question.documents) for question in asked]
     return Retrieval(
         vector=scores([(at.vector, count) for at, count in zip(found, expected, strict=True)]),
         hybrid=scores([(at.hybrid, count) for at, count in zip(found, expected, strict=True)]),
+        text=scores([(at.text, count) for at, count in zip(found, expected, strict=True)]),
     )

@@ -57,6 +57,9 @@ class Candidate:
     fused: float
     score: float | None
     also_in: tuple[str, ...] = ()
+    """Sources of passages that say the same and were dropped."""
+    copies: tuple[str, ...] = ()
+    """Ids of the documents that those passages belong to, as far as the search read them."""
 
     @property
     def key(self) -> tuple[float, float, str]:
@@ -152,8 +155,10 @@ def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
         if same is not None:
             source: str = candidate.row["source"]
             better = kept[same]
+            better = replace(better, copies=(*better.copies, candidate.row.get("doc_id", "")))
             if source != better.row["source"] and source not in better.also_in:
-                kept[same] = replace(better, also_in=(*better.also_in, source))
+                better = replace(better, also_in=(*better.also_in, source))
+            kept[same] = better
         elif len(kept) < count:
             kept.append(candidate)
             said.append(words)

@@ -20,9 +20,9 @@ from rag_serving.clients.sync import RagClient
 from rag_serving.errors import InvalidArgument, RerankerUnavailable
 from rag_serving.lake.catalog import Catalog, Snapshot
 from rag_serving.lake.object_store import open_object_store
+from rag_serving.lake.search.engine import SearchEngine
 from rag_serving.lake.search.fusion import ORIGIN
 from rag_serving.lake.tables import SHARDS
-from rag_serving.retrieval.searcher import Searcher
 from rag_serving.settings import ServingSettings
 from tests.pipelines import failure_of, run_shard, settings_for
 
@@ -217,14 +217,14 @@ def test_hits_of_the_company_index_say_all_that_those_of_shards_say(rag: RagClie
 def test_the_shards_answer_when_the_company_index_goes_away_between_its_reads(
     own_lake: str, rag: RagClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Searcher._completed
+    read = SearchEngine.completed
 
-    async def failing(self: Searcher, candidates: Any) -> Any:
+    async def failing(self: SearchEngine, candidates: Any) -> Any:
         if any(candidate.row[ORIGIN] is not None for candidate in candidates):
             raise RuntimeError("the object is not there")
         return await read(self, candidates)
 
-    monkeypatch.setattr(Searcher, "_completed", failing)
+    monkeypatch.setattr(SearchEngine, "completed", failing)
     with open_client(own_lake, wide_shards=1) as client:
         hits = client.search(LEAVE, mode="vector")
     (mark,) = hits.degraded
@@ -276,13 +276,13 @@ def test_a_new_version_is_opened_before_a_question_needs_it(
             searcher = client._searcher
             await client.search("crane", regions=["oslo"], departments=["harbour"])
             table = "oslo.harbour"
-            (before,) = [key for key in searcher._tables if key[1] == table]
+            (before,) = [key for key in searcher._engine.open_tables if key[1] == table]
             (source / "oslo" / "harbour" / "a.md").write_text("Two cranes.")
             assert (await asyncio.to_thread(run_shard, instance, pipeline, "oslo/harbour")).success
             await client.shards()  # sees the new catalog, and searches nothing
             assert searcher._warming is not None
             await searcher._warming
-            (after,) = [key for key in searcher._tables if key[1] == table]
+            (after,) = [key for key in searcher._engine.open_tables if key[1] == table]
             assert after[:2] == (SHARDS, table)
             assert after[2] > before[2]
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_assets.evaluation.metrics import Passage, ResolvedQuestion, Retrieval, Scores, fused, places_in, scores
+from rag_assets.evaluation.metrics import ResolvedQuestion, Retrieval, Scores, places_in, scores
 from rag_assets.evaluation.records import KEPT, Evaluation, Record, replace_evaluations
 from rag_assets.evaluation.verdict import Quality, judge
 from rag_assets.publishing.checks import uncovered
+from rag_serving.lake.search.fusion import Candidate
 
 NONE = Scores(0, 0, 0, 0, 0)
 EVALUATION = Evaluation(
@@ -31,10 +32,10 @@ def asked(*documents: str, quote: str = "") -> ResolvedQuestion:
     return ResolvedQuestion("?", tuple(frozenset(document.split("+")) for document in documents), quote)
 
 
-def ranking(*documents: str) -> list[Passage]:
+def ranking(*documents: str) -> list[Candidate]:
     """Passages of those documents; the text after a colon."""
     parts = [document.partition(":") for document in documents]
-    return [Passage(str(number), name, text) for number, (name, _, text) in enumerate(parts)]
+    return [Candidate({"doc_id": name, "text": text}, 0.0, None) for name, _, text in parts]
 
 
 def test_scores_are_those_of_the_books() -> None:
@@ -75,16 +76,9 @@ def test_a_quote_must_be_in_the_passage_whatever_its_white_space() -> None:
     assert places_in(found, asked("a", quote="three weeks")) == ()
 
 
-@given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True), max_size=3))
-def test_fusion_keeps_every_item_once_and_a_ranking_that_stands_alone(rankings: list[list[str]]) -> None:
-    together = fused(rankings)
-    assert sorted(together) == sorted({item for ranking in rankings for item in ranking})
-    for one in rankings:
-        assert fused([one]) == one
-
-
-def test_what_two_rankings_name_comes_before_what_one_does() -> None:
-    assert fused([["a", "b", "c"], ["d", "b", "e"]])[0] == "b"
+def test_a_copy_that_the_ranking_dropped_counts_where_its_twin_ranks() -> None:
+    twins = [replace(ranking("x")[0], copies=("b",)), *ranking("a")]
+    assert places_in(twins, asked("a", "b")) == (1, 2)
 
 
 @pytest.mark.parametrize(

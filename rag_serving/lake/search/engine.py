@@ -1,0 +1,219 @@
+"""Search pinned versions of tables, and keep the tables open.
+
+Rankings of one table come from here and are merged by `fusion`. Which tables answer for a scope is `plan`'s decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from rag_serving.errors import LakeUnavailable
+from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN
+from rag_serving.lake.search.fusion import ORIGIN, Candidate, Kind, Ranking
+from rag_serving.lake.search.parameters import FILTERED_PROBES, REFINE
+from rag_serving.lake.search.plan import Target
+from rag_serving.lake.search.query import Query
+from rag_serving.lake.tables import connect_async
+
+if TYPE_CHECKING:
+    import lancedb
+    import numpy as np
+    import numpy.typing as npt
+
+_log = logging.getLogger(__name__)
+
+_OPEN_TABLES = 512
+_PATH_FORMAT = 2
+"""Format of the tables from which on they have a path."""
+
+_COLUMNS = (
+    *("chunk_id", "doc_id", "ordinal", "text", "source", "path", "type", "title", "heading_path", "page", "start"),
+    *("end", "region", "department", "modified_at", "stale"),
+)
+_FIRST_COLUMNS = ("chunk_id", "text", "source", SHARD_COLUMN)
+"""What fusing needs of a row of a company table. There each column of each row is a read of its own, and all of them
+together take longer than the search: the rest is read of what is shown alone."""
+_LAST_COLUMNS = tuple(name for name in _COLUMNS if name not in (*_FIRST_COLUMNS, "region", "department"))
+
+
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """What the tables of a plan found."""
+
+    found: tuple[Ranking, ...]
+    failed: tuple[str, ...]
+    """Names of the targets that could not be searched."""
+    problem: Exception | None
+    """The last failure."""
+
+
+class SearchEngine:
+    """Searches tables, each pinned to the version that its target names; use it within one event loop.
+
+    All tables share the caches of one session. At most `concurrency` queries are in flight at once: more would only
+    wait for each other inside Lance.
+    """
+
+    def __init__(self, lake_uri: str, *, concurrency: int = 8, cache_bytes: int = 2**31) -> None:
+        self._lake_uri = lake_uri
+        self._slots = asyncio.Semaphore(concurrency)
+        self._cache_bytes = cache_bytes
+        self._session: lancedb.Session | None = None
+        self._connections: dict[str, lancedb.AsyncConnection] = {}
+        self._tables: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
+
+    @property
+    def open_tables(self) -> tuple[tuple[str, str, int], ...]:
+        """Folder, name and version of each open table."""
+        return tuple(self._tables)
+
+    async def rankings(
+        self, query: Query, vectors: Mapping[str, npt.NDArray[np.float32]], targets: Sequence[Target]
+    ) -> Rankings:
+        """Search all targets at once; a table that fails is named in the result and does not stop the others.
+
+        `vectors` holds the question's vector by fingerprint.
+        """
+        results = await asyncio.gather(
+            *(self._search_table(query, vectors.get(target.fingerprint), target) for target in targets),
+            return_exceptions=True,
+        )
+        found: list[Ranking] = []
+        failed: list[str] = []
+        problem: Exception | None = None
+        for target, result in zip(targets, results, strict=True):
+            if isinstance(result, (OSError, RuntimeError, ValueError, LakeUnavailable)):
+                failed.append(target.name)
+                problem = result
+                _log.warning("cannot search %s: %s", target.name, first_line(result))
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                found += result
+        return Rankings(tuple(found), tuple(failed), problem)
+
+    async def completed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Return the candidates with every column that hits need; a search of company tables gives only some."""
+        wanted: dict[Target, list[int]] = {}
+        for candidate in candidates:
+            if candidate.row[ORIGIN] is not None:
+                wanted.setdefault(candidate.row[ORIGIN], []).append(candidate.row["_rowid"])
+        rest: dict[str, Mapping[str, Any]] = {}
+        for target, row_ids in wanted.items():
+            table = await self._table(target)
+            async with self._slots:
+                rows = await table.take_row_ids(row_ids).select(["chunk_id", *_LAST_COLUMNS]).to_arrow()
+            rest |= {row["chunk_id"]: row for row in rows.to_pylist()}
+        return [
+            candidate
+            if candidate.row[ORIGIN] is None
+            else replace(candidate, row={**candidate.row, **rest[candidate.row["chunk_id"]]})
+            for candidate in candidates
+        ]
+
+    async def warm(self, target: Target) -> None:
+        """Open the target's table and load its indexes."""
+        async with self._slots:
+            table = await self._table(target)
+            for index in await table.list_indices():
+                if index.columns in (["text"], ["vector"]):
+                    await table.prewarm_index(index.name)
+
+    def drop_other_versions(self, target: Target) -> None:
+        """Close other versions of the target's table."""
+        for key in self.open_tables:
+            if key[:2] == (target.folder, target.table) and key[2] != target.version:
+                del self._tables[key]
+
+    def close(self) -> None:
+        """Close all tables."""
+        self._tables.clear()
+        self._connections.clear()
+
+    async def _search_table(
+        self, query: Query, vector: npt.NDArray[np.float32] | None, target: Target
+    ) -> list[Ranking]:
+        if query.path_prefix and target.format < _PATH_FORMAT:
+            raise LakeUnavailable("the table is of an older form, without paths; index the shard again")
+        table = await self._table(target)
+        where = " AND ".join([*query.filters, *([target.scope] if target.scope else [])])
+        runs: list[Coroutine[Any, Any, Ranking]] = []
+        if query.mode != "text" and vector is not None:
+            runs.append(self._nearest(table, query, vector, target, where))
+        if query.mode != "vector":
+            runs.append(self._matching(table, query, target, where, with_vector=vector is not None))
+        return list(await asyncio.gather(*runs))
+
+    async def _nearest(
+        self, table: Any, query: Query, vector: npt.NDArray[np.float32], target: Target, where: str
+    ) -> Ranking:
+        probes = max(target.probes, FILTERED_PROBES) if query.filters else target.probes
+        search = (
+            table.query()
+            .nearest_to(vector)
+            .distance_type("cosine")
+            .nprobes(probes)
+            .refine_factor(REFINE)
+            .limit(query.depth)
+            .select([*_columns(target), "_distance"])
+        )
+        if where:
+            # Goes on to further partitions while too few rows have met the filter.
+            search = search.where(where).minimum_nprobes(probes).maximum_nprobes(0)
+        return await self._ranking("vector", search, target)
+
+    async def _matching(self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool) -> Ranking:
+        from lancedb.query import MatchQuery
+
+        words = MatchQuery(query.question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
+        vector = ["vector"] if with_vector else []
+        search = table.query().nearest_to_text(words).limit(query.depth).select([*_columns(target), *vector, "_score"])
+        if where:
+            search = search.where(where)
+        return await self._ranking("text", search, target)
+
+    async def _ranking(self, kind: Kind, search: Any, target: Target) -> Ranking:
+        late = target.folder == COMPANY
+        async with self._slots:
+            rows = await (search.with_row_id() if late else search).to_arrow()
+        return Ranking(kind, target.fingerprint, rows, target if late else None)
+
+    async def _table(self, target: Target) -> Any:
+        key = (target.folder, target.table, target.version)
+        if key in self._tables:
+            self._tables.move_to_end(key)
+            return self._tables[key]
+        connection = await self._connection(target.folder)
+        table = await connection.open_table(target.table)
+        await table.checkout(target.version)
+        self._tables[key] = table
+        while len(self._tables) > _OPEN_TABLES:
+            self._tables.popitem(last=False)
+        return table
+
+    async def _connection(self, folder: str) -> lancedb.AsyncConnection:
+        import lancedb
+
+        if self._session is None:
+            self._session = lancedb.Session(
+                index_cache_size_bytes=self._cache_bytes, metadata_cache_size_bytes=self._cache_bytes // 4
+            )
+        if folder not in self._connections:
+            self._connections[folder] = await connect_async(self._lake_uri, folder, self._session)
+        return self._connections[folder]
+
+
+def _columns(target: Target) -> list[str]:
+    if target.folder == COMPANY:
+        return list(_FIRST_COLUMNS)
+    return [name for name in _COLUMNS if name != "path" or target.format >= _PATH_FORMAT]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, of at most 200 characters."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
