@@ -1,8 +1,8 @@
-"""Which shards are dirty: pure decisions over a listing, the published digests and a small cursor.
+"""Which shards are dirty: a listing compared with what is published, and the cursor of that comparison. Pure.
 
-A shard is dirty when the digest of its listing differs from the one that its last published run saw, so a run that
-failed is not forgotten; it is asked for again with growing pauses while nothing changes. One whose vectors are of
-another embedding model than the configured, or whose table is of an older form, is dirty, too.
+A shard is dirty when the digest of its listing differs from the one that its last published run saw. A shard whose
+vectors come from another embedding model than the configured one, or whose table has an older format, is dirty too.
+When a dirty shard gets its run is decided in `pending`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from rag_assets.arrivals import pending
+from rag_assets.arrivals.pending import Decision, PendingShard, RequestedRun
 from rag_assets.sources.base import Source, golden_shard_of, shard_of
 from rag_assets.sources.listing_digest import ListingDigest, listing_digest
 from rag_serving.errors import RagError
 from rag_serving.lake.catalog_entry import CatalogEntry
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import TABLE_FORMAT
-
-RETRY_SECONDS = 120.0
-RETRY_CEILING = 6 * 3600.0
 
 
 def published_listing_digests(entries: Mapping[Shard, CatalogEntry], fingerprint: str | None) -> dict[Shard, str]:
@@ -95,21 +94,12 @@ def sweep(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The last run asked for a shard: of which digest, when, and how often for that same digest."""
-
-    digest: str
-    at: float
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
 class Cursor:
     """What the sensor keeps between ticks."""
 
     serial: int = 0
     resume_after: str = ""
-    asked: Mapping[Shard, Asked] = field(default_factory=dict[Shard, Asked])
+    requested: Mapping[Shard, RequestedRun] = field(default_factory=dict[Shard, RequestedRun])
     swept: frozenset[Shard] = frozenset()
     """Shards seen since the walk last began at the start; those missing at its end are gone from the source."""
 
@@ -119,7 +109,9 @@ class Cursor:
                 "format": 1,
                 "serial": self.serial,
                 "resume_after": self.resume_after,
-                "asked": {s.key: [a.digest, round(a.at), a.attempts] for s, a in sorted(self.asked.items())},
+                "asked": {
+                    s.key: [run.digest, round(run.at), run.attempts] for s, run in sorted(self.requested.items())
+                },
                 "swept": sorted(s.key for s in self.swept),
             },
             ensure_ascii=False,
@@ -128,36 +120,19 @@ class Cursor:
 
     @classmethod
     def loads(cls, text: str | None) -> Cursor:
-        """Read a cursor; one that is unreadable (edited by hand, of another format) starts anew, which is safe."""
+        """Read a cursor; an unreadable one (edited by hand, of another format) starts empty, which is safe."""
         if not text:
             return cls()
         try:
             data = json.loads(text)
-            asked = {Shard.parse(k): Asked(str(d), float(at), int(n)) for k, (d, at, n) in data["asked"].items()}
+            requested = {
+                Shard.parse(key): RequestedRun("", float(at), int(attempts), str(digest))
+                for key, (digest, at, attempts) in data["asked"].items()
+            }
             swept = frozenset(Shard.parse(key) for key in data["swept"])
-            return cls(int(data["serial"]), str(data["resume_after"]), asked, swept)
+            return cls(int(data["serial"]), str(data["resume_after"]), requested, swept)
         except (ValueError, KeyError, TypeError, AttributeError, RagError):
             return cls(serial=int(time.time()))
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A run to ask for. The key is the same when an interrupted tick is evaluated again, and never repeats else."""
-
-    shard: Shard
-    digest: str
-    run_key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What a tick does."""
-
-    requests: tuple[Request, ...]
-    dirty: int
-    waiting: int
-    """Dirty shards not asked for now: a run is under way, a pause after a failure lasts, or the tick is full."""
-    cursor: Cursor
 
 
 def decide(
@@ -168,11 +143,11 @@ def decide(
     *,
     now: float,
     max_requests: int,
-) -> Decision:
-    """Which runs to ask for.
+) -> tuple[Decision, Cursor]:
+    """Choose the runs to request, and the next cursor.
 
-    `published` holds the source digest that each published shard was made from, `active` the shards with a run queued
-    or under way. A published shard whose objects are all gone is dirty too, once a walk from start to end has not
+    `published` holds the source digest that each published shard was made from, `active` the shards with a queued or
+    running run. A published shard whose objects are all gone is dirty too, once a walk from start to end has not
     seen it.
     """
     digests = dict(seen.digests)
@@ -181,24 +156,17 @@ def decide(
         empty = listing_digest(())
         digests.update((shard, empty) for shard in published if shard not in swept)
         swept = frozenset[Shard]()
-    dirty = [shard for shard, digest in sorted(digests.items()) if published.get(shard) != digest]
-    asked = {shard: value for shard, value in cursor.asked.items() if published.get(shard) != value.digest}
-    requests: list[Request] = []
-    for shard in dirty:
-        if len(requests) == max_requests:
-            break
-        digest = digests[shard]
-        last = asked.get(shard)
-        same = last is not None and last.digest == digest
-        if shard in active or (last is not None and same and now < last.at + retry_pause(last.attempts)):
-            continue
-        attempts = last.attempts + 1 if last is not None and same else 1
-        asked[shard] = Asked(digest, now, attempts)
-        requests.append(Request(shard, digest, f"{shard.key}@{digest[-12:]}#{cursor.serial + 1}"))
-    after = Cursor(cursor.serial + 1 if requests else cursor.serial, seen.resume_after, asked, frozenset(swept))
-    return Decision(tuple(requests), len(dirty), len(dirty) - len(requests), after)
+    requested = {shard: run for shard, run in cursor.requested.items() if published.get(shard) != run.digest}
+    dirty = {
+        shard: PendingShard(whole=True, requested=requested.get(shard), digest=digest)
+        for shard, digest in sorted(digests.items())
+        if published.get(shard) != digest
+    }
 
+    def run_key(shard: Shard, item: PendingShard) -> str:
+        return f"{shard.key}@{item.digest[-12:]}#{cursor.serial + 1}"
 
-def retry_pause(attempts: int) -> float:
-    """Seconds from the asking of a run that failed to the asking of the next, which grow with its failures in a row."""
-    return min(RETRY_CEILING, RETRY_SECONDS * 2 ** min(attempts - 1, 20))
+    decision = pending.decide(dirty, active=active, now=now, max_requests=max_requests, run_key=run_key)
+    requested |= {shard: item.requested for shard, item in decision.pending.items() if item.requested is not None}
+    serial = cursor.serial + 1 if decision.requests else cursor.serial
+    return decision, Cursor(serial, seen.resume_after, requested, frozenset(swept))

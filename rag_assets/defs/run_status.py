@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from rag_assets.arrivals.events.pending import Hints
+from rag_assets.arrivals.pending import Pending
 from rag_assets.defs.run_tags import PARTITION_TAG
 from rag_serving.errors import InvalidShardName
 from rag_serving.lake.shards import Shard
@@ -56,20 +56,20 @@ class Runs:
     """Run keys."""
 
 
-def runs_of(instance: dg.DagsterInstance, hints: Hints) -> Runs:
-    """The state of every run that the hints wait for.
+def runs_of(instance: dg.DagsterInstance, pending: Pending) -> Runs:
+    """Return the state of every run that the pending shards wait for.
 
     Retries, the daemon's as well as a person's, carry the tags of the run that they repeat, the run key among them.
     """
     active = set(active_shards(instance))
     succeeded: set[str] = set()
-    for shard, hint in hints.items():
-        if hint.asked is None or shard in active:
+    for shard, item in pending.items():
+        if item.requested is None or shard in active:
             continue
-        runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY_TAG: hint.asked.run_key}))
+        runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY_TAG: item.requested.run_key}))
         statuses = {run.status for run in runs}
         if dg.DagsterRunStatus.SUCCESS in statuses:
-            succeeded.add(hint.asked.run_key)
+            succeeded.add(item.requested.run_key)
         elif statuses & set(ACTIVE):  # queued since the first look
             active.add(shard)
     return Runs(frozenset(active), frozenset(succeeded))

@@ -2,154 +2,144 @@
 
 import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
-from rag_assets.arrivals.events.base import Feed
+from rag_assets.arrivals import pending
+from rag_assets.arrivals.events.cursor import FeedCursor
 from rag_assets.arrivals.events.feed import watched_source
-from rag_assets.arrivals.events.pending import Decision, FeedCursor, Request, merge
-from rag_assets.arrivals.events.pending import decide as decide_hints
 from rag_assets.arrivals.events.s3_records import DecodedMessages, read_messages
-from rag_assets.arrivals.listing import Cursor, decide, published_listing_digests, sweep
-from rag_assets.arrivals.listing import Request as ListedRequest
+from rag_assets.arrivals.listing import Cursor, Sweep, decide, published_listing_digests, sweep
+from rag_assets.arrivals.pending import Decision, PendingShard, RunRequest, add_named
 from rag_assets.defs.assets import source_objects
 from rag_assets.defs.jobs import index_shard
 from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.defs.run_status import PARTITIONS, active_shards, known_shards, runs_of
 from rag_assets.settings import PipelineSettings
+from rag_serving.lake.shards import Shard
 
 SENSOR = "s3_arrivals"
 
 
-def _new_partitions(
-    instance: dg.DagsterInstance, requests: Iterable[ListedRequest | Request]
-) -> list[dg.AddDynamicPartitionsRequest]:
-    new = sorted({request.shard.key for request in requests} - set(instance.get_dynamic_partitions(PARTITIONS)))
-    return [shard_partitions.build_add_request(new)] if new else []
+@dataclass(frozen=True)
+class _Tick:
+    """What one evaluation found: the runs to request, the next cursor, and a line for the operator."""
+
+    requests: Sequence[RunRequest]
+    cursor: str
+    summary: str
 
 
 def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
-    """The sensor `s3_arrivals` of the settings' feed."""
-    return _build_listing_sensor(settings) if settings.arrivals == "listing" else _build_feed_sensor(settings)
+    """Return the sensor `s3_arrivals`, which lists the source or reads the feed that the settings name."""
+    listing = settings.arrivals == "listing"
+    look = _list_source if listing else _read_feed
+    what = (
+        "Lists the source and requests one run of every shard whose listing differs from the published one."
+        if listing
+        else f"Reads events from {settings.arrivals} and requests a run of each shard that they name, limited to the "
+        "named objects when they are few."
+    )
 
-
-def _build_listing_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     @dg.sensor(
         name=SENSOR,
         job=index_shard,
         minimum_interval_seconds=settings.arrivals_interval,
-        description="Lists the source, and asks for one run of every shard whose listing differs from the one that its "
-        "published version was made from. New regions and departments become partitions by themselves.",
+        required_resource_keys={"pipeline"} if listing else {"pipeline", "arrivals_feed"},
+        description=f"{what} New regions and departments become partitions automatically.",
     )
-    def s3_arrivals(context: dg.SensorEvaluationContext, pipeline: PipelineResource) -> dg.SensorResult:
-        cursor = Cursor.loads(context.cursor)
-        # The listing comes first: a run that ends meanwhile is then judged by a listing older than its publish.
-        seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
-        active = active_shards(context.instance)
-        snapshot = pipeline.catalog().snapshot()
-        decision = decide(
-            seen,
-            published_listing_digests(snapshot.entries, pipeline.fingerprint()),
-            active,
-            cursor,
-            now=time.time(),
-            max_requests=settings.arrivals_max_runs,
-        )
-        summary = (
-            f"{seen.objects} objects in {len(seen.digests)} shards; {decision.dirty} dirty, "
-            f"{len(decision.requests)} asked for, {decision.waiting} waiting"
-            + (
-                f"; {seen.outside} keys outside region/department/, such as {seen.outside_examples}"
-                if seen.outside
-                else ""
-            )
-            + ("; the sweep goes on in the next tick" if seen.resume_after else "")
-        )
-        context.log.info(summary)
+    def s3_arrivals(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        tick = look(context, settings)
+        context.log.info(tick.summary)
+        known = set(context.instance.get_dynamic_partitions(PARTITIONS))
+        new = sorted({request.shard.key for request in tick.requests} - known)
         return dg.SensorResult(
-            run_requests=[
-                dg.RunRequest(run_key=request.run_key, partition_key=request.shard.key) for request in decision.requests
-            ],
-            skip_reason=None if decision.requests else summary,
-            cursor=decision.cursor.dumps(),
-            dynamic_partitions_requests=_new_partitions(context.instance, decision.requests),
-            asset_events=[
-                dg.AssetObservation(
-                    source_objects.key,
-                    partition=request.shard.key,
-                    metadata={"source_digest": request.digest},
-                    tags={"dagster/data_version": request.digest},
-                )
-                for request in decision.requests
-            ],
+            run_requests=[_run_request(request) for request in tick.requests],
+            skip_reason=None if tick.requests else tick.summary,
+            cursor=tick.cursor,
+            dynamic_partitions_requests=[shard_partitions.build_add_request(new)] if new else [],
+            asset_events=[_observation(request) for request in tick.requests],
         )
 
     return s3_arrivals
 
 
-def _build_feed_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
-    @dg.sensor(
-        name=SENSOR,
-        job=index_shard,
-        minimum_interval_seconds=settings.arrivals_interval,
-        description=f"Reads events of the source from {settings.arrivals}, and asks for a run of each shard that they "
-        "name, of the named objects alone where they are few. New regions and departments become partitions by "
-        "themselves.",
+def _list_source(context: dg.SensorEvaluationContext, settings: PipelineSettings) -> _Tick:
+    pipeline = context.resources.pipeline
+    cursor = Cursor.loads(context.cursor)
+    # List first: a run that ends meanwhile is then judged by a listing older than its publish.
+    seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
+    active = active_shards(context.instance)
+    published = published_listing_digests(pipeline.catalog().snapshot().entries, pipeline.fingerprint())
+    decision, after = decide(seen, published, active, cursor, now=time.time(), max_requests=settings.arrivals_max_runs)
+    return _Tick(decision.requests, after.dumps(), _listing_summary(seen, decision))
+
+
+def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings) -> _Tick:
+    feed = context.resources.arrivals_feed
+    watched = watched_source(context.resources.pipeline.source_uri)
+    cursor = FeedCursor.loads(context.cursor, feed.name)
+    delivery = feed.poll(cursor.position, seconds=settings.arrivals_tick_seconds)
+    news = read_messages(delivery.bodies, watched)
+    # Messages that were deleted before they were read may have been about any shard.
+    missed = known_shards(context.instance) if delivery.gap else []
+    runs = runs_of(context.instance, cursor.pending)
+    # Random: a tick that is evaluated again after a crash may see other messages and must not reuse the keys.
+    tick = f"{time.time():.0f}-{secrets.token_hex(4)}"
+
+    def run_key(shard: Shard, _: PendingShard) -> str:
+        return f"{shard.key}@{tick}"
+
+    decision = pending.decide(
+        add_named(cursor.pending, news.named, missed),
+        succeeded=runs.succeeded,
+        active=runs.active,
+        now=time.time(),
+        max_requests=settings.arrivals_max_runs,
+        run_key=run_key,
     )
-    def s3_arrivals(
-        context: dg.SensorEvaluationContext, pipeline: PipelineResource, arrivals_feed: dg.ResourceParam[Feed]
-    ) -> dg.SensorResult:
-        watched = watched_source(pipeline.source_uri)
-        cursor = FeedCursor.loads(context.cursor, arrivals_feed.name)
-        delivery = arrivals_feed.poll(cursor.position, seconds=settings.arrivals_tick_seconds)
-        news = read_messages(delivery.bodies, watched)
-        # Of messages that nobody can read any more we know only that they may have been about any shard.
-        missed = known_shards(context.instance) if delivery.gap else []
-        runs = runs_of(context.instance, cursor.hints)
-        decision = decide_hints(
-            merge(cursor.hints, news.named, missed),
-            succeeded=runs.succeeded,
-            active=runs.active,
-            now=time.time(),
-            max_requests=settings.arrivals_max_runs,
-            tick=f"{time.time():.0f}-{secrets.token_hex(4)}",
+    if delivery.gap:
+        context.log.warning(
+            f"{delivery.gap}; every known shard is listed instead, and the schedule reconcile finds new ones"
         )
-        if delivery.gap:
-            context.log.warning(
-                f"{delivery.gap}; every known shard is listed instead, and the schedule reconcile finds new ones"
-            )
-        summary = summary_of(len(delivery.bodies), news, decision, delivery.note)
-        context.log.info(summary)
-        return dg.SensorResult(
-            run_requests=[_run_request(request) for request in decision.requests],
-            skip_reason=None if decision.requests else summary,
-            cursor=FeedCursor(arrivals_feed.name, delivery.position, decision.hints).dumps(),
-            dynamic_partitions_requests=_new_partitions(context.instance, decision.requests),
-            asset_events=[
-                dg.AssetObservation(
-                    source_objects.key,
-                    partition=request.shard.key,
-                    metadata={"named_objects": len(request.keys), "whole_shard": not request.keys},
-                )
-                for request in decision.requests
-            ],
-        )
-
-    return s3_arrivals
+    after = FeedCursor(feed.name, delivery.position, decision.pending)
+    return _Tick(decision.requests, after.dumps(), _feed_summary(len(delivery.bodies), news, decision, delivery.note))
 
 
-def _run_request(request: Request) -> dg.RunRequest:
+def _run_request(request: RunRequest) -> dg.RunRequest:
     config: Mapping[str, Any] = {"ops": {"raw_documents": {"config": {"keys": list(request.keys)}}}}
     return dg.RunRequest(
         run_key=request.run_key, partition_key=request.shard.key, run_config=config if request.keys else {}
     )
 
 
-def summary_of(messages: int, news: DecodedMessages, decision: Decision, note: str) -> str:
-    """One line for the operator."""
+def _observation(request: RunRequest) -> dg.AssetObservation:
+    if request.digest:
+        metadata: dict[str, Any] = {"source_digest": request.digest}
+    else:
+        metadata = {"named_objects": len(request.keys), "whole_shard": not request.keys}
+    return dg.AssetObservation(
+        source_objects.key,
+        partition=request.shard.key,
+        metadata=metadata,
+        tags={"dagster/data_version": request.digest} if request.digest else None,
+    )
+
+
+def _listing_summary(seen: Sweep, decision: Decision) -> str:
+    dirty = len(decision.requests) + decision.waiting
+    return (
+        f"{seen.objects} objects in {len(seen.digests)} shards; {dirty} dirty, "
+        f"{len(decision.requests)} requested, {decision.waiting} waiting"
+        + (f"; {seen.outside} keys outside region/department/, such as {seen.outside_examples}" if seen.outside else "")
+        + ("; the sweep continues in the next tick" if seen.resume_after else "")
+    )
+
+
+def _feed_summary(messages: int, news: DecodedMessages, decision: Decision, note: str) -> str:
     counted = (
         (news.foreign, "foreign"),
         (news.tests, "test"),
@@ -160,6 +150,6 @@ def summary_of(messages: int, news: DecodedMessages, decision: Decision, note: s
     return (
         f"{messages} messages named {len(news.named)} objects"
         + (f" ({apart})" if apart else "")
-        + f"; {len(decision.requests)} shards asked for, {decision.waiting} waiting"
+        + f"; {len(decision.requests)} shards requested, {decision.waiting} waiting"
         + (f"; {note}" if note else "")
     )

@@ -14,7 +14,7 @@ from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
 from rag_assets.arrivals.events.base import Delivery
-from rag_assets.arrivals.listing import RETRY_SECONDS
+from rag_assets.arrivals.pending import RETRY_SECONDS
 from rag_assets.defs.build import build_definitions
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.run_status import ACTIVE
@@ -151,7 +151,7 @@ def test_what_was_not_for_us_is_counted_and_asks_for_nothing(bench: Bench) -> No
     assert asked(found) == {}
     assert found.skip_message == (
         "5 messages named 0 objects (3 foreign, 1 test, 1 of keys outside region/department/); "
-        "0 shards asked for, 0 waiting; 2 messages could not be deleted and come again"
+        "0 shards requested, 0 waiting; 2 messages could not be deleted and come again"
     )
 
 
@@ -205,7 +205,7 @@ def test_a_run_that_failed_or_never_started_is_asked_for_again_as_the_whole_shar
     (first,) = bench.tick().run_requests or ()
     if status is not None:
         bench.run(first, status)
-    assert bench.tick().skip_message == "0 messages named 0 objects; 0 shards asked for, 1 waiting"
+    assert bench.tick().skip_message == "0 messages named 0 objects; 0 shards requested, 1 waiting"
     bench.later(RETRY_SECONDS)
     (second,) = bench.tick().run_requests or ()
     assert keys_of(second) is None

@@ -13,7 +13,7 @@ import pytest
 from dagster._core.definitions.sensor_definition import SensorExecutionData
 from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 
-from rag_assets.arrivals.listing import RETRY_SECONDS
+from rag_assets.arrivals.pending import RETRY_SECONDS
 from rag_assets.defs.build import build_definitions
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.run_status import ACTIVE, active_shards
@@ -125,7 +125,7 @@ def test_an_asked_for_shard_is_observed_upstream_with_the_digest_of_its_listing(
 def test_an_empty_source_asks_for_nothing_and_says_so(tick: Tick) -> None:
     found = tick()
     assert asked(found) == []
-    assert found.skip_message == "0 objects in 0 shards; 0 dirty, 0 asked for, 0 waiting"
+    assert found.skip_message == "0 objects in 0 shards; 0 dirty, 0 requested, 0 waiting"
 
 
 def test_a_published_shard_is_clean_until_its_documents_change(
@@ -141,7 +141,7 @@ def test_a_published_shard_is_clean_until_its_documents_change(
 
     clean = tick(found.cursor)
     assert asked(clean) == []
-    assert clean.skip_message == "2 objects in 2 shards; 0 dirty, 0 asked for, 0 waiting"
+    assert clean.skip_message == "2 objects in 2 shards; 0 dirty, 0 requested, 0 waiting"
 
     source.put("Oslo/people/a.md", b"The canteen opens at nine now.")
     changed = tick(clean.cursor)
@@ -160,7 +160,7 @@ def test_a_shard_is_not_asked_for_again_while_its_run_may_still_come(tick: Tick,
     found = tick()
     again = tick(found.cursor)
     assert asked(again) == []
-    assert again.skip_message == "1 objects in 1 shards; 1 dirty, 0 asked for, 1 waiting"
+    assert again.skip_message == "1 objects in 1 shards; 1 dirty, 0 requested, 1 waiting"
 
 
 @pytest.mark.parametrize("status", ACTIVE)

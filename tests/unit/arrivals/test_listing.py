@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_assets.arrivals.listing import RETRY_CEILING, RETRY_SECONDS, Asked, Cursor, Decision, Sweep, decide, sweep
+from rag_assets.arrivals.listing import Cursor, Sweep, decide, sweep
+from rag_assets.arrivals.pending import RETRY_CEILING, RETRY_SECONDS, RequestedRun, RunRequest
 from rag_assets.sources.base import FetchedObject, SourceObject, shard_of
 from rag_assets.sources.listing_digest import listing_digest
 from rag_serving.lake.shards import Shard
@@ -67,6 +68,19 @@ def saw(digests: Mapping[Shard, str], resume_after: str = "") -> Sweep:
     return Sweep(digests, len(digests), 0, (), resume_after)
 
 
+@dataclass(frozen=True)
+class Ticked:
+    """What a tick requested and left, and its cursor."""
+
+    requests: tuple[RunRequest, ...]
+    waiting: int
+    cursor: Cursor
+
+    @property
+    def dirty(self) -> int:
+        return len(self.requests) + self.waiting
+
+
 def tick(
     digests: Mapping[Shard, str],
     cursor: Cursor,
@@ -76,12 +90,13 @@ def tick(
     now: float = 0.0,
     resume_after: str = "",
     max_requests: int = 100,
-) -> Decision:
+) -> Ticked:
     seen = saw(digests, resume_after)
-    return decide(seen, published or {}, active, cursor, now=now, max_requests=max_requests)
+    decision, after = decide(seen, published or {}, active, cursor, now=now, max_requests=max_requests)
+    return Ticked(decision.requests, decision.waiting, after)
 
 
-def requested(decision: Decision) -> list[Shard]:
+def requested(decision: Ticked) -> list[Shard]:
     return [request.shard for request in decision.requests]
 
 
@@ -260,17 +275,17 @@ def test_a_failed_run_is_asked_for_again_after_pauses_that_grow_to_a_ceiling() -
 
 
 def test_a_new_change_is_asked_for_at_once_whatever_failed_before() -> None:
-    cursor = Cursor(serial=3, asked={A: Asked("1", 100.0, 9)})
+    cursor = Cursor(serial=3, requested={A: RequestedRun("", 100.0, 9, "1")})
     assert requested(tick({A: "1"}, cursor, now=101)) == []
     decision = tick({A: "2"}, cursor, now=101)
     assert requested(decision) == [A]
-    assert decision.cursor.asked[A].attempts == 1
+    assert decision.cursor.requested[A].attempts == 1
 
 
 def test_success_clears_the_pause() -> None:
-    cursor = Cursor(serial=3, asked={A: Asked("1", 100.0, 9)})
+    cursor = Cursor(serial=3, requested={A: RequestedRun("", 100.0, 9, "1")})
     done = tick({A: "1"}, cursor, published={A: "1"}, now=101)
-    assert done.cursor.asked == {}
+    assert done.cursor.requested == {}
     assert requested(tick({A: "1"}, done.cursor, published={A: "elsewhere"}, now=102)) == [A]
 
 
@@ -311,7 +326,9 @@ def test_a_new_walk_does_not_remember_what_an_older_one_saw() -> None:
 
 def test_a_cursor_is_read_back_as_it_was_written() -> None:
     odd = Shard("東京 1", "R&D")
-    cursor = Cursor(9, "a/x/ä+%\n.md", {A: Asked("1", 100.0, 2), odd: Asked("2", 5.0, 1)}, frozenset({B, odd}))
+    cursor = Cursor(
+        9, "a/x/ä+%\n.md", {A: RequestedRun("", 100.0, 2, "1"), odd: RequestedRun("", 5.0, 1, "2")}, frozenset({B, odd})
+    )
     assert Cursor.loads(cursor.dumps()) == cursor
 
 
@@ -337,7 +354,7 @@ def test_no_cursor_is_a_beginning(text: str | None) -> None:
 )
 def test_a_garbled_cursor_starts_anew_without_repeating_run_keys(text: str) -> None:
     cursor = Cursor.loads(text)
-    assert (cursor.resume_after, cursor.asked, cursor.swept) == ("", {}, frozenset())
+    assert (cursor.resume_after, cursor.requested, cursor.swept) == ("", {}, frozenset())
     assert cursor.serial > 1_700_000_000
 
 
@@ -363,13 +380,14 @@ class World:
     def listed(self, shard: Shard) -> str:
         return digests_of(self.etags).get(shard, listing_digest(()))
 
-    def tick(self, *, seconds: int, page: int, max_requests: int, saved: bool = True) -> Decision:
+    def tick(self, *, seconds: int, page: int, max_requests: int, saved: bool = True) -> Ticked:
         """One tick; not `saved` when the daemon dies between asking for the runs and keeping the cursor."""
         cursor = Cursor.loads(self.cursor)
         source = Listing(dict(self.etags), page)
         seen = sweep(source, start_after=cursor.resume_after, seconds=seconds, clock=ticking())
         active = frozenset(self.active)
-        decision = decide(seen, self.published, active, cursor, now=self.now, max_requests=max_requests)
+        decided, after = decide(seen, self.published, active, cursor, now=self.now, max_requests=max_requests)
+        decision = Ticked(decided.requests, decided.waiting, after)
         assert len(decision.requests) <= max_requests
         for request in decision.requests:
             assert request.shard not in self.active, "a second run for a shard that has one"

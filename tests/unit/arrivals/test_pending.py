@@ -9,19 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rag_assets.arrivals.events.pending import (
+from rag_assets.arrivals.events.cursor import FeedCursor
+from rag_assets.arrivals.events.s3_records import NamedObjects
+from rag_assets.arrivals.listing import Cursor
+from rag_assets.arrivals.pending import (
     MAX_BYTES,
     MAX_KEYS,
-    Asked,
+    RETRY_SECONDS,
     Decision,
-    FeedCursor,
-    Hint,
-    Hints,
+    Pending,
+    PendingShard,
+    RequestedRun,
+    add_named,
     decide,
-    merge,
+    retry_pause,
 )
-from rag_assets.arrivals.events.s3_records import NamedObjects
-from rag_assets.arrivals.listing import RETRY_SECONDS, Cursor, retry_pause
 from rag_serving.lake.shards import Shard
 
 A, B, C = Shard("a", "x"), Shard("b", "x"), Shard("ö", "it & web")
@@ -35,7 +37,7 @@ def named(*keys: str) -> list[NamedObjects]:
 
 
 def step(
-    hints: Hints,
+    hints: Pending,
     *,
     succeeded: frozenset[str] = NEVER,
     active: frozenset[Shard] = NOBODY,
@@ -43,7 +45,14 @@ def step(
     max_requests: int = 100,
 ) -> Decision:
     tick = f"tick{next(_ticks)}"
-    return decide(hints, succeeded=succeeded, active=active, now=now, max_requests=max_requests, tick=tick)
+    return decide(
+        hints,
+        succeeded=succeeded,
+        active=active,
+        now=now,
+        max_requests=max_requests,
+        run_key=lambda shard, _: f"{shard.key}@{tick}",
+    )
 
 
 def asked(decision: Decision) -> dict[str, tuple[str, ...]]:
@@ -51,7 +60,7 @@ def asked(decision: Decision) -> dict[str, tuple[str, ...]]:
 
 
 def test_named_documents_become_one_run_for_each_shard_with_exactly_those_keys() -> None:
-    decision = step(merge({}, named("b/x/1", "a/x/2", "b/x/0", "b/x/1")))
+    decision = step(add_named({}, named("b/x/1", "a/x/2", "b/x/0", "b/x/1")))
     assert asked(decision) == {"b/x": ("b/x/0", "b/x/1"), "a/x": ("a/x/2",)}
     assert len({request.run_key for request in decision.requests}) == 2
 
@@ -61,78 +70,80 @@ def test_nothing_named_asks_for_nothing() -> None:
 
 
 def test_a_run_that_succeeded_settles_what_it_was_asked_for() -> None:
-    first = step(merge({}, named("a/x/1")))
-    decision = step(first.hints, succeeded=frozenset({first.requests[0].run_key}))
-    assert (asked(decision), decision.hints) == ({}, {})
+    first = step(add_named({}, named("a/x/1")))
+    decision = step(first.pending, succeeded=frozenset({first.requests[0].run_key}))
+    assert (asked(decision), decision.pending) == ({}, {})
 
 
 def test_what_is_named_while_a_run_is_under_way_is_asked_for_after_it() -> None:
-    first = step(merge({}, named("a/x/1")))
-    waiting = step(merge(first.hints, named("a/x/1", "a/x/2")), active=frozenset({A}))
+    first = step(add_named({}, named("a/x/1")))
+    waiting = step(add_named(first.pending, named("a/x/1", "a/x/2")), active=frozenset({A}))
     assert (asked(waiting), waiting.waiting) == ({}, 1)
-    after = step(waiting.hints, succeeded=frozenset({first.requests[0].run_key}))
+    after = step(waiting.pending, succeeded=frozenset({first.requests[0].run_key}))
     assert asked(after) == {"a/x": ("a/x/1", "a/x/2")}
 
 
 def test_a_failed_run_is_asked_for_again_as_the_whole_shard_after_growing_pauses() -> None:
-    decision = step(merge({}, named("a/x/1")), now=0)
+    decision = step(add_named({}, named("a/x/1")), now=0)
     now = 0.0
     for attempts in range(1, 5):
         pause = retry_pause(attempts)
-        early = step(decision.hints, now=now + pause - 1)
+        early = step(decision.pending, now=now + pause - 1)
         assert (asked(early), early.waiting) == ({}, 1)
         before, now = decision, now + pause
-        decision = step(before.hints, now=now)
+        decision = step(before.pending, now=now)
         assert asked(decision) == {"a/x": ()}
         assert decision.requests[0].run_key != before.requests[0].run_key
 
 
 def test_news_of_a_failing_shard_cuts_its_pause_back_to_the_first() -> None:
-    failing: Hints = {A: Hint(asked=Asked("a/x@old", at=0.0, attempts=9))}
+    failing: Pending = {A: PendingShard(requested=RequestedRun("a/x@old", at=0.0, attempts=9))}
     assert asked(step(failing, now=RETRY_SECONDS)) == {}
-    assert asked(step(merge(failing, named("a/x/1")), now=RETRY_SECONDS - 1)) == {}
-    assert asked(step(merge(failing, named("a/x/1")), now=RETRY_SECONDS)) == {"a/x": ()}
+    assert asked(step(add_named(failing, named("a/x/1")), now=RETRY_SECONDS - 1)) == {}
+    assert asked(step(add_named(failing, named("a/x/1")), now=RETRY_SECONDS)) == {"a/x": ()}
 
 
 def test_a_retry_that_succeeds_late_settles_the_hint() -> None:
-    first = step(merge({}, named("a/x/1")))
-    waiting = step(first.hints, now=RETRY_SECONDS / 2)
+    first = step(add_named({}, named("a/x/1")))
+    waiting = step(first.pending, now=RETRY_SECONDS / 2)
     assert waiting.waiting == 1
-    assert step(waiting.hints, succeeded=frozenset({first.requests[0].run_key})).hints == {}
+    assert step(waiting.pending, succeeded=frozenset({first.requests[0].run_key})).pending == {}
 
 
 def test_a_clock_set_back_does_not_lengthen_the_pause() -> None:
-    failed: Hints = {A: Hint(asked=Asked("a/x@old", at=1e9, attempts=1))}
+    failed: Pending = {A: PendingShard(requested=RequestedRun("a/x@old", at=1e9, attempts=1))}
     again = step(failed, now=1000.0)
     assert asked(again) == {"a/x": ()}
-    assert asked(step(again.hints, now=1001.0)) == {}
+    assert asked(step(again.pending, now=1001.0)) == {}
 
 
 def test_a_full_tick_leaves_the_rest_to_the_next_and_starves_nobody() -> None:
-    hints = merge({}, named("a/x/1", "b/x/1", "ö/it & web/1"))
+    hints = add_named({}, named("a/x/1", "b/x/1", "ö/it & web/1"))
     ticks: list[str] = []
     for _ in range(3):
-        hints = merge(hints, named("a/x/2"))  # busy all the time
+        hints = add_named(hints, named("a/x/2"))  # busy all the time
         decision = step(hints, max_requests=1)
         ticks += asked(decision)
-        hints = step(decision.hints, succeeded=frozenset(r.run_key for r in decision.requests), max_requests=0).hints
+        hints = step(
+            decision.pending, succeeded=frozenset(r.run_key for r in decision.requests), max_requests=0
+        ).pending
     assert ticks == ["a/x", "b/x", "ö/it & web"]
 
 
 def test_too_many_keys_of_a_shard_become_the_whole_shard() -> None:
-    few = merge({}, named(*(f"a/x/{n}" for n in range(MAX_KEYS))))
+    few = add_named({}, named(*(f"a/x/{n}" for n in range(MAX_KEYS))))
     assert len(few[A].keys) == MAX_KEYS
-    many = merge(few, named("a/x/one more", "b/x/1"))
-    assert many == {A: Hint(whole=True), B: Hint(frozenset({"b/x/1"}))}
-    assert merge(many, named("a/x/another"))[A] == Hint(whole=True)
+    many = add_named(few, named("a/x/one more", "b/x/1"))
+    assert many == {A: PendingShard(whole=True), B: PendingShard(frozenset({"b/x/1"}))}
+    assert add_named(many, named("a/x/another"))[A] == PendingShard(whole=True)
 
 
 def test_many_long_keys_of_a_shard_become_the_whole_shard() -> None:
-    assert merge({}, named(*(f"a/x/{'y' * 900}{n}" for n in range(20)))) == {A: Hint(whole=True)}
+    assert add_named({}, named(*(f"a/x/{'y' * 900}{n}" for n in range(20)))) == {A: PendingShard(whole=True)}
 
 
 def test_the_cursor_stays_small_however_many_shards_are_named() -> None:
-    hints = merge({}, named(*(f"r{r}/d/{'y' * 80}{n}" for r in range(100) for n in range(60))))
+    hints = add_named({}, named(*(f"r{r}/d/{'y' * 80}{n}" for r in range(100) for n in range(60))))
     kept = [hint for hint in hints.values() if hint.keys]
     assert kept
     assert all(hint.whole for hint in hints.values() if not hint.keys)
@@ -140,33 +151,33 @@ def test_the_cursor_stays_small_however_many_shards_are_named() -> None:
 
 
 def test_a_gap_widens_every_shard_it_names_and_forgets_no_run() -> None:
-    first = step(merge({}, named("a/x/1")))
-    hints = merge(first.hints, named("b/x/1"), whole=[A, B])
-    assert hints[A] == Hint(whole=True, asked=first.hints[A].asked)
-    assert hints[B] == Hint(whole=True)
+    first = step(add_named({}, named("a/x/1")))
+    hints = add_named(first.pending, named("b/x/1"), whole=[A, B])
+    assert hints[A] == PendingShard(whole=True, requested=first.pending[A].requested)
+    assert hints[B] == PendingShard(whole=True)
 
 
 shards = st.sampled_from([A, B, C])
 keys = st.sampled_from(["1", "2", "sub/ü +.md"])
 hint = st.builds(
-    Hint,
+    PendingShard,
     st.frozensets(st.text(max_size=5), max_size=4),
     st.just(False),
-    st.none() | st.builds(Asked, st.text(), st.floats(0, 2e9), st.integers(1, 99)),
+    st.none() | st.builds(RequestedRun, st.text(), st.floats(0, 2e9), st.integers(1, 99)),
 )
 
 
-@given(st.dictionaries(shards, hint | hint.map(Hint.widened)))
-def test_a_cursor_reads_back_as_it_was_written(hints: dict[Shard, Hint]) -> None:
+@given(st.dictionaries(shards, hint | hint.map(PendingShard.as_full_listing)))
+def test_a_cursor_reads_back_as_it_was_written(hints: dict[Shard, PendingShard]) -> None:
     cursor = FeedCursor("kafka", {"topic": "t", "offsets": {"0": 5}}, hints)
     again = FeedCursor.loads(cursor.dumps(), "kafka")
     assert again == cursor
-    assert list(again.hints) == list(hints)
+    assert list(again.pending) == list(hints)
 
 
 def test_another_feeds_cursor_keeps_its_hints_and_starts_reading_anew() -> None:
-    cursor = FeedCursor("kafka", {"topic": "t"}, merge({}, named("a/x/1")))
-    assert FeedCursor.loads(cursor.dumps(), "sqs") == FeedCursor("sqs", {}, cursor.hints)
+    cursor = FeedCursor("kafka", {"topic": "t"}, add_named({}, named("a/x/1")))
+    assert FeedCursor.loads(cursor.dumps(), "sqs") == FeedCursor("sqs", {}, cursor.pending)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +204,7 @@ def test_a_cursor_that_cannot_be_read_starts_anew(text: str | None) -> None:
 
 
 def test_a_feeds_cursor_means_nothing_to_the_listing() -> None:
-    assert Cursor.loads(FeedCursor("sqs", {}, merge({}, named("a/x/1"))).dumps()).asked == {}
+    assert Cursor.loads(FeedCursor("sqs", {}, add_named({}, named("a/x/1"))).dumps()).requested == {}
 
 
 @given(st.text() | st.recursive(st.none() | st.text(), st.lists).map(json.dumps))
@@ -208,7 +219,7 @@ class World:
     """A store whose documents change, a feed that names them, and a Dagster whose runs end well, badly or never."""
 
     def __init__(self) -> None:
-        self.stored: Hints = {}
+        self.stored: Pending = {}
         self.now = 0.0
         self.changes = itertools.count()
         self.unseen: dict[Document, int] = {}  # the last change that was named and stored, until a run looked
@@ -226,7 +237,7 @@ class World:
 
     def tick(self, brought: list[Document], *, survives: bool, room: int) -> None:
         news = {**self.undelivered, **{document: next(self.changes) for document in brought}}
-        merged = merge(self.stored, [NamedObjects(shard, f"{shard.key}/{key}") for shard, key in news])
+        merged = add_named(self.stored, [NamedObjects(shard, f"{shard.key}/{key}") for shard, key in news])
         decision = step(
             merged,
             succeeded=frozenset(self.succeeded),
@@ -245,20 +256,20 @@ class World:
             }
             self.running[request.shard] = (request.run_key, looked)
         if survives:
-            self.stored, self.unseen, self.undelivered = decision.hints, known, {}
+            self.stored, self.unseen, self.undelivered = decision.pending, known, {}
         else:
             self.undelivered = news
 
     def remembers(self, document: Document) -> bool:
         shard, key = document
-        hint = self.stored.get(shard, Hint())
+        hint = self.stored.get(shard, PendingShard())
         if hint.whole or f"{shard.key}/{key}" in hint.keys:
             return True
-        if hint.asked is None or hint.asked.run_key in self.succeeded:
+        if hint.requested is None or hint.requested.run_key in self.succeeded:
             return False
         run_key, seen = self.running.get(shard, ("", {}))
         # A run that is over without success will be asked for again as the whole shard.
-        return run_key != hint.asked.run_key or seen.get(document) == self.unseen[document]
+        return run_key != hint.requested.run_key or seen.get(document) == self.unseen[document]
 
 
 steps = st.tuples(
