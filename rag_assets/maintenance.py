@@ -18,7 +18,7 @@ from rag_assets.evaluation.verdict import Quality
 from rag_assets.publishing.publish import publish
 from rag_assets.publishing.retention import drop_old_tags, kept_versions
 from rag_assets.storage.id_indexes import ID_COLUMNS, ensure_id_indexes, index_ids
-from rag_assets.storage.lake import KEEP_VERSIONS, Log, made_at
+from rag_assets.storage.lake import KEEP_VERSIONS, Log, made_at, small_fragments
 from rag_assets.storage.schemas import EMBEDDINGS
 from rag_assets.storage.search_indexes import index_text, index_vectors, unindexed_rows
 from rag_assets.storage.shard_writer import ShardWriter
@@ -65,9 +65,9 @@ def maintain_shards(
     report = MaintenanceReport()
     for shard in shards:
         try:
-            with writer(shard) as held:
+            with writer(shard) as shard_writer:
                 maintain_shard(
-                    held, identity, report, run_id=run_id, keep=keep, pin_seconds=pin_seconds, quality=quality
+                    shard_writer, identity, report, run_id=run_id, keep=keep, pin_seconds=pin_seconds, quality=quality
                 )
         except ShardLocked:
             report.skipped.append(shard.key)
@@ -136,7 +136,7 @@ def _maintain(
     older_than = _removable_age(table, versions, pin)
     cutoff = datetime.now(UTC) - older_than
     removable = sum(made_at(version) < cutoff for version in versions[:-1])
-    if removable or _small_fragments(table) > 1 or unindexed_rows(table):
+    if removable or small_fragments(table) > 1 or unindexed_rows(table):
         # Its new version is noted before old ones go: what the note names is what the next writer goes back to.
         writer.maintain(stage, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS), fingerprint=fingerprint)
         # Nobody else writes while the lease is held, so a file that belongs to no version belongs to a dead writer.
@@ -161,8 +161,3 @@ def _removable_age(table: Table, versions: list[dict[str, Any]], pin: timedelta)
 
 def _segments(table: Table, column: str) -> int:
     return max((index.num_segments or 0 for index in table.list_indices() if index.columns == [column]), default=0)
-
-
-def _small_fragments(table: Table) -> int:
-    stats: Any = table.stats()
-    return stats["fragment_stats"]["num_small_fragments"]

@@ -28,6 +28,11 @@ Messages say what happened and what to do, and never hold a secret or a document
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 __all__ = [
     "CacheUnavailable",
     "DeadlineExceeded",
@@ -151,6 +156,18 @@ class Overloaded(RagError):
 
 class DeadlineExceeded(RagError, TimeoutError):
     """There was no answer within the time that one question may take."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, at most 200 characters; its class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def first_problem(error: ValidationError, *, depth: int | None = None) -> str:
+    """Return where a value failed validation and why, without the value; `depth` bounds the parts of the place."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"][:depth])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def error_named(name: str) -> type[RagError]:

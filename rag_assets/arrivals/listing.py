@@ -33,7 +33,7 @@ def published_listing_digests(entries: Mapping[Shard, CatalogEntry], fingerprint
         return (entry.current.fingerprint, entry.current.table_format) == (fingerprint, TABLE_FORMAT)
 
     return {
-        shard: entry.seen_source_digest if entry.hold is not None or current(entry) else ""
+        shard: entry.latest_built_source_digest if entry.hold is not None or current(entry) else ""
         for shard, entry in entries.items()
     }
 

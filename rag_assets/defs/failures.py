@@ -9,7 +9,7 @@ import dagster as dg
 
 from rag_assets.errors import LeaseLost, ShardLocked, SourceRefused, SourceUnavailable
 from rag_assets.options import ExecutorName
-from rag_serving.errors import LakeUnavailable, RagError, WriteConflict
+from rag_serving.errors import LakeUnavailable, RagError, WriteConflict, first_line
 
 INTERRUPTED = "Interrupted: it goes on from there when it is run again"
 _INTERRUPTS_END_RUNS: ContextVar[bool] = ContextVar("interrupts_end_runs", default=False)
@@ -53,7 +53,7 @@ def named_failures() -> Generator[None]:
         if "LanceError(IO)" not in str(error):
             raise
         code = re.search(r"<Code>(\w+)</Code>", str(error))
-        reason = (f"{code[1]}: " if code else "") + str(error).splitlines()[0][:300]
+        reason = (f"{code[1]}: " if code else "") + first_line(error)
         raise dg.Failure(
             description=f"LakeUnavailable: {reason}", metadata={"error": LakeUnavailable.__name__}, allow_retries=True
         ) from error

@@ -145,6 +145,6 @@ def shard_writer(context: dg.InitResourceContext) -> Generator[ShardWriter]:
             "a run of this asset is for one shard: choose one partition (region/department), or a backfill of several"
         )
     with pipeline.writer(Shard.parse(key), holder=f"run {run.run_id}", whole=flag(run.tags, WHOLE_TAG)) as writer:
-        if writer.taken_back and context.log is not None:
-            context.log.warning("took back unfinished writes to %s", ", ".join(writer.taken_back))
+        if writer.rolled_back and context.log is not None:
+            context.log.warning("rolled back unfinished writes to %s", ", ".join(writer.rolled_back))
         yield writer

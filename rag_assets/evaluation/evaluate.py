@@ -20,11 +20,11 @@ from rag_assets.evaluation.verdict import Quality, judge
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.schemas import RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import table_fingerprint
-from rag_serving.errors import RagError
+from rag_serving.errors import RagError, first_line
 from rag_serving.lake.catalog_entry import Publication, read_catalog_entry
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 from rag_serving.lake.embedders.loading import load_embedder
-from rag_serving.lake.search.engine import first_line
+from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.search.plan import Target
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
@@ -165,7 +165,7 @@ def _places_before(
         if older.fingerprint != identity.fingerprint:  # each version by the model that readers search it with
             vectors = _embedded(load_embedder(lake.objects, older.fingerprint), asked)
         return _places(lake, shard, table, older.fingerprint, older.table_format, asked, vectors)
-    except (OSError, RuntimeError, ValueError, RagError) as error:
+    except (*LANCE_ERRORS, RagError) as error:
         return f"version {older.version}, which is published, cannot be searched to compare with: {first_line(error)}"
 
 

@@ -23,6 +23,7 @@ from rag_assets.sources.base import (
     golden_shard_of,
     shard_of,
 )
+from rag_serving.errors import first_problem
 from rag_serving.lake.shards import Shard
 
 MOST_FILES = 20
@@ -138,9 +139,7 @@ def _parsed(line: bytes, shard: Shard) -> GoldenQuestion | str:
     try:
         written = _Line.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"][:2])
-        return f"{where}: {first['msg']}"[:200] if where else str(first["msg"])[:200]
+        return first_problem(error, depth=2)[:200]
     keys: list[str] = []
     for named in written.document:
         key = named if named.startswith(f"{shard.key}/") else f"{shard.key}/{named}"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rag_assets.evaluation.index_recall import CUTOFF
 from rag_assets.evaluation.metrics import Places, ResolvedQuestion, places_in
-from rag_serving.errors import LakeUnavailable
-from rag_serving.lake.search.engine import SearchEngine, first_line
+from rag_serving.errors import LakeUnavailable, first_line
+from rag_serving.lake.search.engine import SearchEngine
 from rag_serving.lake.search.fusion import Candidate, distinct, fuse
 from rag_serving.lake.search.plan import Target
 from rag_serving.lake.search.query import Mode, Query

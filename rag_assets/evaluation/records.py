@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +12,7 @@ from rag_assets.evaluation.metrics import Retrieval
 from rag_assets.storage.lake import Lake
 from rag_serving.errors import WriteConflict
 from rag_serving.lake.object_store import ABSENT
+from rag_serving.lake.retries import with_retries
 from rag_serving.lake.shards import Shard
 
 EVALUATIONS = "evaluations"
@@ -69,20 +68,16 @@ def replace_evaluations(record: Record, newest: Evaluation) -> Record:
 
 def update_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) -> Record:
     """Change the shard's record; whoever writes it at the same time loses nothing. Raises `WriteConflict`."""
-    for attempt in range(1, _PUTS + 1):
-        found = lake.objects.get(_key(shard))
+    key = _key(shard)
+
+    def put() -> Record:
+        found = lake.objects.get(key)
         record = change(Record() if found is None else _parsed(found.data))
-        try:
-            lake.objects.put(
-                _key(shard), record.model_dump_json(indent=1).encode(), expect=ABSENT if found is None else found.etag
-            )
-        except WriteConflict:
-            if attempt == _PUTS:
-                raise
-            time.sleep(random.uniform(0, min(0.01 * 2**attempt, 1.0)))  # noqa: S311 - others were quicker
-        else:
-            return record
-    raise AssertionError("the last try returns or raises")
+        expect = ABSENT if found is None else found.etag
+        lake.objects.put(key, record.model_dump_json(indent=1).encode(), expect=expect)
+        return record
+
+    return with_retries(lambda error: isinstance(error, WriteConflict), tries=_PUTS, first=0.01)(put)
 
 
 def _key(shard: Shard) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rag_assets.errors import ExportError
 from rag_assets.options import PACKAGED_MODEL
+from rag_serving.errors import first_line
 from rag_serving.lake.embedders.base import (
     GRAPH,
     MANIFEST,
@@ -174,7 +175,7 @@ def load_reference(model: str) -> SentenceTransformer:
         return SentenceTransformer(location, device="cpu")
     except (OSError, ValueError) as error:
         raise ExportError(
-            f"cannot load the model {model!r}: {str(error).splitlines()[0][:200]}; RAG_EMBEDDING_MODEL takes a "
+            f"cannot load the model {model!r}: {first_line(error)}; RAG_EMBEDDING_MODEL takes a "
             "sentence-transformers name or the folder of one"
         ) from error
 

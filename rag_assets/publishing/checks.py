@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rag_assets.evaluation.records import read_record, update_record
 from rag_assets.storage.id_indexes import id_ranges
-from rag_assets.storage.lake import Lake, columns, read, scan, values
+from rag_assets.storage.lake import Lake, columns, read, row_count, scan, values
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import UNINDEXED_ROWS, table_fingerprint, unindexed_rows
 from rag_serving.lake.catalog_entry import read_catalog_entry
@@ -55,7 +55,7 @@ def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -
     raw, cut, table = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard), lake.open(SHARDS, shard)
     counted: Counter[str] = Counter()
     if doc_ids is None:
-        ranges = id_ranges("doc_id", max(_count(raw), _count(cut), _count(table)))
+        ranges = id_ranges("doc_id", max(row_count(raw), row_count(cut), row_count(table)))
     else:
         ranges = [sql_in("doc_id", doc_ids)] if doc_ids else []
     for where in ranges:
@@ -68,9 +68,9 @@ def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -
         counted["chunks missing from the table"] += len(chunks.keys() - rows.keys())
         counted["rows in the table that are no chunk"] += len(rows.keys() - chunks.keys())
         counted["documents on one side only"] += len(documents.keys() ^ _ids(table, "doc_id", where).keys())
-    counted["rows more or less than there are chunks"] = abs(_count(cut) - _count(table))
+    counted["rows more or less than there are chunks"] = abs(row_count(cut) - row_count(table))
     problems = tuple(f"{count} {what}" for what, count in counted.items() if count)
-    return Verdict(problems, _count(raw), _count(table))
+    return Verdict(problems, row_count(raw), row_count(table))
 
 
 def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> Verdict:
@@ -82,7 +82,7 @@ def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = Non
     documents = 0
     lost: list[tuple[str, int]] = []
     if doc_ids is None:
-        ranges = id_ranges("doc_id", max(_count(raw), _count(cut)))
+        ranges = id_ranges("doc_id", max(row_count(raw), row_count(cut)))
     else:
         ranges = [sql_in("doc_id", doc_ids)] if doc_ids else []
     for where in ranges:
@@ -94,9 +94,9 @@ def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = Non
                 if missing:
                     lost.append((key, missing))
     if not lost:
-        return Verdict((), documents, _count(cut))
+        return Verdict((), documents, row_count(cut))
     named = ", ".join(f"{key} ({missing} characters)" for key, missing in sorted(lost)[:_MOST_NAMED])
-    return Verdict((f"text of {len(lost)} documents is in no passage: {named}",), documents, _count(cut))
+    return Verdict((f"text of {len(lost)} documents is in no passage: {named}",), documents, row_count(cut))
 
 
 def uncovered(text: str, spans: Iterable[tuple[int, int]]) -> int:
@@ -238,7 +238,3 @@ def _texts(documents: Table | None, where: str | None) -> Iterator[pa.RecordBatc
         return
     query = documents.search().select(["doc_id", "key", "text", "content_hash"])
     yield from (query if where is None else query.where(where)).to_batches(_TEXTS_AT_ONCE)
-
-
-def _count(table: Table | None) -> int:
-    return 0 if table is None else table.count_rows()

@@ -13,6 +13,7 @@ from rag_assets.publishing.catalog_writes import next_entry, put_entry
 from rag_assets.publishing.checks import check_coverage, check_rows, check_vectors
 from rag_assets.publishing.retention import drop_old_tags, tag_version
 from rag_assets.storage.content_digest import content_digest
+from rag_assets.storage.lake import row_count
 from rag_assets.storage.schemas import QUARANTINE
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.catalog_entry import Hold, Publication, read_catalog_entry
@@ -57,9 +58,9 @@ def publish(
     source_digest = writer.progress.source_digest
     current = entry.current if entry is not None else None
     if current is not None and (current.version, current.source_digest) == (table.version, source_digest):
-        writer.note(touched=())
+        writer.update_progress(dirty=())
         return Published(current, changed=False, content_changed=False, held=entry.hold if entry is not None else None)
-    touched = writer.touched
+    touched = writer.dirty
     load = None if quality is None else quality.embedder
     rows, vectors = check_rows(lake, shard, touched), check_vectors(lake, shard, identity, load, touched)
     problems = rows.problems + check_coverage(lake, shard, touched).problems + vectors.problems
@@ -69,8 +70,8 @@ def publish(
         problems, evaluation = assessed.problems, assessed.evaluation
     if problems:
         raise ChecksFailed(f"shard {shard} is not published: {'; '.join(problems)}")
-    if writer.touched is None:
-        writer.note(content_digest=content_digest(table, identity.fingerprint))
+    if writer.dirty is None:
+        writer.update_progress(content_digest=content_digest(table, identity.fingerprint))
     if entry is not None and entry.hold is not None:
         held = entry.hold.model_copy(update={"built_source_digest": source_digest})
         if held != entry.hold:
@@ -84,7 +85,7 @@ def publish(
         fingerprint=identity.fingerprint,
         documents=rows.documents,
         chunks=rows.chunks,
-        quarantined=0 if quarantined is None else quarantined.count_rows(),
+        quarantined=row_count(quarantined),
         published_at=datetime.now(UTC),
         run_id=run_id,
         published_by=f"run {run_id}",
@@ -95,6 +96,6 @@ def publish(
     tag_version(table, publication.version)
     put_entry(writer, new, found)
     drop_old_tags(table, new, keep=keep, pin_seconds=pin_seconds)
-    writer.note(touched=())
+    writer.update_progress(dirty=())
     changed = current is None or current.content_digest != publication.content_digest
     return Published(publication, changed=True, content_changed=changed, evaluation=evaluation)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,8 @@ from urllib.parse import quote
 
 from rag_assets.errors import SourceRefused, SourceUnavailable
 from rag_assets.sources.base import FetchedObject, ObjectGone, ObjectUnreadable, SourceObject, shard_of_folders
+from rag_serving.errors import first_line
+from rag_serving.lake.retries import with_retries
 from rag_serving.lake.shards import Shard
 
 if TYPE_CHECKING:
@@ -123,17 +123,12 @@ class S3Source:
         """One whole object. boto3 notices a body that ends early, but retries nothing once the answer has begun."""
         from botocore.exceptions import BotoCoreError
 
-        for last in (*[False] * (_BODY_TRIES - 1), True):
+        def read() -> FetchedObject:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            try:
-                data = answer["Body"].read()
-            except BotoCoreError:
-                if last:
-                    raise
-                time.sleep(random.uniform(0.1, 0.5))  # noqa: S311
-            else:
-                return FetchedObject(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
-        raise AssertionError("the last try returns or raises")
+            data = answer["Body"].read()
+            return FetchedObject(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+
+        return with_retries(lambda error: isinstance(error, BotoCoreError), tries=_BODY_TRIES)(read)
 
     def uri(self, key: str) -> str:
         return f"s3://{self._bucket}/{quote(self._prefix + key, safe='/ -_.&+()@')}"
@@ -167,4 +162,4 @@ def _reason(error: Exception) -> str:
     response: Any = getattr(error, "response", None)
     if response:
         return f"{response['Error'].get('Code', 'error')} ({response['Error'].get('Message', '')[:120]})"
-    return str(error).splitlines()[0][:200]
+    return first_line(error)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from rag_assets.chunking.passage import Chunker
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
 from rag_assets.storage.id_indexes import ensure_id_indexes, id_ranges
-from rag_assets.storage.lake import Log, columns, scan
+from rag_assets.storage.lake import Log, columns, row_count, scan
 from rag_assets.storage.schemas import CHUNK_SCHEMA, CHUNKS, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.sql import sql_in
@@ -49,15 +49,15 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
     report = ChunkingReport()
     _keep_schema(writer)
     if writer.progress.chunker != chunker.version:
-        writer.touch(None)
+        writer.mark_dirty(None)
     for where in _looked_at(writer):
         _cut(writer, chunker, where, report, log)
     if writer.progress.chunker != chunker.version:
-        writer.note(chunker=chunker.version)
+        writer.update_progress(chunker=chunker.version)
     ensure_id_indexes(writer, CHUNKS)
     documents, table = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
-    report.documents_unchanged = (0 if documents is None else documents.count_rows()) - report.documents_chunked
-    report.chunks = 0 if table is None else table.count_rows()
+    report.documents_unchanged = row_count(documents) - report.documents_chunked
+    report.chunks = row_count(table)
     report.seconds = time.monotonic() - started
     return report
 
@@ -66,17 +66,17 @@ def _keep_schema(writer: ShardWriter) -> None:
     """Empty a table of an older schema, as the next version: its documents are cut again."""
     table = writer.table(CHUNKS)
     if table is not None and not table.schema.equals(CHUNK_SCHEMA, check_metadata=False):
-        writer.touch(None)
+        writer.mark_dirty(None)
         writer.overwrite(CHUNKS, CHUNK_SCHEMA)
 
 
 def _looked_at(writer: ShardWriter) -> Iterable[str | None]:
     """Filters of the documents to compare, each of few enough to do at once."""
-    touched = writer.touched
+    touched = writer.dirty
     if touched is not None:
         return [sql_in("doc_id", touched)] if touched else []
     tables = (writer.table(stage) for stage in (RAW_DOCUMENTS, CHUNKS))
-    return id_ranges("doc_id", max(0 if table is None else table.count_rows() for table in tables))
+    return id_ranges("doc_id", max(map(row_count, tables)))
 
 
 def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: ChunkingReport, log: Log) -> None:

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rag_assets.errors import LeaseLost
-from rag_assets.storage.lake import KEEP_VERSIONS, Lake, Log, columns, made_at, read, scan
+from rag_assets.storage.fence import Fence
+from rag_assets.storage.lake import KEEP_VERSIONS, Lake, Log, columns, made_at, read, scan, small_fragments
 from rag_assets.storage.lease import Lease, acquire_lease
 from rag_assets.storage.search_indexes import (
     UNINDEXED_ROWS,
@@ -26,7 +25,7 @@ from rag_assets.storage.search_indexes import (
     table_fingerprint,
     unindexed_rows,
 )
-from rag_serving.errors import LakeCorrupt, WriteConflict
+from rag_serving.errors import LakeCorrupt
 from rag_serving.lake.catalog import Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry
 from rag_serving.lake.company_index import (
@@ -39,7 +38,7 @@ from rag_serving.lake.company_index import (
     record_key,
 )
 from rag_serving.lake.embedders.base import read_manifest
-from rag_serving.lake.object_store import ABSENT
+from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
@@ -57,6 +56,7 @@ _NOTED_AT_ONCE = 200
 """Shards with nothing to write whose new versions are noted together."""
 _REMOVED_AT_ONCE = 20
 """Versions that no reader can be on, from which on they are removed."""
+_NAME = "the company index"
 _MOST_SEGMENTS = 8
 _SMALL_FRAGMENTS = 40
 _FACTS = ("chunk_id", "ordinal", "path", "title", "start", "end", "content_hash", "etag", "modified_at", "stale")
@@ -176,17 +176,16 @@ class _CompanyWriter:
 
     def __init__(self, lake: Lake, lease: Lease, fingerprint: str, log: Log) -> None:
         self._lake = lake
-        self._lease = lease
+        self._epoch = lease.epoch
         self._log = log
         self._owner = CompanyTable(fingerprint)
         self._changed = False
         self._unsaved = 0
-        found = lake.objects.get(record_key(fingerprint))
-        self._etag = ABSENT if found is None else found.etag
+        self._fence = Fence(lake.objects, record_key(fingerprint), lease, remedy="materialize company_index again")
         record: CompanyRecord | None = None
-        if found is not None:
+        if self._fence.stored is not None:
             try:
-                record = read_record(fingerprint, found.data)
+                record = read_record(fingerprint, self._fence.stored)
             except LakeCorrupt as error:
                 log(f"the company index is made anew: {error}")
         table = lake.open(COMPANY, self._owner)
@@ -203,17 +202,14 @@ class _CompanyWriter:
         """Whether the table is at the recorded version, or could be brought back to it."""
         if table.version == record.version:
             return True
-        self._lease.check()
-        try:
-            table.restore(record.version)
-        except (OSError, RuntimeError, ValueError):  # the table was made anew, or that version was cleaned up
-            return False
-        self._log(f"took back writes to the company index that nobody recorded, to version {record.version}")
-        return True
+        restored = self._fence.restore(table, record.version)
+        if restored:
+            self._log(f"rolled back unrecorded writes to the company index, to version {record.version}")
+        return restored
 
     def _blank(self, *, there: bool) -> tuple[Table, CompanyRecord]:
         """An empty table, in place of the one that is there, with its record."""
-        self._lease.check()
+        self._fence.check()
         fingerprint = self._owner.fingerprint
         identity = read_manifest(self._lake.objects, fingerprint)
         if identity is None:
@@ -221,12 +217,12 @@ class _CompanyWriter:
         schema = company_schema(identity.dimensions, fingerprint)
         table = (self._lake.overwrite if there else self._lake.ensure)(COMPANY, self._owner, schema)
         return table, CompanyRecord(
-            format=1, fingerprint=fingerprint, version=table.version, epoch=self._lease.epoch, shards={}
+            format=1, fingerprint=fingerprint, version=table.version, epoch=self._epoch, shards={}
         )
 
     def withdraw(self) -> None:
         """No shard has vectors of this embedder any more: the record goes, and with it the table for readers."""
-        self._lease.check()
+        self._fence.check()
         self._lake.objects.delete(record_key(self._owner.fingerprint))
 
     def bring_to(self, entries: Sequence[CatalogEntry], report: CompanyReport) -> None:
@@ -238,7 +234,7 @@ class _CompanyWriter:
             for start in range(0, len(gone), _FILTER_VALUES):
                 keys = gone[start : start + _FILTER_VALUES]
                 where = sql_in(SHARD_COLUMN, keys)
-                self._commit(lambda where=where: self.table.delete(where), {}, without=keys)
+                self._commit(lambda table, where=where: table.delete(where), {}, without=keys)
             report.removed += len(gone)
             report.rows_deleted += before - self.table.count_rows()
         known: list[CatalogEntry] = []
@@ -261,7 +257,7 @@ class _CompanyWriter:
             noted = {entry.shard.key: _holding(entry) for entry, _ in opened}
             if rows:
                 reader = pa.RecordBatchReader.from_batches(self._schema, self._rows(opened))
-                self._commit(lambda reader=reader: self.table.add(reader), noted)
+                self._commit(lambda table, reader=reader: table.add(reader), noted)
             else:
                 self._note(noted)
             done += len(opened)
@@ -300,13 +296,13 @@ class _CompanyWriter:
     ) -> None:
         """Put rows in by their ids, and take out those that match `doomed` and are not among them, in one commit."""
         if only_deletes:
-            self._commit(lambda: self.table.delete(doomed), noted)
+            self._commit(lambda table: table.delete(doomed), noted)
             return
         source = pa.Table.from_batches(list(rows), schema=self._schema)
 
-        def merge() -> None:
+        def merge(table: Table) -> None:
             (
-                self.table.merge_insert("chunk_id")
+                table.merge_insert("chunk_id")
                 .when_matched_update_all()
                 .when_not_matched_insert_all()
                 .when_not_matched_by_source_delete(doomed)
@@ -328,7 +324,7 @@ class _CompanyWriter:
                 table.checkout(entry.current.version)
                 if table_fingerprint(table) == self._owner.fingerprint:
                     return table
-        except (OSError, RuntimeError, ValueError):  # cleaned up after a newer one was published
+        except LANCE_ERRORS:  # cleaned up after a newer one was published
             pass
         report.skipped += 1
         self._log(f"company index: {entry.shard} is left out, version {entry.current.version} cannot be read")
@@ -353,42 +349,29 @@ class _CompanyWriter:
             due |= {"vector": index_vectors, SHARD_COLUMN: _index_shards}
         for column, build in due.items():
             if column not in indexes or (indexes[column].num_segments or 0) > _MOST_SEGMENTS:
-                self._maintain(partial(build, table))
-        stats: Any = table.stats()
-        small = stats["fragment_stats"]["num_small_fragments"]
-        if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS:
-            self._maintain(lambda: table.optimize(cleanup_older_than=KEEP_VERSIONS))
+                self._maintain(build)
+        if unindexed_rows(table) > UNINDEXED_ROWS or small_fragments(table) > _SMALL_FRAGMENTS:
+            self._maintain(lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
         if self._changed:
             cutoff = datetime.now(UTC) - pin
             # What the record names is the newest version, and readers may be on those of the last hour.
             if sum(made_at(version) < cutoff for version in table.list_versions()[:-1]) > _REMOVED_AT_ONCE:
-                self._maintain(lambda: table.optimize(cleanup_older_than=pin))
+                self._maintain(lambda table: table.optimize(cleanup_older_than=pin))
 
-    def _maintain(self, work: Callable[[], object]) -> None:
+    def _maintain(self, work: Callable[[Table], object]) -> None:
         """Index or compact, which changes no row and may take several commits."""
-        self._lease.check()
-        rows = self.table.count_rows()
-        work()
-        if self.table.count_rows() != rows:
-            raise self._not_alone()
-        if self.table.version != self.record.version:
-            self._save(self.table.version)
+        version = self._fence.maintain(self.table, work, _NAME)
+        if version != self.record.version:
+            self._save(version)
 
-    def _commit(self, operation: Any, noted: Mapping[str, IndexedShard], *, without: Sequence[str] = ()) -> None:
-        """One commit to the table, and its record."""
-        self._lease.check()
-        before = self.table.version
-        try:
-            operation()
-        except (OSError, RuntimeError) as error:
-            if "commit conflict" in str(error).lower():
-                raise self._not_alone() from error
-            raise
-        if self.table.version != before + 1:
-            raise self._not_alone()
+    def _commit(
+        self, operation: Callable[[Table], object], noted: Mapping[str, IndexedShard], *, without: Sequence[str] = ()
+    ) -> None:
+        """Make one commit to the table, and record it."""
+        version = self._fence.commit(self.table, operation, _NAME)
         shards = {key: held for key, held in self.record.shards.items() if key not in set(without)}
         self.record = self.record.model_copy(update={"shards": {**shards, **noted}})
-        self._save(self.table.version)
+        self._save(version)
 
     def _note(self, noted: Mapping[str, IndexedShard]) -> None:
         """Have the record say something that the table holds already; saved after some of them."""
@@ -402,19 +385,10 @@ class _CompanyWriter:
             self._save(self.table.version)
 
     def _save(self, version: int) -> None:
-        self._lease.check()
-        self.record = self.record.model_copy(update={"version": version, "epoch": self._lease.epoch})
-        try:
-            self._etag = self._lake.objects.put(
-                record_key(self._owner.fingerprint), self.record.model_dump_json().encode(), expect=self._etag
-            )
-        except WriteConflict as error:
-            raise self._not_alone() from error
+        self.record = self.record.model_copy(update={"version": version, "epoch": self._epoch})
+        self._fence.save(self.record.model_dump_json().encode())
         self._unsaved = 0
         self._changed = True
-
-    def _not_alone(self) -> LeaseLost:
-        return LeaseLost("another writer wrote to the company index; materialize company_index again")
 
 
 def _groups(entries: Sequence[CatalogEntry]) -> Generator[list[CatalogEntry]]:

@@ -28,7 +28,7 @@ from rag_assets.sources.base import ObjectGone, ObjectUnreadable, Source, Source
 from rag_assets.sources.listing_digest import ListingDigest
 from rag_assets.stages.document_state import ObjectState, QuarantineState, plan, read_object_states
 from rag_assets.storage.id_indexes import ensure_id_indexes, id_bounds, id_ranges
-from rag_assets.storage.lake import Log
+from rag_assets.storage.lake import Log, row_count
 from rag_assets.storage.schemas import QUARANTINE, QUARANTINE_SCHEMA, RAW_DOCUMENTS, RAW_SCHEMA, document_id
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.shards import Shard
@@ -90,7 +90,7 @@ def sync_documents(
     started = time.monotonic()
     shard = writer.shard
     named = sorted({key for key in keys if shard_of(key) == shard})
-    if keys and writer.touched is not None and writer.progress.source_digest:
+    if keys and writer.dirty is not None and writer.progress.source_digest:
         digest = ListingDigest.parse(writer.progress.source_digest)
         listing = [entry for entry in map(source.head, named) if entry is not None]
         todo = _compare(writer, [(sql_in("object_id", map(document_id, named)), listing)])
@@ -98,7 +98,7 @@ def sync_documents(
         listing = list_shard(source, shard)
         todo = _compare(writer, _parted(writer, listing))
         digest = todo.digest
-    _guard_deletes(shard, _count(writer, RAW_DOCUMENTS), todo, limits)
+    _guard_deletes(shard, row_count(writer.table(RAW_DOCUMENTS)), todo, limits)
     report = IngestionReport(listed=len(listing), unchanged=todo.unchanged, deleted=todo.deleted)
     tables = _Tables(writer, digest, todo)
     tables.delete(todo.delete)
@@ -114,17 +114,12 @@ def sync_documents(
     tables.note_digest()
     for stage in (RAW_DOCUMENTS, QUARANTINE):
         ensure_id_indexes(writer, stage)
-    report.documents = _count(writer, RAW_DOCUMENTS)
-    report.quarantined = _count(writer, QUARANTINE)
+    report.documents = row_count(writer.table(RAW_DOCUMENTS))
+    report.quarantined = row_count(writer.table(QUARANTINE))
     report.stale = todo.stale
     report.quarantine_reasons = {reason: count for reason, count in sorted(todo.reasons.items()) if count}
     report.seconds = time.monotonic() - started
     return report
-
-
-def _count(writer: ShardWriter, stage: str) -> int:
-    table = writer.table(stage)
-    return 0 if table is None else table.count_rows()
 
 
 @dataclass(slots=True)
@@ -157,7 +152,7 @@ class _Diff:
 
 def _parted(writer: ShardWriter, listing: Sequence[SourceObject]) -> Iterable[tuple[str | None, list[SourceObject]]]:
     """The listing and the filter of the tables, by ranges of object ids, so that no part is larger than another."""
-    rows = max(len(listing), *(_count(writer, stage) for stage in (RAW_DOCUMENTS, QUARANTINE)))
+    rows = max(len(listing), *(row_count(writer.table(stage)) for stage in (RAW_DOCUMENTS, QUARANTINE)))
     bounds = id_bounds(rows)
     parts: list[list[SourceObject]] = [[] for _ in range(len(bounds) + 1)]
     for entry in listing:
@@ -267,7 +262,7 @@ class _Tables:
     def note_digest(self) -> None:
         """Note the digest also where nothing was written; it may be the first of this shard."""
         if self._writer.progress.source_digest != str(self._digest):
-            self._writer.note(source_digest=str(self._digest))
+            self._writer.update_progress(source_digest=str(self._digest))
 
     def delete(self, object_ids: Sequence[str]) -> None:
         """Forget objects that left the source."""
@@ -279,7 +274,7 @@ class _Tables:
     def _delete(self, object_ids: Sequence[str]) -> None:
         in_quarantine = [object_id for object_id in object_ids if self.held[object_id].refusals]
         in_documents = [object_id for object_id in object_ids if self.held[object_id].documents]
-        self._writer.touch(doc_id for object_id in object_ids for doc_id in self.held[object_id].documents)
+        self._writer.mark_dirty(doc_id for object_id in object_ids for doc_id in self.held[object_id].documents)
         if in_quarantine:
             noted = self._become({i: replace(self.held[i], refusals={}) for i in in_quarantine})
             self._writer.delete(QUARANTINE, "object_id", in_quarantine, source_digest=noted)
@@ -359,7 +354,7 @@ class _Tables:
             report.changed += bool(before.documents)
             report.added += not before.documents
             documents = frozenset(str(row["doc_id"]) for row in made)
-            self._writer.touch(documents | before.documents)
+            self._writer.mark_dirty(documents | before.documents)
             entry = item.entry
             after[item.object_id] = ObjectState(
                 entry.key, entry.etag, entry.size, EXTRACTOR_VERSION, documents, refusals=before.refusals
@@ -380,7 +375,7 @@ class _Tables:
         """Mark the older versions that stay because the newer ones cannot be read."""
         old = [i for i in object_ids if i in self.held and self.held[i].documents and not self.held[i].stale]
         if old:
-            self._writer.touch(doc_id for object_id in old for doc_id in self.held[object_id].documents)
+            self._writer.mark_dirty(doc_id for object_id in old for doc_id in self.held[object_id].documents)
             noted = self._become({object_id: replace(self.held[object_id], stale=True) for object_id in old})
             self._writer.update(RAW_DOCUMENTS, sql_in("object_id", old), {"stale": True}, source_digest=noted)
 

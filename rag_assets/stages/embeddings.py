@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pyarrow as pa
 
 from rag_assets.storage.id_indexes import ensure_id_indexes
-from rag_assets.storage.lake import Log, columns, scan, values
+from rag_assets.storage.lake import Log, columns, row_count, scan, values
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, embedding_schema
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
@@ -60,8 +60,8 @@ def sync_embeddings(
     report = EmbeddingReport()
     fingerprint = identity.fingerprint
     if writer.progress.fingerprint != fingerprint:
-        writer.touch(None)
-    touched = writer.touched
+        writer.mark_dirty(None)
+    touched = writer.dirty
     chunks, table = writer.table(CHUNKS), writer.table(EMBEDDINGS, fingerprint)
     wanted = set(_hashes(chunks, None if touched is None else sql_in("doc_id", touched)))
     found = _hashes(table, None if touched is None else sql_in("embed_hash", sorted(wanted)))
@@ -91,7 +91,7 @@ def sync_embeddings(
             )
     ensure_id_indexes(writer, EMBEDDINGS, fingerprint)
     table = writer.table(EMBEDDINGS, fingerprint)
-    report.vectors = 0 if table is None else table.count_rows()
+    report.vectors = row_count(table)
     report.seconds = time.monotonic() - started
     return report
 

@@ -14,9 +14,9 @@ import pyarrow as pa
 from rag_assets.errors import ChecksFailed
 from rag_assets.storage.content_digest import ContentDigest
 from rag_assets.storage.id_indexes import id_ranges
-from rag_assets.storage.lake import Log, columns, read, scan, values
+from rag_assets.storage.lake import Log, columns, read, row_count, scan, table_bytes, values
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
-from rag_assets.storage.search_indexes import BATCH_CHUNKS, keep_indexes, table_fingerprint, table_stats, unindexed_rows
+from rag_assets.storage.search_indexes import BATCH_CHUNKS, keep_indexes, table_fingerprint, unindexed_rows
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.lake.sql import sql_in
@@ -51,21 +51,21 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     report = IndexingReport()
     table = _table(writer, identity)
     if not writer.progress.content_digest:
-        writer.touch(None)
-    touched = writer.touched
+        writer.mark_dirty(None)
+    touched = writer.dirty
     digest = ContentDigest(identity.fingerprint, None if touched is None else writer.progress.content_digest)
     if touched is None:
         digest.change((), (chunk_id for batch in scan(table, ["chunk_id"]) for chunk_id in values(batch, "chunk_id")))
     for where in _looked_at(writer, touched):
         _sync_documents(writer, table, identity, where, digest, report, log)
-    writer.note(content_digest=str(digest), fingerprint=identity.fingerprint)
+    writer.update_progress(content_digest=str(digest), fingerprint=identity.fingerprint)
     rows_now = table.count_rows()
     report.optimized = keep_indexes(writer, table, rows_now, vector_index_rows)
     report.rows = rows_now
     documents = writer.table(RAW_DOCUMENTS)
-    report.documents = 0 if documents is None else documents.count_rows()
+    report.documents = row_count(documents)
     report.version = table.version
-    report.bytes = table_stats(table)["total_bytes"]
+    report.bytes = table_bytes(table)
     report.unindexed_rows = unindexed_rows(table)
     report.seconds = time.monotonic() - started
     return report
@@ -76,7 +76,7 @@ def _looked_at(writer: ShardWriter, touched: Sequence[str] | None) -> Iterable[s
     if touched is not None:
         return [sql_in("doc_id", touched)] if touched else []
     tables = (writer.table(stage) for stage in (CHUNKS, SHARDS))
-    return id_ranges("doc_id", max(0 if table is None else table.count_rows() for table in tables))
+    return id_ranges("doc_id", max(map(row_count, tables)))
 
 
 def _sync_documents(
@@ -129,10 +129,10 @@ def _table(writer: ShardWriter, identity: EmbedderIdentity) -> Table:
     table = writer.ensure(SHARDS, schema)
     if not table.schema.equals(schema, check_metadata=False) or table_fingerprint(table) != identity.fingerprint:
         # Vectors of two embedders never share a table; the published version stays readable meanwhile.
-        writer.touch(None)
+        writer.mark_dirty(None)
         return writer.overwrite(SHARDS, schema)
     if writer.progress.fingerprint != identity.fingerprint:
-        writer.touch(None)
+        writer.mark_dirty(None)
     return table
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rag_assets.storage.lake import KEEP_VERSIONS
+from rag_assets.storage.lake import KEEP_VERSIONS, small_fragments
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.tables import SHARDS
@@ -81,8 +81,7 @@ def _left_out(table: Table, column: str) -> int:
 
 
 def _rebuild(table: Table, stage: str) -> None:
-    stats: Any = table.stats()
-    if stats["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS:
+    if small_fragments(table) > _SMALL_FRAGMENTS:
         # The many batches of a first run: every later look at the table would open all their files.
         table.optimize(cleanup_older_than=KEEP_VERSIONS)
     for column in ID_COLUMNS[stage]:

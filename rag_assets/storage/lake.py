@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
 
-from rag_serving.errors import LakeUnavailable
+from rag_serving.errors import LakeUnavailable, first_line
+from rag_serving.lake.lance_errors import LANCE_ERRORS, named_lance_errors
 from rag_serving.lake.object_store import ObjectStore, open_object_store
 from rag_serving.lake.tables import database_uri, storage_options
 
@@ -68,14 +69,10 @@ class Lake:
 
         if folder not in self._connections:
             options = storage_options(self.uri)
-            try:
+            with named_lance_errors(f"cannot open the lake {self.uri}", "; check RAG_LAKE_URI"):
                 self._connections[folder] = lancedb.connect(
                     database_uri(self.uri, folder), storage_options=options, session=self._session
                 )
-            except (OSError, RuntimeError, ValueError) as error:
-                raise LakeUnavailable(
-                    f"cannot open the lake {self.uri}: {str(error).splitlines()[0][:200]}; check RAG_LAKE_URI"
-                ) from error
         return self._connections[folder]
 
     def open(self, stage: str, shard: TableOwner, *, fingerprint: str = "") -> Table | None:
@@ -83,10 +80,10 @@ class Lake:
         connection = self._connect(table_folder(stage, fingerprint))
         try:
             return connection.open_table(shard.table_name)
-        except (OSError, RuntimeError, ValueError) as error:
+        except LANCE_ERRORS as error:
             if isinstance(error, ValueError | FileNotFoundError) and "not found" in str(error).lower():
                 return None
-            raise LakeUnavailable(f"cannot open {stage} of {shard}: {str(error).splitlines()[0][:200]}") from error
+            raise LakeUnavailable(f"cannot open {stage} of {shard}: {first_line(error)}") from error
 
     def ensure(self, stage: str, shard: TableOwner, schema: pa.Schema, *, fingerprint: str = "") -> Table:
         """The stage's table of the shard, made now if it is not there."""
@@ -139,6 +136,25 @@ def read(table: Table, columns: list[str], *, where: str | None = None) -> pa.Ta
     """The table's rows at once; for narrow columns or a bounded filter."""
     query = table.search().select(columns)
     return (query.where(where) if where is not None else query).to_arrow()
+
+
+def row_count(table: Table | None) -> int:
+    """Return the rows of a table; 0 if the table does not exist yet."""
+    return 0 if table is None else table.count_rows()
+
+
+def table_bytes(table: Table) -> int:
+    """Return the size of the table's current version in bytes."""
+    return _stats(table)["total_bytes"]
+
+
+def small_fragments(table: Table) -> int:
+    """Return the number of files that are small enough to be worth compacting."""
+    return _stats(table)["fragment_stats"]["num_small_fragments"]
+
+
+def _stats(table: Table) -> dict[str, Any]:
+    return cast("dict[str, Any]", table.stats())  # declared as an object, but a dictionary
 
 
 def columns(rows: pa.RecordBatch | pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rag_assets.storage.id_indexes import ID_INDEX_ROWS, index_ids
-from rag_assets.storage.lake import KEEP_VERSIONS
+from rag_assets.storage.lake import KEEP_VERSIONS, small_fragments
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.tables import FINGERPRINT, SHARDS
 
@@ -31,10 +31,6 @@ def unindexed_rows(table: Table) -> int:
     return max((int(stat.num_unindexed_rows) for stat in stats if stat is not None), default=0)
 
 
-def table_stats(table: Table) -> dict[str, Any]:
-    return cast("dict[str, Any]", table.stats())  # declared as an object, but a dictionary
-
-
 def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows: int) -> bool:
     """Create the indexes that are due and fold new rows in when too many lie outside; whether it compacted."""
     if rows == 0:
@@ -46,8 +42,7 @@ def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows
         writer.maintain(SHARDS, index_vectors)
     if "doc_id" not in indexed and rows >= ID_INDEX_ROWS:
         writer.maintain(SHARDS, lambda table: index_ids(table, "doc_id"))
-    small = table_stats(table)["fragment_stats"]["num_small_fragments"]
-    if unindexed_rows(table) > UNINDEXED_ROWS or small > _SMALL_FRAGMENTS + rows // BATCH_CHUNKS:
+    if unindexed_rows(table) > UNINDEXED_ROWS or small_fragments(table) > _SMALL_FRAGMENTS + rows // BATCH_CHUNKS:
         writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
         return True
     return False

@@ -150,7 +150,7 @@ class Answerer:
             near = await self._tolerant(nearest, problems) or []
             near = [one for one in near if one.entry.key != question_key(asked.question)]
             clock.lap("cache")
-            sure = self._surely(asked, near)
+            sure = self._sure_hit(asked, near)
             if sure is not None and self._mode == "on":
                 found, reason = sure
                 await self._tolerant(self._cache.store.used(asked.tag, found.entry.key), problems)
@@ -178,7 +178,7 @@ class Answerer:
         fits = self._judge.fingerprint in (None, min(vectors))
         return self._judge.least_similarity if fits else self._sure
 
-    def _surely(self, asked: AnswerRequest, near: Sequence[CachedAnswer]) -> tuple[CachedAnswer, str] | None:
+    def _sure_hit(self, asked: AnswerRequest, near: Sequence[CachedAnswer]) -> tuple[CachedAnswer, str] | None:
         """The stored question that is surely the same: so near that its particulars alone have to agree."""
         for found in near:
             holds = found.entry.digests == asked.digests and found.entry.answer.kind != "none"
@@ -220,7 +220,7 @@ class Answerer:
         emit(Sources(sources=source_citations(hits)))
         answer = await self._generated(asked, hits, emit)
         clock.lap("answer")
-        answer = await self._kept(work, answer, evidence, problems)
+        answer = await self._store(work, answer, evidence, problems)
         clock.lap("cache")
         state: CacheState = "bypass" if problems or self._mode == "off" else "miss"
         self.counts[state] += 1
@@ -240,7 +240,7 @@ class Answerer:
     async def _search(
         self, asked: AnswerRequest, vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> tuple[list[Hit], tuple[str, ...]]:
-        async with self._searches.enter():
+        async with self._searches.slot():
             hits, failed = await self._searcher.search(asked.query, vectors, asked.entries, asked.snapshot)
         return (within_budget(hits, self._model.context_tokens) if self._model else hits), failed
 
@@ -254,9 +254,9 @@ class Answerer:
         if entry.question == asked.question:
             moved = None
             if same_evidence(entry.evidence, evidence):
-                moved = entry if self._mode == "shadow" else await self._move(asked, entry, hits, problems)
+                moved = entry if self._mode == "shadow" else await self._rebase(asked, entry, hits, problems)
         else:  # in another form, for which other passages may be found though it means the same
-            moved = await self._held(asked, entry, problems)
+            moved = await self._revalidate_other_version(asked, entry, problems)
         if moved is None:
             work.refused = "the same question was answered from other passages; its documents changed since"
             return None
@@ -279,7 +279,7 @@ class Answerer:
             if verdict.serve and entry.answer.kind == "none" and not same_evidence(entry.evidence, evidence):
                 continue  # that nothing was found for one wording says little about what was found for another
             if verdict.serve and entry.digests != asked.digests:
-                held = await self._held(asked, entry, problems)
+                held = await self._revalidate_other_version(asked, entry, problems)
                 if held is None:
                     work.refused = work.refused or "a question that means the same rests on documents that changed"
                     continue
@@ -298,16 +298,16 @@ class Answerer:
                 await self._tolerant(self._cache.store.note(note), problems)
         return None
 
-    async def _held(self, asked: AnswerRequest, entry: Entry, problems: list[str]) -> Entry | None:
+    async def _revalidate_other_version(self, asked: AnswerRequest, entry: Entry, problems: list[str]) -> Entry | None:
         """An entry of older documents, moved to those of today if the same is found for its own question."""
         own = replace(asked, query=replace(asked.query, question=entry.question))
         vectors, cut = await self._embedders.vectors(entry.question, asked.fingerprints)
         hits, failed = await self._search(own, vectors)
         if cut or failed or not same_evidence(entry.evidence, evidence_of(hits)):
             return None
-        return await self._move(own, entry, hits, problems)
+        return await self._rebase(own, entry, hits, problems)
 
-    async def _move(self, asked: AnswerRequest, entry: Entry, hits: Sequence[Hit], problems: list[str]) -> Entry:
+    async def _rebase(self, asked: AnswerRequest, entry: Entry, hits: Sequence[Hit], problems: list[str]) -> Entry:
         # The same passages may stand elsewhere in their documents now.
         places = {hit.chunk_id: hit for hit in hits}
         citations = tuple(
@@ -332,7 +332,7 @@ class Answerer:
             degraded = asked.marks
             if self._model is not None:
                 try:
-                    async with self._calls.enter():
+                    async with self._calls.slot():
                         self.counts["model_calls"] += 1
                         answer = await generate(self._model, asked.question, hits, emit)
                     return answer.model_copy(update={"degraded": answer.degraded + degraded})
@@ -345,7 +345,7 @@ class Answerer:
         emit(replayed(answer)[1])
         return answer
 
-    async def _kept(self, work: _Work, answer: Answer, evidence: Sequence[Evidence], problems: list[str]) -> Answer:
+    async def _store(self, work: _Work, answer: Answer, evidence: Sequence[Evidence], problems: list[str]) -> Answer:
         """Store the answer; what was made under a fault is not kept: the next asker deserves the whole."""
         asked = work.asked
         faults = [mark for mark in answer.degraded if mark.partition(":")[0] not in _FAULTLESS]

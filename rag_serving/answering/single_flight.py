@@ -36,7 +36,7 @@ Produce = Callable[[Emit], Awaitable[None]]
 class SharedFlights(Protocol):
     """Where processes see each other's flights. Methods raise `CacheUnavailable`."""
 
-    async def claim(self, flight: str, token: str, seconds: float) -> str | None: ...
+    async def acquire(self, flight: str, token: str, seconds: float) -> str | None: ...
     async def leader(self, flight: str) -> str | None: ...
     async def renew(self, flight: str, token: str, seconds: float) -> bool: ...
     async def publish(self, flight: str, token: str, events: Sequence[bytes], seconds: float) -> None: ...
@@ -132,7 +132,7 @@ class SingleFlight:
         token = secrets.token_hex(16)
         while not flight.ended:
             try:
-                leader = await board.claim(key, token, self._lease)
+                leader = await board.acquire(key, token, self._lease)
             except CacheUnavailable:
                 flight.led = True
                 await _produced(flight, produce)
@@ -146,17 +146,17 @@ class SingleFlight:
 
     async def _lead(self, board: SharedFlights, key: str, token: str, flight: _Flight, produce: Produce) -> None:
         flight.led = True
-        mirror = asyncio.create_task(self._mirror(board, key, token, flight, len(flight.events)))
+        replica = asyncio.create_task(self._replicate(board, key, token, flight, len(flight.events)))
         try:
             await _produced(flight, produce)
         finally:
             if not flight.ended:  # cancelled: the next one takes over at once
-                mirror.cancel()
-            await asyncio.gather(mirror, return_exceptions=True)
+                replica.cancel()
+            await asyncio.gather(replica, return_exceptions=True)
             with suppress(CacheUnavailable):
                 await board.release(key, token)
 
-    async def _mirror(self, board: SharedFlights, key: str, token: str, flight: _Flight, sent: int) -> None:
+    async def _replicate(self, board: SharedFlights, key: str, token: str, flight: _Flight, sent: int) -> None:
         """Write down what is emitted, and stay the leader meanwhile. Sleeps while there is nothing to write."""
         loop = asyncio.get_running_loop()
         renewal, pause = loop.time() + self._lease / 3, _MIRROR_SECONDS

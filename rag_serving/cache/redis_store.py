@@ -169,12 +169,12 @@ class RedisStore:
 
     # Flights
 
-    async def claim(self, flight: str, token: str, seconds: float) -> str | None:
+    async def acquire(self, flight: str, token: str, seconds: float) -> str | None:
         """Become the leader of a flight; else the token of who is. None says that it is this one."""
         name = self._flight(flight)
         if await self._answered(lambda: self._client.set(name, token, nx=True, px=int(seconds * 1000))):
             return None
-        return await self.leader(flight) or await self.claim(flight, token, seconds)
+        return await self.leader(flight) or await self.acquire(flight, token, seconds)
 
     async def leader(self, flight: str) -> str | None:
         """The token of the leader, None where there is none (any more)."""

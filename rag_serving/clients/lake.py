@@ -158,7 +158,7 @@ class AsyncRagClient(BaseRagClient):
                 query.question, {entry.current.fingerprint for entry in entries}
             )
         clock.lap("embed")
-        async with self._searches.enter():
+        async with self._searches.slot():
             hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
         clock.lap("search")
         return Hits(hits, clock.timings(), broken + cut + failed)
@@ -253,7 +253,7 @@ class AsyncRagClient(BaseRagClient):
             self._rewritten.move_to_end(key)
             return replace(known, tokens={}, cost=0.0)
         try:
-            async with self._calls.enter():
+            async with self._calls.slot():
                 text, generated = await standalone(self._model, question, turns)
         except ModelUnavailable as error:
             _log.warning("the question is taken as it stands: %s", error)

@@ -126,7 +126,7 @@ class RemoteRagClient(BaseRagClient):
         _check_scope(Scope(tenant=tenant))
         # Not sent again once it may have arrived: dropping an entry twice is dropping it once, but each note counts.
         body = bodies.FeedbackRequest(answer=answer, correct=correct)
-        return (await self._wire.call("POST", "/v1/feedback", _TOLD, body, resend=False)).dropped
+        return (await self._wire.call("POST", "/v1/feedback", _TOLD, body, idempotent=False)).dropped
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:
         _check_scope(scope)

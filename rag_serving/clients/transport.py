@@ -35,6 +35,7 @@ from rag_serving.errors import (
     ServiceUnavailable,
     UnexpectedReply,
     error_named,
+    first_problem,
 )
 from rag_serving.events import Citations, Delta, Done, Event, Failed, Restart, Sources
 
@@ -104,16 +105,16 @@ class ServiceTransport:
         reply: TypeAdapter[_T],
         body: BaseModel | None = None,
         *,
-        resend: bool = True,
+        idempotent: bool = True,
         tries: int | None = None,
     ) -> _T:
-        """What the service replies. Without `resend`, a request that may have been carried out is not made again.
+        """What the service replies. Without `idempotent`, a request that may have been carried out is not made again.
 
         Raises the error that the service names, `ServiceError` or `DeadlineExceeded`.
         """
 
         async def attempt() -> _T:
-            async with self._reply(method, path, body, accept="application/json", resend=resend) as response:
+            async with self._reply(method, path, body, accept="application/json", idempotent=idempotent) as response:
                 return self._validated(reply, await self._read(response))
 
         try:
@@ -132,7 +133,7 @@ class ServiceTransport:
 
         async def opened() -> tuple[AsyncExitStack, Event, AsyncGenerator[Event]]:
             async with AsyncExitStack() as stack:
-                sent = self._reply("POST", path, body, accept="text/event-stream", resend=True)
+                sent = self._reply("POST", path, body, accept="text/event-stream", idempotent=True)
                 response = await stack.enter_async_context(sent)
                 events = await stack.enter_async_context(aclosing(self._events(response)))
                 first = await anext(events, None)
@@ -167,7 +168,7 @@ class ServiceTransport:
 
     @asynccontextmanager
     async def _reply(
-        self, method: str, path: str, body: BaseModel | None, *, accept: str, resend: bool
+        self, method: str, path: str, body: BaseModel | None, *, accept: str, idempotent: bool
     ) -> AsyncGenerator[httpx2.Response]:
         """A reply that is none of an error. What the connection does while it is read is raised by our names."""
         headers = {"accept": accept}
@@ -180,7 +181,7 @@ class ServiceTransport:
                 if response.headers.get("content-encoding", "identity") != "identity":
                     raise UnexpectedReply(f"{self.address} sent a packed reply, which was not asked for")
                 if response.status_code != HTTPStatus.OK:
-                    raise self._refused(response, await self._read(response), resend=resend)
+                    raise self._refused(response, await self._read(response), idempotent=idempotent)
                 yield response
         except (httpx2.SSEError, httpx2.DecodingError) as error:
             raise UnexpectedReply(
@@ -191,7 +192,7 @@ class ServiceTransport:
             if isinstance(error, _NEVER_SENT):
                 raise _Retryable(ServiceUnavailable(f"{self.address} cannot be reached ({problem})")) from error
             lost = ServiceUnavailable(f"the connection to {self.address} was lost ({problem})")
-            raise (_Retryable(lost) if resend else lost) from error
+            raise (_Retryable(lost) if idempotent else lost) from error
 
     async def _read(self, response: httpx2.Response) -> bytes:
         body = bytearray()
@@ -218,19 +219,17 @@ class ServiceTransport:
         try:
             return kind.validate_json(data)
         except ValidationError as error:
-            first = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            problem = self._shown(f"{where}: {first['msg']}".removeprefix(": "))
+            problem = self._shown(first_problem(error))
         # Not from the ValidationError, which shows the reply.
         raise UnexpectedReply(f"{self.address} sent what no service of this version sends ({problem})")
 
-    def _refused(self, response: httpx2.Response, body: bytes, *, resend: bool) -> RagError | _Retryable:
+    def _refused(self, response: httpx2.Response, body: bytes, *, idempotent: bool) -> RagError | _Retryable:
         """What a reply with the status of an error comes to."""
         status = response.status_code
         error = self._named(status, body)
         error.retry_after = _retry_after(response.headers.get("retry-after", ""))
         turned_away = status == HTTPStatus.TOO_MANY_REQUESTS or isinstance(error, Overloaded)  # nothing was done yet
-        again = status in _BUSY and error.retry_after is not None and (resend or turned_away)
+        again = status in _BUSY and error.retry_after is not None and (idempotent or turned_away)
         return _Retryable(error) if again else error
 
     def _named(self, status: int, body: bytes) -> RagError:

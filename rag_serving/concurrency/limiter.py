@@ -24,7 +24,7 @@ class ConcurrencyLimiter:
         return self._inside
 
     @asynccontextmanager
-    async def enter(self) -> AsyncGenerator[None]:
+    async def slot(self) -> AsyncGenerator[None]:
         """A place for the length of the block; raises `Overloaded` when as many wait as may."""
         if self._inside >= self._most:
             raise Overloaded(f"too many {self._name} wait already ({self._most}); ask again in a moment")

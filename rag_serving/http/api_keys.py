@@ -20,7 +20,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
-from rag_serving.errors import InvalidArgument, SettingsError
+from rag_serving.errors import InvalidArgument, SettingsError, first_problem
 from rag_serving.lake.shards import pattern_halves
 
 _KEY = re.compile(r"rag_([0-9a-f]{8})_([A-Za-z0-9_-]{43})")
@@ -100,9 +100,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
     try:
         return ApiKeyFile.model_validate_json(path.read_bytes()).keys
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"the key file {path} is malformed ({where}: {first['msg']})") from None
+        raise SettingsError(f"the key file {path} is malformed ({first_problem(error)})") from None
 
 
 def create_key(
@@ -127,8 +125,7 @@ def create_key(
             created_at=now(),
         )
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        raise InvalidArgument(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InvalidArgument(first_problem(error)) from None
     with _changing(path) as keys:
         keys.append(key)
     return key, f"rag_{key_id}_{secret}"

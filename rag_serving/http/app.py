@@ -159,7 +159,7 @@ async def _caller_of(request: Request) -> Principal:
     if service.door is None or service.rates is None:
         raise errors.Overloaded("the service is only starting")
     try:
-        caller = await service.door.enter(request)
+        caller = await service.door.authenticate(request)
     finally:
         service.metrics.rates_shared.set(service.rates.shared)
     request.state.key = caller.key

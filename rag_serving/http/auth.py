@@ -31,7 +31,7 @@ class Authenticator:
         self._rates = rates
         self._failed_per_minute = failed_per_minute
 
-    async def enter(self, connection: HTTPConnection) -> Principal:
+    async def authenticate(self, connection: HTTPConnection) -> Principal:
         """Raises `NotAllowed` and `TooManyRequests`."""
         if self._keys is None:
             return Principal("", "default", None)

@@ -49,7 +49,7 @@ def app() -> FastAPI:
         model = configured_model(settings, ModelProcess() if http_settings.llm_process else None)
         if model is not None and model.process is not None:
             model.process.begin()
-        return AsyncRagClient(settings, model=model, load=partial(load_embedder, gives_way=True))
+        return AsyncRagClient(settings, model=model, load=partial(load_embedder, low_priority=True))
 
     return create_app(
         client,

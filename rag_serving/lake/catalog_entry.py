@@ -6,7 +6,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rag_serving.errors import InvalidShardName, LakeCorrupt
+from rag_serving.errors import InvalidShardName, LakeCorrupt, first_problem
 from rag_serving.lake.object_store import ObjectStore
 from rag_serving.lake.shards import Shard
 from rag_serving.results import ShardInfo
@@ -76,7 +76,7 @@ class CatalogEntry(BaseModel):
         )
 
     @property
-    def seen_source_digest(self) -> str:
+    def latest_built_source_digest(self) -> str:
         """The listing that the pipeline has worked through: of what is published, or of what a hold keeps back."""
         return (self.hold.built_source_digest if self.hold is not None else "") or self.current.source_digest
 
@@ -108,15 +108,9 @@ def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
         if entry.shard != shard or entry.table != shard.table_name:
             raise LakeCorrupt(f"the catalog object of {shard} speaks of {entry.table!r}; publish the shard again")
     except (ValidationError, InvalidShardName) as error:
-        raise LakeCorrupt(f"the catalog object of {shard} is malformed ({_brief(error)}); publish it again") from error
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise LakeCorrupt(f"the catalog object of {shard} is malformed ({problem}); publish it again") from error
     return entry
-
-
-def _brief(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors(include_input=False, include_url=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return str(error)
 
 
 def read_catalog_entry(objects: ObjectStore, shard: Shard) -> tuple[CatalogEntry, str] | None:

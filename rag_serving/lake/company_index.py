@@ -9,7 +9,7 @@ from __future__ import annotations
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rag_serving.errors import LakeCorrupt
+from rag_serving.errors import LakeCorrupt, first_problem
 from rag_serving.lake.tables import shard_schema
 
 COMPANY = "company_index"
@@ -65,10 +65,9 @@ def read_record(fingerprint: str, data: bytes) -> CompanyRecord:
     try:
         record = CompanyRecord.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
         raise LakeCorrupt(
             f"the record of the company index of {fingerprint} is malformed "
-            f"({'.'.join(str(part) for part in first['loc'])}: {first['msg']}); delete it and materialize company_index"
+            f"({first_problem(error)}); delete it and materialize company_index"
         ) from error
     if record.fingerprint != fingerprint:
         raise LakeCorrupt(f"the record of the company index of {fingerprint} speaks of {record.fingerprint}; delete it")

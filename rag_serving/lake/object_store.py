@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import re
-import time
 import uuid
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
-from rag_serving.errors import LakeUnavailable, SettingsError, WriteConflict
+from rag_serving.errors import LakeUnavailable, SettingsError, WriteConflict, first_line
+from rag_serving.lake.retries import with_retries
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
@@ -244,7 +243,8 @@ class S3ObjectStore:
         # obstore raises TypeError for "version": None
         mode: Literal["create"] | UpdateVersion = "create" if expect == ABSENT else {"e_tag": expect}
         write = {_WRITE: uuid.uuid4().hex}
-        for last in (*[False] * (_TRIES - 1), True):
+
+        def put() -> str:
             try:
                 result = obstore.put(self._store, key, data, attributes=write, mode=mode, use_multipart=False)
                 return _required_etag(result["e_tag"])
@@ -254,13 +254,16 @@ class S3ObjectStore:
                 if (etag := self._etag_of(key, write[_WRITE])) is not None:
                     return etag
                 raise WriteConflict(f"{key} was written by another process meanwhile") from error
-            except GenericError as error:
+            except GenericError:
                 if (etag := self._etag_of(key, write[_WRITE])) is not None:
                     return etag
-                if last or _s3_code(error):  # what the server answered, obstore has repeated
-                    raise
-            time.sleep(random.uniform(_FIRST_PAUSE / 2, _FIRST_PAUSE * 2))  # noqa: S311
-        raise AssertionError("the last try returns or raises")
+                raise
+
+        def is_transient(error: BaseException) -> bool:
+            # obstore has already repeated what the server answered with an error code.
+            return isinstance(error, GenericError) and _s3_code(error) is None
+
+        return with_retries(is_transient, tries=_TRIES, first=_FIRST_PAUSE)(put)
 
     def _etag_of(self, key: str, write: str) -> str | None:
         """The etag of the object, if it is what that write left."""
@@ -321,8 +324,7 @@ def _s3_code(error: BaseException) -> str | None:
 def _reason(error: BaseException) -> str:
     if code := _s3_code(error):
         return code
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return text if len(text) <= 200 else text[:199] + "…"
+    return first_line(error)
 
 
 def _required_etag(etag: str | None) -> str:

@@ -12,11 +12,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from rag_serving.errors import LakeUnavailable, RerankerUnavailable
+from rag_serving.errors import LakeUnavailable, RerankerUnavailable, first_line
 from rag_serving.lake.catalog import Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry
 from rag_serving.lake.company_index import COMPANY
-from rag_serving.lake.search.engine import SearchEngine, first_line
+from rag_serving.lake.lance_errors import LANCE_ERRORS
+from rag_serving.lake.search.engine import SearchEngine
 from rag_serving.lake.search.fusion import Candidate, distinct, fuse, joined
 from rag_serving.lake.search.plan import Target, company_target, plan, shard_target
 from rag_serving.lake.search.query import Query
@@ -101,7 +102,7 @@ class Searcher:
         best = sorted(candidates, key=lambda c: -reranked[c.row["chunk_id"]]) if reranked is not None else candidates
         try:
             best = await self._engine.completed(best[: query.k])
-        except (OSError, RuntimeError, ValueError) as error:  # a company table went away meanwhile
+        except LANCE_ERRORS as error:  # a company table went away meanwhile
             _log.warning("cannot read from the company index: %s", first_line(error))
             hits, more = await self.search(query, vectors, entries, replace(snapshot, companies={}))
             names = (target.name for target in targets if target.folder == COMPANY)
@@ -149,7 +150,7 @@ class Searcher:
         for target in targets:
             try:
                 await self._engine.warm(target)
-            except (OSError, RuntimeError, ValueError) as error:  # the question that needs it will name it
+            except LANCE_ERRORS as error:  # the question that needs it will name it
                 _log.warning("cannot warm %s: %s", target.table, first_line(error))
             self._engine.drop_other_versions(target)
 

@@ -311,7 +311,7 @@ def _recovered(indexer: Indexer, lake: Path, clean: Path) -> list[str]:
         if getattr(one[0], name) != getattr(other[0], name):
             problems.append(f"{name}: {getattr(one[0], name)} instead of {getattr(other[0], name)}")
     progress = read_progress(Lake(str(lake)), SHARD)
-    if progress is None or progress.touched != ():
+    if progress is None or progress.dirty != ():
         problems.append("the note names documents that are still to be looked at")
     return problems
 

@@ -507,7 +507,7 @@ class AnySequence(RuleBasedStateMachine):
         lake = Lake(self.lake)
         progress = read_progress(lake, SHARD)
         assert progress is not None
-        assert progress.touched == ()
+        assert progress.dirty == ()
         listed = listing_digest(list_shard(FolderSource(self.root.folder), SHARD))
         assert progress.source_digest == held_digest(lake, SHARD) == listed
         table = lake.open(SHARDS, SHARD)

@@ -17,7 +17,7 @@ from rag_serving.lake.embedders.openvino import OpenVinoEmbedder
 from rag_serving.lake.object_store import ObjectStore
 
 
-def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, gives_way: bool = False) -> Embedder:
+def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, low_priority: bool = False) -> Embedder:
     """Load an exported embedder from the lake, check its files' hashes and its self-test vector.
 
     Raises `EmbedderUnavailable` where there is none, `LakeCorrupt` where a file is missing or altered.
@@ -31,6 +31,6 @@ def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, g
         embedder: Embedder = HostedEmbedder(identity)
     else:
         graph, weights, tokenizer = (read_model_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
-        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams, gives_way=gives_way)
+        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams, low_priority=low_priority)
     check_self_test(embedder)
     return embedder

@@ -59,7 +59,7 @@ class OpenVinoEmbedder:
     OpenVINO computes in bf16 where the CPU has it and in fp32 elsewhere. `streams` is how many batches run at once:
     one for questions, two for throughput. Batches of all threads that call at the same time share the streams; whoever
     wants them without a gap calls from two threads, so that one text's tokens are made while another's are embedded.
-    With `gives_way`, all of it leaves the processor to whatever else this process has to do.
+    With `low_priority`, all of it leaves the processor to whatever else this process has to do.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class OpenVinoEmbedder:
         tokenizer: bytes,
         *,
         streams: int = 1,
-        gives_way: bool = False,
+        low_priority: bool = False,
     ) -> None:
         from tokenizers import Tokenizer
 
@@ -95,10 +95,10 @@ class OpenVinoEmbedder:
                     return core.compile_model(model, "CPU", {**config, "CPU_RUNTIME_CACHE_CAPACITY": str(_LAYERS_KEPT)})
             return core.compile_model(model, "CPU", config)
 
-        self._compiled: Any = with_low_priority(compiled) if gives_way else compiled()
+        self._compiled: Any = with_low_priority(compiled) if low_priority else compiled()
         # Twice as many threads as streams: the next batch waits inside OpenVINO while Python sees to the last.
         self._threads = ThreadPoolExecutor(
-            2 * streams, thread_name_prefix="embed", initializer=lower_priority if gives_way else None
+            2 * streams, thread_name_prefix="embed", initializer=lower_priority if low_priority else None
         )
         self._local = local()
 

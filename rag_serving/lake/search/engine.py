@@ -12,8 +12,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rag_serving.errors import LakeUnavailable
+from rag_serving.errors import LakeUnavailable, first_line
 from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN
+from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.search.fusion import ORIGIN, Candidate, Kind, Ranking
 from rag_serving.lake.search.parameters import FILTERED_PROBES, REFINE
 from rag_serving.lake.search.plan import Target
@@ -87,7 +88,7 @@ class SearchEngine:
         failed: list[str] = []
         problem: Exception | None = None
         for target, result in zip(targets, results, strict=True):
-            if isinstance(result, (OSError, RuntimeError, ValueError, LakeUnavailable)):
+            if isinstance(result, (*LANCE_ERRORS, LakeUnavailable)):
                 failed.append(target.name)
                 problem = result
                 _log.warning("cannot search %s: %s", target.name, first_line(result))
@@ -212,8 +213,3 @@ def _columns(target: Target) -> list[str]:
     if target.folder == COMPANY:
         return list(_FIRST_COLUMNS)
     return [name for name in _COLUMNS if name != "path" or target.format >= _PATH_FORMAT]
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, of at most 200 characters."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

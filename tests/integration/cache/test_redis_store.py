@@ -468,8 +468,8 @@ def test_entries_of_a_cluster_lie_on_one_node_and_are_found_there(server_binarie
         assert await store.get("0" * 32, "4" * 32) == entry
         assert await store.get("0" * 32, "0" * 32) is None
         assert len(await store.nearest("0" * 32, vector)) == 3
-        assert await store.claim("flight", "me", 5) is None
-        assert await store.claim("flight", "you", 5) == "me"
+        assert await store.acquire("flight", "me", 5) is None
+        assert await store.acquire("flight", "you", 5) == "me"
         await store.publish("flight", "me", [b"1", b"2"], 5)
         assert await store.events("flight", "me", 1) == [b"2"]
         await store.release("flight", "you")

@@ -254,7 +254,7 @@ def test_a_vector_that_is_not_of_unit_length_stops_the_publish(
 
 
 @pytest.mark.parametrize("stage", [RAW_DOCUMENTS, CHUNKS, SHARDS])
-def test_what_another_than_the_pipeline_wrote_is_taken_back_by_the_next_run(
+def test_writes_of_other_programs_are_rolled_back_by_the_next_run(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot, stage: str
 ) -> None:
     """As a writer does that slept past its lease and woke up."""

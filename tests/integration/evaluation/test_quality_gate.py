@@ -222,7 +222,7 @@ def test_passages_lost_from_the_chunks_stop_the_publish_until_they_are_cut_anew(
     long = sorted((row for row in rows if "Words about part" in row["text"]), key=lambda row: row["ordinal"])
     assert len(long) > 2
     with writer_of(bench.lake, bench.shard) as writer:
-        writer.touch(None if whole else [long[0]["doc_id"]])
+        writer.mark_dirty(None if whole else [long[0]["doc_id"]])
         writer.delete(CHUNKS, "chunk_id", [row["chunk_id"] for row in long[1::2]])
     found = stopped("passages_cover_documents", assets=("shards", "published"))
     assert f"{bench.shard}/long.md" in (found.description or "")

@@ -40,8 +40,10 @@ def entry_of(bench: Bench) -> CatalogEntry:
 
 @contextmanager
 def writer(bench: Bench) -> Iterator[ShardWriter]:
-    with PipelineResource.from_settings(bench.settings).writer(Shard.parse(bench.shard), holder="a test") as held:
-        yield held
+    with PipelineResource.from_settings(bench.settings).writer(
+        Shard.parse(bench.shard), holder="a test"
+    ) as shard_writer:
+        yield shard_writer
 
 
 def three_versions(bench: Bench) -> list[Publication]:
@@ -57,8 +59,8 @@ def three_versions(bench: Bench) -> list[Publication]:
 
 def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(bench: Bench) -> None:
     _, second, third = three_versions(bench)
-    with writer(bench) as held:
-        entry = rollback(held, by="an operator")
+    with writer(bench) as shard_writer:
+        entry = rollback(shard_writer, by="an operator")
     assert (entry.current.version, entry.current.content_digest) == (second.version, second.content_digest)
     assert bench.texts() == {"page.txt": "The second text."}
 
@@ -68,9 +70,9 @@ def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(ben
     assert said["shards"]["documents_replaced"] == 1  # built all the same
     assert bench.texts() == {"page.txt": "The second text."}
 
-    with writer(bench) as held:
-        assert release(held) is not None
-        assert release(held) is None
+    with writer(bench) as shard_writer:
+        assert release(shard_writer) is not None
+        assert release(shard_writer) is None
     assert bench.texts() == {"page.txt": "The second text."}
     bench.run()
     assert bench.texts() == {"page.txt": "The fourth text."}
@@ -85,38 +87,38 @@ def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(ben
 @on_folders
 def test_a_held_shard_counts_as_worked_through_up_to_what_was_built(bench: Bench) -> None:
     three_versions(bench)
-    with writer(bench) as held:
-        rollback(held, by="an operator")
+    with writer(bench) as shard_writer:
+        rollback(shard_writer, by="an operator")
     source = PipelineResource.from_settings(bench.settings).source()
     listing = listing_digest(entry for page in source.pages(f"{bench.shard}/") for entry in page)
-    assert entry_of(bench).seen_source_digest == listing  # else the sensor would ask for a run on every tick
+    assert entry_of(bench).latest_built_source_digest == listing  # else the sensor would ask for a run on every tick
     bench.put("more.txt", "More.")
-    assert entry_of(bench).seen_source_digest != listing_digest(source.pages(f"{bench.shard}/").__next__())
+    assert entry_of(bench).latest_built_source_digest != listing_digest(source.pages(f"{bench.shard}/").__next__())
     bench.run()
-    assert entry_of(bench).seen_source_digest == listing_digest(source.pages(f"{bench.shard}/").__next__())
+    assert entry_of(bench).latest_built_source_digest == listing_digest(source.pages(f"{bench.shard}/").__next__())
 
 
 @on_folders
 def test_a_rollback_goes_to_a_version_that_is_kept_and_to_no_other(bench: Bench) -> None:
     first, second, third = three_versions(bench)
-    with writer(bench) as held:
+    with writer(bench) as shard_writer:
         with pytest.raises(VersionNotKept, match=rf"versions {second.version}, {first.version} to go back to"):
-            rollback(held, by="an operator", to=10_000)
-        assert rollback(held, by="an operator", to=first.version).current.version == first.version
+            rollback(shard_writer, by="an operator", to=10_000)
+        assert rollback(shard_writer, by="an operator", to=first.version).current.version == first.version
     assert bench.texts() == {"page.txt": "The first text."}
-    with writer(bench) as held:
-        assert rollback(held, by="an operator", to=third.version).current.version == third.version
+    with writer(bench) as shard_writer:
+        assert rollback(shard_writer, by="an operator", to=third.version).current.version == third.version
     assert bench.texts() == {"page.txt": "The third text."}
 
 
 @on_folders
 def test_a_shard_published_once_has_nothing_to_go_back_to(bench: Bench) -> None:
-    with writer(bench) as held, pytest.raises(VersionNotKept, match="never published"):
-        rollback(held, by="an operator")
+    with writer(bench) as shard_writer, pytest.raises(VersionNotKept, match="never published"):
+        rollback(shard_writer, by="an operator")
     bench.put("page.txt", "The only text.")
     bench.run()
-    with writer(bench) as held, pytest.raises(VersionNotKept, match="no older version"):
-        rollback(held, by="an operator")
+    with writer(bench) as shard_writer, pytest.raises(VersionNotKept, match="no older version"):
+        rollback(shard_writer, by="an operator")
 
 
 def maintained(bench: Bench, *, pin_seconds: float = 3600.0, keep: int = 5) -> MaintenanceReport:
@@ -163,8 +165,8 @@ def test_upkeep_removes_what_nobody_can_read_and_leaves_rows_and_published_versi
     said = bench.run()
     assert said["raw_documents"]["changed"] == 1
     assert bench.texts() == {"page.txt": "After the upkeep."}
-    with writer(bench) as held:
-        rollback(held, by="an operator")
+    with writer(bench) as shard_writer:
+        rollback(shard_writer, by="an operator")
     assert published_rows(bench.lake, bench.shard) == before
 
 
@@ -217,14 +219,14 @@ def test_upkeep_leaves_a_shard_alone_that_a_run_is_on(bench: Bench) -> None:
 @on_folders
 def test_an_unpublished_head_is_kept_up_and_not_published_by_the_upkeep(bench: Bench) -> None:
     _, second, _ = three_versions(bench)
-    with writer(bench) as held:
-        rollback(held, by="an operator")
+    with writer(bench) as shard_writer:
+        rollback(shard_writer, by="an operator")
     time.sleep(0.1)
     maintained(bench, pin_seconds=0.01)
     assert entry_of(bench).current.version == second.version
     assert bench.texts() == {"page.txt": "The second text."}
-    with writer(bench) as held:
-        release(held)
+    with writer(bench) as shard_writer:
+        release(shard_writer)
     bench.run()
     assert bench.texts() == {"page.txt": "The third text."}
 
@@ -279,8 +281,8 @@ def test_the_standing_check_names_failed_behind_and_held_shards(bench: Bench) ->
         return bench.shard in found.metadata[what].value  # other tests' shards lie in that lake too
 
     assert not any(about(evaluated(), what) for what in ("failed", "behind", "held"))
-    with writer(bench) as held:
-        rollback(held, by="an operator")
+    with writer(bench) as shard_writer:
+        rollback(shard_writer, by="an operator")
     found = evaluated()
     assert not found.passed
     assert about(found, "held")

@@ -429,7 +429,7 @@ def test_a_publish_that_cannot_be_written_is_named_and_readers_keep_what_they_ha
     before = bench.state()["catalog"]
     pipeline = PipelineResource.from_settings(bench.settings)
     with writer_of(bench.lake, bench.shard) as writer:
-        writer.note(source_digest="of another listing")
+        writer.update_progress(source_digest="of another listing")
         faulty.inject(Rule(Fault.SLOW_DOWN, method="PUT", path="/catalog/"))
         with pytest.raises(LakeUnavailable, match="cannot write catalog/"):
             publish(writer, pipeline.identity(), run_id="a run", keep=3, pin_seconds=60)

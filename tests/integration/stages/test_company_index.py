@@ -265,7 +265,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_what_a_dead_writer_left_unrecorded_is_never_read_and_taken_back(
+def test_what_a_dead_writer_left_unrecorded_is_never_read_and_rolled_back(
     company: Company, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     company.refresh()

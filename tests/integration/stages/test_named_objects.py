@@ -22,7 +22,7 @@ def assert_exact(bench: Bench) -> None:
     assert progress is not None
     assert current is not None
     assert table is not None
-    assert progress.touched == ()
+    assert progress.dirty == ()
     assert progress.source_digest == current.source_digest == held_digest(lake, shard)
     assert progress.content_digest == current.content_digest == content_digest(table, current.fingerprint)
     assert len({row["chunk_id"] for row in published_rows(bench.lake, bench.shard)}) == current.chunks

@@ -25,8 +25,8 @@ DOCUMENTS = 24
 
 @pytest.fixture
 def few_rows_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rag_assets.storage.id_indexes.LOOKUP_ROWS", LARGE)
-    monkeypatch.setattr("rag_assets.stages.search_table.LOOKUP_ROWS", LARGE)
+    monkeypatch.setattr("rag_assets.storage.id_indexes.ID_INDEX_ROWS", LARGE)
+    monkeypatch.setattr("rag_assets.storage.search_indexes.ID_INDEX_ROWS", LARGE)
     monkeypatch.setattr("rag_assets.storage.id_indexes.RANGE_ROWS", LARGE // 2)
 
 
@@ -110,13 +110,13 @@ def test_an_unchanged_large_shard_writes_nothing(bench: Bench) -> None:
 def test_upkeep_makes_the_indexes_that_are_missing_and_leaves_one_segment_of_each(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rag_assets.storage.id_indexes.LOOKUP_ROWS", 1000)
+    monkeypatch.setattr("rag_assets.storage.id_indexes.ID_INDEX_ROWS", 1000)
 
     def without(writer: ShardWriter) -> None:
         writer.maintain(CHUNKS, lambda table: table.drop_index("embed_hash_idx"))
 
     write(bench.lake, without)
-    monkeypatch.setattr("rag_assets.storage.id_indexes.LOOKUP_ROWS", LARGE)
+    monkeypatch.setattr("rag_assets.storage.id_indexes.ID_INDEX_ROWS", LARGE)
     for number in range(10):
         bench.put(f"{number:02}.txt", f"Berth {number} of the harbour is taken.")
         bench.run(keys=(f"{SHARD.key}/{number:02}.txt",))

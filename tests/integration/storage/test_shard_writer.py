@@ -168,7 +168,7 @@ def test_a_writer_that_slept_past_its_lease_neither_publishes_nor_leaves_its_wri
     assert "What the second holder reads, which is newer." in texts(published)
     with acquire_lease(Lake(published.lake).objects, SHARD, "a test") as lease:
         writer = ShardWriter(Lake(published.lake), SHARD, lease)
-    assert writer.taken_back == (() if stage == "catalog" else (stage,))
+    assert writer.rolled_back == (() if stage == "catalog" else (stage,))
     published.run()
     assert "What the sleeper reads." not in texts(published)
     published.assert_as_of_a_clean_run()
@@ -189,7 +189,7 @@ def test_a_commit_of_another_writer_between_two_of_ours_is_noticed(published: Be
 
     write(published.lake, race)
     with acquire_lease(lake.objects, SHARD, "a test") as lease:
-        assert ShardWriter(lake, SHARD, lease).taken_back == (CHUNKS,)
+        assert ShardWriter(lake, SHARD, lease).rolled_back == (CHUNKS,)
     published.assert_as_of_a_clean_run()
 
 
@@ -234,24 +234,24 @@ def test_rows_that_another_writer_adds_to_a_table_under_upkeep_are_not_taken_for
 
     write(published.lake, race, intrude if when == "before" else lambda _: None)
     with acquire_lease(Lake(published.lake).objects, SHARD, "a test") as lease:
-        assert ShardWriter(Lake(published.lake), SHARD, lease).taken_back == (CHUNKS,)
+        assert ShardWriter(Lake(published.lake), SHARD, lease).rolled_back == (CHUNKS,)
     published.assert_as_of_a_clean_run()
 
 
-def test_a_note_that_another_writer_has_written_meanwhile_is_not_overwritten(published: Bench) -> None:
+def test_progress_that_another_writer_recorded_meanwhile_is_not_overwritten(published: Bench) -> None:
     def race(writer: ShardWriter) -> None:
         end_lease(Lake(published.lake))
         published.put("0.txt", "Read by the second holder.")
         published.run()
-        with pytest.raises(LeaseLost, match="another writer works on shard Oslo/people"):
-            writer.note(source_digest="of the first")
+        with pytest.raises(LeaseLost, match="another writer wrote to progress/.*run shard Oslo/people again"):
+            writer.update_progress(source_digest="of the first")
 
     write(published.lake, race)
     published.assert_as_of_a_clean_run()
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"touched": 3}', b'{"versions": {"chunks": "old"}}'])
-def test_a_note_that_cannot_be_read_only_costs_a_comparison_of_whole_tables(published: Bench, data: bytes) -> None:
+def test_unreadable_progress_only_costs_a_comparison_of_whole_tables(published: Bench, data: bytes) -> None:
     before = {stage: stage_rows(published.lake, stage, SHARD.key) for stage in (RAW_DOCUMENTS, CHUNKS, SHARDS)}
     state = everything(published.lake)
     Lake(published.lake).objects.put(f"{PROGRESS}/{SHARD.table_name}.json", data)
@@ -261,7 +261,7 @@ def test_a_note_that_cannot_be_read_only_costs_a_comparison_of_whole_tables(publ
     assert {**everything(published.lake), "note": ""} == {**state, "note": ""}
     progress = read_progress(Lake(published.lake), SHARD)
     assert progress is not None
-    assert progress.touched == ()
+    assert progress.dirty == ()
     published.assert_as_of_a_clean_run()
 
 

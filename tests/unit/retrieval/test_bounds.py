@@ -25,7 +25,7 @@ def test_a_gate_lets_so_many_in_has_so_many_wait_and_refuses_the_rest() -> None:
 
         async def enter() -> None:
             nonlocal running, most
-            async with gate.enter():
+            async with gate.slot():
                 running += 1
                 most = max(most, running)
                 await leave.wait()
@@ -46,12 +46,12 @@ def test_a_gate_lets_so_many_in_has_so_many_wait_and_refuses_the_rest() -> None:
 def test_who_gives_up_waiting_at_a_gate_leaves_the_place() -> None:
     async def go() -> None:
         gate = ConcurrencyLimiter("calls", running=1, waiting=1)
-        async with gate.enter():
+        async with gate.slot():
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01), gate.enter():
+                async with asyncio.timeout(0.01), gate.slot():
                     raise AssertionError("there was no place")
             assert gate.inside == 1
-        async with gate.enter():
+        async with gate.slot():
             assert gate.inside == 1
 
     asyncio.run(go())
