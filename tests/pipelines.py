@@ -14,7 +14,6 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.defs.jobs import INDEX_SHARD
 from rag_assets.defs.partitions import add_shards
 from rag_assets.defs.resources import PipelineResource
-from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.lease import acquire_lease
@@ -154,16 +153,6 @@ def listed_shards(settings: PipelineSettings) -> list[Shard]:
 
     pipeline = PipelineResource.from_settings(settings)
     return sorted(sweep(pipeline.source(), seconds=60).digests)
-
-
-@contextmanager
-def warm_caches_cleared() -> Iterator[None]:
-    """For tests whose lake is another one under the same URI: forget the models that this process keeps warm."""
-    try:
-        yield
-    finally:
-        for cached in (warm_identity, warm_embedder, warm_chunker):
-            cached.cache_clear()
 
 
 os.environ.setdefault("DAGSTER_DISABLE_TELEMETRY", "1")

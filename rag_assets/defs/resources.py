@@ -22,7 +22,7 @@ from rag_assets.settings import PipelineSettings
 from rag_assets.sources.base import Source
 from rag_assets.sources.open import open_source
 from rag_assets.stages.documents import IngestionLimits, Parse
-from rag_assets.storage.lake import Lake
+from rag_assets.storage.lake import Lake, open_lake
 from rag_assets.storage.lease import acquire_lease
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.catalog import Catalog
@@ -70,7 +70,7 @@ class PipelineResource(dg.ConfigurableResource[None]):
         )
 
     def lake(self) -> Lake:
-        return Lake(self.lake_uri)
+        return open_lake(self.lake_uri)
 
     def catalog(self) -> Catalog:
         return Catalog(self.lake().objects)

@@ -75,8 +75,14 @@ def ensure_exported(objects: ObjectStore, model: str, *, force: bool = False) ->
 
 def find_exported(objects: ObjectStore, model: str) -> EmbedderIdentity | None:
     """The embedder that `model` was last exported as, or None."""
+    fingerprint = exported_fingerprint(objects, model)
+    return None if fingerprint is None else read_manifest(objects, fingerprint)
+
+
+def exported_fingerprint(objects: ObjectStore, model: str) -> str | None:
+    """Return the fingerprint that `model` was last exported as; its files may be gone."""
     pointer = objects.get(_pointer_key(model))
-    return None if pointer is None else read_manifest(objects, pointer.data.decode(errors="replace").strip())
+    return None if pointer is None else pointer.data.decode(errors="replace").strip()
 
 
 def _pointer_key(model: str) -> str:

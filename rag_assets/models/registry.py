@@ -1,4 +1,8 @@
-"""Models that this process has loaded, so that runs in one process share them."""
+"""Models that this process has loaded, so that runs in one process share them.
+
+They are kept by fingerprint. Which fingerprint a model has is read from the lake each time, so that a living process
+sees a new export.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +11,73 @@ from functools import lru_cache
 
 from rag_assets.chunking.options import DEFAULT_CHUNKER, ChunkerOptions, make_chunker
 from rag_assets.chunking.passage import Chunker
-from rag_assets.models.export import ensure_exported
+from rag_assets.models.export import ensure_exported, exported_fingerprint
 from rag_assets.models.static_vectors import load_vectors
 from rag_assets.models.torch_embedder import TorchEmbedder, gpu_is_there
 from rag_assets.options import RuntimeName
-from rag_assets.storage.lake import Lake
-from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity, check_self_test, load_tokenizer, passage_tokens
+from rag_assets.storage.lake import open_lake
+from rag_serving.errors import EmbedderUnavailable
+from rag_serving.lake.embedders.base import (
+    Embedder,
+    EmbedderIdentity,
+    check_self_test,
+    load_tokenizer,
+    passage_tokens,
+    read_manifest,
+)
 from rag_serving.lake.embedders.loading import load_embedder
 
 
-@lru_cache(maxsize=4)
 def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
-    """What the embedder of that model is, exported into the lake if it is not there yet."""
-    return ensure_exported(Lake(lake_uri).objects, model).identity
+    """Return the identity of the model's embedder, exported into the lake if it is not there yet."""
+    objects = open_lake(lake_uri).objects
+    fingerprint = exported_fingerprint(objects, model)
+    if fingerprint is not None:
+        try:
+            return _identity(lake_uri, fingerprint)
+        except EmbedderUnavailable:  # its files were removed; export them again
+            pass
+    return ensure_exported(objects, model).identity
 
 
-@lru_cache(maxsize=2)
 def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto") -> Embedder:
-    """The embedder of that model, loaded once for the life of the process.
+    """Return the model's embedder, loaded once.
 
     `auto` takes torch where there is a GPU. Hosted models have one runtime only.
     """
-    identity = warm_identity(lake_uri, model)
+    return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, runtime)
+
+
+def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions = DEFAULT_CHUNKER) -> Chunker:
+    """Return the chunker that fits the model's window, in the model's own tokens.
+
+    The static vectors of the semantic chunker are distilled into the lake if they are not there yet.
+    """
+    return _chunker(lake_uri, warm_identity(lake_uri, model).fingerprint, options)
+
+
+@lru_cache(maxsize=4)
+def _identity(lake_uri: str, fingerprint: str) -> EmbedderIdentity:
+    identity = read_manifest(open_lake(lake_uri).objects, fingerprint)
+    if identity is None:
+        raise EmbedderUnavailable(f"the lake {lake_uri} holds no embedder {fingerprint}")
+    return identity
+
+
+@lru_cache(maxsize=2)
+def _embedder(lake_uri: str, fingerprint: str, runtime: RuntimeName) -> Embedder:
+    identity = _identity(lake_uri, fingerprint)
     if identity.runtime == "openvino" and (runtime == "torch" or (runtime == "auto" and gpu_is_there())):
         embedder = TorchEmbedder(identity)
         check_self_test(embedder)
         return embedder
-    return load_embedder(Lake(lake_uri).objects, identity.fingerprint, streams=max(2, os.cpu_count() or 1))
+    return load_embedder(open_lake(lake_uri).objects, fingerprint, streams=max(2, os.cpu_count() or 1))
 
 
 @lru_cache(maxsize=2)
-def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions = DEFAULT_CHUNKER) -> Chunker:
-    """The chunker that fits the model's window, in the model's own tokens.
-
-    The semantic one's vectors are distilled into the lake if they are not there yet.
-    """
-    identity = warm_identity(lake_uri, model)
-    objects = Lake(lake_uri).objects
+def _chunker(lake_uri: str, fingerprint: str, options: ChunkerOptions) -> Chunker:
+    identity = _identity(lake_uri, fingerprint)
+    objects = open_lake(lake_uri).objects
     tokenizer = load_tokenizer(objects, identity)
     vectors = load_vectors(objects, identity) if options.name == "semantic" else None
     return make_chunker(options, tokenizer, passage_tokens(identity, tokenizer), vectors)

@@ -17,7 +17,7 @@ from rag_assets.models.export import find_exported
 from rag_assets.models.static_vectors import are_distilled
 from rag_assets.runs.reporting import failure_reason, quiet_logging
 from rag_assets.settings import PipelineSettings
-from rag_assets.storage.lake import Lake
+from rag_assets.storage.lake import open_lake
 from rag_serving.lake.shards import Shard
 
 LOCATION = "rag_assets"
@@ -102,7 +102,7 @@ def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags:
 
 def model_is_exported(settings: PipelineSettings) -> bool:
     """Whether the lake holds the configured embedding model, and what the chunker needs of it."""
-    objects = Lake(settings.lake_uri).objects
+    objects = open_lake(settings.lake_uri).objects
     identity = find_exported(objects, settings.embedding_model)
     return identity is not None and (settings.chunker != "semantic" or are_distilled(objects, identity))
 

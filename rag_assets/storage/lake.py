@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pyarrow as pa
@@ -99,6 +99,19 @@ class Lake:
     def drop(self, stage: str, shard: TableOwner, *, fingerprint: str = "") -> None:
         """Remove the stage's table of the shard, with all its versions."""
         self._connect(table_folder(stage, fingerprint)).drop_table(shard.table_name, ignore_missing=True)
+
+
+def open_lake(uri: str) -> Lake:
+    """Return this process's lake at that URI, with the connections that it has open.
+
+    Another endpoint or region in the environment is another lake.
+    """
+    return _shared(uri, tuple(sorted((storage_options(uri) or {}).items())))
+
+
+@lru_cache(maxsize=8)
+def _shared(uri: str, options: tuple[tuple[str, str], ...]) -> Lake:  # noqa: ARG001 - a part of the key
+    return Lake(uri)
 
 
 _M_MMAP_THRESHOLD = -3  # of glibc's malloc.h

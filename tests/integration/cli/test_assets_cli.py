@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from rag_assets.errors import OrchestrationError
 from rag_assets.runs.backfill import require_daemon
-from tests.pipelines import publication, published_rows, seed_model, warm_caches_cleared
+from tests.pipelines import publication, published_rows, seed_model
 
 ROOT = Path(__file__).parents[3]
 PAGES = {
@@ -93,8 +93,7 @@ def quick(company: Company, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         with warnings.catch_warnings():  # the command silences some for the whole of its process
             return CliRunner().invoke(main, list(arguments))
 
-    with warm_caches_cleared():
-        yield run
+    return run
 
 
 def said(result: Result) -> str:

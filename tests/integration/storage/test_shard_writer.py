@@ -243,7 +243,7 @@ def test_progress_that_another_writer_recorded_meanwhile_is_not_overwritten(publ
         end_lease(Lake(published.lake))
         published.put("0.txt", "Read by the second holder.")
         published.run()
-        with pytest.raises(LeaseLost, match="another writer wrote to progress/.*run shard Oslo/people again"):
+        with pytest.raises(LeaseLost, match=r"another writer wrote to progress/.*run shard Oslo/people again"):
             writer.update_progress(source_digest="of the first")
 
     write(published.lake, race)
