@@ -254,16 +254,17 @@ class S3ObjectStore:
                 if (etag := self._etag_of(key, write[_WRITE])) is not None:
                     return etag
                 raise WriteConflict(f"{key} was written by another process meanwhile") from error
-            except GenericError:
+            except GenericError as error:
                 if (etag := self._etag_of(key, write[_WRITE])) is not None:
                     return etag
-                raise
+                if _s3_code(error):  # an error that the server answered with; obstore has repeated that
+                    raise
+                raise _NotApplied from error
 
-        def is_transient(error: BaseException) -> bool:
-            # obstore has already repeated what the server answered with an error code.
-            return isinstance(error, GenericError) and _s3_code(error) is None
-
-        return with_retries(is_transient, tries=_TRIES, first=_FIRST_PAUSE)(put)
+        try:
+            return with_retries(lambda error: isinstance(error, _NotApplied), tries=_TRIES, first=_FIRST_PAUSE)(put)
+        except _NotApplied as error:
+            raise (error.__cause__ or error) from None
 
     def _etag_of(self, key: str, write: str) -> str | None:
         """The etag of the object, if it is what that write left."""
@@ -313,6 +314,10 @@ class S3ObjectStore:
             raise LakeUnavailable(
                 f"cannot {what} in {self._uri}: {_reason(error)}; check RAG_LAKE_URI and the AWS_* variables"
             ) from error
+
+
+class _NotApplied(Exception):
+    """A write that got no answer and that the store does not have."""
 
 
 def _s3_code(error: BaseException) -> str | None:
