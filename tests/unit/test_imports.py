@@ -91,15 +91,19 @@ def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
         rag_serving.no_such_name  # noqa: B018
 
 
-def test_loading_the_embedding_runtime_starts_no_process() -> None:
+def test_loading_the_embedding_runtime_reports_nothing_and_leaves_the_process_as_it_was() -> None:
     program = """
 import os, sys
 os.register_at_fork(before=lambda: (print("forked"), os._exit(3)))
 from rag_serving.lake.embedders.openvino import no_usage_reports
+before = dict(os.environ)
 with no_usage_reports():
     import openvino
+    assert os.environ == before
+assert openvino.convert_model
 import time
 time.sleep(0.5)
+import openvino_telemetry
 """
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
