@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn, in one process or in several."""
+"""Run the application under uvicorn, in one process or in several."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 from rag_serving.answering.llm_process import ModelProcess
 from rag_serving.clients.factory import configured_model
 from rag_serving.clients.lake import AsyncRagClient
-from rag_serving.http.app import create_app
-from rag_serving.http.metrics import SHARED
 from rag_serving.http.rate_limits import open_rate_limits
 from rag_serving.http.settings import HttpSettings
 from rag_serving.lake.embedders.loading import load_embedder
@@ -27,20 +25,32 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 
-_OPEN = "RAG_HTTP_OPEN_TO_ALL"
-_WORKERS = "RAG_HTTP_WORKER_PROCESSES"
 _MOST_FILES = 65_536
+
+
+_NOT_STARTED = 3
+"""uvicorn's own exit code for a start that failed."""
+
+
 _SWITCH_SECONDS = 0.001
 """After which another thread of Python lets the event loop go on; five times that is Python's own."""
 
 
-def app() -> FastAPI:
-    """The application by the environment; uvicorn calls it in each of its processes."""
+def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = None) -> FastAPI:
+    """Make the application from the environment; uvicorn calls this in each of its `workers` processes.
+
+    `metrics` is the folder in which several processes share their counts.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     for name in ("LiteLLM", "httpx"):  # they tell what is asked of a model
         logging.getLogger(name).setLevel(logging.WARNING)
     if "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         os.environ.setdefault("OTEL_SERVICE_NAME", "rag-shards")
+    if metrics is not None:
+        # prometheus_client reads this when it is imported, which importing the application does.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+    from rag_serving.http.app import create_app
+
     settings, http_settings = ServingSettings.from_env(), HttpSettings.from_env()
     sys.setswitchinterval(_SWITCH_SECONDS)
     start_tables()
@@ -54,27 +64,25 @@ def app() -> FastAPI:
     return create_app(
         client,
         http_settings,
-        make_rates=open_rate_limits(settings, workers=int(os.environ.get(_WORKERS, "1"))),
+        make_rates=open_rate_limits(settings, workers=workers),
         version=version("rag-shards"),
-        open_to_all=os.environ.get(_OPEN) == "1",
+        open_to_all=open_to_all,
     )
 
 
 def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
     """Serve until SIGTERM or SIGINT; requests under way are finished then. Raises `SettingsError` at once."""
     import uvicorn
+    from uvicorn.supervisors import Multiprocess
+
+    from rag_serving.http.app import create_app
 
     settings = HttpSettings.from_env()
     create_app(lambda: AsyncRagClient(ServingSettings.from_env()), settings, open_to_all=open_to_all)  # is it well set?
-    if open_to_all:
-        os.environ[_OPEN] = "1"
-    os.environ[_WORKERS] = str(workers)
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="rag-metrics-") as folder:
-        if workers > 1:
-            os.environ[SHARED] = folder
-        uvicorn.run(
-            "rag_serving.http.server:app",
+        config = uvicorn.Config(
+            partial(app, workers, open_to_all=open_to_all, metrics=folder if workers > 1 else None),
             factory=True,
             host=host,
             port=port,
@@ -86,6 +94,14 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
             timeout_graceful_shutdown=settings.drain_seconds,
             timeout_keep_alive=settings.keep_alive,
         )
+        with suppress(KeyboardInterrupt):  # everything under way is finished, as after SIGTERM
+            if workers > 1:
+                Multiprocess(config, sockets=[config.bind_socket()]).run()
+                return
+            server = uvicorn.Server(config)
+            server.run()
+            if not server.started:
+                raise SystemExit(_NOT_STARTED)
 
 
 def _allow_connections() -> None:

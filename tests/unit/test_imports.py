@@ -75,6 +75,10 @@ def test_importing_serving_does_not_import_the_pipeline() -> None:
     assert "rag_assets" not in modules_after("import rag_serving.cli.main")
 
 
+def test_a_worker_names_the_folder_of_its_metrics_before_prometheus_client_reads_it() -> None:
+    assert "prometheus_client" not in modules_after("import rag_serving.http.server")
+
+
 @pytest.mark.parametrize("name", rag_serving.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(rag_serving, name).__name__ == name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import time
@@ -151,7 +152,10 @@ def test_several_workers_allow_what_a_key_may_do_and_no_more(
     }
     with serving(tmp_path, environment, "--workers", "2") as service:
         assert statuses(service, key, 40) == {200: 10, 429: 30}
-        assert "rag_rates_shared 1.0" in httpx.get(f"{service.url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{service.url}/metrics", trust_env=False).text
+        assert "rag_rates_shared 1.0" in metrics
+        counted = re.findall(r'rag_requests_total\{.*route="/v1/shards".* (\S+)', metrics)
+        assert sum(map(float, counted)) == 40  # over both workers
     del environment["RAG_REDIS_URL"]
     with serving(tmp_path, environment, "--workers", "2") as service:
         assert 5 <= statuses(service, key, 40)[200] <= 10
