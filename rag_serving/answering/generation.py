@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from rag_serving.answering.citations import checked_citations, citations_of
 from rag_serving.answering.llm_process import ModelProcess
@@ -13,7 +15,7 @@ from rag_serving.answering.marks import ANSWER_CUT, INVENTED_CITATIONS
 from rag_serving.answering.prompts import NOT_FOUND, answer_messages
 from rag_serving.errors import ModelUnavailable
 from rag_serving.events import Delta, Event, Restart
-from rag_serving.litellm_calls import Completion, Price, litellm_completion, litellm_price, was_cut
+from rag_serving.litellm_calls import Completion, Part, Price, answer_parts, litellm_completion
 from rag_serving.results import Answer, Hit
 
 _log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ class Generated:
     """Whether it ended because the answer may not be longer."""
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     price: float | None = None
-    """In US dollars, where whoever called the model knows it already."""
+    """US dollars; None if no price or no usage is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,49 +97,36 @@ class LanguageModel:
     async def _stream_one(
         self, name: str, messages: Sequence[Mapping[str, str]], result: Generated
     ) -> AsyncIterator[str]:
-        completion: Completion
+        parts = await self._parts(name, messages)
+        async with asyncio.timeout(self.timeout), aclosing(parts):
+            async for part in parts:
+                result.tokens = part.get("tokens", result.tokens)
+                result.price = part.get("price", result.price)
+                result.full = result.full or part.get("full", False)
+                if "text" in part:
+                    result.text += part["text"]
+                    yield part["text"]
+
+    async def _parts(self, name: str, messages: Sequence[Mapping[str, str]]) -> AsyncGenerator[Part]:
+        call: dict[str, Any] = {
+            "model": name,
+            "messages": list(messages),
+            "timeout": self.timeout,
+            "num_retries": self.retries,
+            "max_tokens": self.max_tokens,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         if self.process is not None:
-            completion = self.process.completion
-        else:
-            completion = self.completion or await asyncio.to_thread(litellm_completion)
-        async with asyncio.timeout(self.timeout):
-            stream = await completion(
-                model=name,
-                messages=list(messages),
-                timeout=self.timeout,
-                num_retries=self.retries,
-                max_tokens=self.max_tokens,
-                temperature=0,
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-            async for part in stream:
-                usage = getattr(part, "usage", None)
-                if usage is not None:
-                    result.tokens = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
-                if not part.choices:
-                    continue
-                if getattr(part.choices[0], "finish_reason", None) == "length":
-                    result.full = True
-                piece = part.choices[0].delta.content
-                if piece:
-                    result.text += piece
-                    yield piece
-            if was_cut(stream):
-                raise ConnectionError("the stream ended before the answer did")
-            result.price = getattr(stream, "price", None)
+            return self.process.answer_parts(call)
+        completion = self.completion or await asyncio.to_thread(litellm_completion)
+        return answer_parts(call, completion, self.price)
 
     async def close(self) -> None:
         """End the process, if there is one."""
         if self.process is not None:
             await self.process.close()
-
-    def cost(self, generated: Generated) -> float | None:
-        """US dollars; None where no price or no usage is known."""
-        if not generated.tokens or self.process is not None:
-            return generated.price
-        price: Price = self.price or litellm_price
-        return price(generated.model, generated.tokens["prompt"], generated.tokens["completion"])
 
 
 async def generate(
@@ -165,7 +154,7 @@ async def generate(
         kind="none" if not_found and not cited else "generated",
         model=result.model,
         tokens=result.tokens,
-        cost=model.cost(result),
+        cost=result.price,
         degraded=(
             *((f"{INVENTED_CITATIONS}:{invented}",) if invented else ()),
             *((ANSWER_CUT,) if result.full else ()),

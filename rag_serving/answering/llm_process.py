@@ -19,9 +19,11 @@ import signal
 import sys
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
+
+from rag_serving.litellm_calls import Part, answer_parts, litellm_completion
 
 _log = logging.getLogger(__name__)
 
@@ -38,31 +40,6 @@ class ModelCallFailed(Exception):
 
 class ModelProcessDied(ModelCallFailed):
     """The other process ended during the call, or does so whenever it is started."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Delta:
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Choice:
-    delta: _Delta
-    finish_reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Usage:
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """As much of a part of litellm's stream as is read of one."""
-
-    choices: tuple[_Choice, ...]
-    usage: _Usage | None
 
 
 @dataclass(slots=True)
@@ -111,9 +88,12 @@ class ModelProcess:
             async for _ in messages:
                 pass
 
-    async def completion(self, **call: Any) -> _Stream:
-        """As `litellm.acompletion` with `stream=True`; the stream raises `ModelCallFailed` by litellm's name for it."""
-        return _Stream(self._messages({"call": call}))
+    async def answer_parts(self, call: Mapping[str, Any]) -> AsyncGenerator[Part]:
+        """Do what `litellm_calls.answer_parts` does; errors are `ModelCallFailed`, by the names they have there."""
+        async with contextlib.aclosing(self._messages({"call": call})) as messages:
+            async for message in messages:
+                if "part" in message:
+                    yield cast("Part", message["part"])
 
     async def close(self) -> None:
         """End the process; calls under way fail."""
@@ -196,28 +176,6 @@ class ModelProcess:
             _log.error("the process that calls language models ended at its start; tried again in %.0f s", pause)
 
 
-class _Stream:
-    """The parts of an answer as they come; afterwards, the price that litellm knows of it, in US dollars."""
-
-    def __init__(self, messages: AsyncGenerator[dict[str, Any]]) -> None:
-        self._messages = messages
-        self.price: float | None = None
-        self.received_finish_reason: str | None = None
-        self.intermittent_finish_reason: str | None = None
-
-    async def __aiter__(self) -> AsyncIterator[_Part]:
-        async with contextlib.aclosing(self._messages) as messages:
-            async for message in messages:
-                usage = message.get("usage")
-                piece, reason = message.get("piece"), message.get("reason")
-                choices = () if piece is None and reason is None else (_Choice(_Delta(piece or ""), reason),)
-                if message.get("end"):
-                    self.price = message.get("price")
-                    self.received_finish_reason = None if message.get("cut") else "known"
-                if choices or usage is not None:
-                    yield _Part(choices, None if usage is None else _Usage(*usage))
-
-
 class _Worker:
     """The child's side: calls of litellm, at once, by the numbers that the parent gave them."""
 
@@ -239,39 +197,19 @@ class _Worker:
             task.add_done_callback(lambda _, number=number: self._calls.pop(number, None))
 
     async def _answer(self, number: int, call: dict[str, Any] | None) -> None:
-        from rag_serving.litellm_calls import litellm_completion
-
         try:
             completion = litellm_completion()
             if not self._gives_way:  # from now on: until litellm was imported, somebody waits for that
                 self._gives_way = True
                 with contextlib.suppress(OSError):
                     os.nice(_NICENESS)
-            if call is None:
-                await self._say({"id": number, "end": True})
-                return
-            await self._stream(number, await completion(**call), call["model"])
+            if call is not None:
+                async with contextlib.aclosing(answer_parts(call, completion)) as parts:
+                    async for part in parts:
+                        await self._say({"id": number, "part": part})
+            await self._say({"id": number, "end": True})
         except Exception as error:  # noqa: BLE001 - the parent tells by its name, as it does of litellm's own
             await self._say({"id": number, "end": True, "error": type(error).__name__})
-
-    async def _stream(self, number: int, stream: Any, model: str) -> None:
-        from rag_serving.litellm_calls import litellm_price, was_cut
-
-        price = None
-        async for part in stream:
-            message: dict[str, Any] = {}
-            usage = getattr(part, "usage", None)
-            if usage is not None:
-                message["usage"] = (usage.prompt_tokens, usage.completion_tokens)
-                price = litellm_price(model, usage.prompt_tokens, usage.completion_tokens)
-            if part.choices:
-                if part.choices[0].delta.content:
-                    message["piece"] = part.choices[0].delta.content
-                if (reason := getattr(part.choices[0], "finish_reason", None)) is not None:
-                    message["reason"] = reason
-            if message:
-                await self._say({"id": number, **message})
-        await self._say({"id": number, "end": True, "cut": was_cut(stream), "price": price})
 
     async def _say(self, message: Mapping[str, Any]) -> None:
         self._output.write(json.dumps(message).encode() + b"\n")

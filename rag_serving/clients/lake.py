@@ -258,7 +258,7 @@ class AsyncRagClient(BaseRagClient):
         except ModelUnavailable as error:
             _log.warning("the question is taken as it stands: %s", error)
             return _Rewritten(question, marks=("history_not_read",))
-        made = _Rewritten(validate_question(text), generated.tokens, self._model.cost(generated))
+        made = _Rewritten(validate_question(text), generated.tokens, generated.price)
         self._rewritten[key] = made
         while len(self._rewritten) > _MOST_REWRITTEN:
             self._rewritten.popitem(last=False)

@@ -81,10 +81,10 @@ def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(s
             assert pieces == list(stand_in_here.words)
             assert (result.text, result.model) == ("".join(pieces), "openai/gpt-4o-mini")
             assert result.tokens == {"prompt": 700, "completion": 9}
-            assert 0 < (model.cost(result) or 0) < 0.01
+            assert 0 < (result.price or 0) < 0.01
             assert stand_in_here.requests[0]["messages"] == MESSAGES
         async with running() as model:
-            assert model.cost(await model.complete(MESSAGES)) is None
+            assert (await model.complete(MESSAGES)).price is None
 
     run(work)
 
