@@ -9,6 +9,8 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
 
 from rag_assets.defs.build import build_definitions
 from rag_assets.defs.resources import PipelineResource
@@ -154,13 +156,41 @@ def test_a_warm_instance_writes_what_the_instance_reads(
     assert latest.run_id == run.run_id
 
 
+def test_a_warm_instance_opens_one_database_for_a_further_run(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shards = [Shard("oslo", "people"), Shard("oslo", "legal")]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", "The canteen opens at eight.")
+    connections: list[object] = []
+    opened: list[int] = []
+
+    def connected(connection: object, _record: object) -> None:
+        connections.append(connection)
+
+    event.listen(Pool, "connect", connected)
+    try:
+        run_here(instance, settings, shards, tags={}, done=lambda _shard, _reason: opened.append(len(connections)))
+    finally:
+        event.remove(Pool, "connect", connected)
+    assert opened[1] - opened[0] == 1  # Dagster's own storage opens some two hundred
+
+
+def test_a_dagster_whose_storage_changed_is_refused_by_name(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("dagster._core.storage.runs.SqliteRunStorage.connect")
+    with pytest.raises(RuntimeError, match=r"has no SqliteRunStorage\.connect: .*--here"), warm_instance(instance):
+        pass
+
+
 def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.DagsterInstance) -> None:
     with warm_instance(instance) as warm:
         storage = warm.event_log_storage
         assert isinstance(storage, WarmSqliteEventLogStorage)
         for number in range(40):
             warm.report_engine_event(f"note {number}", job_name="notes", run_id=f"run-{number}")
-        assert storage.open_databases <= 32
+        assert storage.open_databases == 32
     for number in (0, 39):
         (entry,) = instance.all_logs(f"run-{number}")
         assert entry.message == f"note {number}"
