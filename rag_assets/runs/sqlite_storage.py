@@ -38,10 +38,8 @@ from sqlalchemy.pool import StaticPool
 _OPEN_DATABASES = 32
 """Dagster keeps one database per run and one for all runs; the least recently used ones are closed."""
 
-
 _BUSY_SECONDS = 30
 """How long a statement waits for another process's lock."""
-
 
 _REPLACED: Mapping[type, tuple[str, ...]] = {
     SqliteEventLogStorage: ("_connect", "_initdb", "conn_string_for_shard", "has_table", "path_for_shard"),

@@ -27,11 +27,8 @@ if TYPE_CHECKING:
 
 _MOST_FILES = 65_536
 
-
 _NOT_STARTED = 3
 """uvicorn's own exit code for a start that failed."""
-
-
 _SWITCH_SECONDS = 0.001
 """After which another thread of Python lets the event loop go on; five times that is Python's own."""
 

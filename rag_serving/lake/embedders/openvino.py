@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 
 _TELEMETRY = "openvino_telemetry"
-
-
 _LAYERS_KEPT = 64
 """Layers prepared for a shape that OpenVINO keeps, for throughput: preparing a batch's anew takes 1 to 2 ms, and the
 5,000 of its default took 350 MB more at the same speed."""
