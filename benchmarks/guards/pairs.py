@@ -1,8 +1,7 @@
 """Labelled pairs of questions from the sets that `RAG_TEST_DATA` holds, each set cut into two parts.
 
-Two thirds are to tune on, in folds for cross-fitting; the rest is looked at for the figures alone. The cut is by a hash
-of what a question belongs to (a paragraph, an intent, a cluster of pairs with a question in common), so that no
-question stands in both parts, nor in two folds.
+Two thirds are for calibration; the rest is used only to report figures. The cut is by a hash of what a question belongs
+to (a paragraph, an intent, a cluster of pairs with a question in common), so that no question is in both parts.
 """
 
 from __future__ import annotations
@@ -23,12 +22,10 @@ import numpy.typing as npt
 from benchmarks.guards.rewordings import rewordings
 from benchmarks.quality.retrieval import Question, Task, by_rank, rank, table_of
 from rag_serving.cache.entries import normalise
-from rag_serving.cache.guards.calibration import clusters
-from rag_serving.cache.guards.signals import Evidence
+from rag_serving.cache.evidence_record import Evidence
 
 SEED = "guards-1"
 PARTS = ("tune", "report")
-FOLDS = 4
 LEAST = 0.7
 """Pairs of different questions below this cosine are not looked at: no threshold here would serve them."""
 KEPT = 8
@@ -50,7 +47,6 @@ class Labelled:
 
     set: str
     part: str
-    fold: int
     asked: str
     cached: str
     same: bool
@@ -60,17 +56,24 @@ class Labelled:
 
 
 def part_of(cluster: str) -> str:
-    """The part that a cluster of questions belongs to."""
-    return PARTS[_hash(cluster) % 3 == 2]
+    """Return the part that a cluster of questions belongs to."""
+    digest = hashlib.sha256(f"{SEED}/{cluster}".encode()).digest()
+    return PARTS[int.from_bytes(digest[:4], "big") % 3 == 2]
 
 
-def fold_of(cluster: str) -> int:
-    """The fold within the part."""
-    return _hash(cluster) // 3 % FOLDS
+def clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Map every question to one of its cluster: all questions that a chain of pairs joins."""
+    parent: dict[str, str] = {}
 
+    def root(text: str) -> str:
+        while parent.setdefault(text, text) != text:
+            parent[text] = parent[parent[text]]
+            text = parent[text]
+        return text
 
-def _hash(cluster: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{SEED}/{cluster}".encode()).digest()[:4], "big")
+    for one, other in pairs:
+        parent[root(one)] = root(other)
+    return {text: root(text) for text in list(parent)}
 
 
 def entailed(folder: Path, embed: Embed) -> list[Labelled]:
@@ -89,9 +92,9 @@ def entailed(folder: Path, embed: Embed) -> list[Labelled]:
 
     return _embedded(
         [
-            Labelled("RQE", part_of(home(asked)), fold_of(home(asked)), asked, cached, same)
+            Labelled("RQE", part_of(home(asked)), asked, cached, same)
             for asked, cached, same in rows
-            if same or (part_of(home(asked)), fold_of(home(asked))) == (part_of(home(cached)), fold_of(home(cached)))
+            if same or part_of(home(asked)) == part_of(home(cached))
         ],
         embed,
     )
@@ -109,7 +112,7 @@ def intents(name: str, questions: Sequence[tuple[str, str]], embed: Embed) -> li
             cosines = vectors[:row] @ vectors[row]
             cosines[labels[:row] == labels[row]] = -1.0
             found += [
-                Labelled(name, part, fold_of(texts[row]), texts[row], texts[other], False, float(cosines[other]))
+                Labelled(name, part, texts[row], texts[other], False, float(cosines[other]))
                 for other in np.flatnonzero(cosines >= LEAST)
                 if normalise(texts[row]) != normalise(texts[other])  # one text with two labels is no pair
             ]
@@ -178,24 +181,23 @@ def on_paragraphs(paragraphs: Sequence[Paragraph], embed: Embed) -> list[Labelle
     """
     found: list[Labelled] = []
     for paragraph in paragraphs:
-        part, fold = part_of(paragraph.name), fold_of(paragraph.name)
+        part = part_of(paragraph.name)
         for place, (asked, answers) in enumerate(paragraph.questions):
             for cached, others in paragraph.questions[:place]:
                 if (answers or others) and not _alike(answers, others) and normalise(asked) != normalise(cached):
-                    found.append(Labelled("SQuAD, one paragraph", part, fold, asked, cached, False))
+                    found.append(Labelled("SQuAD, one paragraph", part, asked, cached, False))
             if answers:
-                found += [Labelled("SQuAD, reworded", part, fold, new, asked, True) for new in rewordings(asked)]
+                found += [Labelled("SQuAD, reworded", part, new, asked, True) for new in rewordings(asked)]
     for part in PARTS:
         some = [(p.name, text, a) for p in paragraphs if part_of(p.name) == part for text, a in p.questions if a]
-        folds = [fold_of(name) for name, _, _ in some]
         vectors = embed([text for _, text, _ in some])
         homes = np.unique([name for name, _, _ in some], return_inverse=True)[1]
         for row, (_, asked, answers) in enumerate(some):
             cosines = vectors @ vectors[row]
-            cosines[(homes == homes[row]) | (np.array(folds) != folds[row])] = -1.0
+            cosines[homes == homes[row]] = -1.0
             nearest = int(np.argmax(cosines))
             if not _alike(answers, some[nearest][2]) and normalise(asked) != normalise(some[nearest][1]):
-                found.append(Labelled("SQuAD, two paragraphs", part, folds[row], asked, some[nearest][1], False))
+                found.append(Labelled("SQuAD, two paragraphs", part, asked, some[nearest][1], False))
     embedded = [pair for pair in _embedded(found, embed) if pair.same or pair.similarity >= LEAST]
     sets = dict.fromkeys((pair.set, pair.part) for pair in embedded if not pair.same)
     different = [[pair for pair in embedded if not pair.same and (pair.set, pair.part) == which] for which in sets]

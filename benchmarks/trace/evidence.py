@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from benchmarks.trace.model import plain
 from rag_serving.answering.prompts import within_budget
 from rag_serving.cache.evidence import evidence_of
-from rag_serving.cache.guards.signals import Evidence
+from rag_serving.cache.evidence_record import Evidence
 
 if TYPE_CHECKING:
     from benchmarks.trace.worlds import World

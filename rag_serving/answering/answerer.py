@@ -24,7 +24,8 @@ from rag_serving.answering.timing import Clock
 from rag_serving.cache.answer_cache import AnswerCache
 from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, digest_of, question_key
 from rag_serving.cache.evidence import evidence_of, same_evidence
-from rag_serving.cache.guards import Evidence, Judge, Pair
+from rag_serving.cache.evidence_record import Evidence
+from rag_serving.cache.guards.judge import Judge, Pair
 from rag_serving.concurrency.limiter import ConcurrencyLimiter
 from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavailable, RagError
 from rag_serving.events import Done, Event, Sources, failed, replayed

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rag_serving.cache.entries import CachedAnswer, Entry, question_key
-from rag_serving.cache.guards import Evidence
+from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.store import CacheStore
 from rag_serving.results import Answer
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rag_serving.cache.guards import Evidence, Guard
+from rag_serving.cache.evidence_record import Evidence, Guard
 from rag_serving.results import Answer
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from rag_serving.cache.guards import Evidence
+from rag_serving.cache.evidence_record import Evidence
 from rag_serving.results import Hit
 
 

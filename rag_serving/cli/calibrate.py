@@ -1,4 +1,7 @@
-"""The command `rag-serving calibrate`: fits the cache's model to labelled pairs of one's own."""
+"""The command `rag-serving calibrate`: reads labelled pairs, calibrates the cache and prints what each bound serves.
+
+How a threshold is chosen belongs to `calibration`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,9 @@ from typing import TYPE_CHECKING
 import click
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rag_serving.cache.guards.calibration import LEAST_SIMILARITY, Labelled, calibrate, folded, upper_bound
+from rag_serving.cache.evidence_record import Evidence
+from rag_serving.cache.guards.calibration import LEAST_SIMILARITY, Labelled, calibrate, upper_bound
 from rag_serving.cache.guards.judge import Calibration, Pair
-from rag_serving.cache.guards.signals import Evidence
 from rag_serving.errors import InvalidArgument, UnknownScope
 
 if TYPE_CHECKING:
@@ -20,9 +23,8 @@ if TYPE_CHECKING:
 
     from rag_serving.lake.embedders.base import Embedder
 
-
 PLAIN = (0.90, 0.95, 0.98)
-"""Thresholds of the cosine alone that a calibration is shown beside."""
+"""Cosines without guards that a calibration is compared with."""
 
 
 class Passage(BaseModel):
@@ -49,7 +51,7 @@ class Line(BaseModel):
 
 
 def read_pairs(path: Path) -> list[Line]:
-    """The pairs of a JSON Lines file, blank lines left out; raises `InvalidArgument` that names the wrong line."""
+    """Return the pairs of a JSON Lines file without blank lines. Raises `InvalidArgument` that names the wrong line."""
     lines: list[Line] = []
     for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
         if not text.strip():
@@ -64,56 +66,59 @@ def read_pairs(path: Path) -> list[Line]:
 
 
 def labelled(lines: Sequence[Line], embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]) -> list[Labelled]:
-    """The pairs with their cosines; `embed` turns texts into unit vectors, and is called for pairs without one."""
+    """Return the pairs with their cosines. `embed` turns texts into unit vectors for the pairs without one."""
     texts = list(dict.fromkeys(t for line in lines if line.similarity is None for t in (line.asked, line.cached)))
     vectors = dict(zip(texts, embed(texts), strict=True)) if texts else {}
-    return [
-        Labelled(
-            Pair(
-                line.asked,
-                line.cached,
-                float(vectors[line.asked] @ vectors[line.cached]) if line.similarity is None else line.similarity,
-                _evidence(line.asked_evidence),
-                _evidence(line.cached_evidence),
-            ),
-            line.same,
-        )
-        for line in lines
-    ]
+    found: list[Labelled] = []
+    for line in lines:
+        similarity = line.similarity
+        if similarity is None:
+            similarity = float(vectors[line.asked] @ vectors[line.cached])
+        evidence = _evidence(line.asked_evidence), _evidence(line.cached_evidence)
+        found.append(Labelled(Pair(line.asked, line.cached, similarity, *evidence), line.same))
+    return found
 
 
-def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str, str, str, str, str]]:
-    """What each bound serves of these pairs by cross-fitting, beside plain cosines; the first row is the heading."""
+def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str, ...]]:
+    """Return what each bound serves of these pairs, beside plain cosines. The first row is the heading."""
     duplicates = sum(one.same for one in pairs)
 
-    def row(name: str, served: int, wrong: int) -> tuple[str, str, str, str, str]:
+    def row(name: str, served: int, wrong: int) -> tuple[str, ...]:
         share = f"{(served - wrong) / duplicates:.1%}" if duplicates else "–"
         return name, share, str(wrong), str(served), f"{upper_bound(wrong, served):.2%}"
 
-    rows = [("rule", "duplicates served", "wrong hits", "hits", "95 % upper bound of wrong")]
+    rows: list[tuple[str, ...]] = [("rule", "duplicates served", "wrong hits", "hits", "95 % upper bound of wrong")]
     for threshold in calibration.thresholds:
-        risk = "nothing served" if threshold.risk is None else f"risk to {max(threshold.risk, 0):.2%}"
-        name = f"at most {threshold.max_error:.1%} wrong ({risk})"
+        cosine = "nothing served" if threshold.similarity is None else f"cosine from {threshold.similarity:.3f}"
+        name = f"at most {threshold.max_error:.1%} wrong ({cosine})"
         rows.append(row(name, threshold.served, threshold.wrong))
     for least in PLAIN:
         served = [one.same for one in pairs if one.pair.similarity >= least]
-        rows.append(row(f"cosine from {least:.2f}", len(served), served.count(False)))
+        rows.append(row(f"no guards, cosine from {least:.2f}", len(served), served.count(False)))
     return rows
 
 
-@click.command("calibrate")
+@click.command("calibrate", short_help="Calibrate the semantic cache on labelled pairs of questions.")
 @click.argument("pairs", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @click.option(
-    "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="Where the calibration is written."
+    "--sure",
+    type=float,
+    default=0.98,
+    show_default=True,
+    help="At or above this similarity, do not compare evidence.",
 )
-@click.option("--sure", type=float, default=0.98, show_default=True, help="Cosine from which the model is not asked.")
-@click.option("--least", type=float, default=LEAST_SIMILARITY, show_default=True, help="Cosine below which nothing is.")
-@click.option("--fingerprint", help="Embedder of the lake to use; not needed where all shards have the same.")
+@click.option(
+    "--least", type=float, default=LEAST_SIMILARITY, show_default=True, help="Ignore pairs below this similarity."
+)
+@click.option("--fingerprint", help="Embedder to use if the shards have several.")
 def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerprint: str | None) -> None:
-    """Fit the cache's model to PAIRS: lines of JSON with `asked`, `cached` and `same` (true or false).
+    """Calibrate the semantic cache on PAIRS: lines of JSON with `asked`, `cached` and `same` (true or false).
 
-    `similarity` may be given; else it is computed with the lake's embedder. So may `asked_evidence` and
+    `similarity` is optional: by default it is computed with the lake's embedder. So are `asked_evidence` and
     `cached_evidence`, lists of objects with a `content_hash`, best first.
+
+    Example: rag-serving calibrate pairs.jsonl --out calibration.json
     """
     lines = read_pairs(pairs)
     used: list[str] = [fingerprint] if fingerprint else []
@@ -127,19 +132,22 @@ def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerp
 
     examples = labelled(lines, embed)
     calibration = calibrate(
-        folded(examples),
+        examples,
         least_similarity=least,
         sure=sure,
         fingerprint=used[0] if used else None,
         provenance={"file": pairs.name},
     )
     out.write_text(calibration.model_dump_json(indent=1) + "\n", "utf-8")
-    rows = table(calibration, examples)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    _print_table(table(calibration, examples))
+    click.echo(f"written to {out}; set RAG_CACHE_CALIBRATION={out} to use it")
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         click.echo("  ".join([row[0].ljust(widths[0]), *cells]))
-    click.echo(f"written to {out}; RAG_CACHE_CALIBRATION={out} makes the cache use it")
 
 
 def _embedder(fingerprint: str | None) -> Embedder:

@@ -28,7 +28,7 @@ from rag_serving.answering.single_flight import SharedFlights, SingleFlight
 from rag_serving.answering.timing import Clock
 from rag_serving.cache.answer_cache import AnswerCache
 from rag_serving.cache.entries import ReviewItem, question_key, scope_tag
-from rag_serving.cache.guards import Judge
+from rag_serving.cache.guards.judge import Judge
 from rag_serving.cache.memory_store import MemoryStore
 from rag_serving.cache.redis_store import open_redis
 from rag_serving.cache.store import CacheStore

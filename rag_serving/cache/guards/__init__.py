@@ -1,14 +1,6 @@
-"""Whether a cached answer may be served for another question, and why.
+"""Decides whether a cached answer may be served for another question, and why.
 
-Two questions that an embedder sees as one may still ask for other things. `Judge` compares their numbers, units, dates,
-names, codes, negations, directions and scopes, the passages that both retrieve, and last their wording by a small
-calibrated model.
+Two questions that an embedder sees as one may still ask for different things. `Judge` compares their numbers, units,
+dates, names, codes, negations, directions and scopes by rules, the passages that both retrieve, and their wording; what
+is left is decided by a calibrated threshold of the cosine.
 """
-
-from __future__ import annotations
-
-from rag_serving.cache.guards.judge import Calibration, Judge, Pair, Threshold, Verdict
-from rag_serving.cache.guards.particulars import Guard
-from rag_serving.cache.guards.signals import Evidence
-
-__all__ = ["Calibration", "Evidence", "Guard", "Judge", "Pair", "Threshold", "Verdict"]

@@ -19,7 +19,7 @@ import redis
 import trustme
 
 from rag_serving.cache.entries import Entry, ReviewItem
-from rag_serving.cache.guards.signals import Evidence
+from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.redis_store import RedisStore, open_redis
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.clients.sync import RagClient

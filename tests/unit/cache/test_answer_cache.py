@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rag_serving.cache.answer_cache import AnswerCache
 from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, digest_of, normalise, question_key, scope_tag
-from rag_serving.cache.guards.signals import Evidence
+from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.memory_store import MemoryStore
 from rag_serving.cache.redis_store import open_redis
 from rag_serving.cache.store import MAX_REVIEW_ITEMS, USE_SECONDS

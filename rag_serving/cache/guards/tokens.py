@@ -1,11 +1,12 @@
-"""From a text to words: folding, tokens, plural endings, and words that are too common to tell questions apart."""
+"""Splits text into words: folding, tokens, possessive and plural endings.
+
+Knows no word lists; those are in `lexicon`.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-
-from rag_serving.cache.guards import lexicon
 
 TOKEN = re.compile(
     r"[\w.+-]+@[\w-]+\.[\w.-]+"  # addresses
@@ -15,36 +16,33 @@ TOKEN = re.compile(
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 """A letter of a script without spaces: kana or kanji."""
 _JAPANESE_WORD = re.compile(r"[\u30a0-\u30ff]+|[\u3400-\u9fff]+|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+_ABBREVIATION = re.compile(r"(?:[^\W\d]\.)+[^\W\d]?")
 _MARKS = str.maketrans(
     {"’": "'", "‘": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-", "\u00a0": " ", "\u202f": " "}
 )
 
-COMMON = (
-    lexicon.STOP_WORDS
-    | lexicon.LIGHT_WORDS
-    | lexicon.NEGATIONS
-    | frozenset(lexicon.NUMBER_WORDS)
-    | frozenset(lexicon.ORDINALS)
-    | frozenset(lexicon.MONTHS)
-    | frozenset(lexicon.WEEKDAYS)
-)
-
 
 def fold(text: str) -> str:
-    """Compatibility forms, quotes and dashes made plain, white space single, case kept."""
+    """Return the text in NFKC with plain quotes and dashes and single spaces; case is kept."""
     return " ".join(unicodedata.normalize("NFKC", text).translate(_MARKS).split())
 
 
 def bare(token: str) -> str:
-    """A word case-folded, without its possessive ending and the dots of an abbreviation."""
+    """Return a word case-folded, without its possessive ending and the dots of an abbreviation."""
     word = token.casefold().removesuffix("'s").removesuffix("'")
-    if re.fullmatch(r"(?:[^\W\d]\.)+[^\W\d]?", word):
+    if _ABBREVIATION.fullmatch(word):
         word = word.replace(".", "")
     return word.strip(".'-")
 
 
+def bare_words(text: str) -> list[str]:
+    """Return the words of a folded text in order, as `bare` makes them."""
+    words = [bare(match[0]) for match in TOKEN.finditer(text)]
+    return [word for word in words if word]
+
+
 def singular(word: str) -> str:
-    """A word without its plural ending, by Harman's S stemmer ("How effective is suffixing?", JASIS 1991)."""
+    """Remove the plural ending by Harman's S stemmer ("How effective is suffixing?", JASIS 1991)."""
     if len(word) > 3 and word.endswith("ies") and not word.endswith(("eies", "aies")):
         return word[:-3] + "y"
     if len(word) > 3 and word.endswith("es") and not word.endswith(("aes", "ees", "oes", "ses", "xes", "hes")):
@@ -57,5 +55,5 @@ def singular(word: str) -> str:
 
 
 def spaced(token: str) -> list[str]:
-    """The words of a token: of Japanese its runs of kanji and of katakana, which carry the meaning."""
+    """Return the words of a token: for Japanese the runs of kanji and of katakana, which carry the meaning."""
     return _JAPANESE_WORD.findall(token) if CJK.search(token) else [token]
