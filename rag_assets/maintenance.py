@@ -31,7 +31,6 @@ from rag_serving.lake.tables import SHARDS
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _MOST_SEGMENTS = 8
 """Segments of an index from which it is built anew: each costs every search something."""
 _MARGIN = timedelta(minutes=10)

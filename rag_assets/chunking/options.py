@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from rag_assets.chunking.static_vectors import StaticVectors
 
-
 _CONTEXT_ROOM: Final = {"none": 0, "headings": 32, "neighbours": 32}
 """Tokens of the window that passages leave to their context."""
 

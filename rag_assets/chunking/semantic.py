@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.float32]
 
-
 _MOST_UNITS: Final = 64
 """Units of a passage at most: crumbs are joined beforehand, so that a passage seldom has so many."""
 _UNITS_AT_ONCE: Final = 4096

@@ -10,7 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-
 TOKENS_PER_GROUP: Final = 8192
 """Tokens whose vectors are gathered at once: eight megabytes, which the caches hold."""
 

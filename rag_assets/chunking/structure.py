@@ -12,7 +12,6 @@ from rag_assets.options import ContextName
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
 DEFAULT_MIN_TOKENS: Final = 64
 
 

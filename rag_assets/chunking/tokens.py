@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
 
-
 # A word that the vocabulary does not know is one token however long it is, so tokens alone do not bound a
 # passage.
 MAX_CHARACTERS_PER_TOKEN: Final = 16

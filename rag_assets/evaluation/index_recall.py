@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     Vector = npt.NDArray[np.float32]
 
-
 CUTOFF = 10
 """Nearest rows that count, and passages of a ranking."""
 _QUERIES = 32

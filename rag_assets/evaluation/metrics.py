@@ -20,7 +20,6 @@ from rag_serving.lake.sql import sql_in
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _LOOKED_FOR_AT_ONCE = 8
 
 

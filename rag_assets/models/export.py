@@ -36,7 +36,6 @@ from rag_serving.lake.object_store import ObjectStore
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-
 POINTER = f"{MODELS}/by-name"
 HOSTED_WINDOW = 512
 """Most tokens of a passage for a hosted model: the models read more, but long passages are found worse."""

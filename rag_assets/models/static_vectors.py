@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     Make = Callable[[ObjectStore, EmbedderIdentity], npt.NDArray[np.float32]]
 
-
 VECTORS_MANIFEST: Final = "boundary_vectors.json"
 DIMENSIONS: Final = 256
 _SIF: Final = 1e-4

@@ -21,7 +21,6 @@ from rag_serving.lake.embedders.batching import batches_by_length
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-
 _BATCH_TOKENS = 65_536
 """A GPU is fed by the ten thousand tokens; CPU caches are not, and keep to a few."""
 _CPU_BATCH_TOKENS = 4_096

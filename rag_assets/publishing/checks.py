@@ -25,7 +25,6 @@ from rag_serving.lake.tables import SHARDS
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _SAMPLED_VECTORS = 1000
 _COMPARED_ROWS = 32
 """Rows of a new table whose vectors are compared with those that `embeddings` has of their texts."""

@@ -11,7 +11,6 @@ from rag_serving.lake.catalog_entry import HISTORY_LENGTH, CatalogEntry
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _TAG = "published-"
 
 

@@ -26,7 +26,6 @@ from rag_serving.lake.sql import sql_in
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _BATCH_DOCUMENTS = 200
 
 

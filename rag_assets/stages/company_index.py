@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
     from lancedb.table import Table
 
-
 _BATCH_ROWS = 100_000
 """Rows of shards that are new to the index and come in with one commit, but for a larger shard."""
 _FILTER_VALUES = 2_000

@@ -19,7 +19,6 @@ from rag_serving.lake.sql import sql_in
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 

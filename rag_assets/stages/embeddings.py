@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from lancedb.table import Table
 
-
 _WINDOW_TOKENS = 100_000
 """Tokens of the texts that are sorted by length together: enough for batches without padding, little enough to commit
 often and to hold in memory."""

@@ -25,7 +25,6 @@ from rag_serving.lake.tables import SHARDS, shard_schema
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 _BATCH_DOCUMENTS = 4096
 
 

@@ -18,7 +18,6 @@ from rag_serving.lake.tables import SHARDS
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 ID_INDEX_ROWS = 5_000
 """Rows from which a table gets indexes of its ids, and rows beyond them from which they are made anew."""
 

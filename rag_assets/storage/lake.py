@@ -22,7 +22,6 @@ from rag_serving.lake.tables import database_uri, storage_options
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 Log = Callable[[str], None]
 
 KEEP_VERSIONS = timedelta(days=36_500)

@@ -12,7 +12,6 @@ from rag_serving.lake.tables import FINGERPRINT, SHARDS
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 BATCH_CHUNKS = 4096
 UNINDEXED_ROWS = 512
 """Rows beyond an index that a search may have to scan; more, and the index is brought up to date before publishing."""

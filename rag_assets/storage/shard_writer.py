@@ -25,7 +25,6 @@ from rag_serving.lake.tables import SHARDS
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-
 PROGRESS = "progress"
 
 MAX_DIRTY_DOCUMENTS = 2_000

@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-
 CLUSTER_SUFFIX = "+cluster"
 
 

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-
 _BREAKER_SECONDS = 5.0
 _NOTES_SECONDS = 30 * 86_400
 

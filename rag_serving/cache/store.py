@@ -11,7 +11,6 @@ from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, StoreStat
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-
 NEIGHBOURS = 3
 """Stored questions that are looked at for one asked."""
 

@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
 _MOST_REWRITTEN = 1_000
 _ENTRY = re.compile(r"[0-9a-f]{32}:[0-9a-f]{32}")
 

@@ -22,7 +22,6 @@ from rag_serving.settings import SERVICE_DEADLINE, SERVICE_TRIES, ServiceSetting
 if TYPE_CHECKING:
     import httpx2
 
-
 _ANSWER = TypeAdapter(Answer)
 
 _FOUND = TypeAdapter(bodies.SearchResponse)

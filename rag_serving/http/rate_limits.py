@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
-
 _PAUSE_SECONDS = 5.0
 
 _log = logging.getLogger(__name__)

@@ -24,7 +24,6 @@ from rag_serving.settings import ServingSettings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-
 _MOST_FILES = 65_536
 
 _NOT_STARTED = 3

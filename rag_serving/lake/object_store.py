@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from obstore import UpdateVersion
     from obstore.store import S3Store
 
-
 ANY: Literal["any"] = "any"
 """Write whatever is there."""
 ABSENT: Literal["absent"] = "absent"

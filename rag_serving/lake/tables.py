@@ -18,7 +18,6 @@ from rag_serving.lake.object_store import RETRY_SECONDS, folder_path, is_s3, s3_
 if TYPE_CHECKING:
     import lancedb
 
-
 SHARDS = "shards"
 """Folder of the lake under which serving finds one table per shard."""
 

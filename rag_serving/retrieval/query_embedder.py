@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
 MOST_TOGETHER = 32
 QUESTION_CUT = "question_cut_at_window"
 """The mark of a question that is longer than the model reads."""

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
 _log = logging.getLogger(__name__)
 
 

@@ -24,7 +24,6 @@ from rag_serving.errors import SettingsError
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
 
-
 MAX_MESSAGES = 10_000
 MAX_BYTES = 32 * 2**20
 _AT_ONCE = 500

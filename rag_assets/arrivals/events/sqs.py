@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
     from mypy_boto3_sqs.type_defs import MessageTypeDef
 
-
 MAX_MESSAGES = 1000
 MAX_HANDLE_BYTES = 512 * 2**10
 """Handles in one position; AWS makes them of some 400 bytes each."""

@@ -14,7 +14,6 @@ from rag_assets.extraction.formats.ooxml import holds_part, open_package
 if TYPE_CHECKING:
     from docx.document import Document
 
-
 DOCX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 
 _W: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"

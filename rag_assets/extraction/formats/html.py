@@ -13,7 +13,6 @@ from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 if TYPE_CHECKING:
     from selectolax.lexbor import LexborNode
 
-
 HTML_MEDIA_TYPE: Final = "text/html"
 
 # The tree builder takes time quadratic in the depth; browsers stop at 512.

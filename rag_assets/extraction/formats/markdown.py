@@ -17,7 +17,6 @@ from rag_assets.extraction.formats.plain import paragraphs
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
-
 MARKDOWN_MEDIA_TYPE: Final = "text/markdown"
 
 # The parser takes some 200 times the size of its input; what is longer than this was written by a program, and has its

@@ -17,7 +17,6 @@ from rag_assets.extraction.formats.ooxml import holds_part, open_package
 if TYPE_CHECKING:
     from pptx.presentation import Presentation
 
-
 PPTX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
 
 _P: Final = "{http://schemas.openxmlformats.org/presentationml/2006/main}"

@@ -19,8 +19,6 @@ Number = tuple[str, str]
 _Notation = Callable[[re.Match[str]], str | None]
 """Returns the date that a match stands for, or None if it is no date."""
 
-# --- dates and times ---------------------------------------------------------------------------------------------
-
 _QUARTERS = {"first": 1, "second": 2, "third": 3, "fourth": 4}
 
 

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
 
-
 MODELS = "models"
 MANIFEST = "manifest.json"
 GRAPH = "graph.xml"

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from rag_serving.lake.embedders.base import EmbedderIdentity
 
-
 HOSTED = "litellm:"
 """What the name of a hosted model begins with in RAG_EMBEDDING_MODEL; the rest is litellm's name of it."""
 

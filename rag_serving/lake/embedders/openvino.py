@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from tokenizers import Tokenizer
 
-
 _TELEMETRY = "openvino_telemetry"
 _LAYERS_KEPT = 64
 """Layers prepared for a shape that OpenVINO keeps, for throughput: preparing a batch's anew takes 1 to 2 ms, and the

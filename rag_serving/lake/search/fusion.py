@@ -20,7 +20,6 @@ import pyarrow as pa
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-
 FUSION = 60
 ORIGIN = "_origin"
 """Name in a row of what its ranking has as `origin`."""
