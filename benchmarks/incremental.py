@@ -43,24 +43,24 @@ class Pipeline:
     def __init__(self, source: Path, lake: Path, instance: Any, *, stub: bool = False) -> None:
         from benchmarks.stub import StubPipeline
         from rag_assets.defs.build import build_definitions
-        from rag_assets.defs.jobs import INDEX_SHARD
+        from rag_assets.runs.names import INDEX_SHARD
         from rag_assets.settings import PipelineSettings
 
         values: dict[str, object] = {"source_uri": str(source), "lake_uri": str(lake)}
         if stub:  # vectors of a hash are near nothing: in a large shard no index finds the nearest of them
             values["quality_min_recall"] = 0
         self.settings = PipelineSettings.model_validate(values)
-        overrides = {"pipeline": StubPipeline.from_settings(self.settings)} if stub else {}
+        overrides = {"pipeline": StubPipeline(self.settings)} if stub else {}
         self._job = build_definitions(self.settings, overrides).resolve_job_def(INDEX_SHARD)
         self._instance = instance
 
     def run(self, region: str, keys: Sequence[str] = ()) -> Run:
         """One run of the shard; raises what it raises."""
-        from rag_assets.defs.partitions import add_shards
+        from rag_assets.runs.names import Names
         from rag_serving.lake.shards import Shard
 
         shard = Shard(region, DEPARTMENT)
-        add_shards(self._instance, [shard])
+        Names().add_shards(self._instance, [shard])
         started, cpu = time.perf_counter(), time.process_time()
         result = self._job.execute_in_process(
             partition_key=shard.key,

@@ -9,33 +9,34 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.jobs import INDEX_SHARD
-from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
+from rag_assets.pipeline import Pipeline
+from rag_assets.runs.names import INDEX_SHARD, Names
 from rag_assets.settings import PipelineSettings
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 from rag_serving.lake.shards import Shard
 
 
-class PipelineWithModel(PipelineResource):
+@dataclass(frozen=True)
+class PipelineWithModel(Pipeline):
     """Takes the embedder from one lake whichever lake it writes to, so that many lakes need no model each."""
 
-    model_lake: str
+    model_lake: str = ""
 
     def identity(self) -> EmbedderIdentity:
-        return warm_identity(self.model_lake, self.embedding_model)
+        return warm_identity(self.model_lake, self.settings.embedding_model)
 
     def embedder(self) -> Embedder:
-        return warm_embedder(self.model_lake, self.embedding_model)
+        return warm_embedder(self.model_lake, self.settings.embedding_model)
 
     def chunker(self) -> Any:
-        return warm_chunker(self.model_lake, self.embedding_model)
+        return warm_chunker(self.model_lake, self.settings.embedding_model)
 
 
 class Indexer:
@@ -59,7 +60,7 @@ class Indexer:
         """One run of the job; look at `.success`."""
         job = self._job(lake)
         with dg.DagsterInstance.ephemeral() as instance:
-            add_shards(instance, [self.shard])
+            Names().add_shards(instance, [self.shard])
             return job.execute_in_process(
                 partition_key=self.shard.key,
                 instance=instance,
@@ -75,7 +76,7 @@ class Indexer:
         return PipelineSettings.model_validate({"source_uri": self.source, "lake_uri": lake})
 
     def _pipeline(self, lake: str) -> PipelineWithModel:
-        return PipelineWithModel.from_settings(self._settings(lake), model_lake=self.model_lake)
+        return PipelineWithModel(self._settings(lake), model_lake=self.model_lake)
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ def ingest(source: str, lake: str, scratch: str, jobs: int | None = None) -> dic
     warnings.simplefilter("ignore")
     import dagster as dg
 
-    from rag_assets.defs.resources import PipelineResource
-    from rag_assets.defs.shard_status import survey
+    from rag_assets.defs.build import build_definitions
     from rag_assets.models.registry import warm_embedder
+    from rag_assets.pipeline import Pipeline
     from rag_assets.runs.bulk import processes_for, run_here
     from rag_assets.settings import PipelineSettings
     from rag_assets.sources.listing_digest import listed_objects
@@ -42,15 +42,23 @@ def ingest(source: str, lake: str, scratch: str, jobs: int | None = None) -> dic
     settings = PipelineSettings.model_validate({"source_uri": source, "lake_uri": lake})
     home = Path(tempfile.mkdtemp(dir=scratch))
     with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
-        state = survey(PipelineResource.from_settings(settings))
+        state = Pipeline(settings).survey()
         jobs = jobs or processes_for(len(state.listed), state.objects)
         if jobs == 1:
             warm_embedder(lake, settings.embedding_model)
         with peak_memory() as memory:
             started, cpu = time.perf_counter(), cpu_seconds()
-            state = survey(PipelineResource.from_settings(settings))
+            state = Pipeline(settings).survey()
             shards = sorted(state.listed, key=lambda shard: -listed_objects(state.listed[shard]))
-            result = run_here(instance, settings, shards, tags={}, at_once=jobs, done=lambda _shard, _reason: None)
+            result = run_here(
+                instance,
+                settings,
+                shards,
+                tags={},
+                build=build_definitions,
+                at_once=jobs,
+                done=lambda _shard, _reason: None,
+            )
             seconds = time.perf_counter() - started
     if result.failed:
         raise SystemExit(f"shards failed: {result.failed}")

@@ -57,7 +57,7 @@ def stub_definitions(settings: PipelineSettings) -> dg.Definitions:
     from benchmarks.stub import StubPipeline
     from rag_assets.defs.build import build_definitions
 
-    return build_definitions(settings, {"pipeline": StubPipeline.from_settings(settings)})
+    return build_definitions(settings, {"pipeline": StubPipeline(settings)})
 
 
 def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progress: int) -> dict[str, Any]:
@@ -66,8 +66,7 @@ def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progre
     import dagster as dg
 
     from rag_assets.defs.build import build_definitions
-    from rag_assets.defs.resources import PipelineResource
-    from rag_assets.defs.shard_status import survey
+    from rag_assets.pipeline import Pipeline
     from rag_assets.runs.bulk import run_here
     from rag_assets.settings import PipelineSettings
 
@@ -79,7 +78,7 @@ def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progre
         peak_memory() as peaks,
     ):
         started = time.perf_counter()
-        shards = sorted(survey(PipelineResource.from_settings(settings)).listed)
+        shards = sorted(Pipeline(settings).survey().listed)
         surveyed = time.perf_counter() - started
 
         def done(shard: object, reason: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rag_assets.defs.resources import PipelineResource
+from rag_assets.pipeline import Pipeline
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class StubEmbedder:
         return drawn / np.linalg.norm(drawn)
 
 
-class StubPipeline(PipelineResource):
+class StubPipeline(Pipeline):
     """The pipeline with that embedder; model, tokenizer and everything else are the real ones."""
 
     def embedder(self) -> Embedder:

@@ -32,6 +32,14 @@ class PipelineSettings(EnvironmentSettings):
         CHUNK_TOKENS, ge=SMALLEST_WINDOW, description="most tokens of a passage, special ones included"
     )
     chunk_context: ContextName = Field("none", description="what is embedded before a passage")
+    asset_prefix: Annotated[str, StringConstraints(pattern=r"^\w+(/\w+)*$")] | None = Field(
+        None,
+        description="prefix of asset keys, jobs and partitions, as in eu or prod/eu, for several lakes",
+    )
+    partition_set: NonEmpty | None = Field(None, description="name of the partition set; unset: shard after the prefix")
+    asset_group: NonEmpty = Field("index", description="group of the assets")
+    asset_owners: NonEmpty = Field("team:search-platform", description="owners of the assets, with commas")
+    code_location: NonEmpty = Field("rag_assets", description="name of the code location, for backfills by the daemon")
     executor: ExecutorName = Field("in_process", description="how the steps of one run are executed")
     reconcile_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
         "0 2 * * *", description="when all shards are reconciled with the source, in UTC"

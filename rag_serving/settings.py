@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,10 +23,16 @@ class Environment(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="RAG_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     @classmethod
-    def from_env(cls) -> Self:
-        """Read the environment; raises `SettingsError` that names each wrong variable, never its value."""
+    def from_env(cls, **given: Any) -> Self:
+        """Read the environment; `given` fields replace it.
+
+        Raises `SettingsError` that names each wrong variable, never its value, and for a field that does not exist.
+        """
+        unknown = sorted(given.keys() - cls.model_fields.keys())
+        if unknown:
+            raise SettingsError(f"there is no setting named {', '.join(unknown)}")
         try:
-            return cls()  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
+            return cls(**given)  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
         except ValidationError as error:
             prefix = cls.model_config.get("env_prefix", "")
             problems = "; ".join(

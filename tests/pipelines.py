@@ -11,9 +11,8 @@ import dagster as dg
 import numpy as np
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.jobs import INDEX_SHARD
-from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.resources import PipelineResource
+from rag_assets.pipeline import Pipeline
+from rag_assets.runs.names import INDEX_SHARD, Names
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.lease import acquire_lease
@@ -47,7 +46,7 @@ def run_shard(
     settings: PipelineSettings,
     key: str,
     tags: Mapping[str, str] | None = None,
-    pipeline: PipelineResource | None = None,
+    pipeline: Pipeline | None = None,
     *,
     keys: Sequence[str] = (),
     run_config: Mapping[str, Any] | None = None,
@@ -56,7 +55,7 @@ def run_shard(
 
     With `keys`, a run as a feed asks for it, that looks at those objects.
     """
-    add_shards(instance, [Shard.parse(key)])
+    Names().add_shards(instance, [Shard.parse(key)])
     resources = {} if pipeline is None else {"pipeline": pipeline}
     job = build_definitions(settings, resources).resolve_job_def(INDEX_SHARD)
     return job.execute_in_process(
@@ -151,7 +150,7 @@ def listed_shards(settings: PipelineSettings) -> list[Shard]:
     """The shards that the source has now."""
     from rag_assets.arrivals.listing import sweep
 
-    pipeline = PipelineResource.from_settings(settings)
+    pipeline = Pipeline(settings)
     return sorted(sweep(pipeline.source(), seconds=60).digests)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import dagster as dg
 import pytest
 
-from rag_assets.defs.resources import PipelineResource
+from rag_assets.pipeline import Pipeline
 from rag_assets.settings import PipelineSettings
 from rag_assets.sources.base import FetchedObject, ObjectGone, ObjectUnreadable, Source, SourceObject
 from rag_serving.lake.shards import Shard
@@ -38,14 +38,14 @@ class Bench:
         self.source.delete(f"{self.shard}/{name}")
 
     def attempt(
-        self, pipeline: PipelineResource | None = None, tags: dict[str, str] | None = None, **overrides: object
+        self, pipeline: Pipeline | None = None, tags: dict[str, str] | None = None, **overrides: object
     ) -> dg.ExecuteInProcessResult:
         settings = settings_for(self.source.uri, self.lake, **overrides)
         return run_shard(self.instance, settings, self.shard, tags, pipeline)
 
     def run(
         self,
-        pipeline: PipelineResource | None = None,
+        pipeline: Pipeline | None = None,
         tags: dict[str, str] | None = None,
         keys: Sequence[str] = (),
     ) -> dict[str, dict[str, Any]]:
@@ -107,7 +107,7 @@ class WatchedSource:
         return self._source.uri(key)
 
 
-class WatchedPipeline(PipelineResource):
+class WatchedPipeline(Pipeline):
     """The pipeline with such a source. What it notes and is told lies with the class: Dagster copies resources."""
 
     listed: ClassVar[list[str]]
@@ -130,4 +130,4 @@ def watched(bench: Bench) -> tuple[type[WatchedPipeline], WatchedPipeline]:
         vanished: ClassVar[set[str]] = set()
         after_listing: ClassVar[Callable[[], None] | None] = None
 
-    return Watched, Watched.from_settings(bench.settings)  # pyright: ignore[reportReturnType]
+    return Watched, Watched(bench.settings)  # pyright: ignore[reportReturnType]

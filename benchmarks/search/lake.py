@@ -246,7 +246,7 @@ class Upserts:
 
     def upkeep(self) -> None:
         """What the schedule of maintenance does, and publish."""
-        from rag_assets.maintenance import MaintenanceReport, maintain_shard
+        from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
 
         with self.builder.writer(shard_of(self.number)) as writer:
             maintain_shard(

@@ -8,6 +8,7 @@ When a dirty shard gets its run is decided in `pending`.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class Cursor:
                 "serial": self.serial,
                 "resume_after": self.resume_after,
                 "asked": {
-                    s.key: [run.digest, round(run.at), run.attempts] for s, run in sorted(self.requested.items())
+                    s.key: [run.digest, math.floor(run.at), run.attempts] for s, run in sorted(self.requested.items())
                 },
                 "swept": sorted(s.key for s in self.swept),
             },

@@ -45,19 +45,21 @@ def backfill(
     The backfill is handed to the running Dagster daemon, which retries crashed runs. With --here this process does
     the work itself: a few warm processes, one Dagster run per shard, each under its lease.
     """
-    from rag_assets.defs import shard_status as state_of
-    from rag_assets.defs.partitions import add_shards
-    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.defs.build import build_definitions
+    from rag_assets.pipeline import Pipeline
     from rag_assets.runs import backfill as runs
     from rag_assets.runs.bulk import processes_for
+    from rag_assets.runs.names import Names
+    from rag_assets.runs.status import failed_shards
     from rag_assets.sources.listing_digest import listed_objects
 
     settings = PipelineSettings.from_env()
+    names = Names.of(settings)
     with runs.open_instance() as instance:
-        state = state_of.survey(PipelineResource.from_settings(settings))
+        state = Pipeline(settings).survey()
         chosen = Selection(which) if which else Selection.CHANGED
         known = sorted(state.listed.keys() | state.published.keys())
-        failed = state_of.failed_shards(instance, known) if chosen is Selection.FAILED else set[Shard]()
+        failed = failed_shards(instance, names, known) if chosen is Selection.FAILED else set[Shard]()
         shards = select_shards(chosen, state.listed, state.published, failed, regions=regions, departments=departments)
         click.echo(
             f"{settings.source_uri}: {state.objects} objects in {len(state.listed)} shards; "
@@ -74,13 +76,15 @@ def backfill(
             runs.require_daemon(instance)
         if not runs.model_is_exported(settings):
             click.echo(f"exporting the embedding model {settings.embedding_model} into the lake, once")
-            runs.export_model_here(instance, settings)
+            runs.export_model_here(instance, settings, build_definitions(settings))
         if here:
             sizes = {shard: listed_objects(state.listed.get(shard)) for shard in shards}
             shards.sort(key=lambda shard: -sizes[shard])  # a large one last would end alone
             jobs = jobs or processes_for(len(shards), sum(sizes.values()))
             result = run_with_progress(instance, settings, shards, tags, verbose, jobs)
-            problem = runs.refresh_company_index_here(instance, settings) if result.succeeded else None
+            problem = None
+            if result.succeeded:
+                problem = runs.refresh_company_index_here(instance, settings, build_definitions(settings))
             if problem is not None:
                 click.echo(
                     f"the company index is behind ({problem}); questions over many shards are answered all the same, "
@@ -89,8 +93,8 @@ def backfill(
                 )
             report_result(result)
             return
-        add_shards(instance, shards)
-        backfill_id = runs.launch_backfill(instance, shards, tags)
+        names.add_shards(instance, shards)
+        backfill_id = runs.launch_backfill(instance, names, shards, tags)
         click.echo(f"backfill {backfill_id} of {len(shards)} shards is with the daemon")
         if wait:
             watch_with_progress(instance, backfill_id)
@@ -99,11 +103,10 @@ def backfill(
 @click.command()
 def status() -> None:
     """Show every shard: published, changed since, missing, gone from the source, or of another embedding model."""
-    from rag_assets.defs.resources import PipelineResource
-    from rag_assets.defs.shard_status import survey
+    from rag_assets.pipeline import Pipeline
     from rag_assets.sources.listing_digest import listing_digest
 
-    state = survey(PipelineResource.from_settings(PipelineSettings.from_env()))
+    state = Pipeline(PipelineSettings.from_env()).survey()
     empty = listing_digest(())
     for shard in sorted(state.listed.keys() | state.published.keys()):
         listed, published = state.listed.get(shard), state.published.get(shard)

@@ -36,6 +36,7 @@ def run_with_progress(
     jobs: int,
 ) -> BulkResult:
     """Index the shards in this process or its children, with a progress bar."""
+    from rag_assets.defs.build import build_definitions
     from rag_assets.runs.bulk import run_here
 
     with _progress() as progress:
@@ -46,7 +47,16 @@ def run_with_progress(
             if reason is not None:
                 progress.console.print(f"{shard.key} failed: {reason}", style="red", markup=False)
 
-        return run_here(instance, settings, shards, tags=tags, verbose=verbose, at_once=jobs, done=done)
+        return run_here(
+            instance,
+            settings,
+            shards,
+            tags=tags,
+            verbose=verbose,
+            at_once=jobs,
+            build=build_definitions,
+            done=done,
+        )
 
 
 def report_result(result: BulkResult) -> None:

@@ -52,9 +52,9 @@ def show_quarantined(key: str) -> None:
 @click.option("--here", is_flag=True, help="Try them again now, in this process, without a daemon.")
 def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: str | None, here: bool) -> None:
     """Have documents tried again: those KEYS, or all of a shard. The next run of their shards does it."""
-    from rag_assets.defs.partitions import add_shards
-    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.pipeline import Pipeline
     from rag_assets.runs import backfill as runs
+    from rag_assets.runs.names import Names
     from rag_assets.stages.document_state import retry_documents
 
     if not keys and not shards:
@@ -68,7 +68,7 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
         click.echo("nothing to do")
         return
     settings = PipelineSettings.from_env()
-    pipeline = PipelineResource.from_settings(settings)
+    pipeline = Pipeline(settings)
     with runs.open_instance() as instance:
         if not here:
             runs.require_daemon(instance)
@@ -80,16 +80,17 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
         if here:
             report_result(run_with_progress(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
             return
-        add_shards(instance, by_shard)
-        backfill_id = runs.launch_backfill(instance, sorted(by_shard), {})
+        names = Names.of(settings)
+        names.add_shards(instance, by_shard)
+        backfill_id = runs.launch_backfill(instance, names, sorted(by_shard), {})
         click.echo(f"backfill {backfill_id} of {len(by_shard)} shards is with the daemon")
 
 
 def _quarantined(keys: Sequence[str]) -> list[tuple[Shard, dict[str, Any]]]:
-    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.pipeline import Pipeline
     from rag_assets.stages.document_state import quarantined_documents
 
-    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    pipeline = Pipeline(PipelineSettings.from_env())
     shards = [Shard.parse(key) for key in keys] or sorted(pipeline.catalog().snapshot().entries)
     return [(shard, row) for shard in shards for row in quarantined_documents(pipeline.lake(), shard)]
 

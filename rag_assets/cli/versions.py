@@ -16,13 +16,13 @@ from rag_serving.lake.shards import Shard
 @click.argument("shard", metavar="REGION/DEPARTMENT")
 def history(shard: str) -> None:
     """Show what was published of a shard: when, by whom, with how many documents; the versions to go back to."""
-    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.retention import kept_versions
     from rag_serving.lake.catalog_entry import read_catalog_entry
     from rag_serving.lake.tables import SHARDS
 
     named = Shard.parse(shard)
-    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    pipeline = Pipeline(PipelineSettings.from_env())
     found = read_catalog_entry(pipeline.lake().objects, named)
     table = pipeline.lake().open(SHARDS, named)
     if found is None or table is None:
@@ -44,10 +44,10 @@ def history(shard: str) -> None:
 @click.option("--to", type=int, metavar="VERSION", help="The version to go back to (see history); else the last one.")
 def rollback(shard: str, to: int | None) -> None:
     """Send readers of a shard back to an older published version, and hold it there until it is released."""
-    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.rollback import rollback as roll_back
 
-    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    pipeline = Pipeline(PipelineSettings.from_env())
     with pipeline.writer(Shard.parse(shard), holder=f"rollback by {user_name()}") as writer:
         entry = roll_back(writer, by=user_name(), to=to)
     current = entry.current
@@ -61,10 +61,10 @@ def rollback(shard: str, to: int | None) -> None:
 @click.argument("shard", metavar="REGION/DEPARTMENT")
 def release(shard: str) -> None:
     """Let runs publish a held shard again."""
-    from rag_assets.defs.resources import PipelineResource
+    from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.rollback import release as let_go
 
-    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    pipeline = Pipeline(PipelineSettings.from_env())
     with pipeline.writer(Shard.parse(shard), holder=f"release by {user_name()}") as writer:
         entry = let_go(writer)
     if entry is None:
@@ -76,17 +76,17 @@ def release(shard: str) -> None:
 @click.command()
 def maintain() -> None:
     """Compact and clean up the tables of every published shard now, in this process."""
-    from rag_assets.defs.resources import PipelineResource
-    from rag_assets.maintenance import maintain_shards
+    from rag_assets.pipeline import Pipeline
+    from rag_assets.publishing.maintenance import maintain_shards
 
-    pipeline = PipelineResource.from_settings(PipelineSettings.from_env())
+    pipeline = Pipeline(PipelineSettings.from_env())
     report = maintain_shards(
         sorted(pipeline.catalog().snapshot().entries),
         lambda shard: pipeline.writer(shard, holder=f"maintenance by {user_name()}", wait=0),
         pipeline.identity(),
         run_id=f"maintenance by {user_name()}",
-        keep=pipeline.keep_published,
-        pin_seconds=pipeline.reader_pin_seconds,
+        keep=pipeline.settings.keep_published,
+        pin_seconds=pipeline.settings.reader_pin_seconds,
         log=click.echo,
         quality=pipeline.quality(),
     )

@@ -3,19 +3,20 @@
 import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.assets import chunks, quality_numbers, raw_documents, shards
-from rag_assets.defs.failures import named_failures, step_retries
-from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.run_tags import ACCEPT_WORSE_TAG, WHOLE_TAG, flag
+from rag_assets.defs.assets import quality_numbers
+from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.evaluate import Assessment, assess
 from rag_assets.evaluation.golden_questions import InvalidLine
 from rag_assets.evaluation.records import Evaluation
 from rag_assets.publishing.checks import Verdict, check_coverage, check_rows, check_vectors
+from rag_assets.runs.failures import named_failures, step_retries
+from rag_assets.runs.names import Names
+from rag_assets.runs.tags import ACCEPT_WORSE_TAG, WHOLE_TAG, flag
 from rag_assets.stages.document_state import quarantined_documents
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.shard_writer import dirty_documents
@@ -23,17 +24,6 @@ from rag_serving.lake.shards import Shard
 
 _MOST_SHOWN = 20
 _MOST_INVALID_SHOWN = 50
-
-
-def _shard_check(**options: Any) -> Any:
-    """A check of one shard. Dagster marks such checks as a preview, which is for us to know, not for every process."""
-
-    def decorate(function: Any) -> dg.AssetChecksDefinition:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", dg.PreviewWarning)
-            return dg.asset_check(partitions_def=shard_partitions, retry_policy=step_retries, **options)(function)
-
-    return decorate
 
 
 def _result(verdict: Verdict) -> dg.AssetCheckResult:
@@ -49,29 +39,24 @@ def _looked_at(context: dg.AssetCheckExecutionContext, lake: Lake, shard: Shard)
     return None if flag(context.run.tags, WHOLE_TAG) else dirty_documents(lake, shard)
 
 
-@_shard_check(
-    asset=chunks,
-    blocking=True,
-    description="The passages of each document hold all of its text, and were cut from it as it is now.",
-)
-def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
         return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
 
 
-def _rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+def _rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     return _result(check_rows(lake, shard, _looked_at(context, lake, shard)))
 
 
-def _vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+def _vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     looked_at = _looked_at(context, lake, shard)
     return _result(check_vectors(lake, shard, pipeline.identity(), pipeline.embedder, looked_at))
 
 
-def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     # Whoever executes checks by themselves wants to see figures, of whatever the table is.
     alone = not context.job_def.asset_layer.executable_asset_keys
     return _assessed(
@@ -93,39 +78,13 @@ _OF_THE_TABLE = {
 }
 
 
-def _table_check(name: str, description: str) -> dg.AssetCheckSpec:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.PreviewWarning)
-        return dg.AssetCheckSpec(
-            name, asset=shards, blocking=True, partitions_def=shard_partitions, description=description
-        )
-
-
-# One step for all three: in a shard with nothing to do, Dagster's steps are nearly all of the cost.
-@dg.multi_asset_check(
-    specs=[
-        _table_check("rows_reconcile", "The table holds exactly the documents read and the chunks cut, each once."),
-        _table_check(
-            "vectors_sound",
-            "Vectors are of the configured embedder, of unit length and, in a sample of what is new, those of their "
-            "texts; the indexes cover the rows.",
-        ),
-        _table_check(
-            "retrieval_holds",
-            "The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about as well as "
-            "the published one, and its vector index finds what it should.",
-        ),
-    ],
-    can_subset=True,
-    retry_policy=step_retries,
-)
-def table_is_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> Iterator[dg.AssetCheckResult]:
-    chosen = {key.name for key in context.selected_asset_check_keys}
+def table_is_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> Iterator[dg.AssetCheckResult]:
+    chosen = {key.name: key.asset_key for key in context.selected_asset_check_keys}
     with named_failures():
         # All before the first is told: a step that is tried again would tell it twice.
         found = {name: look(context, pipeline) for name, look in _OF_THE_TABLE.items() if name in chosen}
     for name, result in found.items():
-        yield result._replace(asset_key=shards.key, check_name=name)
+        yield result._replace(asset_key=chosen[name], check_name=name)
 
 
 def _assessed(found: Assessment) -> dg.AssetCheckResult:
@@ -193,11 +152,7 @@ def _invalid(lines: Sequence[InvalidLine]) -> dg.TableMetadataValue:
     )
 
 
-@_shard_check(
-    asset=raw_documents,
-    description="No document of the shard is quarantined. Warns; the other documents are published all the same.",
-)
-def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
+def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     with named_failures():
         refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key))
     return dg.AssetCheckResult(
@@ -208,4 +163,49 @@ def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: Pipeli
     )
 
 
-CHECKS = (nothing_quarantined, passages_cover_documents, table_is_sound)
+def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
+    """Return the checks of one shard: those that block its publish, and the one that only warns."""
+
+    def spec(name: str, description: str) -> dg.AssetCheckSpec:
+        return dg.AssetCheckSpec(
+            name,
+            asset=names.asset("shards"),
+            blocking=True,
+            partitions_def=names.partitions,
+            description=description,
+        )
+
+    with warnings.catch_warnings():
+        # Dagster marks partitioned checks as a preview, which is for us to know, not for every process.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        shard_check = partial(dg.asset_check, partitions_def=names.partitions, retry_policy=step_retries)
+        return [
+            shard_check(
+                asset=names.asset("raw_documents"),
+                description="No document of the shard is quarantined. Warns; the other documents are published anyway.",
+            )(nothing_quarantined),
+            shard_check(
+                asset=names.asset("chunks"),
+                blocking=True,
+                description="The passages of each document hold all of its text, and come from its current version.",
+            )(passages_cover_documents),
+            # One step for all three: in a shard with nothing to do, Dagster's steps are nearly all of the cost.
+            dg.multi_asset_check(
+                name=names.op("table_is_sound"),
+                specs=[
+                    spec("rows_reconcile", "The table holds exactly the documents read and the chunks cut, each once."),
+                    spec(
+                        "vectors_sound",
+                        "Vectors come from the configured embedder, have unit length and, in a sample of new ones, "
+                        "match their texts; the indexes cover the rows.",
+                    ),
+                    spec(
+                        "retrieval_holds",
+                        "The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about "
+                        "as well as the published one, and its vector index finds what it should.",
+                    ),
+                ],
+                can_subset=True,
+                retry_policy=step_retries,
+            )(table_is_sound),
+        ]

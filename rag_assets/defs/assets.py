@@ -1,25 +1,28 @@
 """The asset graph, from arriving objects to what readers see. Each asset reads what changed in the one before it.
 
 source_objects → raw_documents → chunks → embeddings → shards → published, all partitioned by shard; beside them
-embedding_model and boundary_vectors, made once.
+embedding_model and boundary_vectors, made once. `build` turns the templates into Dagster's assets, under the names of
+one deployment.
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from rag_assets.defs.failures import named_failures, step_retries
-from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.run_tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, flag
+from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.records import Evaluation
 from rag_assets.extraction.registry import EXTRACTOR_VERSION
 from rag_assets.models.export import ensure_exported
 from rag_assets.models.static_vectors import ensure_distilled
 from rag_assets.publishing.publish import publish
+from rag_assets.runs.failures import named_failures, step_retries
+from rag_assets.runs.names import Names
+from rag_assets.runs.tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, flag
 from rag_assets.stages.chunks import sync_chunks
 from rag_assets.stages.document_state import quarantined_documents
 from rag_assets.stages.documents import sync_documents
@@ -30,34 +33,67 @@ from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.embedders.base import MODELS
 from rag_serving.lake.tables import shard_schema
 
-OWNERS = ["team:search-platform"]
-GROUP = "index"
 _PACKAGED_DIMENSIONS = 384  # shown in the UI only; the tables take the model's own
 
-source_objects = dg.AssetSpec(
-    "source_objects",
-    description="Documents as they arrive under region/department/ in the source bucket. Written by others; the sensor "
-    "s3_arrivals and the schedule reconcile watch it.",
-    partitions_def=shard_partitions,
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"s3"},
-)
+
+@dataclass(frozen=True)
+class AssetTemplate:
+    """An asset before the deployment's names are known."""
+
+    compute: Callable[..., Any]
+    upstream: tuple[str, ...]
+    whole: tuple[str, ...]
+    """Upstream assets that are read as a whole: one that is not partitioned, or all partitions."""
+    partitioned: bool
+    options: Mapping[str, Any]
+
+    def build(self, names: Names) -> dg.AssetsDefinition:
+        deps = [dg.AssetDep(names.asset(name)) for name in self.upstream]
+        everything = dg.AllPartitionMapping()
+        deps += [dg.AssetDep(names.asset(name), partition_mapping=everything) for name in self.whole]
+        options = {name: value(names) if callable(value) else value for name, value in self.options.items()}
+        decorate: Any = dg.asset  # its overloads know no options by name
+        return decorate(
+            key=names.asset(self.compute.__name__),
+            deps=deps,
+            partitions_def=names.partitions if self.partitioned else None,
+            group_name=names.group,
+            owners=list(names.owners),
+            retry_policy=step_retries,
+            **options,
+        )(self.compute)
 
 
-@dg.asset(
-    group_name=GROUP,
-    owners=OWNERS,
+def asset(
+    *upstream: str, whole: tuple[str, ...] = (), partitioned: bool = True, **options: Any
+) -> Callable[[Callable[..., Any]], AssetTemplate]:
+    """Declare an asset and those that it reads, by their names without a prefix."""
+    return lambda compute: AssetTemplate(compute, upstream, whole, partitioned, options)
+
+
+def build_source_objects(names: Names) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        names.asset("source_objects"),
+        description="Documents as they arrive under region/department/ in the source bucket. Written by others; the "
+        "sensor s3_arrivals and the schedule reconcile watch it.",
+        partitions_def=names.partitions,
+        group_name=names.group,
+        owners=list(names.owners),
+        kinds={"s3"},
+    )
+
+
+@asset(
+    partitioned=False,
     kinds={"python", "openvino"},
-    retry_policy=step_retries,
     code_version="1",
     description="The embedding model, exported once into the lake: OpenVINO graph with pooling, tokenizer, identity. "
     "Pipeline and serving load these same files. Materialize it again after changing RAG_EMBEDDING_MODEL; a shard's "
     "run exports a missing model by itself.",
 )
-def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[Any]:
+def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
     with named_failures():
-        export = ensure_exported(pipeline.lake().objects, pipeline.embedding_model, force=True)
+        export = ensure_exported(pipeline.lake().objects, pipeline.settings.embedding_model, force=True)
     context.log.info("exported %s as %s", export.identity.model, export.identity.fingerprint)
     return dg.MaterializeResult(
         metadata={
@@ -67,23 +103,21 @@ def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineResourc
             "window_tokens": export.identity.window,
             "lowest_probe_cosine": export.lowest_cosine,
             "bytes": export.bytes,
-            "uri": f"{pipeline.lake_uri}/{MODELS}/{export.identity.fingerprint}",
+            "uri": f"{pipeline.settings.lake_uri}/{MODELS}/{export.identity.fingerprint}",
         }
     )
 
 
-@dg.asset(
-    deps=[embedding_model],
-    group_name=GROUP,
-    owners=OWNERS,
+@asset(
+    "embedding_model",
+    partitioned=False,
     kinds={"python", "numpy"},
-    retry_policy=step_retries,
     code_version="1",
     description="One static vector for each token of the embedding model's vocabulary, distilled once from the model: "
     "by them the chunker finds where a text changes its subject. Sound ones are kept; a shard's run distils missing "
     "ones by itself.",
 )
-def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[Any]:
+def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
     with named_failures():
         distillation = ensure_distilled(pipeline.lake().objects, pipeline.identity())
     manifest = distillation.manifest
@@ -97,7 +131,7 @@ def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineResour
             "bytes": distillation.bytes,
             "seconds": round(distillation.seconds, 3),
             "fingerprint": manifest.fingerprint,
-            "uri": f"{pipeline.lake_uri}/{MODELS}/{manifest.fingerprint}/{manifest.file}",
+            "uri": f"{pipeline.settings.lake_uri}/{MODELS}/{manifest.fingerprint}/{manifest.file}",
         }
     )
 
@@ -124,16 +158,8 @@ def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
     return {**numbers, "dagster/partition_row_count": rows}
 
 
-def _shard_asset(**options: Any) -> Any:
-    """What every partitioned asset shares."""
-    decorate: Any = dg.asset
-    return decorate(
-        partitions_def=shard_partitions, group_name=GROUP, owners=OWNERS, retry_policy=step_retries, **options
-    )
-
-
-@_shard_asset(
-    deps=[source_objects],
+@asset(
+    "source_objects",
     kinds={"python", "lancedb"},
     code_version=EXTRACTOR_VERSION,
     metadata=_columns(RAW_SCHEMA),
@@ -142,7 +168,7 @@ def _shard_asset(**options: Any) -> Any:
 )
 def raw_documents(
     context: dg.AssetExecutionContext,
-    pipeline: PipelineResource,
+    pipeline: PipelineParam,
     shard_writer: dg.ResourceParam[ShardWriter],
     config: DocumentsConfig,
 ) -> dg.MaterializeResult[Any]:
@@ -186,8 +212,9 @@ def raw_documents(
     return dg.MaterializeResult(metadata=metadata)
 
 
-@_shard_asset(
-    deps=[raw_documents, dg.AssetDep(boundary_vectors, partition_mapping=dg.AllPartitionMapping())],
+@asset(
+    "raw_documents",
+    whole=("boundary_vectors",),
     kinds={"python", "lancedb"},
     code_version="2",
     metadata=_columns(CHUNK_SCHEMA),
@@ -195,7 +222,7 @@ def raw_documents(
     "subject; only documents whose content changed are cut again.",
 )
 def chunks(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
+    context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
     with named_failures():
         chunker = pipeline.chunker()
@@ -203,15 +230,16 @@ def chunks(
     return dg.MaterializeResult(metadata={**_metadata(report, rows=report.chunks), "chunker": chunker.version})
 
 
-@_shard_asset(
-    deps=[chunks, dg.AssetDep(embedding_model, partition_mapping=dg.AllPartitionMapping())],
+@asset(
+    "chunks",
+    whole=("embedding_model",),
     kinds={"openvino", "lancedb"},
     code_version="1",
     metadata=_columns(embedding_schema(_PACKAGED_DIMENSIONS)),
     description="One vector for every distinct passage; a passage that is there already is never embedded again.",
 )
 def embeddings(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
+    context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
     with named_failures():
         identity = pipeline.identity()
@@ -221,8 +249,10 @@ def embeddings(
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
 
-@_shard_asset(
-    deps=[raw_documents, chunks, embeddings],
+@asset(
+    "raw_documents",
+    "chunks",
+    "embeddings",
     kinds={"lancedb"},
     code_version="1",
     metadata=_columns(shard_schema(_PACKAGED_DIMENSIONS, "")),
@@ -230,32 +260,32 @@ def embeddings(
     "vector indexes are kept covering the rows.",
 )
 def shards(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
+    context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
     with named_failures():
         identity = pipeline.identity()
-        report = sync_shard(shard_writer, identity, pipeline.vector_index_rows, context.log.info)
+        report = sync_shard(shard_writer, identity, pipeline.settings.vector_index_rows, context.log.info)
     metadata = _metadata(report, rows=report.rows)
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
 
-@_shard_asset(
-    deps=[shards],
+@asset(
+    "shards",
     kinds={"lancedb", "json"},
     code_version="1",
     description="What readers see: the shard's catalog object names the version to read. Written only after the "
     "blocking checks of shards have passed, and only when something changed.",
 )
 def published(
-    context: dg.AssetExecutionContext, pipeline: PipelineResource, shard_writer: dg.ResourceParam[ShardWriter]
+    context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
     with named_failures():
         result = publish(
             shard_writer,
             pipeline.identity(),
             run_id=context.run.run_id,
-            keep=pipeline.keep_published,
-            pin_seconds=pipeline.reader_pin_seconds,
+            keep=pipeline.settings.keep_published,
+            pin_seconds=pipeline.settings.reader_pin_seconds,
             quality=pipeline.quality(accept_worse=flag(context.run.tags, ACCEPT_WORSE_TAG)),
         )
     if result.held is not None:
@@ -289,4 +319,4 @@ def quality_numbers(evaluation: Evaluation | None) -> dict[str, float]:
     return {name: round(value, 4) for name, value in {**scores, **recall}.items()}
 
 
-SHARD_ASSETS = (raw_documents, chunks, embeddings, shards, published)
+ASSETS = (embedding_model, boundary_vectors, raw_documents, chunks, embeddings, shards, published)

@@ -1,50 +1,76 @@
-"""Puts the Dagster objects together, for production and, with other settings or resources, for tests."""
+"""Put the Dagster objects together: for this code location, for another project's, and for tests."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+from dagster_aws.s3 import S3Resource
+from pydantic import Field
 
 from rag_assets.arrivals.events.feed import open_feed
-from rag_assets.defs.asset_checks import CHECKS
-from rag_assets.defs.assets import SHARD_ASSETS, boundary_vectors, embedding_model, source_objects
-from rag_assets.defs.company_index import build_company_sensor, company_index, refresh_company_index
-from rag_assets.defs.failures import executor
-from rag_assets.defs.jobs import export_model, index_shard
-from rag_assets.defs.maintenance import (
-    build_maintenance_schedule,
-    build_watch_schedule,
-    maintain,
-    no_shard_left_behind,
-    watch,
-)
-from rag_assets.defs.resources import PipelineResource, shard_writer
+from rag_assets.defs.asset_checks import build_asset_checks
+from rag_assets.defs.assets import ASSETS, build_source_objects
+from rag_assets.defs.company_index import build_company_sensor, company_index
+from rag_assets.defs.jobs import build_asset_jobs, executor
+from rag_assets.defs.maintenance import build_maintenance_job, build_maintenance_schedules, build_standing_check
+from rag_assets.defs.resources import shard_writer
 from rag_assets.defs.schedules import build_reconcile_schedule
 from rag_assets.defs.sensors import build_arrivals_sensor
+from rag_assets.pipeline import Pipeline
+from rag_assets.runs.names import INDEX_SHARD, REFRESH, WATCH, Names
 from rag_assets.settings import PipelineSettings
 
 
 def build_definitions(
     settings: PipelineSettings | None = None, resource_overrides: Mapping[str, Any] | None = None
 ) -> dg.Definitions:
-    """Everything in one `Definitions`; settings come from the environment unless given."""
+    """Return everything in one `Definitions`; settings come from the environment unless given."""
     settings = settings or PipelineSettings.from_env()
+    names = Names.of(settings)
+    jobs = build_asset_jobs(names)
+    maintain = build_maintenance_job(names)
     resources: dict[str, Any] = {
-        "pipeline": PipelineResource.from_settings(settings),
+        # Keys, region and endpoint come from the usual AWS_* variables. The client retries with backoff and jitter;
+        # longer outages are left to the retries of steps.
+        "pipeline": Pipeline(settings, S3Resource(max_attempts=5).get_client),
         "shard_writer": shard_writer,
     }
     if settings.arrivals != "listing":
         resources["arrivals_feed"] = open_feed(settings)
     return dg.Definitions(
-        assets=[source_objects, embedding_model, boundary_vectors, *SHARD_ASSETS, company_index],
-        asset_checks=[*CHECKS, no_shard_left_behind],
-        jobs=[index_shard, export_model, refresh_company_index, maintain, watch],
-        sensors=[build_arrivals_sensor(settings), build_company_sensor(settings)],
+        assets=[build_source_objects(names), *(asset.build(names) for asset in (*ASSETS, company_index))],
+        asset_checks=[*build_asset_checks(names), build_standing_check(names)],
+        jobs=[*jobs.values(), maintain],
+        sensors=[
+            build_arrivals_sensor(settings, names, jobs[INDEX_SHARD]),
+            build_company_sensor(settings, names, jobs[REFRESH]),
+        ],
         schedules=[
-            build_reconcile_schedule(settings),
-            build_maintenance_schedule(settings),
-            build_watch_schedule(settings),
+            build_reconcile_schedule(settings, names, jobs[INDEX_SHARD]),
+            *build_maintenance_schedules(settings, names, maintain, jobs[WATCH]),
         ],
         resources={**resources, **(resource_overrides or {})},
         executor=executor(settings.executor),
     )
+
+
+@dg.definitions
+def pipeline() -> dg.Definitions:
+    """The pipeline of this code location, with settings from the environment."""
+    return build_definitions()
+
+
+class RagShardsComponent(dg.Component, dg.Model, dg.Resolvable):
+    """The whole pipeline as a component of another dg project. Unset attributes come from the RAG_* variables."""
+
+    source_uri: str | None = Field(None, description="folder or s3://bucket/prefix where documents arrive")
+    lake_uri: str | None = Field(None, description="folder or s3://bucket/prefix of the lake")
+    asset_prefix: str | None = Field(None, description="prefix of asset keys, jobs and partitions, as in eu or prod/eu")
+    settings: dict[str, Any] = Field(
+        default_factory=dict[str, Any], description="further settings, by their names without RAG_, in lower case"
+    )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        named = {"source_uri": self.source_uri, "lake_uri": self.lake_uri, "asset_prefix": self.asset_prefix}
+        given = {name: value for name, value in named.items() if value is not None}
+        return build_definitions(PipelineSettings.from_env(**self.settings, **given))

@@ -1,47 +1,52 @@
-"""The company index in Dagster: the asset, its job, and the sensor that has it follow what is published."""
+"""The company index in Dagster: the asset, and the sensor that keeps it up to date."""
 
 import dataclasses
 from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.assets import GROUP, OWNERS, published
-from rag_assets.defs.failures import named_failures, step_retries
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.run_status import ACTIVE
+from rag_assets.defs.assets import asset
+from rag_assets.defs.jobs import AssetJob
+from rag_assets.defs.resources import PipelineParam
+from rag_assets.runs.failures import named_failures
+from rag_assets.runs.names import Names
+from rag_assets.runs.status import ACTIVE
 from rag_assets.settings import PipelineSettings
 from rag_assets.stages.company_index import acquire_company_index, stale_shards, sync_company_index
 from rag_serving.lake.company_index import COMPANY
 
-REFRESH = "refresh_company_index"
-POOL = "company_index"
+
+def _pool(names: Names) -> str:
+    """One run at a time: two would only wait for each other."""
+    return names.job("company_index")
 
 
-@dg.asset(
-    group_name=GROUP,
-    owners=OWNERS,
+@asset(
+    whole=("published",),
+    partitioned=False,
     kinds={"lancedb"},
-    deps=[dg.AssetDep(published, partition_mapping=dg.AllPartitionMapping())],
-    retry_policy=step_retries,
-    pool=POOL,
+    pool=_pool,
     code_version="1",
     description="One table for each embedding model over the published rows of all shards, for questions over many "
-    "shards. Brought after what is published shard by shard; whatever it does not hold yet is searched in the shard.",
+    "shards. Updated shard by shard; shards whose copy is out of date are searched directly.",
 )
-def company_index(context: dg.AssetExecutionContext, pipeline: PipelineResource) -> dg.MaterializeResult[Any]:
+def company_index(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
     lake = pipeline.lake()
     with (
         named_failures(),
         acquire_company_index(
-            lake, f"run {context.run.run_id}", seconds=pipeline.lease_seconds, wait=pipeline.lease_wait
+            lake,
+            f"run {context.run.run_id}",
+            seconds=pipeline.settings.lease_seconds,
+            wait=pipeline.settings.lease_wait,
         ) as lease,
     ):
         report = sync_company_index(
             lake,
             lease,
             pipeline.catalog().snapshot(),
-            vector_index_rows=pipeline.vector_index_rows,
-            pin_seconds=pipeline.reader_pin_seconds,
+            vector_index_rows=pipeline.settings.vector_index_rows,
+            pin_seconds=pipeline.settings.reader_pin_seconds,
             log=context.log.info,
         )
         behind = stale_shards(pipeline.catalog().snapshot())
@@ -52,33 +57,26 @@ def company_index(context: dg.AssetExecutionContext, pipeline: PipelineResource)
             "seconds": round(report.seconds, 3),
             "versions": dg.JsonMetadataValue(report.versions),
             "behind": len(behind),
-            "uri": f"{pipeline.lake_uri}/{COMPANY}",
+            "uri": f"{pipeline.settings.lake_uri}/{COMPANY}",
             "dagster/row_count": report.rows,
         }
     )
 
 
-refresh_company_index = dg.define_asset_job(
-    REFRESH,
-    selection=dg.AssetSelection.assets(company_index),
-    description="Bring the company index to what is published. Safe to run again at any time.",
-)
-
-
-def build_company_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
+def build_company_sensor(settings: PipelineSettings, names: Names, job: AssetJob) -> dg.SensorDefinition:
     @dg.sensor(
-        name="company_index_follows",
-        job=refresh_company_index,
+        name=names.job("company_index_follows"),
+        job=job,
         minimum_interval_seconds=settings.company_interval,
-        description="Asks for one run of company_index when it does not hold what is published, and none is under way.",
+        description="Requests one run of company_index when it is out of date and no run of it is active.",
     )
     def company_index_follows(
-        context: dg.SensorEvaluationContext, pipeline: PipelineResource
+        context: dg.SensorEvaluationContext, pipeline: PipelineParam
     ) -> dg.RunRequest | dg.SkipReason:
         behind = stale_shards(pipeline.catalog().snapshot())
         if not behind:
             return dg.SkipReason("the company index holds what is published")
-        if context.instance.get_runs(filters=dg.RunsFilter(job_name=REFRESH, statuses=ACTIVE), limit=1):
+        if context.instance.get_runs(filters=dg.RunsFilter(job_name=job.name, statuses=ACTIVE), limit=1):
             return dg.SkipReason(f"{len(behind)} shards behind; a run is under way")
         context.log.info("%d shards behind, such as %s", len(behind), ", ".join(behind[:3]))
         return dg.RunRequest()

@@ -1,20 +1,52 @@
-"""The one job over the whole chain of a shard, and the one that exports the model."""
+"""The jobs over assets and checks, and what executes their steps."""
+
+from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.assets import SHARD_ASSETS, boundary_vectors, embedding_model
+from rag_assets.options import ExecutorName
+from rag_assets.runs.names import EXPORT_MODEL, INDEX_SHARD, REFRESH, SHARD_ASSETS, WATCH, Names
 
-INDEX_SHARD = "index_shard"
-EXPORT_MODEL = "export_model"
+AssetJob = Any
+"""What `dg.define_asset_job` returns; Dagster has no public name for it."""
 
-index_shard = dg.define_asset_job(
-    INDEX_SHARD,
-    selection=dg.AssetSelection.assets(*SHARD_ASSETS),
-    description="Bring one shard from its source objects to its published table. Safe to run again at any time.",
-)
 
-export_model = dg.define_asset_job(
-    EXPORT_MODEL,
-    selection=dg.AssetSelection.assets(embedding_model, boundary_vectors),
-    description="Export the configured embedding model into the lake, and distil its static vectors.",
-)
+def build_asset_jobs(names: Names) -> dict[str, AssetJob]:
+    """Return the jobs by their name without the prefix."""
+
+    def job(name: str, assets: tuple[str, ...], description: str) -> AssetJob:
+        selection = dg.AssetSelection.assets(*(names.asset(asset) for asset in assets))
+        return dg.define_asset_job(names.job(name), selection=selection, description=description)
+
+    watched = dg.AssetCheckKey(names.asset("source_objects"), "no_shard_left_behind")
+    return {
+        INDEX_SHARD: job(
+            INDEX_SHARD,
+            SHARD_ASSETS,
+            "Bring one shard from its source objects to its published table. Safe to run again at any time.",
+        ),
+        EXPORT_MODEL: job(
+            EXPORT_MODEL,
+            ("embedding_model", "boundary_vectors"),
+            "Export the configured embedding model into the lake, and distil its static vectors.",
+        ),
+        REFRESH: job(
+            REFRESH,
+            ("company_index",),
+            "Bring the company index to what is published. Safe to run again at any time.",
+        ),
+        WATCH: dg.define_asset_job(
+            names.job(WATCH),
+            selection=dg.AssetSelection.checks(watched),
+            description="Check that no shard is left behind, without changing anything.",
+        ),
+    }
+
+
+def executor(name: ExecutorName) -> dg.ExecutorDefinition:
+    """The executor of every job. In-process is the default: a process per step costs more than the steps."""
+    if name == "k8s":
+        from dagster_k8s import k8s_job_executor
+
+        return k8s_job_executor
+    return dg.multiprocess_executor if name == "multiprocess" else dg.in_process_executor

@@ -4,14 +4,14 @@ import dataclasses
 
 import dagster as dg
 
-from rag_assets.defs.assets import source_objects
-from rag_assets.defs.failures import named_failures, step_retries
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.shard_status import failed_shards, survey
-from rag_assets.maintenance import maintain_shards
+from rag_assets.defs.jobs import AssetJob
+from rag_assets.defs.resources import PipelineParam
+from rag_assets.publishing.maintenance import maintain_shards
+from rag_assets.runs.failures import named_failures, step_retries
+from rag_assets.runs.names import MAINTAIN, WATCH, Names
+from rag_assets.runs.status import failed_shards
 from rag_assets.settings import PipelineSettings
 
-MAINTAIN = "maintain"
 _MOST_NAMED = 50
 
 
@@ -20,15 +20,15 @@ _MOST_NAMED = 50
     description="Compacts the tables of every published shard, rebuilds worn indexes, and removes versions that no "
     "reader can be on any more. A shard that a run is on is left for the next time.",
 )
-def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineResource) -> None:
+def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineParam) -> None:
     with named_failures():
         report = maintain_shards(
             sorted(pipeline.catalog().snapshot().entries),
             lambda shard: pipeline.writer(shard, holder=f"maintenance, run {context.run_id}", wait=0),
             pipeline.identity(),
             run_id=context.run_id,
-            keep=pipeline.keep_published,
-            pin_seconds=pipeline.reader_pin_seconds,
+            keep=pipeline.settings.keep_published,
+            pin_seconds=pipeline.settings.reader_pin_seconds,
             log=context.log.info,
             quality=pipeline.quality(),
         )
@@ -41,64 +41,66 @@ def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineResource) 
         )
 
 
-@dg.job(name=MAINTAIN, description="Upkeep of every shard's tables; see maintain_tables.")
-def maintain() -> None:
-    maintain_tables()
+def build_maintenance_job(names: Names) -> dg.JobDefinition:
+    @dg.job(name=names.job(MAINTAIN), description="Maintain every shard's tables; see maintain_tables.")
+    def maintain() -> None:
+        maintain_tables()
+
+    return maintain
 
 
-@dg.asset_check(
-    asset=source_objects.key,
-    description="No shard is left behind: none whose latest run failed, none that differs from the source or is held "
-    "at an older version, none whose catalog object is broken. Names those that are.",
-)
-def no_shard_left_behind(context: dg.AssetCheckExecutionContext, pipeline: PipelineResource) -> dg.AssetCheckResult:
-    with named_failures():
-        state = survey(pipeline)
-    known = sorted(state.listed.keys() | state.published.keys())
-    failed = failed_shards(context.instance, known)
-    behind = [shard for shard in known if state.listed.get(shard) != state.published.get(shard)]
-    named = {
-        "failed": sorted(shard.key for shard in failed),
-        "behind": [shard.key for shard in behind],
-        "held": [shard.key for shard in sorted(state.held)],
-        "broken": sorted(state.broken),
-    }
-    found = {what: keys for what, keys in named.items() if keys}
-    return dg.AssetCheckResult(
-        passed=not found,
-        severity=dg.AssetCheckSeverity.ERROR if failed or state.broken else dg.AssetCheckSeverity.WARN,
-        description="; ".join(f"{len(keys)} {what}: {', '.join(keys[:_MOST_NAMED])}" for what, keys in found.items())
-        or f"all {len(known)} shards are published as the source has them",
-        metadata={
-            "shards": len(known),
-            **{f"shards_{what}": len(keys) for what, keys in named.items()},
-            **{what: dg.JsonMetadataValue(keys) for what, keys in named.items()},
-        },
+def build_standing_check(names: Names) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=names.asset("source_objects"),
+        description="No shard is left behind: none whose latest run failed, none that differs from the source or is "
+        "held at an older version, none whose catalog object is broken. Names those that are.",
     )
+    def no_shard_left_behind(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
+        with named_failures():
+            state = pipeline.survey()
+        known = sorted(state.listed.keys() | state.published.keys())
+        failed = failed_shards(context.instance, names, known)
+        behind = [shard for shard in known if state.listed.get(shard) != state.published.get(shard)]
+        named = {
+            "failed": sorted(shard.key for shard in failed),
+            "behind": [shard.key for shard in behind],
+            "held": [shard.key for shard in sorted(state.held)],
+            "broken": sorted(state.broken),
+        }
+        found = {what: keys for what, keys in named.items() if keys}
+        return dg.AssetCheckResult(
+            passed=not found,
+            severity=dg.AssetCheckSeverity.ERROR if failed or state.broken else dg.AssetCheckSeverity.WARN,
+            description="; ".join(
+                f"{len(keys)} {what}: {', '.join(keys[:_MOST_NAMED])}" for what, keys in found.items()
+            )
+            or f"all {len(known)} shards are published as the source has them",
+            metadata={
+                "shards": len(known),
+                **{f"shards_{what}": len(keys) for what, keys in named.items()},
+                **{what: dg.JsonMetadataValue(keys) for what, keys in named.items()},
+            },
+        )
+
+    return no_shard_left_behind
 
 
-watch = dg.define_asset_job(
-    "watch",
-    selection=dg.AssetSelection.checks(no_shard_left_behind),
-    description="Looks whether any shard is left behind, without changing anything.",
-)
-
-
-def build_maintenance_schedule(settings: PipelineSettings) -> dg.ScheduleDefinition:
-    return dg.ScheduleDefinition(
-        name="maintenance",
-        job=maintain,
-        cron_schedule=settings.maintenance_cron,
-        execution_timezone="UTC",
-        description="Compacts and cleans up every shard's tables.",
-    )
-
-
-def build_watch_schedule(settings: PipelineSettings) -> dg.ScheduleDefinition:
-    return dg.ScheduleDefinition(
-        name="watch",
-        job=watch,
-        cron_schedule=settings.watch_cron,
-        execution_timezone="UTC",
-        description="Evaluates no_shard_left_behind, which names shards that failed, lag behind or are held.",
-    )
+def build_maintenance_schedules(
+    settings: PipelineSettings, names: Names, maintain: dg.JobDefinition, watch: AssetJob
+) -> list[dg.ScheduleDefinition]:
+    return [
+        dg.ScheduleDefinition(
+            name=names.job("maintenance"),
+            job=maintain,
+            cron_schedule=settings.maintenance_cron,
+            execution_timezone="UTC",
+            description="Compacts and cleans up every shard's tables.",
+        ),
+        dg.ScheduleDefinition(
+            name=names.job(WATCH),
+            job=watch,
+            cron_schedule=settings.watch_cron,
+            execution_timezone="UTC",
+            description="Evaluates no_shard_left_behind, which names shards that failed, lag behind or are held.",
+        ),
+    ]

@@ -4,32 +4,32 @@ from collections.abc import Iterator
 
 import dagster as dg
 
-from rag_assets.defs.jobs import index_shard
-from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.run_tags import WHOLE_TAG
+from rag_assets.defs.jobs import AssetJob
+from rag_assets.defs.resources import PipelineParam
+from rag_assets.runs.names import Names
+from rag_assets.runs.tags import WHOLE_TAG
 from rag_assets.settings import PipelineSettings
 from rag_assets.sources.base import has_documents
 
 
-def build_reconcile_schedule(settings: PipelineSettings) -> dg.ScheduleDefinition:
+def build_reconcile_schedule(settings: PipelineSettings, names: Names, job: AssetJob) -> dg.ScheduleDefinition:
     @dg.schedule(
-        name="reconcile",
-        job=index_shard,
+        name=names.job("reconcile"),
+        job=job,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
         description="Runs every shard: those that the source lists now and those that are known from before. Whole "
         "tables are compared and checked, not only what is known to have changed. A shard with nothing to do fetches, "
         "embeds and writes nothing.",
     )
-    def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineResource) -> Iterator[dg.RunRequest]:
+    def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineParam) -> Iterator[dg.RunRequest]:
         source = pipeline.source()
-        known = set(context.instance.get_dynamic_partitions("shard"))
+        known = set(context.instance.get_dynamic_partitions(names.partition_set))
         # By their names alone: a tick has no time to walk through a large bucket, whose last shards it would miss.
         new = [shard for shard in source.shards() if shard.key not in known and has_documents(source, shard)]
-        add_shards(context.instance, new)
+        names.add_shards(context.instance, new)
         at = context.scheduled_execution_time.isoformat()
-        for key in sorted(context.instance.get_dynamic_partitions("shard")):
+        for key in sorted(context.instance.get_dynamic_partitions(names.partition_set)):
             yield dg.RunRequest(run_key=f"{at}/{key}", partition_key=key, tags={WHOLE_TAG: "true"})
 
     return reconcile

@@ -14,10 +14,10 @@ from rag_assets.arrivals.events.feed import watched_source
 from rag_assets.arrivals.events.s3_records import DecodedMessages, read_messages
 from rag_assets.arrivals.listing import Cursor, Sweep, decide, published_listing_digests, sweep
 from rag_assets.arrivals.pending import Decision, PendingShard, RunRequest, add_named
-from rag_assets.defs.assets import source_objects
-from rag_assets.defs.jobs import index_shard
-from rag_assets.defs.partitions import shard_partitions
-from rag_assets.defs.run_status import PARTITIONS, active_shards, known_shards, runs_of
+from rag_assets.defs.jobs import AssetJob
+from rag_assets.pipeline import Pipeline
+from rag_assets.runs.names import Names
+from rag_assets.runs.status import active_shards, known_shards, runs_of
 from rag_assets.settings import PipelineSettings
 from rag_serving.lake.shards import Shard
 
@@ -33,7 +33,7 @@ class _Tick:
     summary: str
 
 
-def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
+def build_arrivals_sensor(settings: PipelineSettings, names: Names, job: AssetJob) -> dg.SensorDefinition:
     """Return the sensor `s3_arrivals`, which lists the source or reads the feed that the settings name."""
     listing = settings.arrivals == "listing"
     look = _list_source if listing else _read_feed
@@ -45,48 +45,48 @@ def build_arrivals_sensor(settings: PipelineSettings) -> dg.SensorDefinition:
     )
 
     @dg.sensor(
-        name=SENSOR,
-        job=index_shard,
+        name=names.job(SENSOR),
+        job=job,
         minimum_interval_seconds=settings.arrivals_interval,
         required_resource_keys={"pipeline"} if listing else {"pipeline", "arrivals_feed"},
         description=f"{what} New regions and departments become partitions automatically.",
     )
     def s3_arrivals(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        tick = look(context, settings)
+        tick = look(context, settings, names)
         context.log.info(tick.summary)
-        known = set(context.instance.get_dynamic_partitions(PARTITIONS))
+        known = set(context.instance.get_dynamic_partitions(names.partition_set))
         new = sorted({request.shard.key for request in tick.requests} - known)
         return dg.SensorResult(
-            run_requests=[_run_request(request) for request in tick.requests],
+            run_requests=[_run_request(request, names) for request in tick.requests],
             skip_reason=None if tick.requests else tick.summary,
             cursor=tick.cursor,
-            dynamic_partitions_requests=[shard_partitions.build_add_request(new)] if new else [],
-            asset_events=[_observation(request) for request in tick.requests],
+            dynamic_partitions_requests=[names.partitions.build_add_request(new)] if new else [],
+            asset_events=[_observation(request, names) for request in tick.requests],
         )
 
     return s3_arrivals
 
 
-def _list_source(context: dg.SensorEvaluationContext, settings: PipelineSettings) -> _Tick:
-    pipeline = context.resources.pipeline
+def _list_source(context: dg.SensorEvaluationContext, settings: PipelineSettings, names: Names) -> _Tick:
+    pipeline: Pipeline = context.resources.pipeline
     cursor = Cursor.loads(context.cursor)
     # List first: a run that ends meanwhile is then judged by a listing older than its publish.
     seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
-    active = active_shards(context.instance)
+    active = active_shards(context.instance, names)
     published = published_listing_digests(pipeline.catalog().snapshot().entries, pipeline.fingerprint())
     decision, after = decide(seen, published, active, cursor, now=time.time(), max_requests=settings.arrivals_max_runs)
     return _Tick(decision.requests, after.dumps(), _listing_summary(seen, decision))
 
 
-def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings) -> _Tick:
+def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings, names: Names) -> _Tick:
     feed = context.resources.arrivals_feed
-    watched = watched_source(context.resources.pipeline.source_uri)
+    watched = watched_source(settings.source_uri)
     cursor = FeedCursor.loads(context.cursor, feed.name)
     delivery = feed.poll(cursor.position, seconds=settings.arrivals_tick_seconds)
     news = read_messages(delivery.bodies, watched)
     # Messages that were deleted before they were read may have been about any shard.
-    missed = known_shards(context.instance) if delivery.gap else []
-    runs = runs_of(context.instance, cursor.pending)
+    missed = known_shards(context.instance, names) if delivery.gap else []
+    runs = runs_of(context.instance, names, cursor.pending)
     # Random: a tick that is evaluated again after a crash may see other messages and must not reuse the keys.
     tick = f"{time.time():.0f}-{secrets.token_hex(4)}"
 
@@ -109,20 +109,20 @@ def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings) 
     return _Tick(decision.requests, after.dumps(), _feed_summary(len(delivery.bodies), news, decision, delivery.note))
 
 
-def _run_request(request: RunRequest) -> dg.RunRequest:
-    config: Mapping[str, Any] = {"ops": {"raw_documents": {"config": {"keys": list(request.keys)}}}}
+def _run_request(request: RunRequest, names: Names) -> dg.RunRequest:
+    config: Mapping[str, Any] = {"ops": {names.op("raw_documents"): {"config": {"keys": list(request.keys)}}}}
     return dg.RunRequest(
         run_key=request.run_key, partition_key=request.shard.key, run_config=config if request.keys else {}
     )
 
 
-def _observation(request: RunRequest) -> dg.AssetObservation:
+def _observation(request: RunRequest, names: Names) -> dg.AssetObservation:
     if request.digest:
         metadata: dict[str, Any] = {"source_digest": request.digest}
     else:
         metadata = {"named_objects": len(request.keys), "whole_shard": not request.keys}
     return dg.AssetObservation(
-        source_objects.key,
+        names.asset("source_objects"),
         partition=request.shard.key,
         metadata=metadata,
         tags={"dagster/data_version": request.digest} if request.digest else None,

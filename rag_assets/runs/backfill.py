@@ -8,14 +8,12 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.build import build_definitions
-from rag_assets.defs.company_index import REFRESH
-from rag_assets.defs.jobs import EXPORT_MODEL, INDEX_SHARD
-from rag_assets.defs.run_tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG
 from rag_assets.errors import OrchestrationError
 from rag_assets.models.export import find_exported
 from rag_assets.models.static_vectors import are_distilled
+from rag_assets.runs.names import EXPORT_MODEL, INDEX_SHARD, REFRESH, Names
 from rag_assets.runs.reporting import failure_reason, quiet_logging
+from rag_assets.runs.tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import open_lake
 from rag_serving.lake.shards import Shard
@@ -70,7 +68,9 @@ def require_daemon(instance: dg.DagsterInstance) -> None:
         )
 
 
-def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags: Mapping[str, str]) -> str:
+def launch_backfill(
+    instance: dg.DagsterInstance, names: Names, shards: Sequence[Shard], tags: Mapping[str, str]
+) -> str:
     """Ask the daemon for a backfill of `index_shard` over those shards, and return its id.
 
     Unlike `dagster job backfill`, which submits runs itself and is then over, this one belongs to the daemon, so
@@ -83,14 +83,14 @@ def launch_backfill(instance: dg.DagsterInstance, shards: Sequence[Shard], tags:
     require_daemon(instance)
     params = {
         "selector": {
-            "partitionSetName": f"{INDEX_SHARD}_partition_set",
-            "repositorySelector": {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"},
+            "partitionSetName": f"{names.job(INDEX_SHARD)}_partition_set",
+            "repositorySelector": {"repositoryLocationName": names.location, "repositoryName": "__repository__"},
         },
         "partitionNames": [shard.key for shard in shards],
         "tags": [{"key": key, "value": value} for key, value in tags.items()],
         "title": "rag-assets backfill",
     }
-    target = ModuleTarget("rag_assets.definitions", None, None, LOCATION)
+    target = ModuleTarget("rag_assets.definitions", None, None, names.location)
     with WorkspaceProcessContext(instance, target, code_server_log_level="ERROR") as workspace:
         answer = execute_query(workspace, _LAUNCH, {"params": params})
     result: dict[str, Any] = (answer.get("data") or {}).get("launchPartitionBackfill") or {}
@@ -107,26 +107,26 @@ def model_is_exported(settings: PipelineSettings) -> bool:
     return identity is not None and (settings.chunker != "semantic" or are_distilled(objects, identity))
 
 
-def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings) -> None:
+def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings, definitions: dg.Definitions) -> None:
     """Materialize `embedding_model` and `boundary_vectors` in this process, so that no shard's run waits for them.
 
     Raises `OrchestrationError` with the reason when it fails.
     """
-    run = (
-        build_definitions(settings)
-        .resolve_job_def(EXPORT_MODEL)
-        .execute_in_process(instance=instance, raise_on_error=False, run_config=quiet_logging(verbose=False))
-    )
-    if not run.success:
-        raise OrchestrationError(f"the embedding model was not exported: {failure_reason(run.all_events)}")
+    problem = _run_job(instance, definitions, Names.of(settings).job(EXPORT_MODEL))
+    if problem is not None:
+        raise OrchestrationError(f"the embedding model was not exported: {problem}")
 
 
-def refresh_company_index_here(instance: dg.DagsterInstance, settings: PipelineSettings) -> str | None:
-    """Materialize `company_index` in this process; gives the reason when it fails."""
-    run = (
-        build_definitions(settings)
-        .resolve_job_def(REFRESH)
-        .execute_in_process(instance=instance, raise_on_error=False, run_config=quiet_logging(verbose=False))
+def refresh_company_index_here(
+    instance: dg.DagsterInstance, settings: PipelineSettings, definitions: dg.Definitions
+) -> str | None:
+    """Materialize `company_index` in this process; return the reason if it fails."""
+    return _run_job(instance, definitions, Names.of(settings).job(REFRESH))
+
+
+def _run_job(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str) -> str | None:
+    run = definitions.resolve_job_def(job).execute_in_process(
+        instance=instance, raise_on_error=False, run_config=quiet_logging(verbose=False)
     )
     return None if run.success else failure_reason(run.all_events)
 

@@ -21,10 +21,8 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.build import build_definitions
-from rag_assets.defs.failures import INTERRUPTED, interrupts_end_runs
-from rag_assets.defs.jobs import INDEX_SHARD
-from rag_assets.defs.partitions import add_shards
+from rag_assets.runs.failures import INTERRUPTED, interrupts_end_runs
+from rag_assets.runs.names import INDEX_SHARD, Names
 from rag_assets.runs.reporting import failure_reason, quiet_logging
 from rag_assets.runs.sqlite_storage import warm_instance
 from rag_assets.settings import PipelineSettings
@@ -88,20 +86,21 @@ def run_here(
     tags: Mapping[str, str],
     verbose: bool = False,
     at_once: int = 1,
-    build: Build = build_definitions,
+    build: Build,
     done: Callable[[Shard, str | None], None],
 ) -> BulkResult:
     """Index the shards in that order, one Dagster run each, in this process or in `at_once` others.
 
     A shard that fails is named in the result and does not stop the others; so is one whose process died. An interrupt
     (Ctrl-C) ends the runs that are under way, as failed, and raises KeyboardInterrupt. `done` is told
-    of each shard, with the reason if it failed. `build` must be importable by name when `at_once` is more than one.
+    of each shard, with the reason if it failed. `build` makes the definitions; it must be importable by
+    name when `at_once` is more than one.
     """
     started = time.monotonic()
     result = BulkResult()
     if not shards:
         return result
-    add_shards(instance, shards)
+    Names.of(settings).add_shards(instance, shards)
     work = _Work(settings, build, dict(tags), verbose)
 
     def count(outcome: ShardDone) -> None:
@@ -131,7 +130,7 @@ class _Work:
 
     def runner(self, instance: dg.DagsterInstance) -> Callable[[Shard], ShardDone]:
         """A function that indexes one shard by one run."""
-        job = self.build(self.settings).resolve_job_def(INDEX_SHARD)
+        job = self.build(self.settings).resolve_job_def(Names.of(self.settings).job(INDEX_SHARD))
 
         def run(shard: Shard) -> ShardDone:
             with interrupts_end_runs():
@@ -153,7 +152,7 @@ class _Work:
 def _totals(materializations: Sequence[dg.DagsterEvent]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for event in materializations:
-        name = event.asset_key.to_user_string() if event.asset_key else ""
+        name = event.asset_key.path[-1] if event.asset_key else ""
         metadata = event.materialization.metadata
         for field_name in _TOTALS.get(name, ()):
             total = f"published_{field_name}" if name == "published" else field_name

@@ -163,7 +163,7 @@ def _count(instance: dg.DagsterInstance, status: Any) -> int:
 def _active(instance: dg.DagsterInstance) -> int:
     import dagster as dg
 
-    from rag_assets.defs.run_status import ACTIVE
+    from rag_assets.runs.status import ACTIVE
 
     return instance.get_runs_count(dg.RunsFilter(statuses=ACTIVE))
 
@@ -183,7 +183,7 @@ def _judge(found: Burst, instance: dg.DagsterInstance, arrivals: Arrivals) -> No
     """Look at the records of all runs."""
     import dagster as dg
 
-    from rag_assets.defs.run_tags import PARTITION_TAG
+    from rag_assets.runs.tags import PARTITION_TAG
 
     of_shard: dict[str, list[dg.RunRecord]] = defaultdict(list)
     for record in instance.get_run_records():

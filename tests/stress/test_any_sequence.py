@@ -32,9 +32,9 @@ from tokenizers import Tokenizer
 from rag_assets.chunking.structure import StructureChunker
 from rag_assets.errors import LeaseLost, ShardLocked, VersionNotKept
 from rag_assets.extraction.registry import read_object
-from rag_assets.maintenance import MaintenanceReport, maintain_shard
 from rag_assets.publishing.catalog_writes import fence
 from rag_assets.publishing.checks import check_rows
+from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
 from rag_assets.publishing.publish import publish
 from rag_assets.publishing.retention import kept_versions
 from rag_assets.publishing.rollback import release, rollback
@@ -176,7 +176,7 @@ def write(
     seconds: float = 60,
     wait: float = 0,
 ) -> None:
-    """Do the work as the shard's one writer, like `PipelineResource.writer`."""
+    """Do the work as the shard's one writer, like `Pipeline.writer`."""
     lake = Lake(lake_uri)
     try:
         with acquire_lease(lake.objects, SHARD, "a test", seconds=seconds, wait=wait) as lease:

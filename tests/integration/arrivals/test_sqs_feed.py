@@ -18,8 +18,8 @@ from rag_assets.arrivals.events.base import Delivery, Feed
 from rag_assets.arrivals.events.s3_records import WatchedPrefix, read_messages
 from rag_assets.arrivals.events.sqs import SqsFeed
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.errors import FeedRefused, FeedUnavailable
+from rag_assets.pipeline import Pipeline
 from rag_assets.settings import PipelineSettings
 from rag_assets.sources.base import FetchedObject, Source, SourceObject
 from rag_serving.errors import SettingsError
@@ -241,7 +241,7 @@ class NotingSource:
         return self._source.uri(key)
 
 
-class NotingPipeline(PipelineResource):
+class NotingPipeline(Pipeline):
     """The pipeline with such a source; what it notes lies with the class, since Dagster copies resources."""
 
     asked: ClassVar[list[str]] = []
@@ -281,7 +281,7 @@ class Deployment:
             self.settings,
             request.partition_key or "",
             {"dagster/run_key": request.run_key or ""},
-            NotingPipeline.from_settings(self.settings),
+            NotingPipeline(self.settings),
             run_config=request.run_config,
         )
         assert result.success, failure_of(result)

@@ -16,9 +16,9 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 from rag_assets.arrivals.events.base import Delivery
 from rag_assets.arrivals.pending import RETRY_SECONDS
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.run_status import ACTIVE
 from rag_assets.errors import FeedUnavailable
+from rag_assets.runs.names import Names
+from rag_assets.runs.status import ACTIVE
 from rag_assets.settings import PipelineSettings
 from rag_serving.errors import SettingsError
 from rag_serving.lake.shards import Shard
@@ -232,7 +232,7 @@ def test_another_run_of_the_shard_settles_nothing(bench: Bench) -> None:
 
 
 def test_messages_that_were_gone_unread_make_every_known_shard_be_listed(bench: Bench) -> None:
-    add_shards(bench.instance, [Shard("Oslo", "people"), Shard("Oslo", "it")])
+    Names().add_shards(bench.instance, [Shard("Oslo", "people"), Shard("Oslo", "it")])
     bench.instance.add_dynamic_partitions("shard", ["made by hand"])
     bench.feed.bring("Bergen/it/x.md", gap="messages of events [0] were gone before they were read")
     assert asked(bench.tick()) == {"Oslo/people": None, "Oslo/it": None, "Bergen/it": ["Bergen/it/x.md"]}

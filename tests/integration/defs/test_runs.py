@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.run_tags import WHOLE_TAG
 from rag_assets.models.export import find_exported
 from rag_assets.options import PACKAGED_MODEL
+from rag_assets.pipeline import Pipeline
+from rag_assets.runs.tags import WHOLE_TAG
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.schemas import CHUNKS, RAW_DOCUMENTS
@@ -326,7 +326,7 @@ def test_the_embedding_model_is_exported_as_the_very_one_that_the_lake_has(
     assert said["lowest_probe_cosine"] > 0.999
     assert said["bytes"] > 10_000_000
     assert said["uri"] == f"{lake}/{MODELS}/{expected.fingerprint}"
-    pipeline = PipelineResource.from_settings(settings.model_copy(update={"lake_uri": lake}))
+    pipeline = Pipeline(settings.model_copy(update={"lake_uri": lake}))
     assert pipeline.identity() == expected
 
 

@@ -15,9 +15,9 @@ from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteJobO
 
 from rag_assets.arrivals.pending import RETRY_SECONDS
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.partitions import add_shards
-from rag_assets.defs.run_status import ACTIVE, active_shards
 from rag_assets.errors import SourceRefused
+from rag_assets.runs.names import Names
+from rag_assets.runs.status import ACTIVE, active_shards
 from rag_assets.settings import PipelineSettings
 from rag_serving.errors import SettingsError
 from rag_serving.lake.shards import Shard
@@ -105,7 +105,7 @@ def test_every_new_shard_is_asked_for_once_and_becomes_a_partition(
 
 
 def test_only_new_partitions_are_registered(tick: Tick, instance: dg.DagsterInstance, source: FolderRoot) -> None:
-    add_shards(instance, [Shard("Oslo", "people")])
+    Names().add_shards(instance, [Shard("Oslo", "people")])
     source.put("Oslo/people/a.md", b"text")
     source.put("Oslo/it/a.md", b"text")
     (request,) = tick().dynamic_partitions_requests or ()
@@ -187,7 +187,7 @@ def test_a_run_that_is_over_holds_nobody_up(
 def test_runs_of_no_shard_are_no_shards(instance: dg.DagsterInstance) -> None:
     a_run(instance, "", dg.DagsterRunStatus.STARTED, job="export_model")
     a_run(instance, "2026-01-01", dg.DagsterRunStatus.STARTED, job="export_model")
-    assert active_shards(instance) == frozenset()
+    assert active_shards(instance, Names()) == frozenset()
 
 
 def test_a_shard_whose_run_failed_is_asked_for_again_after_its_pause(tick: Tick, source: FolderRoot) -> None:
@@ -282,7 +282,7 @@ def requests_of(
 def test_the_schedule_asks_for_every_shard_known_or_new(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
-    add_shards(instance, [Shard("Bergen", "gone from the source")])
+    Names().add_shards(instance, [Shard("Bergen", "gone from the source")])
     source.put("Oslo/people/a.md", b"text")
     source.put("Oslo/people/b.md", b"text")
     source.put("Oslo/it/a.md", b"text")

@@ -21,11 +21,11 @@ import pytest
 from lancedb.index import IvfPq
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.run_tags import ACCEPT_WORSE_TAG, WHOLE_TAG
 from rag_assets.evaluation.evaluate import assess
 from rag_assets.evaluation.records import Evaluation, read_record, replace_evaluations, update_record
 from rag_assets.evaluation.verdict import Quality
 from rag_assets.runs.reporting import failure_reason
+from rag_assets.runs.tags import ACCEPT_WORSE_TAG, WHOLE_TAG
 from rag_assets.stages.document_state import held_digest
 from rag_assets.stages.embeddings import vector_array
 from rag_assets.storage.lake import Lake

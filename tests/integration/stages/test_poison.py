@@ -12,8 +12,8 @@ from typing import Any
 import docx
 import pytest
 
-from rag_assets.defs.resources import PipelineResource
 from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
+from rag_assets.pipeline import Pipeline
 from rag_assets.stages.documents import Parse
 from rag_assets.storage.schemas import QUARANTINE
 from tests.pipelines import failure_of, run_shard, stage_rows
@@ -25,7 +25,7 @@ POISON = (sys.executable, str(Path(__file__).parents[2] / "poison_parser.py"))
 _POOLS: list[ParserPool] = []
 
 
-class PoisonedPipeline(PipelineResource):
+class PoisonedPipeline(Pipeline):
     """The pipeline with parsers that obey what a key asks of them."""
 
     def read(self) -> Parse:
@@ -33,9 +33,9 @@ class PoisonedPipeline(PipelineResource):
 
 
 @pytest.fixture
-def poisoned(bench: Bench) -> Iterator[PipelineResource]:
+def poisoned(bench: Bench) -> Iterator[Pipeline]:
     _POOLS.append(ParserPool(ParserLimits(seconds=2, memory=448 * 2**20), 2, command=POISON))
-    yield PoisonedPipeline.from_settings(bench.settings)
+    yield PoisonedPipeline(bench.settings)
     _POOLS.pop().close()
 
 
@@ -47,7 +47,7 @@ def reasons(bench: Bench) -> dict[str, str]:
 
 
 def test_documents_that_crash_hang_or_swell_are_quarantined_and_the_others_published(
-    bench: Bench, poisoned: PipelineResource
+    bench: Bench, poisoned: Pipeline
 ) -> None:
     for name in ("crash.txt", "hang.txt", "swell.txt", "quit.txt", "first.txt", "last.txt"):
         bench.put(name, f"This is {name}.")
@@ -64,7 +64,7 @@ def test_documents_that_crash_hang_or_swell_are_quarantined_and_the_others_publi
 
 
 def test_poison_is_not_tried_again_until_it_changes_or_somebody_asks(
-    bench: Bench, poisoned: PipelineResource, quarantine: Callable[..., Any]
+    bench: Bench, poisoned: Pipeline, quarantine: Callable[..., Any]
 ) -> None:
     bench.put("crash.txt", "Poison.")
     bench.put("page.txt", "A page.")

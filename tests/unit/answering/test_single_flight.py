@@ -28,7 +28,7 @@ class Board:
         if self.down:
             raise CacheUnavailable("down")
 
-    async def claim(self, flight: str, token: str, seconds: float) -> str | None:
+    async def acquire(self, flight: str, token: str, seconds: float) -> str | None:
         leader = await self.leader(flight)
         if leader is None:
             self.leaders[flight] = (token, self.now + seconds)

@@ -193,7 +193,7 @@ def test_every_executor_builds(name: str) -> None:
     ],
 )
 def test_only_what_another_try_can_mend_is_retried(error: type[RagError], retried: bool) -> None:
-    from rag_assets.defs.failures import named_failures
+    from rag_assets.runs.failures import named_failures
 
     with pytest.raises(dg.Failure) as caught, named_failures():
         raise error("what happened")

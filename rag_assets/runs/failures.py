@@ -1,4 +1,4 @@
-"""The one place that chooses how the steps of a run are executed, and how steps are retried."""
+"""How steps fail and are retried: deliberate errors by name, interrupts, and what another try can mend."""
 
 import re
 from collections.abc import Generator
@@ -8,7 +8,6 @@ from contextvars import ContextVar
 import dagster as dg
 
 from rag_assets.errors import LeaseLost, ShardLocked, SourceRefused, SourceUnavailable
-from rag_assets.options import ExecutorName
 from rag_serving.errors import LakeUnavailable, RagError, WriteConflict, first_line
 
 INTERRUPTED = "Interrupted: it goes on from there when it is run again"
@@ -17,15 +16,6 @@ _INTERRUPTS_END_RUNS: ContextVar[bool] = ContextVar("interrupts_end_runs", defau
 TRANSIENT = (SourceUnavailable, LakeUnavailable, WriteConflict, ShardLocked)
 
 step_retries = dg.RetryPolicy(max_retries=3, delay=2, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
-
-
-def executor(name: ExecutorName) -> dg.ExecutorDefinition:
-    """The executor of every job. In-process is the default: a process per step costs more than the steps."""
-    if name == "k8s":
-        from dagster_k8s import k8s_job_executor
-
-        return k8s_job_executor
-    return dg.multiprocess_executor if name == "multiprocess" else dg.in_process_executor
 
 
 @contextmanager

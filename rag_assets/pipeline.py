@@ -1,0 +1,107 @@
+"""The source, the lake and the models of one deployment, opened from its settings. No Dagster here.
+
+Assets, sensors and commands take a `Pipeline`; what they do with it is in the packages below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rag_assets.arrivals.shard_status import ShardStates, survey
+from rag_assets.chunking.options import ChunkerOptions
+from rag_assets.chunking.passage import Chunker
+from rag_assets.evaluation.verdict import Quality
+from rag_assets.extraction.sandbox.pool import ParserLimits, warm_parsers
+from rag_assets.models.export import find_exported
+from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
+from rag_assets.publishing.catalog_writes import fence
+from rag_assets.settings import PipelineSettings
+from rag_assets.sources.base import Source
+from rag_assets.sources.open import open_source
+from rag_assets.stages.documents import IngestionLimits, Parse
+from rag_assets.storage.lake import Lake, open_lake
+from rag_assets.storage.lease import acquire_lease
+from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.catalog import Catalog
+from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
+from rag_serving.lake.object_store import is_s3
+from rag_serving.lake.shards import Shard
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What one deployment works with. Subclasses replace parts of it in tests and benchmarks."""
+
+    settings: PipelineSettings
+    s3_client: Callable[[], S3Client] | None = None
+    """Makes the client that reads an ``s3://`` source; boto3's default one if unset."""
+
+    def lake(self) -> Lake:
+        return open_lake(self.settings.lake_uri)
+
+    def catalog(self) -> Catalog:
+        return Catalog(self.lake().objects)
+
+    def source(self) -> Source:
+        uri = self.settings.source_uri
+        make = self.s3_client
+        return open_source(uri, make() if make is not None and uri is not None and is_s3(uri) else None)
+
+    def survey(self) -> ShardStates:
+        """List the whole source and compare it with the catalog."""
+        return survey(self.source(), self.catalog().snapshot(), self.fingerprint())
+
+    @contextmanager
+    def writer(
+        self, shard: Shard, *, holder: str, whole: bool = False, wait: float | None = None
+    ) -> Generator[ShardWriter]:
+        """Hold the shard's lease and yield its one writer; raises `ShardLocked` after `wait` seconds."""
+        lake = self.lake()
+        wait = self.settings.lease_wait if wait is None else wait
+        with acquire_lease(lake.objects, shard, holder, seconds=self.settings.lease_seconds, wait=wait) as lease:
+            if lease.taken_over:
+                fence(lake, shard, lease.epoch)
+            yield ShardWriter(lake, shard, lease, whole=whole)
+
+    def read(self) -> Parse:
+        """Return the function that parses documents, each in a limited process."""
+        limits = ParserLimits(self.settings.parse_seconds, self.settings.parse_memory)
+        return warm_parsers(limits, self.settings.parse_workers).read
+
+    def identity(self) -> EmbedderIdentity:
+        return warm_identity(self.settings.lake_uri, self.settings.embedding_model)
+
+    def fingerprint(self) -> str | None:
+        """Return the fingerprint of new vectors; None before the model was first exported."""
+        identity = find_exported(self.lake().objects, self.settings.embedding_model)
+        return None if identity is None else identity.fingerprint
+
+    def embedder(self) -> Embedder:
+        return warm_embedder(self.settings.lake_uri, self.settings.embedding_model, self.settings.embedding_runtime)
+
+    def chunker(self) -> Chunker:
+        options = ChunkerOptions(self.settings.chunker, self.settings.chunk_tokens, self.settings.chunk_context)
+        return warm_chunker(self.settings.lake_uri, self.settings.embedding_model, options)
+
+    def quality(self, *, accept_worse: bool = False) -> Quality:
+        """Return how a shard's retrieval is measured, and the least that it must reach."""
+        return Quality(
+            embedder=self.embedder,
+            source=None if self.settings.source_uri is None else self.source,
+            max_drop=1.0 if accept_worse else self.settings.quality_max_drop,
+            min_recall=0.0 if accept_worse else self.settings.quality_min_recall,
+        )
+
+    def limits(self, *, allow_mass_delete: bool) -> IngestionLimits:
+        return IngestionLimits(
+            max_document_bytes=self.settings.max_document_bytes,
+            max_delete_share=self.settings.max_delete_share,
+            fetch_concurrency=self.settings.fetch_concurrency,
+            allow_mass_delete=allow_mass_delete,
+        )

@@ -1,0 +1,90 @@
+"""Questions to the Dagster instance: which shards have a run, and how runs ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from rag_assets.arrivals.pending import Pending
+from rag_assets.runs.names import INDEX_SHARD, SHARD_ASSETS, Names
+from rag_assets.runs.tags import PARTITION_TAG
+from rag_serving.errors import InvalidShardName
+from rag_serving.lake.shards import Shard
+
+_RUN_KEY_TAG = "dagster/run_key"
+
+ACTIVE = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+def active_shards(instance: dg.DagsterInstance, names: Names) -> frozenset[Shard]:
+    """Return the shards with a queued or running run, by any job that is not another lake's."""
+    runs = instance.get_runs(filters=dg.RunsFilter(statuses=ACTIVE))
+    return frozenset(_shards(run.tags.get(PARTITION_TAG, "") for run in runs if not _is_of_another_lake(run, names)))
+
+
+def known_shards(instance: dg.DagsterInstance, names: Names) -> list[Shard]:
+    """Return the shards that are partitions."""
+    return _shards(instance.get_dynamic_partitions(names.partition_set))
+
+
+def failed_shards(instance: dg.DagsterInstance, names: Names, shards: Sequence[Shard]) -> set[Shard]:
+    """Return the shards whose latest run failed before it published."""
+    by_key = {shard.key: shard for shard in shards}
+    failed: set[Shard] = set()
+    for asset in SHARD_ASSETS:
+        statuses = instance.get_status_by_partition(names.asset(asset), list(by_key), names.partitions) or {}
+        failed |= {by_key[key] for key, status in statuses.items() if status is not None and status.name == "FAILED"}
+    return failed
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The state of the requested runs, and of those that others started."""
+
+    active: frozenset[Shard]
+    succeeded: frozenset[str]
+    """Run keys."""
+
+
+def runs_of(instance: dg.DagsterInstance, names: Names, pending: Pending) -> Runs:
+    """Return the state of every run that the pending shards wait for.
+
+    Retries, the daemon's as well as a person's, carry the tags of the run that they repeat, the run key among them.
+    """
+    active = set(active_shards(instance, names))
+    succeeded: set[str] = set()
+    for shard, item in pending.items():
+        if item.requested is None or shard in active:
+            continue
+        runs = instance.get_runs(filters=dg.RunsFilter(tags={_RUN_KEY_TAG: item.requested.run_key}))
+        statuses = {run.status for run in runs}
+        if dg.DagsterRunStatus.SUCCESS in statuses:
+            succeeded.add(item.requested.run_key)
+        elif statuses & set(ACTIVE):  # queued since the first look
+            active.add(shard)
+    return Runs(frozenset(active), frozenset(succeeded))
+
+
+def _shards(keys: Iterable[str]) -> list[Shard]:
+    found: list[Shard] = []
+    for key in keys:
+        try:
+            found.append(Shard.parse(key))
+        except InvalidShardName:  # a run of something else, or a partition that was added by hand
+            continue
+    return found
+
+
+def _is_of_another_lake(run: dg.DagsterRun, names: Names) -> bool:
+    """Whether the run is of assets under another prefix, which may have a shard of the same name."""
+    if run.asset_selection:
+        return not any(names.asset(key.path[-1]) == key for key in run.asset_selection)
+    return run.job_name.endswith(INDEX_SHARD) and run.job_name != names.job(INDEX_SHARD)
