@@ -60,10 +60,10 @@ def publish(
     if current is not None and (current.version, current.source_digest) == (table.version, source_digest):
         writer.update_progress(dirty=())
         return Published(current, changed=False, content_changed=False, held=entry.hold if entry is not None else None)
-    touched = writer.dirty
+    dirty = writer.dirty
     load = None if quality is None else quality.embedder
-    rows, vectors = check_rows(lake, shard, touched), check_vectors(lake, shard, identity, load, touched)
-    problems = rows.problems + check_coverage(lake, shard, touched).problems + vectors.problems
+    rows, vectors = check_rows(lake, shard, dirty), check_vectors(lake, shard, identity, load, dirty)
+    problems = rows.problems + check_coverage(lake, shard, dirty).problems + vectors.problems
     evaluation: Evaluation | None = None
     if not problems and quality is not None:
         assessed = assess(lake, shard, identity, quality, run_id=run_id)

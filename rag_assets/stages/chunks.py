@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rag_assets.chunking.passage import Chunker
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
-from rag_assets.storage.id_indexes import ensure_id_indexes, id_ranges
+from rag_assets.storage.id_indexes import dirty_filters, ensure_id_indexes
 from rag_assets.storage.lake import Log, columns, row_count, scan
 from rag_assets.storage.schemas import CHUNK_SCHEMA, CHUNKS, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
@@ -49,7 +49,7 @@ def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingRepo
     _keep_schema(writer)
     if writer.progress.chunker != chunker.version:
         writer.mark_dirty(None)
-    for where in _looked_at(writer):
+    for where in dirty_filters(writer, RAW_DOCUMENTS, CHUNKS):
         _cut(writer, chunker, where, report, log)
     if writer.progress.chunker != chunker.version:
         writer.update_progress(chunker=chunker.version)
@@ -67,15 +67,6 @@ def _keep_schema(writer: ShardWriter) -> None:
     if table is not None and not table.schema.equals(CHUNK_SCHEMA, check_metadata=False):
         writer.mark_dirty(None)
         writer.overwrite(CHUNKS, CHUNK_SCHEMA)
-
-
-def _looked_at(writer: ShardWriter) -> Iterable[str | None]:
-    """Filters of the documents to compare, each of few enough to do at once."""
-    touched = writer.dirty
-    if touched is not None:
-        return [sql_in("doc_id", touched)] if touched else []
-    tables = (writer.table(stage) for stage in (RAW_DOCUMENTS, CHUNKS))
-    return id_ranges("doc_id", max(map(row_count, tables)))
 
 
 def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: ChunkingReport, log: Log) -> None:

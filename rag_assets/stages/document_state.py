@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rag_assets.extraction.errors import QuarantineReason
 from rag_assets.sources.base import SourceObject
-from rag_assets.sources.listing_digest import ListingDigest
 from rag_assets.storage.lake import Lake, scan
 from rag_assets.storage.schemas import QUARANTINE, QUARANTINE_SCHEMA, RAW_DOCUMENTS, document_id
 from rag_assets.storage.shard_writer import ShardWriter
@@ -126,15 +125,6 @@ def read_object_states(documents: Table | None, quarantine: Table | None, where:
         refusal = QuarantineState(**{name: row[name] for name in QuarantineState.__dataclass_fields__})
         held[row["object_id"]] = replace(before, refusals={**before.refusals, row["part"]: refusal})
     return held
-
-
-def held_digest(lake: Lake, shard: Shard) -> str:
-    """Digest of the listing that the tables hold: equal to the source's when nothing differs."""
-    return str(_digest(stored_objects(lake, shard)))
-
-
-def _digest(held: Mapping[str, ObjectState]) -> ListingDigest:
-    return ListingDigest.of(known.entry for known in held.values() if known.seen[0])
 
 
 def quarantined_documents(lake: Lake, shard: Shard, where: str | None = None) -> list[dict[str, Any]]:

@@ -60,10 +60,10 @@ def sync_embeddings(
     fingerprint = identity.fingerprint
     if writer.progress.fingerprint != fingerprint:
         writer.mark_dirty(None)
-    touched = writer.dirty
+    dirty = writer.dirty
     chunks, table = writer.table(CHUNKS), writer.table(EMBEDDINGS, fingerprint)
-    wanted = set(_hashes(chunks, None if touched is None else sql_in("doc_id", touched)))
-    found = _hashes(table, None if touched is None else sql_in("embed_hash", sorted(wanted)))
+    wanted = set(_hashes(chunks, None if dirty is None else sql_in("doc_id", dirty)))
+    found = _hashes(table, None if dirty is None else sql_in("embed_hash", sorted(wanted)))
     repeated = {hashed for hashed, times in found.items() if times > 1}
     missing = wanted - (found.keys() - repeated)
     report.reused = len(wanted) - len(missing)

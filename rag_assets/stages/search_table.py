@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rag_assets.errors import ChecksFailed
 from rag_assets.storage.content_digest import ContentDigest
-from rag_assets.storage.id_indexes import id_ranges
+from rag_assets.storage.id_indexes import dirty_filters
 from rag_assets.storage.lake import Log, columns, read, row_count, scan, table_bytes, values
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import BATCH_CHUNKS, keep_indexes, table_fingerprint, unindexed_rows
@@ -51,11 +51,11 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     table = _table(writer, identity)
     if not writer.progress.content_digest:
         writer.mark_dirty(None)
-    touched = writer.dirty
-    digest = ContentDigest(identity.fingerprint, None if touched is None else writer.progress.content_digest)
-    if touched is None:
+    dirty = writer.dirty
+    digest = ContentDigest(identity.fingerprint, None if dirty is None else writer.progress.content_digest)
+    if dirty is None:
         digest.change((), (chunk_id for batch in scan(table, ["chunk_id"]) for chunk_id in values(batch, "chunk_id")))
-    for where in _looked_at(writer, touched):
+    for where in dirty_filters(writer, CHUNKS, SHARDS):
         _sync_documents(writer, table, identity, where, digest, report, log)
     writer.update_progress(content_digest=str(digest), fingerprint=identity.fingerprint)
     rows_now = table.count_rows()
@@ -68,14 +68,6 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     report.unindexed_rows = unindexed_rows(table)
     report.seconds = time.monotonic() - started
     return report
-
-
-def _looked_at(writer: ShardWriter, touched: Sequence[str] | None) -> Iterable[str | None]:
-    """Filters of the documents to compare, each of few enough to do at once."""
-    if touched is not None:
-        return [sql_in("doc_id", touched)] if touched else []
-    tables = (writer.table(stage) for stage in (CHUNKS, SHARDS))
-    return id_ranges("doc_id", max(map(row_count, tables)))
 
 
 def _sync_documents(

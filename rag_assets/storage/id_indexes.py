@@ -6,13 +6,14 @@ bulk of a run's time in a large one, so a table gets its indexes when it has gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from rag_assets.storage.lake import KEEP_VERSIONS, small_fragments
+from rag_assets.storage.lake import KEEP_VERSIONS, row_count, small_fragments
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ def id_bounds(rows: int) -> list[str]:
     """
     count = -(-rows // RANGE_ROWS)
     return [f"{2**32 * number // count:08x}" for number in range(1, count)]
+
+
+def dirty_filters(writer: ShardWriter, *stages: str) -> Iterable[str | None]:
+    """Return filters of the documents that a step must compare, each of few enough to do at once."""
+    if writer.dirty is not None:
+        return [sql_in("doc_id", writer.dirty)] if writer.dirty else []
+    return id_ranges("doc_id", max(row_count(writer.table(stage)) for stage in stages))
 
 
 def id_ranges(column: str, rows: int) -> Iterator[str | None]:

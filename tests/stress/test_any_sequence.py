@@ -42,7 +42,6 @@ from rag_assets.sources.base import FetchedObject, ObjectUnreadable, list_shard
 from rag_assets.sources.folder import FolderSource
 from rag_assets.sources.listing_digest import listing_digest
 from rag_assets.stages.chunks import sync_chunks
-from rag_assets.stages.document_state import held_digest
 from rag_assets.stages.documents import IngestionLimits, sync_documents
 from rag_assets.stages.embeddings import sync_embeddings
 from rag_assets.stages.search_table import sync_shard
@@ -55,7 +54,7 @@ from rag_serving.lake.catalog_entry import read_catalog_entry
 from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS
-from tests.pipelines import assert_same_tables, lake_state, publication, published_rows
+from tests.pipelines import assert_same_tables, lake_state, publication, published_rows, stored_digest
 from tests.servers.roots import FolderRoot
 
 SHARD = Shard("Oslo", "people")
@@ -509,7 +508,7 @@ class AnySequence(RuleBasedStateMachine):
         assert progress is not None
         assert progress.dirty == ()
         listed = listing_digest(list_shard(FolderSource(self.root.folder), SHARD))
-        assert progress.source_digest == held_digest(lake, SHARD) == listed
+        assert progress.source_digest == stored_digest(lake, SHARD) == listed
         table = lake.open(SHARDS, SHARD)
         assert table is not None
         assert progress.content_digest == content_digest(table, IDENTITY.fingerprint)

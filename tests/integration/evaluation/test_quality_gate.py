@@ -26,7 +26,6 @@ from rag_assets.evaluation.records import Evaluation, read_record, replace_evalu
 from rag_assets.evaluation.verdict import Quality
 from rag_assets.runs.reporting import failure_reason
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, WHOLE_TAG
-from rag_assets.stages.document_state import held_digest
 from rag_assets.stages.embeddings import vector_array
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE
@@ -34,7 +33,7 @@ from rag_assets.storage.search_indexes import index_text, index_vectors
 from rag_serving.lake.catalog_entry import Publication
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS, shard_schema
-from tests.pipelines import failure_of, metadata_of, publication, published_rows, stage_rows, writer_of
+from tests.pipelines import failure_of, metadata_of, publication, published_rows, stage_rows, stored_digest, writer_of
 from tests.shard_harness import Bench, on_folders, watched
 from tests.stress.test_any_sequence import IDENTITY
 
@@ -150,7 +149,7 @@ def test_golden_questions_are_no_documents_and_are_measured_before_the_publish(b
     assert (said["raw_documents"]["listed"], said["raw_documents"]["documents"]) == (6, 6)
     assert stage_rows(bench.lake, QUARANTINE, bench.shard) == []
     assert all("_eval" not in row["source"] for row in published_rows(bench.lake, bench.shard))
-    assert current(bench).source_digest == held_digest(Lake(bench.lake), Shard.parse(bench.shard))
+    assert current(bench).source_digest == stored_digest(Lake(bench.lake), Shard.parse(bench.shard))
     assert noted.fetched.count(f"{bench.shard}/{GOLDEN}") == 1
     assert f"{bench.shard}/_eval/notes.md" not in noted.fetched
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rag_assets.stages.document_state import held_digest
 from rag_assets.storage.content_digest import content_digest
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.shard_writer import read_progress
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS
-from tests.pipelines import failure_of, publication, published_rows, run_shard
+from tests.pipelines import failure_of, publication, published_rows, run_shard, stored_digest
 from tests.shard_harness import Bench, on_folders, watched
 
 pytestmark = on_folders
@@ -23,7 +22,7 @@ def assert_exact(bench: Bench) -> None:
     assert current is not None
     assert table is not None
     assert progress.dirty == ()
-    assert progress.source_digest == current.source_digest == held_digest(lake, shard)
+    assert progress.source_digest == current.source_digest == stored_digest(lake, shard)
     assert progress.content_digest == current.content_digest == content_digest(table, current.fingerprint)
     assert len({row["chunk_id"] for row in published_rows(bench.lake, bench.shard)}) == current.chunks
 
