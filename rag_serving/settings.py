@@ -83,7 +83,7 @@ class ServingSettings(EnvironmentSettings):
         "on", description="shadow answers anew and logs what would have been served"
     )
     cache_similarity: float = Field(
-        0.98, gt=0, le=1.0, description="cosine at or above which a paraphrase is served without comparing retrieved passages"
+        0.98, gt=0, le=1.0, description="cosine from which a paraphrase is served without comparing passages"
     )
     cache_max_error: float = Field(
         0.01, gt=0, le=0.5, description="share of wrong answers that the guards may let through, among those served"

@@ -40,6 +40,6 @@ def _headings(words: Sequence[str]) -> Iterator[str]:
 
 def _neighbours(tokens: DocumentTokens, section_start: int, start: int) -> Iterator[str]:
     low = max(section_start, start - _NEIGHBOUR_CHARACTERS)
-    for seam in sentence_starts(tokens.text, low, start):
-        if tokens.count(seam, start) <= NEIGHBOUR_TOKENS:
-            yield tokens.text[seam:start].lstrip()
+    for cut in sentence_starts(tokens.text, low, start):
+        if tokens.count(cut, start) <= NEIGHBOUR_TOKENS:
+            yield tokens.text[cut:start].lstrip()

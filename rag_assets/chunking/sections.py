@@ -1,6 +1,6 @@
-"""A document as a chunker sees it: sections of atoms, how large they are, and the way from spans to passages.
+"""A document as a chunker sees it: sections of fragments, how large they are, and the way from spans to passages.
 
-Which atoms make a passage is decided elsewhere, by each chunker in its own way.
+Which fragments make a passage is decided elsewhere, by each chunker in its own way.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Fragment:
     """What is packed whole: a block, or a piece of one that is larger than the window.
 
-    `seams` are the ways to cut it that have not been used yet. A heading is bound to what follows it; a
+    `cuts` are the ways to cut it that have not been used yet. A heading is bound to what follows it; a
     lead-in is, if both fit into one passage.
     """
 
     start: int
     end: int
     tokens: int
-    seams: tuple[Splitter, ...]
+    cuts: tuple[Splitter, ...]
     kind: BlockKind
     is_heading: bool = False
     is_lead_in: bool = False
@@ -46,63 +46,63 @@ class Section:
 
     path: tuple[str, ...]
     parents: tuple[int, ...]
-    atoms: list[Unit]
+    fragments: list[Fragment]
     tokens: int
 
     @property
     def start(self) -> int:
-        return self.atoms[0].start
+        return self.fragments[0].start
 
     @property
     def ends_in_heading(self) -> bool:
-        return self.atoms[-1].is_heading
+        return self.fragments[-1].is_heading
 
 
 class TokenBudget:
     """What fits into one passage of one document."""
 
-    def __init__(self, tokens: DocumentTokens, budget: int) -> None:
+    def __init__(self, tokens: DocumentTokens, limit: int) -> None:
         self.text = tokens.text
-        self.budget = budget
-        self.max_characters = budget * MAX_CHARACTERS_PER_TOKEN
+        self.limit = limit
+        self.max_characters = limit * MAX_CHARACTERS_PER_TOKEN
         self.tokens = tokens
 
-    def fit(self, atoms: Sequence[Unit], tokens: int, limit: int | None = None) -> bool:
-        """Whether a passage from the first to the last of `atoms`, with `tokens`, keeps to the limits."""
-        if tokens > (self.budget if limit is None else limit):
+    def fit(self, fragments: Sequence[Fragment], tokens: int, limit: int | None = None) -> bool:
+        """Whether a passage from the first to the last of `fragments`, with `tokens`, keeps to the limits."""
+        if tokens > (self.limit if limit is None else limit):
             return False
-        return atoms[-1].end - atoms[0].start <= self.max_characters
+        return fragments[-1].end - fragments[0].start <= self.max_characters
 
 
-def sections_of(document: ExtractedDocument, room: TokenBudget) -> list[Section]:
-    """The document's sections in order, with one atom for each block."""
+def sections_of(document: ExtractedDocument, budget: TokenBudget) -> list[Section]:
+    """The document's sections in order, with one fragment for each block."""
     sections: list[Section] = []
     open_headings: list[tuple[int, int, str]] = []  # level, number of the section, words
-    atoms: list[Unit] = []
+    fragments: list[Fragment] = []
 
     def close() -> None:
-        if atoms:
+        if fragments:
             path = tuple(words for _, _, words in open_headings)
             parents = tuple(number for _, number, _ in open_headings[:-1])
-            sections.append(Section(path, parents, atoms, sum(atom.tokens for atom in atoms)))
+            sections.append(Section(path, parents, fragments, sum(fragment.tokens for fragment in fragments)))
 
     for index, block in enumerate(document.blocks):
         if block.kind is BlockKind.HEADING:
             close()
-            atoms = []
+            fragments = []
             while open_headings and open_headings[-1][0] >= block.level:
                 open_headings.pop()
             open_headings.append((block.level, index, heading_text(document, block)))
         is_last = index + 1 == len(document.blocks)
         behind = block.end if is_last else document.blocks[index + 1].start
-        atoms.append(_unit(document.text, block, room.tokens.count(block.start, behind)))
+        fragments.append(_fragment(document.text, block, budget.tokens.count(block.start, behind)))
     close()
     return sections
 
 
-def _unit(text: str, block: Block, tokens: int) -> Unit:
+def _fragment(text: str, block: Block, tokens: int) -> Fragment:
     is_lead_in = block.kind is BlockKind.PARAGRAPH and text.endswith(LEAD_IN, block.start, block.end)
-    return Unit(
+    return Fragment(
         block.start,
         block.end,
         tokens,
@@ -146,41 +146,43 @@ def _is_beside(first: Section, other: Section) -> bool:
     return other.parents[: len(first.parents)] == first.parents
 
 
-def cut_unit(atom: Unit, room: TokenBudget, limit: int) -> list[Unit]:
-    """The pieces of an atom, of at most `limit` tokens each, at the coarsest seams that give such pieces."""
-    for used, seam in enumerate(atom.seams, start=1):
-        spans = spans_between(room.text, atom.start, atom.end, seam(room.text, atom.start, atom.end))
+def cut_fragment(fragment: Fragment, budget: TokenBudget, limit: int) -> list[Fragment]:
+    """The pieces of a fragment, of at most `limit` tokens each, at the coarsest cuts that give such pieces."""
+    for used, cut in enumerate(fragment.cuts, start=1):
+        spans = spans_between(budget.text, fragment.start, fragment.end, cut(budget.text, fragment.start, fragment.end))
         if len(spans) > 1:
-            seams = atom.seams[used:]
+            cuts = fragment.cuts[used:]
             break
     else:
-        spans, seams = list(_even_cuts(atom, room, limit)), ()
+        spans, cuts = list(_even_cuts(fragment, budget, limit)), ()
         if len(spans) == 1:
-            return [atom]
-    pieces: list[Unit] = []
+            return [fragment]
+    pieces: list[Fragment] = []
     for index, (start, end) in enumerate(spans):
         is_last = index + 1 == len(spans)
-        tokens = room.tokens.count(start, end if is_last else spans[index + 1][0])
-        piece = Unit(start, end, tokens, seams, atom.kind, is_last and atom.is_heading, is_last and atom.is_lead_in)
-        if room.fit([piece], tokens, limit):
+        tokens = budget.tokens.count(start, end if is_last else spans[index + 1][0])
+        piece = Fragment(
+            start, end, tokens, cuts, fragment.kind, is_last and fragment.is_heading, is_last and fragment.is_lead_in
+        )
+        if budget.fit([piece], tokens, limit):
             pieces.append(piece)
         else:
-            pieces += cut_unit(piece, room, limit)
+            pieces += cut_fragment(piece, budget, limit)
     return pieces
 
 
-def _even_cuts(atom: Unit, room: TokenBudget, limit: int) -> Iterator[tuple[int, int]]:
+def _even_cuts(fragment: Fragment, budget: TokenBudget, limit: int) -> Iterator[tuple[int, int]]:
     """Cut between tokens into pieces of about the same size, at white space where there is some nearby."""
-    start, end = atom.start, atom.end
+    start, end = fragment.start, fragment.end
     while start < end:
-        tokens, characters = room.tokens.count(start, end), end - start
-        pieces = max(-(-tokens // limit), -(-characters // room.max_characters))
+        tokens, characters = budget.tokens.count(start, end), end - start
+        pieces = max(-(-tokens // limit), -(-characters // budget.max_characters))
         if pieces <= 1:
-            yield from spans_between(room.text, start, end, [])
+            yield from spans_between(budget.text, start, end, [])
             return
-        cut = min(room.tokens.after(start, -(-tokens // pieces)), start + room.max_characters, end)
-        cut = split_near(room.text, start, cut)
-        yield from spans_between(room.text, start, cut, [])
+        cut = min(budget.tokens.after(start, -(-tokens // pieces)), start + budget.max_characters, end)
+        cut = split_near(budget.text, start, cut)
+        yield from spans_between(budget.text, start, cut, [])
         start = cut
 
 
@@ -225,22 +227,22 @@ class SectionChunker(ABC):
         return self._version
 
     @abstractmethod
-    def cut(self, atoms: Sequence[Unit], room: TokenBudget) -> list[tuple[int, int]]:
-        """Spans in order that hold all of the atoms, each of at most `room.budget` tokens."""
+    def cut(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[tuple[int, int]]:
+        """Spans in order that hold all of the fragments, each of at most `budget.limit` tokens."""
 
     def chunk(self, document: ExtractedDocument) -> list[Passage]:
         """The passages in order; together they hold all text of the blocks that is not white space, once."""
         if not document.blocks:
             return []
         tokens = self._counter.read(document)
-        room = TokenBudget(tokens, self._budget)
-        sections = sections_of(document, room)
+        budget = TokenBudget(tokens, self._budget)
+        sections = sections_of(document, budget)
         spans: list[tuple[int, int]] = []
         for group in group_sections(sections, self._budget, self.min_tokens):
-            spans += self.cut([atom for section in group for atom in section.atoms], room)
+            spans += self.cut([fragment for section in group for fragment in section.fragments], budget)
 
         block_starts = [block.start for block in document.blocks]
-        section_of = [section for section in sections for _ in section.atoms]
+        section_of = [section for section in sections for _ in section.fragments]
         passages: list[Passage] = []
         for (start, end), count in self._fit(tokens, spans):
             block = bisect_right(block_starts, start) - 1

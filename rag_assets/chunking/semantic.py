@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from rag_assets.chunking.boundaries import at_items, at_lines, ends_sentence, sentence_starts, spans_between
-from rag_assets.chunking.sections import SectionChunker, TokenBudget, Unit, cut_unit
+from rag_assets.chunking.sections import Fragment, SectionChunker, TokenBudget, cut_fragment
 from rag_assets.extraction.document import BlockKind
 from rag_assets.options import ContextName
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
 
 _MOST_UNITS: Final = 64
-"""Units of a passage at most: crumbs are joined beforehand, so that a passage seldom has so many."""
+"""Units of a passage at most: tiny units are joined beforehand, so that a passage seldom has so many."""
 _UNITS_AT_ONCE: Final = 4096
 """Units that are cut together: memory stays bounded however long a section is."""
 _UNITS_IN_DOUBT: Final = 8
 _NOTHING: Final = 1e-3
 """Length of a vector that is left of rounding alone."""
-_CRUMB_SHARE: Final = 16
+_TINY_SHARE: Final = 16
 """Units under this part of a passage join the next one."""
 
 # Prices of cuts that are made only where nothing else is possible; the dearest is the last resort.
@@ -56,7 +56,7 @@ class CutCosts:
     wrap: float = 0.6
     item: float = 0.1
     block: float = 0.0
-    torn: float = 1.0
+    forced: float = 1.0
 
     @property
     def version(self) -> str:
@@ -94,13 +94,13 @@ class SemanticChunker(SectionChunker):
         self._vectors = vectors
         self._prices = prices
 
-    def cut(self, atoms: Sequence[Unit], room: TokenBudget) -> list[tuple[int, int]]:
-        units = self._units(atoms, room)
+    def cut(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[tuple[int, int]]:
+        units = self._units(fragments, budget)
         spans: list[tuple[int, int]] = []
         first = 0
         while first < len(units):
             batch = units[first : first + _UNITS_AT_ONCE]
-            firsts = self._cheapest(batch, room)
+            firsts = self._cheapest(batch, budget)
             if first + len(batch) < len(units) and len(firsts) > 1:
                 firsts, taken = firsts[:-1], firsts[-1]  # the last one may go on in the next batch
             else:
@@ -110,28 +110,28 @@ class SemanticChunker(SectionChunker):
             first += taken
         return spans
 
-    def _units(self, atoms: Sequence[Unit], room: TokenBudget) -> list[_Sentence]:
-        """The atoms in pieces that are never cut, with what a cut before each costs."""
+    def _units(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[_Sentence]:
+        """The fragments in pieces that are never cut, with what a cut before each costs."""
         units: list[_Sentence] = []
         headings = 0  # tokens of those that wait for something to follow
         price = 0.0
-        for atom in atoms:
-            limit = room.budget - headings if headings <= room.budget // 2 else room.budget
-            pieces = _pieces(atom, room, limit, self._prices)
+        for fragment in fragments:
+            limit = budget.limit - headings if headings <= budget.limit // 2 else budget.limit
+            pieces = _pieces(fragment, budget, limit, self._prices)
             units.append(_Sentence(pieces[0].start, pieces[0].end, pieces[0].tokens, price))
             units += pieces[1:]
-            if atom.is_heading:
-                headings += atom.tokens
+            if fragment.is_heading:
+                headings += fragment.tokens
                 price = _AFTER_HEADING
             else:
                 headings = 0
-                price = _AFTER_LEAD_IN if atom.is_lead_in else self._prices.block
-        return _joined(units, room)
+                price = _AFTER_LEAD_IN if fragment.is_lead_in else self._prices.block
+        return _joined(units, budget)
 
-    def _cheapest(self, units: Sequence[_Sentence], room: TokenBudget) -> list[int]:
+    def _cheapest(self, units: Sequence[_Sentence], budget: TokenBudget) -> list[int]:
         """The first unit of each passage, of the cheapest way to make passages of all units."""
         count = len(units)
-        costs = self._costs(units, room)
+        costs = self._costs(units, budget)
         best = [0.0] * (count + 1)
         before = [0] * (count + 1)
         for end in range(1, count + 1):
@@ -149,20 +149,20 @@ class SemanticChunker(SectionChunker):
             firsts.append(end)
         return firsts[::-1]
 
-    def _costs(self, units: Sequence[_Sentence], room: TokenBudget) -> list[list[float]]:
+    def _costs(self, units: Sequence[_Sentence], budget: TokenBudget) -> list[list[float]]:
         """At ``[i][k]``, of a passage that ends with unit ``i`` and has ``k + 1`` units; infinite where too long."""
-        prices, budget, count = self._prices, room.budget, len(units)
+        prices, limit, count = self._prices, budget.limit, len(units)
         tokens = np.array([unit.tokens for unit in units], np.float64)
         starts = np.array([unit.start for unit in units], np.int64)
         ends = np.array([unit.end for unit in units], np.int64)
         price = np.array([unit.price for unit in units], np.float64)
-        first = room.tokens.indexes([unit.start for unit in units])
-        last = room.tokens.index(units[-1].end)
-        vectors = _contrasted(self._vectors.units(room.tokens.ids[first[0] : last], first - first[0]))
+        first = budget.tokens.indexes([unit.start for unit in units])
+        last = budget.tokens.index(units[-1].end)
+        vectors = _contrasted(self._vectors.units(budget.tokens.ids[first[0] : last], first - first[0]))
         vectors *= tokens[:, None].astype(np.float32)
         weights = np.sqrt(np.einsum("ij,ij->i", vectors, vectors)).astype(np.float64)
 
-        best = prices.best_share * budget
+        best = prices.best_share * limit
         least = self.min_tokens - self._counter.special_tokens
         most = min(_MOST_UNITS, count)
         costs = np.full((count, most), np.inf)
@@ -172,9 +172,9 @@ class SemanticChunker(SectionChunker):
                 length = length[:-1] + tokens[size - 1 :]
                 weight = weight[:-1] + weights[size - 1 :]
                 sums = sums[:-1] + vectors[size - 1 :]
-            fits = (length <= budget) & (ends[size - 1 :] - starts[: count - size + 1] <= room.max_characters)
+            fits = (length <= limit) & (ends[size - 1 :] - starts[: count - size + 1] <= budget.max_characters)
             if size == 1:
-                fits[:] = True  # also a single character with more tokens than there is room for
+                fits[:] = True  # also a single character with more tokens than there is budget for
             elif not fits.any():
                 return costs[:, : size - 1].tolist()
             scatter = (weight - np.sqrt(np.einsum("ij,ij->i", sums, sums))) / best
@@ -195,7 +195,7 @@ class _Sentence:
 
 
 def _contrasted(vectors: Floats) -> Floats:
-    """Unit vectors less what all have in common: what a text is about as a whole hides where its subject changes.
+    """Fragment vectors less what all have in common: what a text is about as a whole hides where its subject changes.
 
     Of a few units that is not known, and little is taken off.
     """
@@ -208,34 +208,34 @@ def _contrasted(vectors: Floats) -> Floats:
     return apart
 
 
-def _pieces(atom: Unit, room: TokenBudget, limit: int, prices: CutCosts) -> list[_Sentence]:
-    """An atom in units, the first of at most `limit` tokens. A cut before the first has no price yet."""
-    text = room.text
-    if atom.kind is BlockKind.PARAGRAPH:
-        seams = sentence_starts(text, atom.start, atom.end)
-    elif atom.kind is BlockKind.LIST:
-        seams = at_items(text, atom.start, atom.end)
-    elif atom.kind is BlockKind.HEADING or room.fit([atom], atom.tokens, limit):
-        seams = []
+def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCosts) -> list[_Sentence]:
+    """An fragment in units, the first of at most `limit` tokens. A cut before the first has no price yet."""
+    text = budget.text
+    if fragment.kind is BlockKind.PARAGRAPH:
+        cuts = sentence_starts(text, fragment.start, fragment.end)
+    elif fragment.kind is BlockKind.LIST:
+        cuts = at_items(text, fragment.start, fragment.end)
+    elif fragment.kind is BlockKind.HEADING or budget.fit([fragment], fragment.tokens, limit):
+        cuts = []
     else:
-        seams = at_lines(text, atom.start, atom.end)
-    spans = spans_between(text, atom.start, atom.end, seams)
+        cuts = at_lines(text, fragment.start, fragment.end)
+    spans = spans_between(text, fragment.start, fragment.end, cuts)
     if len(spans) > 1:
-        firsts = room.tokens.indexes([start for start, _ in spans])
-        counts = [*np.diff(firsts).tolist(), atom.tokens - int(firsts[-1] - firsts[0])]
+        firsts = budget.tokens.indexes([start for start, _ in spans])
+        counts = [*np.diff(firsts).tolist(), fragment.tokens - int(firsts[-1] - firsts[0])]
     else:
-        counts = [atom.tokens]
+        counts = [fragment.tokens]
     units: list[_Sentence] = []
     for (start, end), count in zip(spans, counts, strict=True):
-        price = _cost(text, atom.kind, units[-1].end, start, prices) if units else 0.0
-        most = room.budget if units else limit
-        if count <= most and end - start <= room.max_characters:
+        price = _cost(text, fragment.kind, units[-1].end, start, prices) if units else 0.0
+        most = budget.limit if units else limit
+        if count <= most and end - start <= budget.max_characters:
             units.append(_Sentence(start, end, count, price))
             continue
-        finer = (at_items, at_lines, sentence_starts) if atom.kind is BlockKind.LIST else (at_lines,)
-        torn = cut_unit(Unit(start, end, count, finer, atom.kind), room, most)
-        units.append(_Sentence(torn[0].start, torn[0].end, torn[0].tokens, price))
-        units += [_Sentence(piece.start, piece.end, piece.tokens, prices.torn) for piece in torn[1:]]
+        finer = (at_items, at_lines, sentence_starts) if fragment.kind is BlockKind.LIST else (at_lines,)
+        forced = cut_fragment(Fragment(start, end, count, finer, fragment.kind), budget, most)
+        units.append(_Sentence(forced[0].start, forced[0].end, forced[0].tokens, price))
+        units += [_Sentence(piece.start, piece.end, piece.tokens, prices.forced) for piece in forced[1:]]
     return units
 
 
@@ -250,17 +250,17 @@ def _cost(text: str, kind: BlockKind, end: int, start: int, prices: CutCosts) ->
     return prices.line if ends_sentence(text, end) else prices.wrap
 
 
-def _joined(units: Sequence[_Sentence], room: TokenBudget) -> list[_Sentence]:
-    """The units, each crumb joined to the neighbour from which a cut would part it at the higher price."""
-    crumb = room.budget // _CRUMB_SHARE
+def _joined(units: Sequence[_Sentence], budget: TokenBudget) -> list[_Sentence]:
+    """The units, each tiny joined to the neighbour from which a cut would part it at the higher price."""
+    tiny = budget.limit // _TINY_SHARE
     joined: list[_Sentence] = []
     for number, unit in enumerate(units):
         if joined:
             before = joined[-1]
             following = units[number + 1].price if number + 1 < len(units) else 0.0
-            joins = before.tokens < crumb or (unit.tokens < crumb and unit.price >= following)
+            joins = before.tokens < tiny or (unit.tokens < tiny and unit.price >= following)
             together = before.tokens + unit.tokens
-            if joins and together <= room.budget and unit.end - before.start <= room.max_characters:
+            if joins and together <= budget.limit and unit.end - before.start <= budget.max_characters:
                 joined[-1] = replace(before, end=unit.end, tokens=together)
                 continue
         joined.append(unit)

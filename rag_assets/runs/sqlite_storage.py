@@ -1,4 +1,4 @@
-"""A Dagster instance over the same SQLite storage, for a process that makes many runs: a quarter of the CPU per run.
+"""A Dagster instance over the same SQLite storage, for a process that makes many runs: a third of the CPU per run.
 
 Dagster opens a database engine for each of the hundreds of statements of a run. Here the connections stay open, and the
 output of steps is not captured into files; what runs log is in the event log.

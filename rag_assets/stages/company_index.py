@@ -105,12 +105,12 @@ class CompanyReport:
 
 
 def stale_shards(snapshot: Snapshot) -> list[str]:
-    """Keys of shards of which the company index does not hold exactly what is published, or that it holds in vain."""
+    """Keys of shards of which the company index differs from what is published, or that are no longer published."""
     published = {shard.key: entry for shard, entry in snapshot.entries.items()}
     behind = {
         key
         for key, entry in published.items()
-        if _can_be_held(entry) and not _is_held(snapshot.companies.get(entry.current.fingerprint), entry)
+        if _can_be_indexed(entry) and not _is_indexed(snapshot.companies.get(entry.current.fingerprint), entry)
     }
     for fingerprint, record in snapshot.companies.items():
         behind |= {key for key in record.shards if _of(published.get(key)) != fingerprint}
@@ -121,15 +121,15 @@ def _of(entry: CatalogEntry | None) -> str | None:
     return None if entry is None else entry.current.fingerprint
 
 
-def _can_be_held(entry: CatalogEntry) -> bool:
+def _can_be_indexed(entry: CatalogEntry) -> bool:
     return entry.current.table_format == TABLE_FORMAT
 
 
-def _is_held(record: CompanyRecord | None, entry: CatalogEntry) -> bool:
-    return record is not None and record.shards.get(entry.shard.key) == _holding(entry)
+def _is_indexed(record: CompanyRecord | None, entry: CatalogEntry) -> bool:
+    return record is not None and record.shards.get(entry.shard.key) == _indexed(entry)
 
 
-def _holding(entry: CatalogEntry) -> IndexedShard:
+def _indexed(entry: CatalogEntry) -> IndexedShard:
     current = entry.current
     return IndexedShard(content_digest=current.content_digest, version=current.version, chunks=current.chunks)
 
@@ -151,7 +151,7 @@ def sync_company_index(
     report = CompanyReport()
     wanted: dict[str, list[CatalogEntry]] = {fingerprint: [] for fingerprint in snapshot.companies}
     for _, entry in sorted(snapshot.entries.items()):
-        if _can_be_held(entry):
+        if _can_be_indexed(entry):
             wanted.setdefault(entry.current.fingerprint, []).append(entry)
         else:
             report.skipped += 1
@@ -239,9 +239,9 @@ class _CompanyWriter:
         known: list[CatalogEntry] = []
         fresh: list[CatalogEntry] = []
         for key, entry in published.items():
-            held = self.record.shards.get(key)
-            if held != _holding(entry):
-                (known if held is not None and held.chunks else fresh).append(entry)
+            indexed = self.record.shards.get(key)
+            if indexed != _indexed(entry):
+                (known if indexed is not None and indexed.chunks else fresh).append(entry)
         self._add(fresh, report)
         self._replace(known, report)
 
@@ -253,7 +253,7 @@ class _CompanyWriter:
             if not opened:
                 continue
             rows = sum(table.count_rows() for _, table in opened)
-            noted = {entry.shard.key: _holding(entry) for entry, _ in opened}
+            noted = {entry.shard.key: _indexed(entry) for entry, _ in opened}
             if rows:
                 reader = pa.RecordBatchReader.from_batches(self._schema, self._rows(opened))
                 self._commit(lambda table, reader=reader: table.add(reader), noted)
@@ -276,7 +276,7 @@ class _CompanyWriter:
             wanted, have = _facts(table, None), _facts(self.table, where)
             changed = [chunk_id for chunk_id, facts in wanted.items() if have.get(chunk_id) != facts]
             gone = [chunk_id for chunk_id in have if chunk_id not in wanted]
-            noted = {key: _holding(entry)}
+            noted = {key: _indexed(entry)}
             if not changed and not gone:
                 report.noted += 1
                 self._note(noted)
@@ -368,7 +368,7 @@ class _CompanyWriter:
     ) -> None:
         """Make one commit to the table, and record it."""
         version = self._fence.commit(self.table, operation, _NAME)
-        shards = {key: held for key, held in self.record.shards.items() if key not in set(without)}
+        shards = {key: indexed for key, indexed in self.record.shards.items() if key not in set(without)}
         self.record = self.record.model_copy(update={"shards": {**shards, **noted}})
         self._save(version)
 

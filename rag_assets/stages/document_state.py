@@ -86,8 +86,8 @@ class Plan:
     unchanged: int
 
 
-def plan(listing: Sequence[SourceObject], held: Mapping[str, ObjectState], extractor: str) -> Plan:
-    """Compare a shard's listing with its tables; keys of `held` are object ids. Pure.
+def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], extractor: str) -> Plan:
+    """Compare a shard's listing with its tables; keys of `stored` are object ids. Pure.
 
     A quarantined document is tried again when its etag or the extractor changed, when somebody asked for it, and always
     when only its fetch failed.
@@ -98,12 +98,12 @@ def plan(listing: Sequence[SourceObject], held: Mapping[str, ObjectState], extra
     for entry in listing:
         object_id = document_id(entry.key)
         listed.add(object_id)
-        known = held.get(object_id)
+        known = stored.get(object_id)
         if known is None or known.retried or (entry.etag, extractor) != (known.seen[0], known.seen[2]):
             fetch.append(entry)
         else:
             unchanged += 1
-    return Plan(tuple(fetch), tuple(sorted(held.keys() - listed)), unchanged)
+    return Plan(tuple(fetch), tuple(sorted(stored.keys() - listed)), unchanged)
 
 
 def stored_objects(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, ObjectState]:
@@ -112,19 +112,19 @@ def stored_objects(lake: Lake, shard: Shard, where: str | None = None) -> dict[s
 
 
 def read_object_states(documents: Table | None, quarantine: Table | None, where: str | None) -> dict[str, ObjectState]:
-    held: dict[str, ObjectState] = {}
+    stored: dict[str, ObjectState] = {}
     names = ["doc_id", "object_id", "key", "etag", "size", "extractor", "stale"]
     for batch in scan(documents, names, where=where):
         for row in batch.to_pylist():
-            before = held.get(row["object_id"])
+            before = stored.get(row["object_id"])
             ids = {row["doc_id"]} | (before.documents if before is not None else set[str]())
             facts = {name: row[name] for name in ("key", "etag", "size", "extractor", "stale")}
-            held[row["object_id"]] = ObjectState(**facts, documents=frozenset(ids))
+            stored[row["object_id"]] = ObjectState(**facts, documents=frozenset(ids))
     for row in _quarantine_rows(quarantine, where):
-        before = held.get(row["object_id"], ObjectState(row["key"]))
+        before = stored.get(row["object_id"], ObjectState(row["key"]))
         refusal = QuarantineState(**{name: row[name] for name in QuarantineState.__dataclass_fields__})
-        held[row["object_id"]] = replace(before, refusals={**before.refusals, row["part"]: refusal})
-    return held
+        stored[row["object_id"]] = replace(before, refusals={**before.refusals, row["part"]: refusal})
+    return stored
 
 
 def quarantined_documents(lake: Lake, shard: Shard, where: str | None = None) -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ class _Diff:
     delete: list[str] = field(default_factory=list[str])
     """Ids of objects that left the listing."""
     known: set[str] = field(default_factory=set[str])
-    """Ids of those of both that the tables hold something of."""
+    """Return the ids of those of both that the tables have."""
     unchanged: int = 0
     deleted: int = 0
     """Objects to delete that were read before, and their documents."""
@@ -140,13 +140,13 @@ class _Diff:
     stale: int = 0
     """Stale documents of the objects looked at, kept up to date by `_Tables`; so are the reasons."""
     reasons: Counter[str] = field(default_factory=Counter[str])
-    held: dict[str, ObjectState] | None = None
+    stored: dict[str, ObjectState] | None = None
     """What the tables hold, where one part was all."""
 
-    def count(self, held: ObjectState, times: int) -> None:
+    def count(self, stored: ObjectState, times: int) -> None:
         """Count an object in, or with -1 out."""
-        self.stale += times * held.stale * len(held.documents)
-        for refusal in held.refusals.values():
+        self.stale += times * stored.stale * len(stored.documents)
+        for refusal in stored.refusals.values():
             self.reasons[refusal.reason] += times
 
 
@@ -164,20 +164,20 @@ def _compare(writer: ShardWriter, parts: Iterable[tuple[str | None, list[SourceO
     """Compare each part of the listing with what the tables hold of it."""
     survey = _Diff()
     for number, (where, listing) in enumerate(parts):
-        held = read_object_states(writer.table(RAW_DOCUMENTS), writer.table(QUARANTINE), where)
-        found = plan(listing, held, EXTRACTOR_VERSION)
+        stored = read_object_states(writer.table(RAW_DOCUMENTS), writer.table(QUARANTINE), where)
+        found = plan(listing, stored, EXTRACTOR_VERSION)
         survey.fetch += found.fetch
         survey.delete += found.delete
         survey.known.update(found.delete)
-        survey.known.update(i for entry in found.fetch if (i := document_id(entry.key)) in held)
+        survey.known.update(i for entry in found.fetch if (i := document_id(entry.key)) in stored)
         survey.unchanged += found.unchanged
-        survey.deleted += sum(bool(held[object_id].documents) for object_id in found.delete)
-        survey.deleted_documents += sum(len(held[object_id].documents) for object_id in found.delete)
-        for known in held.values():
+        survey.deleted += sum(bool(stored[object_id].documents) for object_id in found.delete)
+        survey.deleted_documents += sum(len(stored[object_id].documents) for object_id in found.delete)
+        for known in stored.values():
             survey.count(known, 1)
             if known.seen[0]:
                 survey.digest.add(known.entry)
-        survey.held = held if number == 0 else None
+        survey.stored = stored if number == 0 else None
     survey.fetch.sort(key=lambda entry: entry.key)
     return survey
 
@@ -250,14 +250,14 @@ class _Tables:
         self._writer = writer
         self._digest = digest
         self._survey = survey
-        self.held = survey.held or {}
+        self.stored = survey.stored or {}
 
     def look_up(self, object_ids: Iterable[str]) -> None:
         """Have what the tables hold of these objects at hand."""
-        if self._survey.held is None:
+        if self._survey.stored is None:
             known = [object_id for object_id in object_ids if object_id in self._survey.known]
             documents, quarantine = self._writer.table(RAW_DOCUMENTS), self._writer.table(QUARANTINE)
-            self.held = read_object_states(documents, quarantine, sql_in("object_id", known)) if known else {}
+            self.stored = read_object_states(documents, quarantine, sql_in("object_id", known)) if known else {}
 
     def note_digest(self) -> None:
         """Note the digest also where nothing was written; it may be the first of this shard."""
@@ -272,17 +272,17 @@ class _Tables:
             self._delete(batch)
 
     def _delete(self, object_ids: Sequence[str]) -> None:
-        in_quarantine = [object_id for object_id in object_ids if self.held[object_id].refusals]
-        in_documents = [object_id for object_id in object_ids if self.held[object_id].documents]
-        self._writer.mark_dirty(doc_id for object_id in object_ids for doc_id in self.held[object_id].documents)
+        in_quarantine = [object_id for object_id in object_ids if self.stored[object_id].refusals]
+        in_documents = [object_id for object_id in object_ids if self.stored[object_id].documents]
+        self._writer.mark_dirty(doc_id for object_id in object_ids for doc_id in self.stored[object_id].documents)
         if in_quarantine:
-            noted = self._become({i: replace(self.held[i], refusals={}) for i in in_quarantine})
+            noted = self._become({i: replace(self.stored[i], refusals={}) for i in in_quarantine})
             self._writer.delete(QUARANTINE, "object_id", in_quarantine, source_digest=noted)
         if in_documents:
             noted = self._become(dict.fromkeys(in_documents))
             self._writer.delete(RAW_DOCUMENTS, "object_id", in_documents, source_digest=noted)
         for object_id in object_ids:
-            self.held.pop(object_id, None)
+            self.stored.pop(object_id, None)
 
     def store(self, found: Sequence[_FetchResult], source: Source, report: IngestionReport) -> None:
         """Write what became of a batch of objects.
@@ -300,7 +300,7 @@ class _Tables:
         after: dict[str, ObjectState | None] = {}
         rows: list[dict[str, Any]] = []
         for item in found:
-            before = self.held.get(item.object_id, ObjectState(item.entry.key))
+            before = self.stored.get(item.object_id, ObjectState(item.entry.key))
             refusals = {part: self._refusal(item, part, *why, before, now) for part, why in _refused(item).items()}
             report.newly_quarantined += len(refusals.keys() - before.refusals.keys())
             if refusals or before.refusals:
@@ -310,7 +310,7 @@ class _Tables:
                 rows.append({**facts, "object_id": item.object_id, "key": item.entry.key, "part": part})
         if not after:
             return
-        known = any(object_id in self.held and self.held[object_id].refusals for object_id in after)
+        known = any(object_id in self.stored and self.stored[object_id].refusals for object_id in after)
         self._writer.ensure(QUARANTINE, QUARANTINE_SCHEMA)
         self._writer.replace(
             QUARANTINE,
@@ -350,7 +350,7 @@ class _Tables:
         for item in good:
             made = list(_document_rows(item, source, now))
             rows += made
-            before = self.held.get(item.object_id, ObjectState(item.entry.key))
+            before = self.stored.get(item.object_id, ObjectState(item.entry.key))
             report.changed += bool(before.documents)
             report.added += not before.documents
             documents = frozenset(str(row["doc_id"]) for row in made)
@@ -359,7 +359,7 @@ class _Tables:
             after[item.object_id] = ObjectState(
                 entry.key, entry.etag, entry.size, EXTRACTOR_VERSION, documents, refusals=before.refusals
             )
-        known = any(object_id in self.held and self.held[object_id].documents for object_id in after)
+        known = any(object_id in self.stored and self.stored[object_id].documents for object_id in after)
         self._writer.ensure(RAW_DOCUMENTS, RAW_SCHEMA)
         self._writer.replace(
             RAW_DOCUMENTS,
@@ -373,25 +373,25 @@ class _Tables:
 
     def _mark_stale(self, object_ids: Collection[str]) -> None:
         """Mark the older versions that stay because the newer ones cannot be read."""
-        old = [i for i in object_ids if i in self.held and self.held[i].documents and not self.held[i].stale]
+        old = [i for i in object_ids if i in self.stored and self.stored[i].documents and not self.stored[i].stale]
         if old:
-            self._writer.mark_dirty(doc_id for object_id in old for doc_id in self.held[object_id].documents)
-            noted = self._become({object_id: replace(self.held[object_id], stale=True) for object_id in old})
+            self._writer.mark_dirty(doc_id for object_id in old for doc_id in self.stored[object_id].documents)
+            noted = self._become({object_id: replace(self.stored[object_id], stale=True) for object_id in old})
             self._writer.update(RAW_DOCUMENTS, sql_in("object_id", old), {"stale": True}, source_digest=noted)
 
     def _become(self, after: Mapping[str, ObjectState | None]) -> str:
         """Take over what a commit will make of these objects, and give the digest that belongs to it."""
-        for object_id, held in after.items():
-            before = self.held.pop(object_id, None)
+        for object_id, stored in after.items():
+            before = self.stored.pop(object_id, None)
             if before is not None:
                 self._survey.count(before, -1)
                 if before.seen[0]:
                     self._digest.remove(before.entry)
-            if held is not None and (held.documents or held.refusals):
-                self.held[object_id] = held
-                self._survey.count(held, 1)
-                if held.seen[0]:
-                    self._digest.add(held.entry)
+            if stored is not None and (stored.documents or stored.refusals):
+                self.stored[object_id] = stored
+                self._survey.count(stored, 1)
+                if stored.seen[0]:
+                    self._digest.add(stored.entry)
         return str(self._digest)
 
 

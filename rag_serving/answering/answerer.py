@@ -279,11 +279,11 @@ class Answerer:
             if verdict.serve and entry.answer.kind == "none" and not same_evidence(entry.evidence, evidence):
                 continue  # that nothing was found for one wording says little about what was found for another
             if verdict.serve and entry.digests != asked.digests:
-                held = await self._revalidate_other_version(asked, entry, problems)
-                if held is None:
+                revalidated = await self._revalidate_other_version(asked, entry, problems)
+                if revalidated is None:
                     work.refused = work.refused or "a question that means the same rests on documents that changed"
                     continue
-                entry = held
+                entry = revalidated
             if verdict.serve and self._mode == "on":
                 await self._tolerant(self._cache.store.used(asked.tag, entry.key), problems)
                 clock.lap("cache")

@@ -59,7 +59,7 @@ class ReviewItem(BaseModel):
     asked_evidence: tuple[Evidence, ...] = ()
     cached_evidence: tuple[Evidence, ...] = ()
     guard: Guard | None = Field(default=None, description="which guard refused")
-    risk: float | None = Field(default=None, description="95 % bound of wrong hits at this similarity; 1 if a guard refused")
+    risk: float | None = Field(default=None, description="95 % bound of wrong hits there; 1 if a guard refused")
     same: bool | None = Field(default=None, description="whether the answer was right, where a person said so")
     at: float
 

@@ -46,7 +46,7 @@ class CompanyRecord(BaseModel):
     @property
     def rows(self) -> int:
         """Rows of the table at that version."""
-        return sum(held.chunks for held in self.shards.values())
+        return sum(shard.chunks for shard in self.shards.values())
 
 
 def company_schema(dimensions: int, fingerprint: str) -> pa.Schema:

@@ -43,20 +43,22 @@ def plan(
             by_fingerprint.setdefault(entry.current.fingerprint, []).append(entry)
     for fingerprint, group in by_fingerprint.items():
         record = companies.get(fingerprint)
-        held = [] if record is None else [entry for entry in group if _holds(record, entry, exact=query.by_date)]
-        if record is not None and len(held) > wide:
-            targets.append(company_target(record, held))
-            there = {entry.shard for entry in held}
+        indexed = (
+            [] if record is None else [entry for entry in group if _is_current(record, entry, exact=query.by_date)]
+        )
+        if record is not None and len(indexed) > wide:
+            targets.append(company_target(record, indexed))
+            there = {entry.shard for entry in indexed}
             group = [entry for entry in group if entry.shard not in there]
         targets += map(shard_target, group)
     return targets
 
 
-def _holds(record: CompanyRecord, entry: CatalogEntry, *, exact: bool) -> bool:
-    held = record.shards.get(entry.shard.key)
-    if held is None or held.content_digest != entry.current.content_digest:
+def _is_current(record: CompanyRecord, entry: CatalogEntry, *, exact: bool) -> bool:
+    indexed = record.shards.get(entry.shard.key)
+    if indexed is None or indexed.content_digest != entry.current.content_digest:
         return False
-    return not exact or held.version == entry.current.version
+    return not exact or indexed.version == entry.current.version
 
 
 def shard_target(entry: CatalogEntry) -> Target:
@@ -71,10 +73,10 @@ def shard_target(entry: CatalogEntry) -> Target:
     )
 
 
-def company_target(record: CompanyRecord, held: Sequence[CatalogEntry] | None) -> Target:
+def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None) -> Target:
     """The company table, narrowed to those shards by the shorter of two filters; None for all that it holds."""
     filled = {key for key, other in record.shards.items() if other.chunks}
-    keys = filled if held is None else {entry.shard.key for entry in held}
+    keys = filled if indexed is None else {entry.shard.key for entry in indexed}
     others = filled - keys
     scope: str | None = None
     probes = COMPANY_PROBES
