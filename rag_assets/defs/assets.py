@@ -1,26 +1,25 @@
 """The asset graph, from arriving objects to what readers see. Each asset reads what changed in the one before it.
 
 source_objects → raw_documents → chunks → embeddings → shards → published, all partitioned by shard; beside them
-embedding_model and boundary_vectors, made once. `build` turns the templates into Dagster's assets, under the names of
-one deployment.
+embedding_model and boundary_vectors, made once. `@asset` names the assets that are read; `build` adds the prefix of the
+deployment.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
+from rag_assets.defs.asset_template import asset
 from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.records import Evaluation
 from rag_assets.extraction.registry import EXTRACTOR_VERSION
 from rag_assets.models.export import ensure_exported
 from rag_assets.models.static_vectors import ensure_distilled
 from rag_assets.publishing.publish import publish
-from rag_assets.runs.failures import named_failures, step_retries
+from rag_assets.runs.failures import named_failures
 from rag_assets.runs.names import Names
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, flag
 from rag_assets.stages.chunks import sync_chunks
@@ -34,41 +33,6 @@ from rag_serving.lake.embedders.base import MODELS
 from rag_serving.lake.tables import shard_schema
 
 _PACKAGED_DIMENSIONS = 384  # shown in the UI only; the tables take the model's own
-
-
-@dataclass(frozen=True)
-class AssetTemplate:
-    """An asset before the deployment's names are known."""
-
-    compute: Callable[..., Any]
-    upstream: tuple[str, ...]
-    whole: tuple[str, ...]
-    """Upstream assets that are read as a whole: one that is not partitioned, or all partitions."""
-    partitioned: bool
-    options: Mapping[str, Any]
-
-    def build(self, names: Names) -> dg.AssetsDefinition:
-        deps = [dg.AssetDep(names.asset(name)) for name in self.upstream]
-        everything = dg.AllPartitionMapping()
-        deps += [dg.AssetDep(names.asset(name), partition_mapping=everything) for name in self.whole]
-        options = {name: value(names) if callable(value) else value for name, value in self.options.items()}
-        decorate: Any = dg.asset  # its overloads know no options by name
-        return decorate(
-            key=names.asset(self.compute.__name__),
-            deps=deps,
-            partitions_def=names.partitions if self.partitioned else None,
-            group_name=names.group,
-            owners=list(names.owners),
-            retry_policy=step_retries,
-            **options,
-        )(self.compute)
-
-
-def asset(
-    *upstream: str, whole: tuple[str, ...] = (), partitioned: bool = True, **options: Any
-) -> Callable[[Callable[..., Any]], AssetTemplate]:
-    """Declare an asset and those that it reads, by their names without a prefix."""
-    return lambda compute: AssetTemplate(compute, upstream, whole, partitioned, options)
 
 
 def build_source_objects(names: Names) -> dg.AssetSpec:

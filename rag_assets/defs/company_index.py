@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.assets import asset
+from rag_assets.defs.asset_template import asset
 from rag_assets.defs.jobs import AssetJob
 from rag_assets.defs.resources import PipelineParam
 from rag_assets.runs.failures import named_failures
