@@ -23,8 +23,9 @@ def open_source(uri: str | None, client: S3Client | None = None) -> Source:
             import boto3
             from botocore.config import Config
 
-            # As often and in the same way as the client that Dagster's resource makes.
-            client = boto3.client("s3", config=Config(retries={"max_attempts": 5, "mode": "standard"}))
+            # A session of its own: boto3's default one keeps the credentials that it first found.
+            config = Config(retries={"max_attempts": 5, "mode": "standard"})
+            client = boto3.session.Session().client("s3", config=config)
         bucket, prefix = split_s3(uri)
         return S3Source(client, bucket, prefix)
     return FolderSource(folder_path(uri))
