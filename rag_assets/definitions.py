@@ -1,4 +1,4 @@
-"""The code location: what `rag_assets/defs` holds, the pipeline and whatever a project adds beside it."""
+"""The Dagster code location: everything in `rag_assets/defs`, the pipeline's definitions and those that you add."""
 
 from pathlib import Path
 

@@ -69,7 +69,7 @@ class Pipeline:
                 fence(lake, shard, lease.epoch)
             yield ShardWriter(lake, shard, lease, whole=whole)
 
-    def read(self) -> Parse:
+    def parser(self) -> Parse:
         """Return the function that parses documents, each in a limited process."""
         limits = ParserLimits(self.settings.parse_seconds, self.settings.parse_memory)
         return warm_parsers(limits, self.settings.parse_workers).read

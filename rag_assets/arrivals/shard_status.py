@@ -1,4 +1,4 @@
-"""How the shards stand: what the source lists beside what is published."""
+"""The state of every shard, for commands and the check `no_shard_left_behind`: the listing beside the catalog."""
 
 from __future__ import annotations
 

@@ -110,15 +110,15 @@ class SemanticChunker(SectionChunker):
             first += taken
         return spans
 
-    def _units(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[_Sentence]:
+    def _units(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[_Unit]:
         """The fragments in pieces that are never cut, with what a cut before each costs."""
-        units: list[_Sentence] = []
+        units: list[_Unit] = []
         headings = 0  # tokens of those that wait for something to follow
         price = 0.0
         for fragment in fragments:
             limit = budget.limit - headings if headings <= budget.limit // 2 else budget.limit
             pieces = _pieces(fragment, budget, limit, self._prices)
-            units.append(_Sentence(pieces[0].start, pieces[0].end, pieces[0].tokens, price))
+            units.append(_Unit(pieces[0].start, pieces[0].end, pieces[0].tokens, price))
             units += pieces[1:]
             if fragment.is_heading:
                 headings += fragment.tokens
@@ -128,7 +128,7 @@ class SemanticChunker(SectionChunker):
                 price = _AFTER_LEAD_IN if fragment.is_lead_in else self._prices.block
         return _joined(units, budget)
 
-    def _cheapest(self, units: Sequence[_Sentence], budget: TokenBudget) -> list[int]:
+    def _cheapest(self, units: Sequence[_Unit], budget: TokenBudget) -> list[int]:
         """The first unit of each passage, of the cheapest way to make passages of all units."""
         count = len(units)
         costs = self._costs(units, budget)
@@ -149,7 +149,7 @@ class SemanticChunker(SectionChunker):
             firsts.append(end)
         return firsts[::-1]
 
-    def _costs(self, units: Sequence[_Sentence], budget: TokenBudget) -> list[list[float]]:
+    def _costs(self, units: Sequence[_Unit], budget: TokenBudget) -> list[list[float]]:
         """At ``[i][k]``, of a passage that ends with unit ``i`` and has ``k + 1`` units; infinite where too long."""
         prices, limit, count = self._prices, budget.limit, len(units)
         tokens = np.array([unit.tokens for unit in units], np.float64)
@@ -185,7 +185,7 @@ class SemanticChunker(SectionChunker):
 
 
 @dataclass(frozen=True, slots=True)
-class _Sentence:
+class _Unit:
     """What is never cut. `price` is of a cut before it."""
 
     start: int
@@ -208,8 +208,8 @@ def _contrasted(vectors: Floats) -> Floats:
     return apart
 
 
-def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCosts) -> list[_Sentence]:
-    """An fragment in units, the first of at most `limit` tokens. A cut before the first has no price yet."""
+def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCosts) -> list[_Unit]:
+    """Cut a fragment into units, the first of at most `limit` tokens. A cut before the first has no price yet."""
     text = budget.text
     if fragment.kind is BlockKind.PARAGRAPH:
         cuts = sentence_starts(text, fragment.start, fragment.end)
@@ -225,17 +225,17 @@ def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCost
         counts = [*np.diff(firsts).tolist(), fragment.tokens - int(firsts[-1] - firsts[0])]
     else:
         counts = [fragment.tokens]
-    units: list[_Sentence] = []
+    units: list[_Unit] = []
     for (start, end), count in zip(spans, counts, strict=True):
         price = _cost(text, fragment.kind, units[-1].end, start, prices) if units else 0.0
         most = budget.limit if units else limit
         if count <= most and end - start <= budget.max_characters:
-            units.append(_Sentence(start, end, count, price))
+            units.append(_Unit(start, end, count, price))
             continue
         finer = (at_items, at_lines, sentence_starts) if fragment.kind is BlockKind.LIST else (at_lines,)
         forced = cut_fragment(Fragment(start, end, count, finer, fragment.kind), budget, most)
-        units.append(_Sentence(forced[0].start, forced[0].end, forced[0].tokens, price))
-        units += [_Sentence(piece.start, piece.end, piece.tokens, prices.forced) for piece in forced[1:]]
+        units.append(_Unit(forced[0].start, forced[0].end, forced[0].tokens, price))
+        units += [_Unit(piece.start, piece.end, piece.tokens, prices.forced) for piece in forced[1:]]
     return units
 
 
@@ -250,10 +250,10 @@ def _cost(text: str, kind: BlockKind, end: int, start: int, prices: CutCosts) ->
     return prices.line if ends_sentence(text, end) else prices.wrap
 
 
-def _joined(units: Sequence[_Sentence], budget: TokenBudget) -> list[_Sentence]:
+def _joined(units: Sequence[_Unit], budget: TokenBudget) -> list[_Unit]:
     """The units, each tiny joined to the neighbour from which a cut would part it at the higher price."""
     tiny = budget.limit // _TINY_SHARE
-    joined: list[_Sentence] = []
+    joined: list[_Unit] = []
     for number, unit in enumerate(units):
         if joined:
             before = joined[-1]

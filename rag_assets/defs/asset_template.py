@@ -1,4 +1,7 @@
-"""How an asset is declared before the deployment's names are known."""
+"""Declare the pipeline's assets before the deployment's prefix (`RAG_ASSET_PREFIX`) is known.
+
+Your own assets use `dg.asset`: Dagster does not load a template by itself.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,18 @@ from rag_assets.runs.names import Names
 
 @dataclass(frozen=True)
 class AssetTemplate:
-    """An asset before the deployment's names are known."""
+    """An asset's function and options, without prefix, partitions and group; `build` adds those."""
 
     compute: Callable[..., Any]
     upstream: tuple[str, ...]
-    whole: tuple[str, ...]
-    """Upstream assets that are read as a whole: one that is not partitioned, or all partitions."""
+    all_partitions_of: tuple[str, ...]
     partitioned: bool
     options: Mapping[str, Any]
 
     def build(self, names: Names) -> dg.AssetsDefinition:
         deps = [dg.AssetDep(names.asset(name)) for name in self.upstream]
         everything = dg.AllPartitionMapping()
-        deps += [dg.AssetDep(names.asset(name), partition_mapping=everything) for name in self.whole]
+        deps += [dg.AssetDep(names.asset(name), partition_mapping=everything) for name in self.all_partitions_of]
         options = {name: value(names) if callable(value) else value for name, value in self.options.items()}
         decorate: Any = dg.asset  # its overloads know no options by name
         return decorate(
@@ -40,8 +42,12 @@ class AssetTemplate:
         )(self.compute)
 
 
-def asset(
-    *upstream: str, whole: tuple[str, ...] = (), partitioned: bool = True, **options: Any
+def asset_template(
+    *upstream: str, all_partitions_of: tuple[str, ...] = (), partitioned: bool = True, **options: Any
 ) -> Callable[[Callable[..., Any]], AssetTemplate]:
-    """Declare an asset and those that it reads, by their names without a prefix."""
-    return lambda compute: AssetTemplate(compute, upstream, whole, partitioned, options)
+    """Declare an asset and those that it reads, by their names without a prefix.
+
+    A partition reads the same partition of `upstream`; of `all_partitions_of` it reads everything. An option that is a
+    function gets the deployment's `Names`.
+    """
+    return lambda compute: AssetTemplate(compute, upstream, all_partitions_of, partitioned, options)

@@ -1,8 +1,8 @@
 """The asset graph, from arriving objects to what readers see. Each asset reads what changed in the one before it.
 
 source_objects → raw_documents → chunks → embeddings → shards → published, all partitioned by shard; beside them
-embedding_model and boundary_vectors, made once. `@asset` names the assets that are read; `build` adds the prefix of the
-deployment.
+embedding_model and boundary_vectors, made once. `@asset_template` names the assets that are read; `build` adds the
+prefix of the deployment.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import dagster as dg
 import pyarrow as pa
 from pydantic import Field
 
-from rag_assets.defs.asset_template import asset
+from rag_assets.defs.asset_template import asset_template
 from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.records import Evaluation
 from rag_assets.extraction.registry import EXTRACTOR_VERSION
@@ -47,7 +47,7 @@ def build_source_objects(names: Names) -> dg.AssetSpec:
     )
 
 
-@asset(
+@asset_template(
     partitioned=False,
     kinds={"python", "openvino"},
     code_version="1",
@@ -72,7 +72,7 @@ def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineParam) 
     )
 
 
-@asset(
+@asset_template(
     "embedding_model",
     partitioned=False,
     kinds={"python", "numpy"},
@@ -122,7 +122,7 @@ def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
     return {**numbers, "dagster/partition_row_count": rows}
 
 
-@asset(
+@asset_template(
     "source_objects",
     kinds={"python", "lancedb"},
     code_version=EXTRACTOR_VERSION,
@@ -141,7 +141,7 @@ def raw_documents(
         report = sync_documents(
             shard_writer,
             pipeline.source(),
-            pipeline.read(),
+            pipeline.parser(),
             pipeline.limits(allow_mass_delete=allow),
             context.log.info,
             keys=config.keys,
@@ -176,9 +176,9 @@ def raw_documents(
     return dg.MaterializeResult(metadata=metadata)
 
 
-@asset(
+@asset_template(
     "raw_documents",
-    whole=("boundary_vectors",),
+    all_partitions_of=("boundary_vectors",),
     kinds={"python", "lancedb"},
     code_version="2",
     metadata=_columns(CHUNK_SCHEMA),
@@ -194,9 +194,9 @@ def chunks(
     return dg.MaterializeResult(metadata={**_metadata(report, rows=report.chunks), "chunker": chunker.version})
 
 
-@asset(
+@asset_template(
     "chunks",
-    whole=("embedding_model",),
+    all_partitions_of=("embedding_model",),
     kinds={"openvino", "lancedb"},
     code_version="1",
     metadata=_columns(embedding_schema(_PACKAGED_DIMENSIONS)),
@@ -213,7 +213,7 @@ def embeddings(
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
 
-@asset(
+@asset_template(
     "raw_documents",
     "chunks",
     "embeddings",
@@ -233,7 +233,7 @@ def shards(
     return dg.MaterializeResult(metadata={**metadata, "fingerprint": identity.fingerprint})
 
 
-@asset(
+@asset_template(
     "shards",
     kinds={"lancedb", "json"},
     code_version="1",

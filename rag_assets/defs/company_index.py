@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from rag_assets.defs.asset_template import asset
+from rag_assets.defs.asset_template import asset_template
 from rag_assets.defs.jobs import AssetJob
 from rag_assets.defs.resources import PipelineParam
 from rag_assets.runs.failures import named_failures
@@ -21,8 +21,8 @@ def _pool(names: Names) -> str:
     return names.job("company_index")
 
 
-@asset(
-    whole=("published",),
+@asset_template(
+    all_partitions_of=("published",),
     partitioned=False,
     kinds={"lancedb"},
     pool=_pool,

@@ -1,7 +1,7 @@
 """How well a shard's table is searched: metrics on golden questions and of the vector index, and what they forbid.
 
-The table's head and the published version answer the same questions, by vectors and by vectors and words together, as
-serving searches. What was measured is kept in the lake, the last `KEPT` of every shard.
+The table's head and the published version answer the same questions, by vectors, by words and by both, as serving
+searches. The last `records.KEPT` evaluations of every shard are kept in the lake.
 """
 
 from __future__ import annotations

@@ -29,7 +29,10 @@ class Quality:
 
 
 def judge(evaluation: Evaluation, quality: Quality) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Problems and warnings. Pure."""
+    """Return the problems that stop a publish, and the warnings that do not. Pure.
+
+    `assess` calls it; `publish` and the check `retrieval_holds` act on it.
+    """
     drops: list[str] = []
     if evaluation.head is not None and evaluation.published is not None:
         head, before = evaluation.head.hybrid, evaluation.published.hybrid

@@ -1,9 +1,12 @@
-"""Which formats can be read, and how a source object's format is told.
+"""Which formats can be read, and how a source object's format is detected.
 
-To add a format, write one function `extract_x(data: bytes) -> ExtractedDocument` in a module of its own and
-add one line to `FORMATS`. The function may raise whatever its parser raises: `extract` makes an
-ExtractionError of it. It returns an empty title where the content has none. A format that holds other files
-names a second function, `open`, which returns those too.
+To add a format, write `extract_NAME(data: bytes) -> ExtractedDocument` in `formats/NAME.py` and add a `Format` to
+`FORMATS`: with `recognise` if its content identifies it (they are asked in order), else with `suffixes`. Increase
+`EXTRACTOR_VERSION`, which makes every document be read again. `DocumentBuilder` assembles text and blocks; a format in
+a zip container opens it with `ooxml.open_package`, which bounds what it inflates.
+
+The function may raise whatever its parser raises: `extract` makes an ExtractionError of it. It returns an empty title if
+the content has none. A format that holds other files names a second function, `open`, which returns those too.
 """
 
 from __future__ import annotations

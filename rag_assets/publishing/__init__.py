@@ -1,1 +1,1 @@
-"""From a built table to what readers see: checks, publish, rollback, retention."""
+"""From a built table to what readers see: checks, publish, rollback, retention, maintenance, catalog writes."""

@@ -1,4 +1,7 @@
-"""Conditional writes of catalog entries, fenced by the epoch of the lease."""
+"""Conditional writes of catalog entries.
+
+The epoch in an entry keeps out a writer whose lease was taken over; `storage.fence` does that for tables.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Checks of a built search table: rows, coverage of documents, vectors."""
+"""Checks of a built search table: rows, coverage of documents, vectors.
+
+Retrieval is judged in `evaluation`; `publish` runs both.
+"""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ def _maintain(
     cutoff = datetime.now(UTC) - older_than
     removable = sum(made_at(version) < cutoff for version in versions[:-1])
     if removable or small_fragments(table) > 1 or unindexed_rows(table):
-        # Its new version is noted before old ones go: what the note names is what the next writer goes back to.
+        # The new version is recorded before old ones are removed: the next writer rolls back to what is recorded.
         writer.maintain(stage, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS), fingerprint=fingerprint)
         # Nobody else writes while the lease is held, so a file that belongs to no version belongs to a dead writer.
         writer.maintain(

@@ -1,4 +1,4 @@
-"""Checks of a shard's new table, and what puts a version before readers by one write of the shard's catalog object."""
+"""Publish a shard: repeat the checks, then send readers to the new version by one write of the catalog object."""
 
 from __future__ import annotations
 

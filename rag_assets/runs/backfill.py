@@ -1,4 +1,4 @@
-"""Starting runs from the command line: a backfill that the daemon owns, and the export of the model."""
+"""Start and watch runs for the command line: daemon backfills, the model export and the company index."""
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Tags of runs that carry permissions and the partition."""
+"""Tags of runs: the partition, what a run is permitted to do, and whether it compares whole tables."""
 
 from __future__ import annotations
 

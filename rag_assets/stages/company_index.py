@@ -171,7 +171,7 @@ def sync_company_index(
 
 
 class _CompanyWriter:
-    """Writes to one company table; opening it takes back what a dead or sleeping writer left unrecorded."""
+    """Writes to one company table; opening it rolls back commits that a dead or sleeping writer did not record."""
 
     def __init__(self, lake: Lake, lease: Lease, fingerprint: str, log: Log) -> None:
         self._lake = lake

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Fence:
-    """The record at `key` and the commits that it notes; `remedy` says what to run after a `LeaseLost`."""
+    """The record at `key`, and the commits that it records; `remedy` says what to run after a `LeaseLost`."""
 
     def __init__(self, objects: ObjectStore, key: str, lease: Lease, *, remedy: str) -> None:
         self._objects = objects

@@ -1,4 +1,7 @@
-"""Prompts: passages as quoted data, history, and the budget of tokens."""
+"""The prompt of an answer: passages as quoted data, within a budget of tokens.
+
+The prompt that rewrites follow-up questions is in `follow_up`.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class CachedAnswer:
 class ReviewItem(BaseModel):
     """A pair of questions worth looking at: refused narrowly, served in the shadow, or judged by a person.
 
-    Written as JSON lines, notes with `same` are what a recalibration reads.
+    Written as JSON lines; those with `same` are what a recalibration reads.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -1,6 +1,7 @@
 """What the cache records of a decision: the passages that were retrieved, and the name of the guard that refused.
 
-Plain data that other modules store and send. How evidence is compared belongs to `features`.
+Plain data that other modules store and send. `evidence` makes it from hits and tests it for equality;
+`guards.features` compares that of two questions.
 """
 
 from __future__ import annotations

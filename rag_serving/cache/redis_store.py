@@ -50,7 +50,7 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class RedisStore:
-    """A `CacheStore` and a `FlightBoard`. After a failure the server is left alone until it answers a probe."""
+    """A `CacheStore` and `SharedFlights` in Redis. After a failure Redis is bypassed until it answers a probe."""
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ NEIGHBOURS = 3
 """Stored questions that are looked at for one asked."""
 
 MAX_REVIEW_ITEMS = 1_000
-"""Notes kept at most, the newest."""
+"""Review items that a store keeps; the newest stay."""
 USE_SECONDS = 600.0
 """What one use of an entry weighs beside its age when the least used have to go."""
 
@@ -55,7 +55,7 @@ class CacheStore(Protocol):
         ...
 
     async def notes(self) -> list[ReviewItem]:
-        """The notes that are kept, newest first."""
+        """The review items that are kept, newest first."""
         ...
 
     async def state(self) -> StoreState:

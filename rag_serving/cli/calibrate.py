@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.guards.calibration import LEAST_SIMILARITY, Labelled, calibrate, upper_bound
 from rag_serving.cache.guards.judge import Calibration, Pair
-from rag_serving.errors import InvalidArgument, UnknownScope
+from rag_serving.errors import InvalidArgument, UnknownScope, first_problem
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,9 +59,7 @@ def read_pairs(path: Path) -> list[Line]:
         try:
             lines.append(Line.model_validate_json(text))
         except ValidationError as error:
-            problem = error.errors(include_input=False, include_url=False)[0]
-            where = ".".join(map(str, problem["loc"])) or "the line"
-            raise InvalidArgument(f"line {number} of {path}: {where}: {problem['msg']}") from None
+            raise InvalidArgument(f"line {number} of {path}: {first_problem(error)}") from None
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The command `rag-serving`: ask, search, and list what is published."""
+"""The command `rag-serving`: ask, search, list, review notes and serve; `calibrate` and `keys` are beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build clients and their language model from settings."""
+"""The language model that the settings name."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class RemoteRagClient(BaseRagClient):
         except ModuleNotFoundError as error:
             raise SettingsError("asking a service needs more packages: pip install 'rag-shards[client]'") from error
         secret = None if key is None else SecretStr(key)
-        self._wire = ServiceTransport(base_url, secret, deadline=deadline, tries=tries, transport=transport)
+        self._transport = ServiceTransport(base_url, secret, deadline=deadline, tries=tries, transport=transport)
         self._deadline = deadline
 
     @classmethod
@@ -70,11 +70,11 @@ class RemoteRagClient(BaseRagClient):
             raise SettingsError(f"check RAG_SERVICE_URL and RAG_SERVICE_KEY: {error}") from None
 
     def __repr__(self) -> str:
-        return f"RemoteRagClient({self._wire.address!r})"
+        return f"RemoteRagClient({self._transport.address!r})"
 
     async def health(self) -> Health:
         """Whether the service can answer just now, asked once; raises what keeps it from that, or `ServiceError`."""
-        return await self._wire.call("GET", "/readyz", _HEALTH, tries=1)
+        return await self._transport.call("GET", "/readyz", _HEALTH, tries=1)
 
     async def notes(self) -> list[ReviewItem]:
         """Raises `NotOffered`."""
@@ -86,7 +86,7 @@ class RemoteRagClient(BaseRagClient):
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._wire.close()
+        await self._transport.close()
 
     async def _search(self, query: Query, scope: Scope) -> Hits:
         _check_scope(scope)
@@ -101,18 +101,18 @@ class RemoteRagClient(BaseRagClient):
             modified_before=query.modified_before,
             join_neighbours=query.join_neighbours,
         )
-        found = await self._wire.call("POST", "/v1/search", _FOUND, body)
+        found = await self._transport.call("POST", "/v1/search", _FOUND, body)
         return Hits(found.hits, found.timings, tuple(found.degraded))
 
     async def _ask(self, query: Query, scope: Scope, turns: tuple[Turn, ...]) -> Answer:
-        return await self._wire.call("POST", "/v1/ask", _ANSWER, _question(query, scope, turns))
+        return await self._transport.call("POST", "/v1/ask", _ANSWER, _question(query, scope, turns))
 
     async def _stream(self, query: Query, scope: Scope, turns: tuple[Turn, ...]) -> AsyncGenerator[Event]:
         deadline = asyncio.get_running_loop().time() + self._deadline
         body = _question(query, scope, turns).model_copy(update={"stream": True})
         begun = False
         try:
-            async with aclosing(until(deadline, self._wire.events("/v1/ask", body))) as events:
+            async with aclosing(until(deadline, self._transport.events("/v1/ask", body))) as events:
                 async for event in events:
                     begun = True
                     yield event
@@ -125,11 +125,11 @@ class RemoteRagClient(BaseRagClient):
         _check_scope(Scope(tenant=tenant))
         # Not sent again once it may have arrived: dropping an entry twice is dropping it once, but each note counts.
         body = bodies.FeedbackRequest(answer=answer, correct=correct)
-        return (await self._wire.call("POST", "/v1/feedback", _TOLD, body, idempotent=False)).dropped
+        return (await self._transport.call("POST", "/v1/feedback", _TOLD, body, idempotent=False)).dropped
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:
         _check_scope(scope)
-        return await self._wire.call("GET", "/v1/shards", _SHARDS)
+        return await self._transport.call("GET", "/v1/shards", _SHARDS)
 
     async def _warm(self, scope: Scope) -> list[ShardInfo]:  # noqa: ARG002  # the interface's
         _not_offered("warm")

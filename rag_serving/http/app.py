@@ -175,7 +175,7 @@ async def _injected_client(request: Request) -> AsyncRagClient:  # else it would
 
 Client = Annotated[AsyncRagClient, Depends(_injected_client)]
 
-# For the description alone: who is let in is the door's to say.
+# For the OpenAPI description only; `auth.Authenticator` decides who is let in.
 _BEARER = HTTPBearer(auto_error=False, description="a key of rag-serving keys create")
 
 _api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=[Security(_BEARER)])

@@ -144,7 +144,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class _Refusal:
-    """A reply of the edge itself."""
+    """An error reply that this middleware sends itself."""
 
     status: int
     kind: str

@@ -1,6 +1,6 @@
 """The read contract's tables: the schema of a shard's table, where it lies in the lake, how connections are opened.
 
-Filters handed to LanceDB are SQL text; the `sql_` functions are the one place that writes literals into them.
+Filters for these tables are built in `sql`.
 """
 
 from __future__ import annotations

@@ -1,1 +1,4 @@
-"""From a question to ranked passages: plan, search, fusion, reranking."""
+"""From a question to hits: question vectors, search of several tables, reranking.
+
+Planning, searching and fusing are in `lake.search`.
+"""

@@ -1,7 +1,9 @@
-"""Search over pinned versions of tables: by vector, by words, or by both, fused by rank.
+"""Search for a question over the published shards: run the plan, rerank what was found, make hits.
+
+Tables are searched in `lake.search.engine`; rankings are fused in `lake.search.fusion`.
 
 A scope of a few shards is searched shard by shard. A wide one goes to the company index, one table for all of them,
-except for the shards of which that does not hold what is published just now.
+except for the shards whose copy is out of date.
 """
 
 from __future__ import annotations

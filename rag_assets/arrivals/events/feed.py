@@ -1,4 +1,4 @@
-"""What a feed is, and which one the settings name."""
+"""Open the event feed that the settings name. The protocol of feeds is in `base`."""
 
 from __future__ import annotations
 

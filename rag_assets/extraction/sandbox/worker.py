@@ -51,7 +51,7 @@ def limit_memory(limit: int) -> None:
 
 
 def main() -> None:
-    """Parse until the input ends: `parser_process MEMORY_BYTES SECONDS`."""
+    """Parse until the input ends; the arguments are MEMORY_BYTES and SECONDS."""
     memory, seconds = int(sys.argv[1]), int(sys.argv[2])
     # What a library prints must not get between the answers.
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")

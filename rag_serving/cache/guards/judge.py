@@ -19,7 +19,7 @@ from rag_serving.cache.evidence_record import Evidence, Guard
 from rag_serving.cache.guards import features, lexicon
 from rag_serving.cache.guards.question import Question, read
 from rag_serving.cache.guards.rules import Disagreement, disagreement
-from rag_serving.errors import SettingsError
+from rag_serving.errors import SettingsError, first_problem
 
 SHIPPED = "calibration.json"
 
@@ -220,8 +220,6 @@ def _parsed(data: bytes, what: str) -> Calibration:
     try:
         return Calibration.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise SettingsError(
-            f"{what} cannot be used ({where}: {first['msg']}); make a new one with `rag-serving calibrate`"
+            f"{what} cannot be used ({first_problem(error)}); make a new one with `rag-serving calibrate`"
         ) from None

@@ -1,4 +1,4 @@
-"""Embedders: the protocol, the identity that the lake stores, and the OpenVINO runtime that needs no torch.
+"""The OpenVINO runtime of exported embedders; it needs no torch. The protocol and the identity are in `base`.
 
 The pipeline and serving load the very same exported files, so a question and a passage meet in one vector space.
 """

@@ -29,8 +29,8 @@ from tests.pipelines import seed_model, settings_for
 class DyingPipeline(Pipeline):
     """A pipeline whose process is killed when it reads a certain document."""
 
-    def read(self) -> Parse:
-        read = super().read()
+    def parser(self) -> Parse:
+        read = super().parser()
 
         def reads(data: bytes, key: str) -> ParsedObject:
             if b"kills" in data:

@@ -96,7 +96,7 @@ def ingest(bench: Bench, *, allow_mass_delete: bool = False) -> None:
     pipeline = Pipeline(bench.settings)
     limits = IngestionLimits(allow_mass_delete=allow_mass_delete)
     with writer_of(bench.lake, bench.shard) as writer:
-        sync_documents(writer, pipeline.source(), pipeline.read(), limits, lambda _: None)
+        sync_documents(writer, pipeline.source(), pipeline.parser(), limits, lambda _: None)
 
 
 # Small objects of the lake.

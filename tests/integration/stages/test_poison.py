@@ -28,7 +28,7 @@ _POOLS: list[ParserPool] = []
 class PoisonedPipeline(Pipeline):
     """The pipeline with parsers that obey what a key asks of them."""
 
-    def read(self) -> Parse:
+    def parser(self) -> Parse:
         return _POOLS[-1].read
 
 

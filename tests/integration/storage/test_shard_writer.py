@@ -1,4 +1,4 @@
-"""The writer and its note: what a dead or sleeping holder left behind is taken back, what is lost is made anew."""
+"""The shard writer and its record: unrecorded commits are rolled back, lost tables are built again."""
 
 from __future__ import annotations
 
