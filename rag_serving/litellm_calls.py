@@ -15,7 +15,7 @@ Price = Callable[[str, int, int], float | None]
 """US dollars for a model's name, prompt tokens and completion tokens; None if no price is known."""
 
 
-class Part(TypedDict, total=False):
+class AnswerPart(TypedDict, total=False):
     """A part of a streamed answer, as JSON holds it."""
 
     text: str
@@ -29,7 +29,7 @@ class Part(TypedDict, total=False):
 
 async def answer_parts(
     call: dict[str, Any], completion: Completion | None = None, price: Price | None = None
-) -> AsyncGenerator[Part]:
+) -> AsyncGenerator[AnswerPart]:
     """Stream `litellm.acompletion(**call)` as parts.
 
     `completion` and `price` replace litellm's own functions. Raises what litellm raises, and `ConnectionError` if the
@@ -38,7 +38,7 @@ async def answer_parts(
     completion, price = completion or litellm_completion(), price or litellm_price
     stream = await completion(**call)
     async for chunk in stream:
-        part = Part()
+        part = AnswerPart()
         if (usage := getattr(chunk, "usage", None)) is not None:
             part["tokens"] = {"prompt": usage.prompt_tokens, "completion": usage.completion_tokens}
             part["price"] = price(call["model"], usage.prompt_tokens, usage.completion_tokens)

@@ -13,7 +13,7 @@ from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.evaluate import Assessment, assess
 from rag_assets.evaluation.golden_questions import InvalidLine
 from rag_assets.evaluation.records import Evaluation
-from rag_assets.publishing.checks import Verdict, check_coverage, check_rows, check_vectors
+from rag_assets.publishing.checks import CheckResult, check_coverage, check_rows, check_vectors
 from rag_assets.runs.failures import named_failures, step_retries
 from rag_assets.runs.names import Names
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, WHOLE_TAG, flag
@@ -26,7 +26,7 @@ _MOST_SHOWN = 20
 _MOST_INVALID_SHOWN = 50
 
 
-def _result(verdict: Verdict) -> dg.AssetCheckResult:
+def _result(verdict: CheckResult) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not verdict.problems,
         description="; ".join(verdict.problems) or "sound",

@@ -5,8 +5,8 @@ To add a format, write `extract_NAME(data: bytes) -> ExtractedDocument` in `form
 `EXTRACTOR_VERSION`, which makes every document be read again. `DocumentBuilder` assembles text and blocks; a format in
 a zip container opens it with `ooxml.open_package`, which bounds what it inflates.
 
-The function may raise whatever its parser raises: `extract` makes an ExtractionError of it. It returns an empty title if
-the content has none. A format that holds other files names a second function, `open`, which returns those too.
+The function may raise whatever its parser raises: `extract` makes an ExtractionError of it. It returns an empty title
+if the content has none. A format that holds other files names a second function, `open`, which returns those too.
 """
 
 from __future__ import annotations

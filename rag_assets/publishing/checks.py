@@ -41,7 +41,7 @@ _MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class CheckResult:
     """What a check found; no problems means that it passed."""
 
     problems: tuple[str, ...]
@@ -49,7 +49,7 @@ class Verdict:
     chunks: int = 0
 
 
-def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> Verdict:
+def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> CheckResult:
     """Whether the table holds exactly the documents read and the chunks cut, each once.
 
     With `doc_ids`, ids are compared for those documents alone, and for the rest the numbers of rows.
@@ -72,10 +72,10 @@ def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -
         counted["documents on one side only"] += len(documents.keys() ^ _ids(table, "doc_id", where).keys())
     counted["rows more or less than there are chunks"] = abs(row_count(cut) - row_count(table))
     problems = tuple(f"{count} {what}" for what, count in counted.items() if count)
-    return Verdict(problems, row_count(raw), row_count(table))
+    return CheckResult(problems, row_count(raw), row_count(table))
 
 
-def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> Verdict:
+def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> CheckResult:
     """Whether the passages of each document hold all of its text but white space, and were cut from that text.
 
     `rows_reconcile` cannot tell: it takes what was cut for granted. With `doc_ids`, only those documents are read.
@@ -96,9 +96,9 @@ def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = Non
                 if missing:
                     lost.append((key, missing))
     if not lost:
-        return Verdict((), documents, row_count(cut))
+        return CheckResult((), documents, row_count(cut))
     named = ", ".join(f"{key} ({missing} characters)" for key, missing in sorted(lost)[:_MOST_NAMED])
-    return Verdict((f"text of {len(lost)} documents is in no passage: {named}",), documents, row_count(cut))
+    return CheckResult((f"text of {len(lost)} documents is in no passage: {named}",), documents, row_count(cut))
 
 
 def uncovered(text: str, spans: Iterable[tuple[int, int]]) -> int:
@@ -117,7 +117,7 @@ def check_vectors(
     identity: EmbedderIdentity,
     load: Callable[[], Embedder] | None = None,
     doc_ids: Sequence[str] | None = None,
-) -> Verdict:
+) -> CheckResult:
     """Whether the vectors are of the configured embedder and of unit length (a sample), and the indexes cover them.
 
     Of a table that is not what is published, a few rows are compared with `chunks` and `embeddings`, and with `load`
@@ -125,7 +125,7 @@ def check_vectors(
     """
     table = lake.open(SHARDS, shard)
     if table is None:
-        return Verdict(("the shard has no table",))
+        return CheckResult(("the shard has no table",))
     problems: list[str] = []
     found = table_fingerprint(table)
     if found != identity.fingerprint:
@@ -143,7 +143,7 @@ def check_vectors(
         problems += _sample_problems(lake, shard, table, identity, load, doc_ids or ())
         if not problems and load is not None:
             update_record(lake, shard, lambda record: record.model_copy(update={"vectors_sampled": table.version}))
-    return Verdict(tuple(problems), chunks=table.count_rows())
+    return CheckResult(tuple(problems), chunks=table.count_rows())
 
 
 def _is_sampled(lake: Lake, shard: Shard, version: int) -> bool:

@@ -15,7 +15,7 @@ from rag_serving.answering.marks import ANSWER_CUT, INVENTED_CITATIONS
 from rag_serving.answering.prompts import NOT_FOUND, answer_messages
 from rag_serving.errors import ModelUnavailable
 from rag_serving.events import Delta, Event, Restart
-from rag_serving.litellm_calls import Completion, Part, Price, answer_parts, litellm_completion
+from rag_serving.litellm_calls import AnswerPart, Completion, Price, answer_parts, litellm_completion
 from rag_serving.results import Answer, Hit
 
 _log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class LanguageModel:
                     result.text += part["text"]
                     yield part["text"]
 
-    async def _parts(self, name: str, messages: Sequence[Mapping[str, str]]) -> AsyncGenerator[Part]:
+    async def _parts(self, name: str, messages: Sequence[Mapping[str, str]]) -> AsyncGenerator[AnswerPart]:
         call: dict[str, Any] = {
             "model": name,
             "messages": list(messages),

@@ -34,7 +34,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rag_serving.litellm_calls import Part, answer_parts, litellm_completion
+from rag_serving.litellm_calls import AnswerPart, answer_parts, litellm_completion
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class ModelProcess:
             async for _ in parts:
                 pass
 
-    def answer_parts(self, call: Mapping[str, Any]) -> AsyncGenerator[Part]:
+    def answer_parts(self, call: Mapping[str, Any]) -> AsyncGenerator[AnswerPart]:
         """Do what `litellm_calls.answer_parts` does; errors are `ModelCallFailed`, by the names they have there."""
         return self._parts({"call": call})
 
@@ -120,7 +120,7 @@ class ModelProcess:
         if child.reading is not None:
             await child.reading
 
-    async def _parts(self, request: Mapping[str, Any]) -> AsyncGenerator[Part]:
+    async def _parts(self, request: Mapping[str, Any]) -> AsyncGenerator[AnswerPart]:
         """Send a request and yield the parts that answer it; closing this early cancels the request."""
         child = await self._running()
         number = next(self._ids)

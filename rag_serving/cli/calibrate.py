@@ -27,7 +27,7 @@ PLAIN = (0.90, 0.95, 0.98)
 """Cosines without guards that a calibration is compared with."""
 
 
-class Passage(BaseModel):
+class EvidenceLine(BaseModel):
     """A retrieved passage in a line of pairs."""
 
     model_config = ConfigDict(extra="ignore")
@@ -46,8 +46,8 @@ class Line(BaseModel):
     cached: str = Field(min_length=1)
     same: bool
     similarity: float | None = Field(None, ge=-1.001, le=1.001)
-    asked_evidence: list[Passage] | None = None
-    cached_evidence: list[Passage] | None = None
+    asked_evidence: list[EvidenceLine] | None = None
+    cached_evidence: list[EvidenceLine] | None = None
 
 
 def read_pairs(path: Path) -> list[Line]:
@@ -166,7 +166,7 @@ def _embedder(fingerprint: str | None) -> Embedder:
     return load_embedder(objects, fingerprint)
 
 
-def _evidence(passages: list[Passage] | None) -> tuple[Evidence, ...] | None:
+def _evidence(passages: list[EvidenceLine] | None) -> tuple[Evidence, ...] | None:
     if passages is None:
         return None
     return tuple(Evidence(one.chunk_id, one.content_hash, None, one.cited) for one in passages)
