@@ -125,8 +125,8 @@ def main() -> None:
         parser.error("--calibrate needs all pairs and cannot be combined with --quick")
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
         export(lake)
-        from rag_assets.embedding import warm_embedder
-        from rag_assets.export import PACKAGED_MODEL
+        from rag_assets.models.registry import warm_embedder
+        from rag_assets.options import PACKAGED_MODEL
 
         embedder = warm_embedder(lake, PACKAGED_MODEL)
         cache = VectorCache(embedder, options.cache)
