@@ -27,7 +27,7 @@ def published_listing_digests(entries: Mapping[Shard, CatalogEntry], fingerprint
     """The source digest that each published shard was made from; empty where its vectors are not of that embedder.
 
     So a shard is dirty, too, when the embedding model is another now, or when its table is of an older form. One that
-    is held cannot be published anew, and is left alone.
+    is on hold cannot be published, and is left alone.
     """
 
     def current(entry: CatalogEntry) -> bool:

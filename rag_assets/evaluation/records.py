@@ -50,13 +50,13 @@ class Record(BaseModel):
 
     format: int = 1
     vectors_sampled: int = 0
-    """Version of the table of which a sample of vectors was last found to be that of its texts."""
+    """Version of the table whose sampled vectors last matched their texts."""
     evaluations: tuple[Evaluation, ...] = ()
     """Newest first."""
 
 
 def read_record(lake: Lake, shard: Shard) -> Record:
-    """What is kept of the shard's evaluations; one that cannot be read begins anew."""
+    """Return the evaluations kept of the shard; an unreadable record counts as empty."""
     found = lake.objects.get(_key(shard))
     return Record() if found is None else _parsed(found.data)
 
@@ -67,7 +67,7 @@ def replace_evaluations(record: Record, newest: Evaluation) -> Record:
 
 
 def update_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) -> Record:
-    """Change the shard's record; whoever writes it at the same time loses nothing. Raises `WriteConflict`."""
+    """Change the shard's record; a concurrent change is not lost. Raises `WriteConflict`."""
     key = _key(shard)
 
     def put() -> Record:

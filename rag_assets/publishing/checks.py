@@ -32,7 +32,7 @@ _SAMPLED_VECTORS = 1000
 _COMPARED_ROWS = 32
 """Rows of a new table whose vectors are compared with those that `embeddings` has of their texts."""
 _EMBEDDED_ROWS = 8
-"""Those of them whose texts are embedded anew: a tenth of a second here, one call where the model is behind an API."""
+"""Those whose texts are embedded again: a tenth of a second here, one call where the model is behind an API."""
 _SAME_TEXT = 0.98
 """Least cosine of two vectors of one text. Batches, precisions and runtimes of one model agree to 0.999, an API's model
 from day to day nearly so; two different passages come this near only if they say the same."""
@@ -121,7 +121,7 @@ def check_vectors(
     """Whether the vectors are of the configured embedder and of unit length (a sample), and the indexes cover them.
 
     Of a table that is not what is published, a few rows are compared with `chunks` and `embeddings`, and with `load`
-    some of their texts embedded anew: at least half of them of the documents `doc_ids`, where any are named.
+    some of their texts embedded again: at least half of them of the documents `doc_ids`, where any are named.
     """
     table = lake.open(SHARDS, shard)
     if table is None:
@@ -192,7 +192,7 @@ def _sample_problems(
 
 
 def _lowest_cosine(embedder: Embedder, texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> float:
-    """Of the vectors with those of their texts, embedded anew."""
+    """Compare the vectors with those of their texts, embedded again."""
     anew = embedder.embed_documents(texts)
     have = np.asarray(vectors, dtype=np.float32)
     lengths = np.linalg.norm(anew, axis=1) * np.linalg.norm(have, axis=1)

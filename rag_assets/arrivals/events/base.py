@@ -31,7 +31,7 @@ class Feed(Protocol):
     def poll(self, position: Mapping[str, Any], *, seconds: float) -> Delivery:
         """Messages after `position` (empty at first), for about `seconds` at most.
 
-        Whoever calls with a position has stored it: only then may the feed let go of what came before. Raises
+        The caller has stored this position, so the feed may delete the messages before it. Raises
         `FeedUnavailable`, and `SettingsError` for what is missing.
         """
         ...
