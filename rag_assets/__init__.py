@@ -4,8 +4,6 @@ Plain modules do the work and know nothing of Dagster; `rag_assets.defs` holds t
 `RagShardsComponent` puts all of it into another dg project.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

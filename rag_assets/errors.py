@@ -15,8 +15,6 @@ RagError
 └── OrchestrationError    Dagster is not set up for what was asked (no home, no daemon)
 """
 
-from __future__ import annotations
-
 from rag_serving.errors import RagError
 
 

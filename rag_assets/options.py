@@ -1,7 +1,5 @@
 """Names and defaults of settings that several modules share. Imports nothing of this project."""
 
-from __future__ import annotations
-
 from typing import Final, Literal
 
 ChunkerName = Literal["semantic", "structure"]

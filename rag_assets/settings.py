@@ -1,7 +1,5 @@
 """Settings of the pipeline, read from `RAG_*` environment variables when definitions load or a command starts."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from pydantic import Field, SecretStr, StringConstraints

@@ -6,8 +6,6 @@ rag = RagClient.from_env()
 answer = rag.ask("How much parental leave do I get?", regions=["london"])
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

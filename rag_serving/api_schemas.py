@@ -1,7 +1,5 @@
 """Bodies of requests and replies. What a body holds can narrow what the key allows, and widen nothing."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from typing import Annotated, Any, Literal
 

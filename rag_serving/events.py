@@ -4,8 +4,6 @@
 void, because the model or the process that wrote them failed midway and another began anew.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing

@@ -4,8 +4,6 @@ Everything that depends on litellm's own objects belongs here. litellm itself is
 seconds and 200 MiB.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypedDict

@@ -1,7 +1,5 @@
 """Settings of the serving side, read from `RAG_*` environment variables when asked for, never at import."""
 
-from __future__ import annotations
-
 import os
 from typing import Annotated, Any, Literal, Self
 

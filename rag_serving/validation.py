@@ -1,7 +1,5 @@
 """Arguments of the client, checked: questions, counts, filters and histories come from outside."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """The state of every shard, for commands and the check `no_shard_left_behind`: the listing beside the catalog."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

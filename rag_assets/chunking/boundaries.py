@@ -3,8 +3,6 @@
 Pure functions of text: nothing here counts tokens.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from typing import Final

@@ -1,7 +1,5 @@
 """What is put before a passage where it is embedded: words that say what it is about, which its own text may not."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Final
 

@@ -1,7 +1,5 @@
 """What every chunker makes: the passage, and the protocol by which the pipeline cuts documents into them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

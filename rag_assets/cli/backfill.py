@@ -1,7 +1,5 @@
 """The commands that index shards and show how they stand."""
 
-from __future__ import annotations
-
 import click
 
 from rag_assets.cli.output import report_result, run_with_progress, watch_with_progress

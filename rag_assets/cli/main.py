@@ -1,7 +1,5 @@
 """The command `rag-assets`; each group of commands is a module beside this one."""
 
-from __future__ import annotations
-
 import warnings
 
 import click

@@ -1,7 +1,5 @@
 """The commands about documents that could not be read."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

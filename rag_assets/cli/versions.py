@@ -1,7 +1,5 @@
 """The commands about published versions: history, rollback, release, maintenance."""
 
-from __future__ import annotations
-
 import shlex
 
 import click

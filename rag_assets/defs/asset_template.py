@@ -3,8 +3,6 @@
 Your own assets use `dg.asset`: Dagster does not load a template by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any

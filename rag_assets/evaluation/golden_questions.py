@@ -4,8 +4,6 @@
 and, if wanted, a quote that a passage must contain to count as found. What cannot be read is named, and left out.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Where the evaluations of a shard are kept in the lake."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Whether a measured version may be published: thresholds and the comparison with the published version."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Bytes to clean text: finding the encoding, and the one normalisation for every extracted text."""
 
-from __future__ import annotations
-
 import codecs
 import re
 import string

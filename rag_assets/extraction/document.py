@@ -4,8 +4,6 @@ text anew.
 Nothing here knows a file format.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Why a document could not be read: the closed set of reasons, and the one exception that carries them."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

@@ -9,8 +9,6 @@ The function may raise whatever its parser raises: `extract` makes an Extraction
 if the content has none. A format that holds other files names a second function, `open`, which returns those too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace

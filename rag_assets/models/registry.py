@@ -4,8 +4,6 @@ They are kept by fingerprint. Which fingerprint a model has is read from the lak
 sees a new export.
 """
 
-from __future__ import annotations
-
 import os
 from functools import lru_cache
 

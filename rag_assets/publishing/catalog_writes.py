@@ -3,8 +3,6 @@
 The epoch in an entry keeps out a writer whose lease was taken over; `storage.fence` does that for tables.
 """
 
-from __future__ import annotations
-
 from rag_assets.errors import LeaseLost
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.shard_writer import ShardWriter

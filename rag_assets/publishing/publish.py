@@ -1,7 +1,5 @@
 """Publish a shard: repeat the checks, then send readers to the new version by one write of the catalog object."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import UTC, datetime
 

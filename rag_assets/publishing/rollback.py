@@ -1,7 +1,5 @@
 """Roll a shard back to an older published version, and release it again."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 from rag_assets.errors import VersionNotKept

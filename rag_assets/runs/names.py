@@ -1,7 +1,5 @@
 """What this deployment calls its Dagster objects, so that several lakes can share one Dagster instance."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property

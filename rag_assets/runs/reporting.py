@@ -1,7 +1,5 @@
 """What people see of runs in a terminal: quiet logs and the reason of a failure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

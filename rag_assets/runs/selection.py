@@ -1,7 +1,5 @@
 """Which shards a backfill is about: pure selection by filter and by state."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum

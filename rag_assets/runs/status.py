@@ -1,7 +1,5 @@
 """Questions to the Dagster instance: which shards have a run, and how runs ended."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 

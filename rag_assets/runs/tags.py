@@ -1,7 +1,5 @@
 """Tags of runs: the partition, what a run is permitted to do, and whether it compares whole tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 PARTITION_TAG = "dagster/partition"

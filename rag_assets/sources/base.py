@@ -4,8 +4,6 @@ Keys are relative to the source's root, so ``london/people/leave.md`` is the sam
 fails raises; it never looks like an empty one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """A local folder as the source of documents."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

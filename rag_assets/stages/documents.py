@@ -4,8 +4,6 @@ What cannot be read goes to the quarantine table with its reason. An older good 
 marked as stale.
 """
 
-from __future__ import annotations
-
 import hashlib
 import time
 from bisect import bisect_right

@@ -5,8 +5,6 @@ holder. It is taken and renewed by conditional writes only. A holder that dies i
 that lost its lease is told at its next `check`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket

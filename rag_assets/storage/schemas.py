@@ -1,7 +1,5 @@
 """Names and Arrow schemas of the pipeline's tables, and the ids of documents."""
 
-from __future__ import annotations
-
 import hashlib
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Citations: which passages an answer cites, and which numbers it invented."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

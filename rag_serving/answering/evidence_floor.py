@@ -1,7 +1,5 @@
 """Whether the retrieved passages are relevant enough to answer from."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

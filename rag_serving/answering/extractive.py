@@ -1,7 +1,5 @@
 """Answers without a language model: sentences quoted from the passages."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

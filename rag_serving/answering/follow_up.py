@@ -1,7 +1,5 @@
 """Rewrite a follow-up question so that it stands alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rag_serving.answering.generation import Generated, LanguageModel

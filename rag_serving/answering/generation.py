@@ -1,7 +1,5 @@
 """Generate an answer with the language model, and check what it cites."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence

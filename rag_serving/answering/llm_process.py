@@ -17,8 +17,6 @@ when its input does, and so with its parent. If it dies, the calls under way fai
 it keeps dying before its first message, starts back off exponentially and calls between them fail at once.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools

@@ -1,7 +1,5 @@
 """Marks of degraded answers, as they appear in `Answer.degraded`."""
 
-from __future__ import annotations
-
 MODEL_UNAVAILABLE = "model_unavailable"
 """In `Answer.degraded` when a model is configured and gave no answer."""
 

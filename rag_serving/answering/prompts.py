@@ -3,8 +3,6 @@
 The prompt that rewrites follow-up questions is in `follow_up`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Within a process the askers share one task. Between processes a `SharedFlights` 
 and what it has written so far; a leader that dies is replaced when its lease ends.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import secrets

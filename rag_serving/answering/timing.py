@@ -1,7 +1,5 @@
 """Seconds that each phase of an answer took."""
 
-from __future__ import annotations
-
 import time
 
 from rag_serving.tracing import Phases

@@ -1,7 +1,5 @@
 """Entries of the answer cache, their keys and scope tags."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import unicodedata

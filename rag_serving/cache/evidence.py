@@ -1,7 +1,5 @@
 """Evidence: which passages were found for a question, by identity and content, without their text."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Plain data that other modules store and send. `evidence` makes it from hits and 
 `guards.features` compares that of two questions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Errors of commands: the error's name before its message, and exit codes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

@@ -1,7 +1,5 @@
 """The commands that create, list and revoke API keys."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

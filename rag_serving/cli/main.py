@@ -1,7 +1,5 @@
 """The command `rag-serving`: ask, search, list, review notes and serve; `calibrate` and `keys` are beside it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from datetime import datetime

@@ -3,8 +3,6 @@
 Two clients stand behind it: `AsyncRagClient` answers from a lake itself, `RemoteRagClient` asks a service that does.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing

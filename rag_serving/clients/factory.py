@@ -1,7 +1,5 @@
 """The language model that the settings name."""
 
-from __future__ import annotations
-
 from rag_serving.answering.generation import LanguageModel
 from rag_serving.answering.llm_process import ModelProcess
 from rag_serving.settings import ServingSettings

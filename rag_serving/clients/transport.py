@@ -3,8 +3,6 @@
 Needs the extra ``rag-shards[client]``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import math

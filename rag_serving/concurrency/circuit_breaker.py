@@ -1,7 +1,5 @@
 """A circuit breaker: a server that failed is left alone, and looked at again beside the questions, not in their way."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

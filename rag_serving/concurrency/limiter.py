@@ -1,7 +1,5 @@
 """Bounds on what goes on at once: so many running, so many waiting, and no longer than a deadline."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager

@@ -1,7 +1,5 @@
 """Threads that give way, so that heavy work for one question does not keep the event loop from answering others."""
 
-from __future__ import annotations
-
 import os
 import sys
 import threading

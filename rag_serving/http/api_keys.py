@@ -4,8 +4,6 @@ A key is ``rag_`` + 8 hex digits that name it + ``_`` + 43 characters of secret.
 one round of SHA-256 is enough to store it by: there is nothing to guess from.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """The application: routes over an `AsyncRagClient`."""
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping

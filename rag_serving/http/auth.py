@@ -1,7 +1,5 @@
 """Who calls: the key of a request, what it allows, and how often it may ask."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection

@@ -1,7 +1,5 @@
 """What the service counts, in Prometheus' form; over all worker processes where there are several."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 

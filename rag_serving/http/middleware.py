@@ -1,7 +1,5 @@
 """What holds for every request before and after its route: an id, limits, one line of log, and metrics."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

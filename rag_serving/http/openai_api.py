@@ -1,7 +1,5 @@
 """OpenAI's chat completions, as far as clients and chat front ends use them; shapes by its API reference."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Iterator

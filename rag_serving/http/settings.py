@@ -1,7 +1,5 @@
 """Settings of the service, read from `RAG_HTTP_*` variables."""
 
-from __future__ import annotations
-
 import ipaddress
 
 from pydantic import Field, field_validator

@@ -1,7 +1,5 @@
 """Catalog entries: which version of a shard is published, its history and holds."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError

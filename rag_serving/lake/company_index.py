@@ -4,8 +4,6 @@ The pipeline writes one record per embedder (by conditional put); it names the v
 each shard that version holds. A shard of which the record does not hold what the catalog names is searched directly.
 """
 
-from __future__ import annotations
-
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 

@@ -1,7 +1,5 @@
 """Errors of Lance, which has no classes of its own: what it raises, and how it is named here."""
 
-from __future__ import annotations
-
 from collections.abc import Generator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The one retry policy: bounded, with exponential backoff and full jitter."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential

@@ -1,7 +1,5 @@
 """Filters in Lance's SQL, with every value escaped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import UTC, datetime
 

@@ -1,7 +1,5 @@
 """Hits: what users see of the candidates that a search found."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from rag_serving.lake.search.fusion import Candidate

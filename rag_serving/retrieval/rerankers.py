@@ -3,8 +3,6 @@
 The interface, rerankers behind an API by litellm, and a face for scoring functions such as a cross-encoder's.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence

@@ -1,7 +1,5 @@
 """The feed protocol and what a feed delivers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol

@@ -1,7 +1,5 @@
 """Open the event feed that the settings name. The protocol of feeds is in `base`."""
 
-from __future__ import annotations
-
 from rag_assets.arrivals.events.base import Feed
 from rag_assets.arrivals.events.s3_records import WatchedPrefix
 from rag_assets.settings import PipelineSettings

@@ -5,8 +5,6 @@ envelope or bare. Only bucket and key are looked at: what happened to the object
 event to say.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Which character separates the fields is told by which splits the first lines mos
 wherever the comma is the decimal sign.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import re

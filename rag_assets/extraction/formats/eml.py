@@ -4,8 +4,6 @@ The standard library's parser is given only what it reads in bounded time: each 
 parts are counted first, because it compares every line with the boundary of every part that is open.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from email import policy

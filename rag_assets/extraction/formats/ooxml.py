@@ -3,8 +3,6 @@
 A zip may claim any size for its entries, so the container is inflated and counted here before any library sees it.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import struct

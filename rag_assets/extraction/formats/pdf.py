@@ -4,8 +4,6 @@ PDF stores positions, not structure, so paragraphs are guessed from how lines en
 from lines that are set larger than most of the text.
 """
 
-from __future__ import annotations
-
 import io
 import logging
 import math

@@ -1,7 +1,5 @@
 """Plain text: paragraphs are what empty lines set apart, and the text stays as it was written."""
 
-from __future__ import annotations
-
 import re
 
 from rag_assets.extraction.decoding import decode, normalise

@@ -4,8 +4,6 @@ Read by one pass over its tokens, in time linear in its size whatever it holds: 
 patterns that are quadratic on hostile input, and keep neither headings nor tables.
 """
 
-from __future__ import annotations
-
 import codecs
 import re
 from dataclasses import dataclass, field

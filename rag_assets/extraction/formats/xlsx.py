@@ -4,8 +4,6 @@ Values are those that Excel stored when it saved; formulas are not computed. Wha
 is not believed. Hidden sheets are left out: they hold lists for the program, not text for a reader.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import io
 import warnings

@@ -5,8 +5,6 @@ document; the next one starts another. `multiprocessing` and `concurrent.futures
 executor, nothing in it can be killed alone, and what comes back is a pickle.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

@@ -5,8 +5,6 @@ sends a key and the document; the worker answers with an empty message when it s
 result as JSON.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource

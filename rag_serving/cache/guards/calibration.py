@@ -4,8 +4,6 @@ The threshold for a bound is the least cosine at which the 95 % upper bound of t
 that pass the guards and are at least as near, is within the bound. Judging a pair belongs to `judge`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

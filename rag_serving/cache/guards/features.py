@@ -4,8 +4,6 @@ Words are compared by stem; a few spelling mistakes and synonyms count as the sa
 numbers and names belong to `rules`.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

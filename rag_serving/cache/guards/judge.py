@@ -4,8 +4,6 @@ The thresholds of the cosine come from a calibration file: the one shipped besid
 `rag-serving calibrate` made from labelled pairs. How thresholds are chosen belongs to `calibration`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files

@@ -4,8 +4,6 @@ Lists of all languages are merged, case-folded, and loaded when they are first a
 beside it in data/en.toml; what follows from a word is decided by the modules that use the list.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 What two questions must have in common is decided in `rules`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

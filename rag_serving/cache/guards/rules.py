@@ -5,8 +5,6 @@ rule compares two questions that `question.read` took apart and returns why they
 here; those belong to `judge`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

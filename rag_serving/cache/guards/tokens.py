@@ -3,8 +3,6 @@
 Knows no word lists; those are in `lexicon`.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

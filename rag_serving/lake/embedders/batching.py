@@ -1,7 +1,5 @@
 """Batches of tokenized texts: by length, and of few distinct shapes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 BATCH_TOKENS = 2048

@@ -1,7 +1,5 @@
 """Load the embedder of a fingerprint."""
 
-from __future__ import annotations
-
 from rag_serving.errors import EmbedderUnavailable
 from rag_serving.lake.embedders.base import (
     GRAPH,

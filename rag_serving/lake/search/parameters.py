@@ -1,7 +1,5 @@
 """Parameters of searches that serving and the quality gate share."""
 
-from __future__ import annotations
-
 DEPTH = 30
 """Rows of each ranking that are fused at least: the second list's place of a hit matters beyond the last one shown."""
 PROBES = 20

@@ -1,7 +1,5 @@
 """Which tables are searched for a scope. Pure."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """What is asked of the tables: mode, depth and filters of one search."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
