@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_ENV := DAGSTER_HOME=$${DAGSTER_HOME:-$(DEMO)/dagster} RAG_LAKE_URI=$${RAG_LAKE_URI:-$(DEMO)/lake} \
   RAG_SOURCE_URI=$${RAG_SOURCE_URI:-$(CURDIR)/examples/corpus}
 
-.PHONY: demo dev ask test lint check-definitions servers lock clean
+.PHONY: demo dev ask test lint check-definitions servers docs reference lock clean
 
 demo: $(VENV)/.run  ## index the sample corpus and ask it some questions
 	@$(BIN)/python examples/demo.py
@@ -37,6 +37,12 @@ check-definitions: $(VENV)/.dev
 
 servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback, and the browser
 	@$(BIN)/python -m tests.servers install .servers
+
+reference: $(VENV)/.dev  ## write the generated pages of docs/reference
+	@$(BIN)/python docs/generate_reference.py
+
+docs: $(VENV)/.dev  ## build the documentation site, with search, into build/docs
+	@$(BIN)/sphinx-build --fail-on-warning --quiet docs build/docs && echo built build/docs/index.html
 
 lock: $(VENV)/.dev  ## pin what is installed now as the development environment
 	@echo '# The development environment, pinned by make lock; users install what pyproject.toml asks for.' > requirements/dev.lock

@@ -1,0 +1,11 @@
+"""Sphinx settings of the documentation site, which `make docs` builds."""
+
+project = "rag-shards"
+extensions = ["myst_parser"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+html_theme = "furo"
+html_title = "rag-shards"
+myst_heading_anchors = 3
+myst_enable_extensions = ["linkify"]
+# Links to files outside docs/ work on a forge; the site has no such pages.
+suppress_warnings = ["myst.xref_missing"]

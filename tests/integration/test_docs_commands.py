@@ -1,0 +1,155 @@
+"""The commands and examples of the documentation, run in the order in which a reader types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.docs_pages import ROOT, blocks
+from tests.pipelines import seed_model
+
+PAGES = [
+    "README.md",
+    "docs/guides/indexing.md",
+    "docs/guides/arrivals.md",
+    "docs/guides/sqs.md",
+    "docs/guides/kafka.md",
+    "docs/guides/python-client.md",
+    "docs/guides/semantic-cache.md",
+    "docs/guides/http-service.md",
+    "docs/guides/dagster-project.md",
+    "docs/operations/troubleshooting.md",
+    "docs/operations/maintenance.md",
+    "docs/reference/lake-layout.md",
+]
+BEFORE = {
+    "docs/operations/maintenance.md": "echo Noon. > documents/oslo/people/lunch.md; rag-assets backfill --here",
+}
+"""What has happened to the reader's documents before a page is needed."""
+SERVER = "rag-serving serve"
+INSTALL = """#!/bin/sh
+# pip and make run elsewhere, with the network; here their arguments are checked.
+exec {python} -m tests.docs_stand_ins {name} "$@"
+"""
+
+
+@dataclass
+class Reader:
+    """A reader with a clone of the project, an installed environment and a shell whose exports last for one page."""
+
+    clone: Path
+    environment: dict[str, str]
+    port: int
+
+    def run(self, page: Path) -> None:
+        """Type the page's blocks one after the other; raises if one fails."""
+        state = self.clone / "exports"
+        state.write_text("")
+        servers: list[subprocess.Popen[bytes]] = []
+        try:
+            for block in blocks(page):
+                if block.language == "sh":
+                    before, server, _ = self.adapted(block.text).partition(SERVER)
+                    self.shell(f". {state}\n{before}\nexport -p > {state}")
+                    if server:
+                        command = f". {state}\nexec {SERVER} --port {self.port}"
+                        servers.append(subprocess.Popen(["bash", "-ec", command], cwd=self.clone, env=self.environment))
+                        self.wait_for_port(servers[-1])
+                elif block.language == "python":
+                    (self.clone / "example.py").write_text(self.adapted(block.text))
+                    self.shell(f". {state}\n{sys.executable} -W ignore example.py")
+        finally:
+            for process in servers:
+                process.terminate()
+                process.wait(30)
+
+    def adapted(self, text: str) -> str:
+        """Replace the buckets of the examples by folders, and the port by a free one."""
+        text = text.replace("s3://company-docs/incoming", str(self.clone / "documents"))
+        text = text.replace("s3://company-lake/rag", str(self.clone / "lake"))
+        return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
+
+    def shell(self, script: str) -> None:
+        done = subprocess.run(
+            ["bash", "-eo", "pipefail", "-c", script],
+            cwd=self.clone,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+
+    def wait_for_port(self, process: subprocess.Popen[bytes]) -> None:
+        until = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < until:
+            with socket.socket() as tried:
+                if tried.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.2)
+        raise AssertionError(f"the service does not listen on port {self.port}")
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory, model_lake: str) -> Reader:
+    clone = tmp_path_factory.mktemp("clone")
+    for name in ("rag_assets", "rag_serving", "examples", "tests"):
+        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "workspace.yaml", "dagster.yaml", "Makefile", "README.md"):
+        shutil.copy(ROOT / name, clone / name)
+    shutil.copytree(ROOT / "examples" / "corpus", clone / "documents")
+    (clone / "documents" / "oslo" / "people" / "contract.pdf").write_bytes(b"%PDF-1.7 broken")
+    (clone / "lake").mkdir()
+    seed_model(model_lake, str(clone / "lake"))
+    labelled = [
+        {"asked": f"When is holiday {n} paid?", "cached": f"When are holidays {n} paid?", "same": n % 2 == 0}
+        for n in range(60)
+    ]
+    (clone / "pairs.jsonl").write_text("\n".join(map(json.dumps, labelled)))
+    stand_ins = clone / "stand-ins"
+    stand_ins.mkdir()
+    for name in ("pip", "make"):
+        (stand_ins / name).write_text(INSTALL.format(python=sys.executable, name=name))
+        (stand_ins / name).chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    kept = {k: v for k, v in os.environ.items() if not re.match("RAG_|AWS_|DAGSTER_", k)}
+    return Reader(
+        clone,
+        {
+            **kept,
+            "HOME": str(clone),
+            "PATH": f"{stand_ins}{os.pathsep}{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}",
+            "PYTHONPATH": str(clone),
+            "RAG_SOURCE_URI": str(clone / "documents"),
+            "RAG_LAKE_URI": str(clone / "lake"),
+            "DAGSTER_HOME": str(clone / ".dagster-rag"),
+        },
+        port,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_documentation_work_in_reading_order(reader: Reader) -> None:
+    for page in PAGES:
+        reader.shell(BEFORE.get(page, ":"))
+        reader.run(ROOT / page)
+
+
+def test_every_page_with_commands_is_run() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    with_commands = {page for page in pages if {"sh", "python"} & {block.language for block in blocks(page)}}
+    assert with_commands == {ROOT / page for page in PAGES}
