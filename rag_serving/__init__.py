@@ -1,9 +1,11 @@
-"""Answers from the published tables: client, cache and command line. Never imports dagster, torch or rag_assets.
+"""Question answering over the published tables: client, cache, HTTP service and command line.
 
-from rag_serving import RagClient
+    from rag_serving import RagClient
 
-rag = RagClient.from_env()
-answer = rag.ask("How much parental leave do I get?", regions=["london"])
+    rag = RagClient.from_env()
+    answer = rag.ask("How much parental leave do I get?", regions=["london"])
+
+Nothing here imports dagster, torch or rag_assets.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -29,7 +31,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load the public names when they are first used, so that importing the package costs nothing."""
+    """Import public names on first use, so that importing the package costs nothing."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""Bodies of requests and replies. What a body holds can narrow what the key allows, and widen nothing."""
+"""Request and response bodies of the HTTP service. A body can only narrow the shards that the API key allows."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -19,7 +19,7 @@ class _Body(BaseModel):
 
 
 class ScopeFilter(_Body):
-    """Where to look: both lists narrow it; without them, in everything that the key allows."""
+    """The shards to search. A missing list means all that the key allows."""
 
     regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
     departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
@@ -33,13 +33,11 @@ class AskRequest(ScopeFilter):
     )
 
     question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
-    k: int = Field(default=8, ge=1, le=MAX_K, description="passages that the answer may rest on")
+    k: int = Field(default=8, ge=1, le=MAX_K, description="number of passages to answer from")
     history: list[Turn] = Field(
-        default_factory=list[Turn], max_length=MAX_TURNS, description="turns before, oldest first"
+        default_factory=list[Turn], max_length=MAX_TURNS, description="previous turns, oldest first"
     )
-    stream: bool = Field(
-        default=False, strict=True, description="reply by server-sent events: sources, delta, citations, done, error"
-    )
+    stream: bool = Field(default=False, strict=True, description="stream the answer as server-sent events")
 
 
 class SearchRequest(ScopeFilter):
@@ -59,7 +57,7 @@ class SearchRequest(ScopeFilter):
 
 
 class SearchResponse(BaseModel):
-    """Passages, best first."""
+    """Passages found, best first."""
 
     hits: list[Hit]
     timings: dict[str, float]
@@ -67,39 +65,39 @@ class SearchResponse(BaseModel):
 
 
 class FeedbackRequest(_Body):
-    """Whether an answer was right."""
+    """Feedback on an answer."""
 
     answer: Answer
     correct: bool = Field(strict=True)
 
 
 class FeedbackResponse(BaseModel):
-    """What became of feedback."""
+    """The effect of feedback."""
 
-    dropped: bool = Field(description="whether an entry left the cache")
+    dropped: bool = Field(description="whether the answer was removed from the cache")
 
 
 class TextPart(BaseModel):
-    """A part of a message; others than text are refused."""
+    """A part of a message. Only text is accepted."""
 
     type: Literal["text"]
     text: str = Field(max_length=100_000)
 
 
 class Message(BaseModel):
-    """A message as OpenAI's protocol has it."""
+    """A message of OpenAI's protocol."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, StringConstraints(max_length=100_000)] | list[TextPart]
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """The content as one string."""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
 class ChatRequest(BaseModel):
-    """A request of OpenAI's chat completions. Sampling options are accepted and have no effect."""
+    """A request for a chat completion as in OpenAI's API. Sampling options are accepted and ignored."""
 
     model_config = ConfigDict(
         extra="ignore",
@@ -121,20 +119,20 @@ class ChatRequest(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """Name and message of an error."""
 
     type: str
     message: str
 
 
 class ErrorBody(BaseModel):
-    """The body of every reply that is an error."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class NotReady(BaseModel):
-    """The body of the probe's reply while no question can be answered."""
+    """The response of the readiness probe while no question can be answered."""
 
     ready: Literal[False] = False
-    problem: str = Field(description="name of the error that stands in the way")
+    problem: str = Field(description="name of the error")

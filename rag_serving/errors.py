@@ -1,32 +1,30 @@
-"""Every error that this project raises on purpose, in one tree.
+"""The exceptions of this package.
 
     RagError
     ├── SettingsError            a setting is missing or malformed
-    ├── InvalidQuestion          empty, or longer than a question can be
-    ├── InvalidArgument          k, filters or another argument out of range
-    ├── InvalidShardName         a region or department that cannot name a shard
-    ├── UnknownScope             no published shard has that region or department
+    ├── InvalidQuestion          the question is empty or too long
+    ├── InvalidArgument          k, a filter or another argument is out of range
+    ├── InvalidShardName         a region or department cannot name a shard
+    ├── UnknownScope             no published shard matches the regions and departments
     ├── LakeError
-    │   ├── LakeUnavailable      the lake cannot be reached, or refuses the credentials
+    │   ├── LakeUnavailable      the lake cannot be reached, or rejects the credentials
     │   ├── LakeCorrupt          an object or table in the lake breaks the read contract
-    │   └── WriteConflict        a conditional write lost against another writer
-    ├── EmbedderUnavailable      the lake holds no embedder that a shard needs, or a hosted one gives no vectors
-    ├── RerankerUnavailable      the reranker gave no scores (hits come in the order of their fusion)
-    ├── NotAllowed               the service does not know the key
-    ├── TooManyRequests          more requests than the key may make
-    ├── Overloaded               as many questions wait already as may
-    ├── DeadlineExceeded         no answer in the time that a question may take
+    │   └── WriteConflict        another writer won a conditional write
+    ├── EmbedderUnavailable      a shard's embedder is missing from the lake, or a hosted one failed
+    ├── RerankerUnavailable      the reranker failed (hits keep their fused order)
+    ├── NotAllowed               the API key is missing, unknown or revoked
+    ├── TooManyRequests          the rate limit of the key or the address is exceeded
+    ├── Overloaded               too many questions are queued
+    ├── DeadlineExceeded         no answer before the deadline
     ├── ServiceError
-    │   ├── ServiceUnavailable   the service cannot be reached, fails, or breaks off
-    │   └── UnexpectedReply      what came back is nothing that this client's service sends
-    ├── NotOffered               only a client of the lake itself can do that
-    ├── CacheUnavailable         Redis cannot be reached (answers go on without it)
-    └── ModelUnavailable         the language model gave no answer (a marked extract is served instead)
+    │   ├── ServiceUnavailable   the service cannot be reached, fails, or drops the connection
+    │   └── UnexpectedReply      the response is not one that a service of this version sends
+    ├── NotOffered               only a client of the lake itself supports this
+    ├── CacheUnavailable         Redis cannot be reached (questions are answered without it)
+    └── ModelUnavailable         the language model failed (an extract marked as degraded is served instead)
 
-Messages say what happened and what to do, and never hold a secret or a document's text.
+Messages state what happened and what to do about it. They never contain a secret or a document's text.
 """
-
-from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
@@ -60,10 +58,10 @@ __all__ = [
 
 
 class RagError(Exception):
-    """Base of every deliberate error here."""
+    """Base class of the exceptions that this package raises deliberately."""
 
     retry_after: int | None = None
-    """Seconds after which asking again may help, where that is known."""
+    """Seconds until a retry may succeed, if known."""
 
 
 class SettingsError(RagError):
@@ -79,47 +77,47 @@ class InvalidArgument(RagError, ValueError):
 
 
 class InvalidShardName(RagError, ValueError):
-    """A region or department holds characters that no path, filter or tag may carry."""
+    """A region or department contains characters that are not allowed in a path, filter or tag."""
 
 
 class UnknownScope(RagError, LookupError):
-    """No published shard matches the regions and departments asked for."""
+    """No published shard matches the requested regions and departments."""
 
 
 class LakeError(RagError):
-    """Something about the lake."""
+    """Base class of errors of the lake."""
 
 
 class LakeUnavailable(LakeError):
-    """The lake does not answer, does not exist, or refuses the credentials."""
+    """The lake cannot be reached, does not exist, or rejects the credentials."""
 
 
 class LakeCorrupt(LakeError):
-    """What was read from the lake does not validate against the read contract."""
+    """An object or table in the lake breaks the read contract."""
 
 
 class WriteConflict(LakeError):
-    """The object changed between the read and the conditional write; read again and decide anew."""
+    """The object changed between the read and the conditional write; read it again and retry."""
 
 
 class ServiceError(RagError):
-    """Something about the service that a client asks."""
+    """Base class of errors of the service that a client queries."""
 
 
 class ServiceUnavailable(ServiceError):
-    """The service cannot be reached, fails, or broke off in the middle of a reply."""
+    """The service cannot be reached, fails, or drops the connection during a response."""
 
 
 class UnexpectedReply(ServiceError):
-    """What answered is another program or another version, or its reply has no reasonable size."""
+    """The response is too large or comes from another program or version."""
 
 
 class NotOffered(RagError, NotImplementedError):
-    """A service does not offer it; a client of the lake itself does."""
+    """The method needs a client of the lake itself; a service does not offer it."""
 
 
 class EmbedderUnavailable(RagError):
-    """The lake holds no embedder of that fingerprint, or the API of a hosted one gives no vectors."""
+    """The lake has no embedder with this fingerprint, or a hosted embedder returned no vectors."""
 
 
 class RerankerUnavailable(RagError):
@@ -127,7 +125,7 @@ class RerankerUnavailable(RagError):
 
 
 class CacheUnavailable(RagError):
-    """The cache's server does not answer. `known` says that it did not a moment ago either, and was not asked now."""
+    """Redis does not respond. If `known`, it failed a moment ago and was not contacted this time."""
 
     def __init__(self, message: str, *, known: bool = False) -> None:
         super().__init__(message)
@@ -135,15 +133,15 @@ class CacheUnavailable(RagError):
 
 
 class ModelUnavailable(RagError):
-    """The language model failed after its bounded retries."""
+    """Every configured language model failed, after its retries."""
 
 
 class NotAllowed(RagError):
-    """The key is missing, unknown or revoked."""
+    """The API key is missing, unknown or revoked."""
 
 
 class TooManyRequests(RagError):
-    """More requests in a minute than the key, or the address that tries keys, may make."""
+    """The key exceeded its requests per minute, or the address tried too many wrong keys."""
 
     def __init__(self, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -151,26 +149,26 @@ class TooManyRequests(RagError):
 
 
 class Overloaded(RagError):
-    """As many questions wait already as may; ask again in a moment."""
+    """Too many questions are queued; retry shortly."""
 
 
 class DeadlineExceeded(RagError, TimeoutError):
-    """There was no answer within the time that one question may take."""
+    """There was no answer before the deadline."""
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, at most 200 characters; its class if it has no message."""
+    """Return the first line of an error's message, or its class name; cut to 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def first_problem(error: ValidationError, *, depth: int | None = None) -> str:
-    """Return where a value failed validation and why, without the value; `depth` bounds the parts of the place."""
+def first_problem(error: "ValidationError", *, depth: int | None = None) -> str:
+    """Return the field that failed validation and why, without its value; `depth` limits the field's path."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"][:depth])
     return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def error_named(name: str) -> type[RagError]:
-    """The class of that name in this tree, `RagError` for any other name."""
+    """Return the exception class with this name, or `RagError` if there is none."""
     found = globals().get(name)
     return found if isinstance(found, type) and issubclass(found, RagError) else RagError

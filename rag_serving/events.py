@@ -1,7 +1,7 @@
-"""The events by which an answer comes, the same ones whether the cache or the language model gives it.
+"""The events of a streamed answer. They are the same whether the cache or the language model produces it.
 
-`sources`, then `delta`s, `citations` and `done`; or `error` at any place. `restart` says that the deltas before it are
-void, because the model or the process that wrote them failed midway and another began anew.
+The order is `sources`, any number of `delta`, `citations`, `done`; `error` may end the stream at any point. `restart`
+voids all deltas before it: the model or process that wrote them failed and another one started over.
 """
 
 import asyncio
@@ -20,41 +20,41 @@ class _Event(BaseModel):
 
 
 class Sources(_Event):
-    """The numbered passages that the answer may rest on; for an answer from the cache, those that it cites."""
+    """The numbered passages given to the model; for a cached answer, those that it cites."""
 
     type: Literal["sources"] = "sources"
     sources: tuple[Citation, ...]
 
 
 class Delta(_Event):
-    """The next piece of the answer's text, as the model writes it: citations are checked in `done` only."""
+    """The next piece of the answer's text. Its citations are unchecked; the text in `done` is final."""
 
     type: Literal["delta"] = "delta"
     text: str
 
 
 class Restart(_Event):
-    """The deltas so far are void."""
+    """Voids the deltas so far."""
 
     type: Literal["restart"] = "restart"
 
 
 class Citations(_Event):
-    """The passages that the answer refers to, after the check."""
+    """The passages that the answer cites, checked."""
 
     type: Literal["citations"] = "citations"
     citations: tuple[Citation, ...]
 
 
 class Done(_Event):
-    """The whole answer. The last event."""
+    """The complete answer; the last event."""
 
     type: Literal["done"] = "done"
     answer: Answer
 
 
 class Failed(_Event):
-    """No answer; `error` names one of `rag_serving.errors`. The last event."""
+    """The error that ended the stream, named as in `rag_serving.errors`; the last event."""
 
     type: Literal["error"] = "error"
     error: str
@@ -68,7 +68,7 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def replayed(answer: Answer) -> tuple[Event, ...]:
-    """A finished answer as the events of one in the making."""
+    """Return the events that stream a finished answer."""
     return (
         Sources(sources=answer.citations),
         Delta(text=answer.text),
@@ -78,12 +78,12 @@ def replayed(answer: Answer) -> tuple[Event, ...]:
 
 
 def failed(error: RagError) -> Failed:
-    """An error as the last event."""
+    """Return an error as the last event."""
     return Failed(error=type(error).__name__, message=str(error))
 
 
 async def finished(events: AsyncIterator[Event]) -> Done | Failed:
-    """The last event."""
+    """Consume the events and return the last one."""
     last: Event | None = None
     async for event in events:
         last = event
@@ -93,7 +93,7 @@ async def finished(events: AsyncIterator[Event]) -> Done | Failed:
 
 
 async def until(deadline: float, events: AsyncGenerator[Event]) -> AsyncGenerator[Event]:
-    """The events, until that time of the loop; raises `DeadlineExceeded`, and what they raise."""
+    """Yield the events until the event loop's clock reaches `deadline`, then raise `DeadlineExceeded`."""
     async with aclosing(events):
         while True:
             try:
@@ -101,8 +101,8 @@ async def until(deadline: float, events: AsyncGenerator[Event]) -> AsyncGenerato
                     event = await anext(events)
             except StopAsyncIteration:
                 return
-            except DeadlineExceeded:  # their own, which is a TimeoutError too
+            except DeadlineExceeded:  # raised by the events themselves; it is a TimeoutError, too
                 raise
             except TimeoutError as error:
-                raise DeadlineExceeded("no answer within the time that one question may take") from error
+                raise DeadlineExceeded("no answer before the deadline; retry, or raise the deadline") from error
             yield event

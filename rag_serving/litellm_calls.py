@@ -1,6 +1,6 @@
-"""Calls of litellm's chat completions, reduced to the plain parts of an answer that the rest of the package reads.
+"""Chat completions by litellm, reduced to plain parts of an answer.
 
-Everything that depends on litellm's own objects belongs here. litellm itself is imported by the first call: it takes
+Everything that depends on litellm's objects belongs here. litellm is imported on the first call, because that takes
 seconds and 200 MiB.
 """
 
@@ -10,19 +10,19 @@ from typing import Any, TypedDict
 
 Completion = Callable[..., Awaitable[Any]]
 Price = Callable[[str, int, int], float | None]
-"""US dollars for a model's name, prompt tokens and completion tokens; None if no price is known."""
+"""Maps a model's name, prompt tokens and completion tokens to US dollars; None if the price is unknown."""
 
 
 class AnswerPart(TypedDict, total=False):
-    """A part of a streamed answer, as JSON holds it."""
+    """A part of a streamed answer; JSON-serializable."""
 
     text: str
     full: bool
-    """The answer ended because it reached its maximum length."""
+    """The answer was cut at its maximum length."""
     tokens: dict[str, int]
-    """Numbers of ``prompt`` and ``completion`` tokens."""
+    """Counts of ``prompt`` and ``completion`` tokens."""
     price: float | None
-    """US dollars for those tokens."""
+    """US dollars."""
 
 
 async def answer_parts(
@@ -30,8 +30,8 @@ async def answer_parts(
 ) -> AsyncGenerator[AnswerPart]:
     """Stream `litellm.acompletion(**call)` as parts.
 
-    `completion` and `price` replace litellm's own functions. Raises what litellm raises, and `ConnectionError` if the
-    stream ends before the answer does.
+    `completion` and `price` replace litellm's functions. Raises litellm's errors, and `ConnectionError` if the stream
+    breaks off.
     """
     completion, price = completion or litellm_completion(), price or litellm_price
     stream = await completion(**call)
@@ -48,31 +48,31 @@ async def answer_parts(
         if part:
             yield part
     if _was_cut(stream):
-        raise ConnectionError("the stream ended before the answer did")
+        raise ConnectionError("the stream ended before the answer was complete")
 
 
 def _was_cut(stream: Any) -> bool:
-    """Tell whether litellm saw no finish reason: it makes one up where a provider's connection just closes."""
+    """Return whether the provider sent no finish reason; litellm makes one up when the connection just closes."""
     reasons = ("received_finish_reason", "intermittent_finish_reason")
     return all(getattr(stream, name, "unknown") is None for name in reasons)
 
 
 def litellm_completion() -> Completion:
-    """Import litellm, which takes seconds, and return its `acompletion`."""
+    """Import litellm (takes seconds) and return its `acompletion`."""
     return _litellm().acompletion
 
 
 def litellm_price(model: str, prompt: int, completion: int) -> float | None:
-    """Return the price by the list in litellm's release."""
+    """Return the price in US dollars by litellm's packaged price list; None if the model is not in it."""
     try:
         costs = _litellm().cost_per_token(model=model, prompt_tokens=prompt, completion_tokens=completion)
-    except Exception:  # noqa: BLE001 - litellm has a class of its own for each way not to know a model
+    except Exception:  # noqa: BLE001 - litellm raises many unrelated classes for unknown models
         return None
     return round(sum(costs), 8)
 
 
 def _litellm() -> Any:
-    # Without this, importing litellm fetches a price list from the network and waits for it.
+    # Otherwise importing litellm downloads a price list first.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 

@@ -1,6 +1,4 @@
-"""What the client returns: hits, citations, answers, shards. Immutable, and JSON both ways: answers are cached."""
-
-from __future__ import annotations
+"""The objects a client returns: hits, citations, answers, shards. Immutable, and read and written as JSON."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -15,32 +13,30 @@ CacheState = Literal["exact", "semantic", "revalidated", "miss", "bypass"]
 
 
 class Place(BaseModel):
-    """A passage of a document, and where it stands."""
+    """A passage of a document and its location."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     source: str = Field(description="URI of the source object")
     title: str
     heading_path: tuple[str, ...] = Field(description="headings above the passage, outermost first")
-    page: int | None = Field(description="page, counting from 1, where the format has pages")
-    start: int = Field(description="first character of the passage in the document's extracted text")
-    end: int = Field(description="one past its last character")
+    page: int | None = Field(description="page number from 1; None if the format has no pages")
+    start: int = Field(description="offset of the passage's first character in the document's extracted text")
+    end: int = Field(description="offset one past its last character")
     shard: str = Field(description="region/department")
-    score: float | None = Field(description="cosine of question and passage, -1 to 1; None for a search by words alone")
+    score: float | None = Field(description="cosine of question and passage, -1 to 1; None for a full-text search")
     chunk_id: str
     text: str
-    stale: bool = Field(False, description="whether the document has a newer version, which could not be read")
+    stale: bool = Field(False, description="whether the document has a newer version that could not be read")
 
 
 class Hit(Place):
-    """One found passage."""
+    """A passage that a search returned."""
 
     rank: int = Field(description="1 for the best")
-    fused: float = Field(
-        description="reciprocal rank fusion of the rankings; orders the hits where nothing reranked them"
-    )
-    reranked: float | None = Field(default=None, description="the reranker's score, which then orders the hits")
-    also_in: tuple[str, ...] = Field((), description="sources of passages that say the same, left out for this one")
+    fused: float = Field(description="reciprocal rank fusion score; orders the hits unless they are reranked")
+    reranked: float | None = Field(default=None, description="the reranker's score; orders the hits if present")
+    also_in: tuple[str, ...] = Field((), description="sources of duplicate passages that were dropped")
     path: str = Field("", description="the object's key below region/department/")
     doc_id: str
     type: str
@@ -48,13 +44,13 @@ class Hit(Place):
 
 
 class Citation(Place):
-    """A passage that the answer rests on; `number` is how the text refers to it, as in ``[2]``."""
+    """A passage that supports the answer; the text cites it as ``[number]``."""
 
     number: int
 
 
 class Hits(Sequence[Hit]):
-    """Found passages, best first. `degraded` names what was not done as it should have been."""
+    """Passages found, best first. `degraded` lists the parts of the search that failed."""
 
     def __init__(self, hits: Sequence[Hit], timings: dict[str, float], degraded: tuple[str, ...] = ()) -> None:
         self._hits = tuple(hits)
@@ -77,15 +73,15 @@ class Hits(Sequence[Hit]):
     def __repr__(self) -> str:
         return f"Hits({len(self._hits)}, best={self._hits[0].source!r})" if self._hits else "Hits(0)"
 
-    def to_pandas(self) -> pd.DataFrame:
-        """One row a hit, best first; columns are the fields of `Hit`."""
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return one row per hit, best first; the columns are the fields of `Hit`."""
         import pandas as pd
 
         return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
 
 
 class ShardInfo(BaseModel):
-    """One published shard."""
+    """A published shard."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,7 +90,7 @@ class ShardInfo(BaseModel):
     documents: int
     chunks: int
     quarantined: int = Field(description="documents that could not be read")
-    version: int = Field(description="of its table")
+    version: int = Field(description="published version of the shard's table")
     published_at: datetime
 
     @property
@@ -104,7 +100,7 @@ class ShardInfo(BaseModel):
 
 
 class Turn(BaseModel):
-    """One question of a conversation and what was answered."""
+    """A question of a conversation and its answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -113,7 +109,7 @@ class Turn(BaseModel):
 
 
 class Answer(BaseModel):
-    """An answer and what it rests on."""
+    """An answer with its sources."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -121,33 +117,29 @@ class Answer(BaseModel):
     text: str
     citations: tuple[Citation, ...]
     kind: Literal["generated", "extract", "none"] = Field(
-        description="written by the language model, quoted from the documents, or nothing was found"
+        description="generated by the language model, extracted from the documents, or none: nothing was found"
     )
-    model: str | None = Field(description="the language model, for generated answers")
+    model: str | None = Field(description="name of the language model; None unless the answer is generated")
     cache: CacheState = Field(
         default="miss",
-        description="exact or semantic hit, revalidated (a hit whose documents changed, and its evidence did not), "
-        "miss, or bypass when the cache could not be asked",
+        description="exact or semantic hit; revalidated: a hit whose documents changed but whose passages did not; "
+        "miss; bypass: the cache is off or unavailable",
     )
     cache_reason: str | None = Field(
-        default=None, description="why the cache answered, or which guard refused the nearest stored question"
+        default=None, description="why the cache served the answer, or which guard refused the nearest stored question"
     )
-    similarity: float | None = Field(default=None, description="cosine with the question that the hit was stored for")
-    cached_question: str | None = Field(default=None, description="that question, for semantic hits")
-    entry: str | None = Field(
-        default=None, description="names the cache entry to `feedback`; None for what is not kept"
-    )
-    shared: bool = Field(
-        default=False, description="whether it was made for another asker of the same question at that time"
-    )
+    similarity: float | None = Field(default=None, description="cosine with the cached question, for hits")
+    cached_question: str | None = Field(default=None, description="the cached question, for semantic hits")
+    entry: str | None = Field(default=None, description="cache entry, used by `feedback`; None if not cached")
+    shared: bool = Field(default=False, description="whether a concurrent request for the same question produced it")
     standalone_question: str | None = Field(
-        default=None, description="what a follow-up question was taken to mean; this is what was answered and cached"
+        default=None, description="the follow-up question rewritten to stand alone, as answered and cached"
     )
-    degraded: tuple[str, ...] = Field((), description="what was not done as it should have been; empty when all was")
+    degraded: tuple[str, ...] = Field((), description="what failed on the way; empty for a complete answer")
     tokens: dict[str, int] = Field(
-        default_factory=dict[str, int], description="prompt and completion tokens paid for; empty for hits"
+        default_factory=dict[str, int], description="prompt and completion tokens used; empty for hits"
     )
     cost: float | None = Field(
-        default=None, description="US dollars by litellm's price list; 0 for hits, None where no price is known"
+        default=None, description="US dollars by litellm's price list; 0 for hits, None if the price is unknown"
     )
-    timings: dict[str, float] = Field(default_factory=dict[str, float], description="milliseconds by phase, and total")
+    timings: dict[str, float] = Field(default_factory=dict[str, float], description="milliseconds per phase, and total")

@@ -1,4 +1,4 @@
-"""Settings of the serving side, read from `RAG_*` environment variables when asked for, never at import."""
+"""Settings of the serving side, read from `RAG_*` environment variables on request, never at import."""
 
 import os
 from typing import Annotated, Any, Literal, Self
@@ -16,19 +16,19 @@ NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 
 
 class Environment(BaseSettings):
-    """Base of all settings: every field is the variable of the prefix + its name in capitals."""
+    """Base of all settings: the field `lake_uri` is read from `RAG_LAKE_URI`."""
 
     model_config = SettingsConfigDict(env_prefix="RAG_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     @classmethod
     def from_env(cls, **given: Any) -> Self:
-        """Read the environment; `given` fields replace it.
+        """Read the environment; `given` values take precedence.
 
-        Raises `SettingsError` that names each wrong variable, never its value, and for a field that does not exist.
+        Raises `SettingsError`, which names every invalid variable but never its value, also for an unknown field.
         """
         unknown = sorted(given.keys() - cls.model_fields.keys())
         if unknown:
-            raise SettingsError(f"there is no setting named {', '.join(unknown)}")
+            raise SettingsError(f"unknown setting: {', '.join(unknown)}")
         try:
             return cls(**given)  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
         except ValidationError as error:
@@ -37,79 +37,81 @@ class Environment(BaseSettings):
                 f"{prefix}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
                 for problem in error.errors(include_input=False, include_url=False)
             )
-            raise SettingsError(f"check the environment: {problems}") from None
+            raise SettingsError(f"invalid environment variable: {problems}") from None
 
 
 class EnvironmentSettings(Environment):
-    """Base of both packages' settings."""
+    """Settings that both packages share."""
 
     lake_uri: NonEmpty = Field(DEFAULT_LAKE, description="folder or s3://bucket/prefix that holds the tables")
 
 
 class ServingSettings(EnvironmentSettings):
-    """What the client needs to answer."""
+    """Settings of a client that answers from a lake."""
 
-    redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL of the cache; in memory without")
-    llm_model: NonEmpty | None = Field(None, description="litellm model name; without it answers are extracts")
+    redis_url: SecretStr | None = Field(
+        None, description="Redis of the cache, redis:// or rediss://; unset: the cache is in memory"
+    )
+    llm_model: NonEmpty | None = Field(None, description="litellm model name; unset: answers are extracts")
     llm_fallbacks: NonEmpty | None = Field(
-        None, description="litellm names of the models that are asked when the first fails, with commas between"
+        None, description="litellm models to try in order when the first fails, separated by commas"
     )
-    llm_timeout: float = Field(30.0, gt=0, le=600, description="seconds for one model, its retries included")
-    llm_retries: int = Field(2, ge=0, le=10, description="further tries after a failed call of the model")
-    llm_max_tokens: int = Field(600, ge=16, le=32_000, description="longest generated answer, in tokens")
-    llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="tokens of passages in a prompt at most")
-    llm_concurrency: int = Field(16, ge=1, le=1_024, description="calls of the model in flight at once")
+    llm_timeout: float = Field(30.0, gt=0, le=600, description="timeout of one model in seconds, including retries")
+    llm_retries: int = Field(2, ge=0, le=10, description="retries of a failed model call")
+    llm_max_tokens: int = Field(600, ge=16, le=32_000, description="maximum length of a generated answer in tokens")
+    llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="maximum tokens of passages in a prompt")
+    llm_concurrency: int = Field(16, ge=1, le=1_024, description="maximum concurrent model calls")
     queue_limit: int = Field(
-        256, ge=0, description="questions that may wait for a search or a call; others are refused"
+        256, ge=0, description="maximum questions waiting for a search or a model call; more are refused"
     )
-    ask_deadline: float = Field(120.0, gt=0, le=3_600, description="seconds that one question may take")
+    ask_deadline: float = Field(120.0, gt=0, le=3_600, description="deadline of one question in seconds")
     min_evidence: float | None = Field(
-        None, ge=-1, le=1, description="cosine below which passages answer nothing; by default that of the known model"
+        None, ge=-1, le=1, description="cosine below which passages are irrelevant; unset: measured for the known model"
     )
-    catalog_refresh: float = Field(2.0, ge=0, le=3600, description="seconds that a catalog snapshot is used for")
+    catalog_refresh: float = Field(2.0, ge=0, le=3600, description="seconds to reuse a catalog snapshot")
     search_concurrency: int | None = Field(
-        None, ge=1, le=256, description="table searches in flight at once; one a core, two at least, without"
+        None, ge=1, le=256, description="maximum concurrent table searches; unset: one per core, at least two"
     )
-    wide_shards: int = Field(
-        4, ge=1, description="shards from which on beyond them a question is asked of the company index"
+    wide_shards: int = Field(4, ge=1, description="questions over more shards than this use the company index")
+    search_cache_bytes: int = Field(2**31, ge=2**24, description="maximum bytes of indexes kept in memory")
+    rerank_model: NonEmpty | None = Field(
+        None, description="litellm reranker; unset: hits are ordered by reciprocal rank fusion"
     )
-    search_cache_bytes: int = Field(2**31, ge=2**24, description="bytes of indexes kept in memory at most")
-    rerank_model: NonEmpty | None = Field(None, description="litellm name of a reranker; hits keep their order without")
-    cache_ttl: int = Field(86_400, ge=1, description="seconds from the making of an answer to its end")
-    cache_refusal_ttl: int = Field(300, ge=1, description="the same for an answer that says that nothing was found")
+    cache_ttl: int = Field(86_400, ge=1, description="lifetime of a cached answer in seconds; hits do not extend it")
+    cache_refusal_ttl: int = Field(300, ge=1, description="lifetime of a cached “not found” answer in seconds")
     cache_mode: Literal["on", "shadow", "off"] = Field(
-        "on", description="shadow answers anew and logs what would have been served"
+        "on", description="shadow: never serve from the cache, but log what would have been served"
     )
     cache_similarity: float = Field(
-        0.98, gt=0, le=1.0, description="cosine from which a paraphrase is served without comparing passages"
+        0.98, gt=0, le=1.0, description="at or above this cosine a paraphrase is served without comparing passages"
     )
     cache_max_error: float = Field(
-        0.01, gt=0, le=0.5, description="share of wrong answers that the guards may let through, among those served"
+        0.01, gt=0, le=0.5, description="tolerated share of wrong answers among semantic hits"
     )
     cache_calibration: NonEmpty | None = Field(
-        None, description="file that rag-serving calibrate wrote; the one shipped otherwise"
+        None, description="file written by rag-serving calibrate; unset: the packaged calibration"
     )
-    cache_entries: int = Field(100_000, ge=1, description="entries in Redis at most; the least used go first")
-    cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds that the cache may take before it is bypassed")
-    cache_memory_entries: int = Field(10_000, ge=1, description="bound of the in-memory cache, without Redis")
+    cache_entries: int = Field(100_000, ge=1, description="maximum entries in Redis; the least used are evicted")
+    cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds to wait for Redis before bypassing it")
+    cache_memory_entries: int = Field(10_000, ge=1, description="maximum entries of the in-memory cache")
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
-        "rag", description="first part of every Redis key, so that several deployments share a server"
+        "rag", description="prefix of every Redis key, so that several deployments can share a server"
     )
 
     @property
     def searches_at_once(self) -> int:
-        """More than there are cores make no search quicker, and everything beside them slower."""
+        """Maximum concurrent searches; more than one per core speeds up no search and slows down everything else."""
         return self.search_concurrency or max(2, os.cpu_count() or 1)
 
 
 class ServiceSettings(Environment):
-    """Which service a client asks, where it asks one."""
+    """Settings of a client that queries a service."""
 
     model_config = SettingsConfigDict(env_prefix="RAG_SERVICE_")
 
-    url: NonEmpty | None = Field(None, description="a service to ask; without it the client reads the lake itself")
-    key: SecretStr | None = Field(None, description="key for it, rag_…")
+    url: NonEmpty | None = Field(None, description="URL of the service; unset: the client reads the lake itself")
+    key: SecretStr | None = Field(None, description="API key, rag_…")
     deadline: float = Field(
-        SERVICE_DEADLINE, gt=0, le=3_600, description="seconds for one question to it, its tries included"
+        SERVICE_DEADLINE, gt=0, le=3_600, description="deadline of one question in seconds, including retries"
     )
-    tries: int = Field(SERVICE_TRIES, ge=1, le=20, description="requests for one question at most")
+    tries: int = Field(SERVICE_TRIES, ge=1, le=20, description="maximum requests per question")

@@ -1,10 +1,8 @@
-"""Spans of OpenTelemetry, by its API alone: without it, and where no process collects spans, nothing happens.
+"""OpenTelemetry spans of the phases of a question; FastAPI creates the spans of requests.
 
-Requests have theirs from FastAPI; here is what only this project can say. A span holds names, numbers and states; never
-a question, a text, a key or the message of an error.
+Only OpenTelemetry's API is used, so nothing happens unless it is installed and spans are collected. Spans hold names,
+numbers and states, never a question, a text, a key or an error message.
 """
-
-from __future__ import annotations
 
 import functools
 import time
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Phases:
-    """Spans of the phases of one question, below the span that is current when this is made."""
+    """Spans of the phases of one question, children of the span that is current at construction."""
 
     def __init__(self) -> None:
         self._tracer = _tracer()
@@ -25,7 +23,7 @@ class Phases:
             self._parent = get_current()
 
     def ended(self, phase: str, seconds: float) -> None:
-        """A phase that took so long ends now."""
+        """Record a phase that took `seconds` and ends now."""
         if self._tracer is not None:
             end = time.time_ns()
             start = end - round(seconds * 1e9)
@@ -33,7 +31,7 @@ class Phases:
 
 
 def describe_request(*, key: str, cache: str, has_query: bool) -> None:
-    """Tell the current span, while it lasts, on whose behalf it was and what the cache did."""
+    """Add the key's id and the cache state to the current span, and redact its query string if there is one."""
     if _tracer() is None:
         return
     from opentelemetry.trace import get_current_span
@@ -41,12 +39,12 @@ def describe_request(*, key: str, cache: str, has_query: bool) -> None:
     span = get_current_span()
     if span.is_recording():
         span.set_attributes({name: value for name, value in (("rag.key", key), ("rag.cache", cache)) if value})
-        if has_query:  # no route reads one: whatever it is, a key perhaps, it was put there by mistake
+        if has_query:  # no route reads one; it may be a key that was put there by mistake
             span.set_attribute("url.query", "REDACTED")
 
 
 @functools.cache
-def _tracer() -> Tracer | None:
+def _tracer() -> "Tracer | None":
     try:
         from opentelemetry import trace
     except ImportError:

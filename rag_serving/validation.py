@@ -1,4 +1,4 @@
-"""Arguments of the client, checked: questions, counts, filters and histories come from outside."""
+"""Validation of the clients' arguments: questions, counts, filters, histories. Every check raises `InvalidArgument`."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
@@ -19,49 +19,49 @@ MAX_HISTORY_CHARACTERS = 200_000
 
 
 def validate_question(question: str) -> str:
-    """Printable text without white space around it; raises `InvalidQuestion`."""
+    """Return the question without unprintable characters and surrounding whitespace; raises `InvalidQuestion`."""
     if not isinstance(question, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers may be untyped
         raise InvalidQuestion(f"the question must be a string, not {type(question).__name__}")
-    # Spaces that are not printable (no-break, full-width, carriage return) part words too.
+    # Unprintable spaces (no-break, full-width, carriage return) separate words, too.
     spaced = (" " if c.isspace() and c not in "\n\t" else c for c in question)
     text = "".join(c for c in spaced if c in "\n\t" or c.isprintable()).strip()
     if not text:
         raise InvalidQuestion("the question is empty")
     if len(text) > MAX_QUESTION_CHARACTERS:
         raise InvalidQuestion(
-            f"the question has {len(text)} characters; {MAX_QUESTION_CHARACTERS} at most. Ask it in a sentence or two"
+            f"the question has {len(text)} characters (limit {MAX_QUESTION_CHARACTERS}); ask it in a sentence or two"
         )
     return text
 
 
 def validate_k(k: int) -> int:
-    """1 to `MAX_K`; raises `InvalidArgument`."""
+    """Return `k` if it is an integer from 1 to `MAX_K`."""
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"k must be a whole number from 1 to {MAX_K}, not {k!r}")
+        raise InvalidArgument(f"k must be an integer from 1 to {MAX_K}, not {k!r}")
     return k
 
 
 def validate_mode(mode: Mode) -> Mode:
-    """Raises `InvalidArgument`."""
+    """Return `mode` if it is one of `Mode`."""
     if mode not in get_args(Mode):
         raise InvalidArgument(f"mode must be one of {', '.join(get_args(Mode))}, not {str(mode)[:80]!r}")
     return mode
 
 
 def validate_prefix(prefix: str | None) -> str | None:
-    """Without a leading slash, None for an empty one; raises `InvalidArgument`."""
+    """Return the prefix without its leading slash; None if it is empty."""
     if prefix is None:
         return None
     if not isinstance(prefix, str) or len(prefix) > MAX_PREFIX_CHARACTERS or not all(map(str.isprintable, prefix)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(
-            f"path_prefix must be the beginning of a path below region/department/, of at most {MAX_PREFIX_CHARACTERS} "
-            "printable characters, for example 'policies/'"
+            "path_prefix must be the start of a path below region/department/, such as 'policies/': "
+            f"at most {MAX_PREFIX_CHARACTERS} printable characters"
         )
     return prefix.removeprefix("/") or None
 
 
 def validate_moment(name: str, moment: date | None) -> datetime | None:
-    """A time in UTC; a date is its midnight. Raises `InvalidArgument`."""
+    """Convert a time to UTC. A date means midnight; a time without a zone is taken as UTC."""
     if moment is None:
         return None
     if not isinstance(moment, date):  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -72,26 +72,24 @@ def validate_moment(name: str, moment: date | None) -> datetime | None:
     try:
         return moment.astimezone(UTC)
     except OverflowError:
-        raise InvalidArgument(f"{name} lies outside the years that a zone can be applied to") from None
+        raise InvalidArgument(f"{name} is out of range: it cannot be converted to UTC") from None
 
 
 def validate_tenant(tenant: str) -> str:
-    """Raises `InvalidArgument`."""
+    """Return `tenant` if it is a string of 1 to `MAX_TENANT_CHARACTERS` characters."""
     if not isinstance(tenant, str) or not tenant or len(tenant) > MAX_TENANT_CHARACTERS:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidArgument(f"tenant must be a name of 1 to {MAX_TENANT_CHARACTERS} characters")
+        raise InvalidArgument(f"tenant must be a string of 1 to {MAX_TENANT_CHARACTERS} characters")
     return tenant
 
 
 def validate_history(history: Sequence[Turn | dict[str, Any]]) -> tuple[Turn, ...]:
-    """Turns of a conversation, oldest first, also given as dicts; raises `InvalidArgument`."""
+    """Return the turns of a conversation, oldest first; they may be given as dicts."""
     if isinstance(history, (str, dict)) or len(history) > MAX_TURNS:
         raise InvalidArgument(f"history must be a list of at most {MAX_TURNS} turns, oldest first")
     try:
         turns = tuple(Turn.model_validate(turn) for turn in history)
     except ValidationError:
-        raise InvalidArgument("each turn of the history must have a question and an answer, both strings") from None
+        raise InvalidArgument("every turn of the history must have a question and an answer, both strings") from None
     if sum(len(turn.question) + len(turn.answer) for turn in turns) > MAX_HISTORY_CHARACTERS:
-        raise InvalidArgument(
-            f"the history has more than {MAX_HISTORY_CHARACTERS} characters; leave out the oldest turns"
-        )
+        raise InvalidArgument(f"the history has more than {MAX_HISTORY_CHARACTERS} characters; drop the oldest turns")
     return turns

@@ -1,4 +1,4 @@
-"""Run the command line as `python -m rag_serving.cli`."""
+"""Entry point of `python -m rag_serving.cli`."""
 
 from rag_serving.cli.main import main
 

@@ -1,6 +1,6 @@
-"""The command `rag-serving calibrate`: reads labelled pairs, calibrates the cache and prints what each bound serves.
+"""The command `rag-serving calibrate`: reads labelled pairs, calibrates the cache and prints the effect of each bound.
 
-How a threshold is chosen belongs to `calibration`.
+How thresholds are chosen belongs to `cache.guards.calibration`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rag_serving.lake.embedders.base import Embedder
 
 PLAIN = (0.90, 0.95, 0.98)
-"""Cosines without guards that a calibration is compared with."""
+"""Thresholds of a cache without guards, printed for comparison."""
 
 
 class EvidenceLine(BaseModel):
@@ -51,7 +51,7 @@ class Line(BaseModel):
 
 
 def read_pairs(path: Path) -> list[Line]:
-    """Return the pairs of a JSON Lines file without blank lines. Raises `InvalidArgument` that names the wrong line."""
+    """Read the pairs of a JSON Lines file. Raises `InvalidArgument`, which names the first invalid line."""
     lines: list[Line] = []
     for number, text in enumerate(path.read_text("utf-8").splitlines(), start=1):
         if not text.strip():
@@ -64,7 +64,7 @@ def read_pairs(path: Path) -> list[Line]:
 
 
 def labelled(lines: Sequence[Line], embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]) -> list[Labelled]:
-    """Return the pairs with their cosines. `embed` turns texts into unit vectors for the pairs without one."""
+    """Return the pairs with their cosines; `embed` maps texts to unit vectors, for pairs without a cosine."""
     texts = list(dict.fromkeys(t for line in lines if line.similarity is None for t in (line.asked, line.cached)))
     vectors = dict(zip(texts, embed(texts), strict=True)) if texts else {}
     found: list[Labelled] = []
@@ -78,7 +78,7 @@ def labelled(lines: Sequence[Line], embed: Callable[[Sequence[str]], npt.NDArray
 
 
 def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str, ...]]:
-    """Return what each bound serves of these pairs, beside plain cosines. The first row is the heading."""
+    """Return what each bound, and each plain threshold, serves of these pairs. The first row is the heading."""
     duplicates = sum(one.same for one in pairs)
 
     def row(name: str, served: int, wrong: int) -> tuple[str, ...]:
@@ -104,17 +104,17 @@ def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str
     type=float,
     default=0.98,
     show_default=True,
-    help="At or above this similarity, do not compare evidence.",
+    help="At or above this similarity, skip the risk model.",
 )
 @click.option(
     "--least", type=float, default=LEAST_SIMILARITY, show_default=True, help="Ignore pairs below this similarity."
 )
-@click.option("--fingerprint", help="Embedder to use if the shards have several.")
+@click.option("--fingerprint", help="Embedder to use if the shards have more than one.")
 def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerprint: str | None) -> None:
     """Calibrate the semantic cache on PAIRS: lines of JSON with `asked`, `cached` and `same` (true or false).
 
-    `similarity` is optional: by default it is computed with the lake's embedder. So are `asked_evidence` and
-    `cached_evidence`, lists of objects with a `content_hash`, best first.
+    `similarity` is optional and computed with the lake's embedder by default. `asked_evidence` and `cached_evidence`,
+    lists of objects with a `content_hash`, best first, are optional, too.
 
     Example: rag-serving calibrate pairs.jsonl --out calibration.json
     """
@@ -138,7 +138,7 @@ def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerp
     )
     out.write_text(calibration.model_dump_json(indent=1) + "\n", "utf-8")
     _print_table(table(calibration, examples))
-    click.echo(f"written to {out}; set RAG_CACHE_CALIBRATION={out} to use it")
+    click.echo(f"wrote {out}; set RAG_CACHE_CALIBRATION={out} to use it")
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:
@@ -159,9 +159,9 @@ def _embedder(fingerprint: str | None) -> Embedder:
         entries = Catalog(objects).snapshot().entries.values()
         known = sorted({entry.current.fingerprint for entry in entries})
         if not known:
-            raise UnknownScope("nothing is published in RAG_LAKE_URI; publish a shard, or give every pair a similarity")
+            raise UnknownScope("no shard is published in RAG_LAKE_URI; publish one, or add `similarity` to every pair")
         if len(known) > 1:
-            raise InvalidArgument(f"the shards have several embedders; name one with --fingerprint: {', '.join(known)}")
+            raise InvalidArgument(f"the shards use several embedders; pass --fingerprint, one of {', '.join(known)}")
         fingerprint = known[0]
     return load_embedder(objects, fingerprint)
 

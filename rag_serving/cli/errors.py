@@ -1,4 +1,4 @@
-"""Errors of commands: the error's name before its message, and exit codes."""
+"""How commands report errors: the error's name, its message, and exit status 2."""
 
 from typing import Any
 
@@ -8,15 +8,16 @@ from rag_serving.errors import RagError, SettingsError
 
 
 class NamedClickError(click.ClickException):
-    """A deliberate error, shown as its name and message without a trace; exit status 2."""
+    """A deliberate error, shown by name and message without a traceback."""
 
     exit_code = 2
 
 
 class NamedErrorGroup(click.Group):
-    """Commands whose deliberate errors (`RagError`) are shown by name and message, without a trace."""
+    """A group of commands that reports every `RagError` as a `NamedClickError`."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; raises `NamedClickError`."""
         try:
             return super().invoke(ctx)
         except RagError as error:
@@ -24,6 +25,7 @@ class NamedErrorGroup(click.Group):
 
 
 def require_http_extra() -> None:
+    """Raise `SettingsError` unless ``rag-shards[http]`` is installed."""
     try:
         import fastapi  # noqa: F401  # pyright: ignore[reportUnusedImport]
         import uvicorn  # noqa: F401  # pyright: ignore[reportUnusedImport]

@@ -7,27 +7,38 @@ import click
 from rag_serving.errors import SettingsError
 
 
-@click.group()
+@click.group(short_help="Create, list and revoke API keys.")
 def keys() -> None:
-    """Create, list and revoke the keys of the service, in the file that RAG_HTTP_KEYS names."""
+    """Create, list and revoke API keys of the service, in the file at RAG_HTTP_KEYS.
+
+    Example: rag-serving keys create hr-portal --shards "*/people"
+    """
 
 
-@keys.command("create")
+@keys.command("create", short_help="Create an API key and print it.")
 @click.argument("name")
-@click.option("--tenant", default="default", show_default=True, help="Whose answers it shares.")
-@click.option("--shards", multiple=True, default=("*/*",), show_default=True, help="Pattern as in oslo/*; repeatable.")
-@click.option("--per-minute", default=600, show_default=True, help="Requests that it may make in a minute.")
+@click.option("--tenant", default="default", show_default=True, help="Keys of one tenant share cached answers.")
+@click.option(
+    "--shards", multiple=True, default=("*/*",), show_default=True, help="Visible shards, such as oslo/*; repeatable."
+)
+@click.option("--per-minute", default=600, show_default=True, help="Maximum requests per minute.")
 def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int) -> None:
-    """Make a key for NAME and show it, this once."""
+    """Create an API key for NAME and print it (it cannot be shown again).
+
+    Example: rag-serving keys create hr-portal --tenant hr --shards "*/people"
+    """
     from rag_serving.http.api_keys import create_key
 
     key, text = create_key(_key_file(), name, tenant=tenant, shards=shards, requests_per_minute=per_minute)
-    click.echo(f"{text}\nthe key {key.id} is not shown again; only its hash is stored", err=False)
+    click.echo(f"{text}\nkey {key.id} cannot be shown again: only its hash is stored")
 
 
-@keys.command("list")
+@keys.command("list", short_help="List the API keys.")
 def list_keys() -> None:
-    """List the keys without their secrets."""
+    """List the API keys without their secrets.
+
+    Example: rag-serving keys list
+    """
     from rag_serving.http.api_keys import read_keys
 
     path = _key_file()
@@ -39,10 +50,13 @@ def list_keys() -> None:
         )
 
 
-@keys.command("revoke")
+@keys.command("revoke", short_help="Revoke an API key.")
 @click.argument("key_id")
 def revoke(key_id: str) -> None:
-    """Refuse the key KEY_ID from now on."""
+    """Revoke the API key with the id KEY_ID, effective immediately.
+
+    Example: rag-serving keys revoke 1a2b3c4d
+    """
     from rag_serving.http.api_keys import revoke_key
 
     key = revoke_key(_key_file(), key_id)
@@ -54,5 +68,5 @@ def _key_file() -> Path:
 
     path = HttpSettings.from_env().keys
     if path is None:
-        raise SettingsError("RAG_HTTP_KEYS is not set; name the file that holds the keys")
+        raise SettingsError("RAG_HTTP_KEYS is not set; set it to the path of the key file")
     return Path(path)

@@ -1,4 +1,4 @@
-"""The command `rag-serving`: ask, search, list, review notes and serve; `calibrate` and `keys` are beside it."""
+"""The command `rag-serving`; its subcommands `calibrate` and `keys` have modules of their own."""
 
 import json
 from collections.abc import Callable
@@ -17,9 +17,9 @@ from rag_serving.results import Answer, Place
 
 def _scope(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("--region", "regions", multiple=True, help="Only this region; may be repeated."),
-        click.option("--department", "departments", multiple=True, help="Only this department; may be repeated."),
-        click.option("-k", "k", type=int, default=8, show_default=True, help="Passages to look for, 1 to 100."),
+        click.option("--region", "regions", multiple=True, help="Search this region only; repeatable."),
+        click.option("--department", "departments", multiple=True, help="Search this department only; repeatable."),
+        click.option("-k", "k", type=int, default=8, show_default=True, help="Number of passages, 1 to 100."),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
         command = option(command)
@@ -29,20 +29,26 @@ def _scope(command: Callable[..., None]) -> Callable[..., None]:
 @click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rag-shards")
 def main() -> None:
-    """Answers from the published shards of a lake (RAG_LAKE_URI), or of a service (RAG_SERVICE_URL)."""
+    """Query the published shards of a lake (RAG_LAKE_URI) or of a service (RAG_SERVICE_URL).
+
+    Example: rag-serving ask "How much parental leave do I get?" --region oslo
+    """
 
 
-@main.command()
+@main.command(short_help="Answer a question with its sources.")
 @click.argument("question")
 @_scope
 def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k: int, as_json: bool) -> None:
-    """Answer QUESTION with its sources."""
+    """Answer QUESTION with its sources.
+
+    Example: rag-serving ask "How much parental leave do I get?" --region oslo
+    """
     with RagClient.from_env() as client:
         answer = client.ask(question, regions=regions or None, departments=departments or None, k=k)
     click.echo(answer.model_dump_json(indent=1) if as_json else render(answer))
 
 
-@main.command()
+@main.command(short_help="Find passages for a question.")
 @click.argument("question")
 @_scope
 @click.option(
@@ -50,12 +56,12 @@ def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k
     type=click.Choice(get_args(Mode)),
     default="hybrid",
     show_default=True,
-    help="What finds passages: meaning, words, or both.",
+    help="Search by vector, by full text, or both.",
 )
-@click.option("--path-prefix", help="Only documents whose path below region/department/ begins so.")
-@click.option("--from", "modified_from", type=click.DateTime(), help="Only documents changed then or later, in UTC.")
-@click.option("--before", "modified_before", type=click.DateTime(), help="Only documents changed before, in UTC.")
-@click.option("--join", "join_neighbours", is_flag=True, help="Show passages that follow each other as one.")
+@click.option("--path-prefix", help="Only documents whose path below region/department/ starts with this.")
+@click.option("--from", "modified_from", type=click.DateTime(), help="Only documents modified at or after (UTC).")
+@click.option("--before", "modified_before", type=click.DateTime(), help="Only documents modified before (UTC).")
+@click.option("--join", "join_neighbours", is_flag=True, help="Merge adjacent passages of a document.")
 def search(
     question: str,
     regions: tuple[str, ...],
@@ -68,7 +74,10 @@ def search(
     modified_before: datetime | None,
     join_neighbours: bool,
 ) -> None:
-    """List the passages nearest to QUESTION."""
+    """List the passages that match QUESTION, best first.
+
+    Example: rag-serving search "travel per diem" --department finance --mode text
+    """
     with RagClient.from_env() as client:
         hits = client.search(
             question,
@@ -90,10 +99,13 @@ def search(
     _warn(hits.degraded)
 
 
-@main.command()
+@main.command(short_help="List the published shards.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def shards(as_json: bool) -> None:
-    """List what is published."""
+    """List the published shards with their sizes and versions.
+
+    Example: rag-serving shards --json
+    """
     with RagClient.from_env() as client:
         entries = client.shards()
     if as_json:
@@ -109,12 +121,14 @@ def shards(as_json: bool) -> None:
         click.echo("nothing is published yet", err=True)
 
 
-@main.command()
-@click.option("--kind", type=click.Choice(["near_miss", "shadow", "feedback"]), help="Only these.")
+@main.command(short_help="Print pairs of questions to review, as JSON lines.")
+@click.option("--kind", type=click.Choice(["near_miss", "shadow", "feedback"]), help="Print this kind only.")
 def notes(kind: str | None) -> None:
-    """Print pairs of questions that were refused narrowly, served in the shadow, or judged, as JSON lines.
+    """Print pairs of questions to review as JSON lines: near misses, shadow hits, and pairs with feedback.
 
-    Label them with `same` (true or false) and hand them to `calibrate`.
+    Label each with `same` (true or false) and pass the file to `rag-serving calibrate`.
+
+    Example: rag-serving notes --kind near_miss > pairs.jsonl
     """
     with RagClient.from_env() as client:
         for note in client.notes():
@@ -126,13 +140,21 @@ main.add_command(calibrate_command)
 main.add_command(keys)
 
 
-@main.command()
+@main.command(short_help="Serve answers over HTTP.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="Port to listen on.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Processes.")
-@click.option("--open", "open_to_all", is_flag=True, help="Without keys: whoever reaches it may ask everything.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Worker processes.")
+@click.option(
+    "--open",
+    "open_to_all",
+    is_flag=True,
+    help="Serve without API keys: anyone who can reach the port can query every shard.",
+)
 def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
-    """Answer over HTTP (needs rag-shards[http]; keys from RAG_HTTP_KEYS)."""
+    """Serve answers over HTTP, with API keys from RAG_HTTP_KEYS (needs rag-shards[http]).
+
+    Example: rag-serving serve --port 8080 --workers 4
+    """
     require_http_extra()
     from rag_serving.http.server import serve as run
 
@@ -140,7 +162,7 @@ def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
 
 
 def render(answer: Answer) -> str:
-    """An answer as text: what it says, the sources, how the cache and the clock stood."""
+    """Format an answer as text, with its sources, cache state and timings."""
     lines = [answer.text, ""]
     lines += [f"  [{citation.number}] {place(citation)}  score {_score(citation)}" for citation in answer.citations]
     state = answer.cache
@@ -155,7 +177,7 @@ def render(answer: Answer) -> str:
 
 
 def place(passage: Place) -> str:
-    """Where a passage stands, on one line."""
+    """Format the location of a passage on one line."""
     where = f"page {passage.page}, " if passage.page is not None else ""
     heading = f" § {' › '.join(passage.heading_path)}" if passage.heading_path else ""
     return f"{passage.source}{heading} ({where}characters {passage.start}–{passage.end}) [{passage.shard}]"

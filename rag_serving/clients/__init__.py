@@ -1,1 +1,1 @@
-"""Clients of the lake and of a service, asynchronous and synchronous."""
+"""Asynchronous and synchronous clients of a lake and of a service."""

@@ -1,6 +1,6 @@
-"""What every asynchronous client offers: the public methods with the checks of their arguments, once for all of them.
+"""The public interface of the asynchronous clients, including validation of arguments.
 
-Two clients stand behind it: `AsyncRagClient` answers from a lake itself, `RemoteRagClient` asks a service that does.
+It has two implementations: `AsyncRagClient` answers from a lake, `RemoteRagClient` queries a service.
 """
 
 from abc import ABC, abstractmethod
@@ -31,7 +31,7 @@ DEFAULT_TENANT = "default"
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a client can do just now."""
+    """Current state of a client: published shards, cache, and name of the language model."""
 
     shards: int
     cache: StoreState
@@ -40,7 +40,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Where to look, and on whose behalf; checked. None is everything."""
+    """Validated scope of a question: the shards to search (None: all) and the tenant who asks."""
 
     regions: tuple[str, ...] | None = None
     departments: tuple[str, ...] | None = None
@@ -55,7 +55,10 @@ class Scope:
         within: Sequence[str] | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> Self:
-        """Raises `InvalidShardName` and `InvalidArgument`. Patterns of `within` are checked where they are applied."""
+        """Validate and build; raises `InvalidShardName` or `InvalidArgument`.
+
+        The patterns in `within` are checked where they are applied.
+        """
         return cls(
             check_names("region", regions),
             check_names("department", departments),
@@ -65,7 +68,7 @@ class Scope:
 
 
 class BaseRagClient(ABC):
-    """Searches and answers. Use it within one event loop, and `close` it there."""
+    """Searches and answers. Use and `close` it within one event loop."""
 
     async def search(
         self,
@@ -81,18 +84,20 @@ class BaseRagClient(ABC):
         join_neighbours: bool = False,
         within: Sequence[str] | None = None,
     ) -> Hits:
-        """The `k` (1 to 100) best passages in those regions and departments; None means all of them.
+        """Return the `k` (1 to 100) best passages for a question.
 
-        `mode` says what finds them: the meaning (``vector``), the words (``text``, which needs no embedding model), or
-        both, fused by rank (``hybrid``). `path_prefix` is the beginning of the object's key below
-        ``region/department/``; `modified_from` (inclusive) and `modified_before` (exclusive) are of the document's last
-        change, a date or a time without a zone being taken for UTC. A passage that repeats a better one is left out and
-        named in the other's `also_in`. With `join_neighbours`, passages that follow each other in their document come
-        as one. `within` holds patterns of the shards that the caller may see, as in ``oslo/*``; no other exists then.
+        `regions` and `departments` restrict the search; None means all. `mode` is ``vector``, ``text`` (full-text
+        search, needs no embedding model) or ``hybrid`` (both, combined by reciprocal rank fusion). `path_prefix`
+        filters on the object's key below ``region/department/``. `modified_from` (inclusive) and `modified_before`
+        (exclusive) filter on the document's last modification; dates and times without a zone are taken as UTC.
+
+        Duplicates of a better passage are dropped and listed in its `also_in`. `join_neighbours` merges adjacent
+        passages of a document. `within` limits the search to shards that match a pattern such as ``oslo/*``; use it
+        for access control.
 
         Raises `InvalidQuestion`, `InvalidArgument`, `InvalidShardName`, `UnknownScope`, `LakeError` or
-        `EmbedderUnavailable`; of a service also `Overloaded`, `NotAllowed`, `TooManyRequests`, `DeadlineExceeded` and
-        `ServiceError`.
+        `EmbedderUnavailable`. A service also raises `Overloaded`, `NotAllowed`, `TooManyRequests`, `DeadlineExceeded`
+        and `ServiceError`.
         """
         query = Query(
             validate_question(question),
@@ -116,14 +121,14 @@ class BaseRagClient(ABC):
         tenant: str = DEFAULT_TENANT,
         within: Sequence[str] | None = None,
     ) -> Answer:
-        """An answer from those regions and departments, from the cache when an equal question was answered before.
+        """Answer a question, from the cache if an equivalent question was answered before.
 
-        `k` is how many passages the answer may rest on. `history` holds the turns of a conversation before, oldest
-        first: the question is then rewritten into one that stands alone, which is what is answered and cached. Answers
-        are shared within a `tenant` only. `within` is as for `search`.
+        The answer is based on up to `k` passages. `history` holds the previous turns of a conversation, oldest first;
+        the question is then rewritten to stand alone before it is answered and cached. Only questions of the same
+        `tenant` share cached answers. The other arguments are those of `search`.
 
-        Raises what `search` raises, `Overloaded` and `DeadlineExceeded`; a failing cache or language model does not
-        raise but is named in `Answer.degraded`.
+        Raises the errors of `search`, `Overloaded` and `DeadlineExceeded`. A failing cache or language model raises
+        nothing; it is reported in `Answer.degraded`.
         """
         query = Query(validate_question(question), validate_k(k))
         scope = Scope.checked(regions, departments, within, tenant)
@@ -140,9 +145,9 @@ class BaseRagClient(ABC):
         tenant: str = DEFAULT_TENANT,
         within: Sequence[str] | None = None,
     ) -> AsyncGenerator[Event]:
-        """The answer as it is made, see `rag_serving.events`; the same events whether the cache answers or not.
+        """Stream an answer as `rag_serving.events`; the arguments are those of `ask`.
 
-        Wrong arguments raise at the first event; what fails later is the last event, `Failed`.
+        Invalid arguments raise on the first event. Later errors end the stream with a `Failed` event.
         """
         query = Query(validate_question(question), validate_k(k))
         scope = Scope.checked(regions, departments, within, tenant)
@@ -151,48 +156,48 @@ class BaseRagClient(ABC):
                 yield event
 
     async def feedback(self, answer: Answer, *, correct: bool, tenant: str = DEFAULT_TENANT) -> bool:
-        """Tell whether an answer was right. A wrong one leaves the cache; says whether it was there.
+        """Report whether an answer was correct. Drops a wrong answer from the cache; returns whether it was there.
 
-        The pair of questions, where the answer was found by another one, is kept for a recalibration of the guards.
-        Raises `InvalidQuestion`, `InvalidArgument` for an answer of another tenant, and `CacheUnavailable`.
+        If the cache served it for another question, the pair is recorded to recalibrate the guards. Raises
+        `InvalidQuestion`, `CacheUnavailable`, and `InvalidArgument` if the answer belongs to another tenant.
         """
         validate_question(answer.standalone_question or answer.question)
         return await self._feedback(answer, correct, validate_tenant(tenant))
 
     async def shards(self, *, within: Sequence[str] | None = None) -> list[ShardInfo]:
-        """What is published now, sorted by shard; `within` is as for `search`."""
+        """List the published shards, sorted; `within` is that of `search`."""
         return await self._shards(Scope.checked(None, None, within))
 
     async def warm(
         self, *, regions: Sequence[str] | None = None, departments: Sequence[str] | None = None
     ) -> list[ShardInfo]:
-        """Open the tables and load the indexes and models for a scope, so that its first question is quick.
+        """Open the tables and load the indexes and models of a scope, so that its first question is fast.
 
-        Versions published later are warmed by themselves. Raises what `search` raises, and `NotOffered` of a service.
+        Versions published later are warmed automatically. Raises the errors of `search`; a service raises `NotOffered`.
         """
         return await self._warm(Scope.checked(regions, departments))
 
     @abstractmethod
     async def health(self) -> Health:
-        """Whether questions can be answered; raises `LakeError` where the lake cannot be read."""
+        """Check that questions can be answered; raises `LakeError` if the lake cannot be read."""
 
     @abstractmethod
     async def notes(self) -> list[ReviewItem]:
-        """Pairs of questions that were refused narrowly, served in the shadow, or judged by people; newest first.
+        """Return pairs of questions to review, newest first: near misses, shadow hits, and pairs with feedback.
 
-        Raises `CacheUnavailable`, and `NotOffered` of a service.
+        Raises `CacheUnavailable`; a service raises `NotOffered`.
         """
 
     @abstractmethod
     def stats(self) -> dict[str, int]:
-        """What happened since this client began: answers by state of the cache, refusals by guard, model calls.
+        """Return counters since the client was created: answers by cache state, refusals by guard, model calls.
 
-        Raises `NotOffered` of a service.
+        A service raises `NotOffered`.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Let go of connections and tables."""
+        """Close connections and tables."""
 
     @abstractmethod
     async def _search(self, query: Query, scope: Scope) -> Hits: ...

@@ -1,4 +1,4 @@
-"""The language model that the settings name."""
+"""Build the language model from the settings."""
 
 from rag_serving.answering.generation import LanguageModel
 from rag_serving.answering.llm_process import ModelProcess
@@ -6,7 +6,7 @@ from rag_serving.settings import ServingSettings
 
 
 def configured_model(settings: ServingSettings, process: ModelProcess | None = None) -> LanguageModel | None:
-    """The model of the settings, called in that process where one is given; None where none is set."""
+    """Return the configured model, or None. With `process`, litellm is called there."""
     if settings.llm_model is None:
         return None
     named = (settings.llm_fallbacks or "").split(",")

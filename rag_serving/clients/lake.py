@@ -1,6 +1,6 @@
-"""The client of a lake, asynchronous; `RagClient` is the synchronous face of it.
+"""The asynchronous client of a lake; `RagClient` is its synchronous counterpart.
 
-Settings come from `RAG_*` variables by `from_env()`; everything that talks to the outside can be injected for tests.
+`from_env()` reads the settings from `RAG_*` variables. Everything that does I/O can be injected for tests.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 class AsyncRagClient(BaseRagClient):
-    """Searches and answers from the published shards of a lake. Use it within one event loop, and `close` it there."""
+    """Searches and answers from the published shards of a lake. Use and `close` it within one event loop."""
 
     def __init__(
         self,
@@ -117,11 +117,11 @@ class AsyncRagClient(BaseRagClient):
 
     @classmethod
     def from_env(cls) -> Self:
-        """A client of the environment's lake, whatever service it names too; raises `SettingsError`."""
+        """Create a client of the lake at `RAG_LAKE_URI`, ignoring `RAG_SERVICE_URL`; raises `SettingsError`."""
         return cls(ServingSettings.from_env())
 
     async def health(self) -> Health:
-        """Whether questions can be answered; raises `LakeError` where the lake cannot be read."""
+        """Check that questions can be answered; raises `LakeError` if the lake cannot be read."""
         snapshot = await self._snapshot()
         return Health(
             shards=len(snapshot.entries),
@@ -130,15 +130,15 @@ class AsyncRagClient(BaseRagClient):
         )
 
     async def notes(self) -> list[ReviewItem]:
-        """Pairs of questions that were refused narrowly, served in the shadow, or judged by people; newest first."""
+        """Return pairs of questions to review, newest first; raises `CacheUnavailable`."""
         return await self._cache.store.notes()
 
     def stats(self) -> dict[str, int]:
-        """What happened since this client began: answers by state of the cache, refusals by guard, model calls."""
+        """Return counters since the client was created: answers by cache state, refusals by guard, model calls."""
         return dict(self._answerer.counts)
 
     async def close(self) -> None:
-        """Let go of the cache's connections, of the tables and of the model's process."""
+        """Close the cache's connections, the tables and the model's process."""
         await self._flights.close()
         if self._model is not None:
             await self._model.close()
@@ -193,7 +193,7 @@ class AsyncRagClient(BaseRagClient):
             async with aclosing(until(deadline, self._answerer.answer(asked, clock))) as events:
                 async for event in events:
                     done = isinstance(event, Done)
-                    yield Done(answer=rewritten.told(event.answer, query.question)) if done else event
+                    yield Done(answer=rewritten.restored(event.answer, query.question)) if done else event
         except RagError as error:
             yield failed(error)
 
@@ -209,7 +209,7 @@ class AsyncRagClient(BaseRagClient):
                 kind="feedback",
                 tenant=tenant,
                 asked=asked,
-                # By what is stored, not by what the caller says: a recalibration trusts these pairs.
+                # Taken from the store, not from the caller, because a recalibration trusts these pairs.
                 cached=entry.question if entry is not None and entry.key != question_key(asked) else None,
                 similarity=answer.similarity,
                 cached_evidence=entry.evidence if entry is not None else (),
@@ -245,7 +245,7 @@ class AsyncRagClient(BaseRagClient):
 
     async def _standalone(self, question: str, turns: Sequence[Turn]) -> _Rewritten:
         if self._model is None:
-            return _Rewritten(question, marks=("history_not_read",))  # only a language model can
+            return _Rewritten(question, marks=("history_not_read",))
         key = hashlib.sha256(json.dumps([question, [turn.model_dump() for turn in turns]]).encode()).hexdigest()
         known = self._rewritten.get(key)
         if known is not None:
@@ -255,7 +255,7 @@ class AsyncRagClient(BaseRagClient):
             async with self._calls.slot():
                 text, generated = await standalone(self._model, question, turns)
         except ModelUnavailable as error:
-            _log.warning("the question is taken as it stands: %s", error)
+            _log.warning("cannot rewrite the follow-up question; answering it as asked: %s", error)
             return _Rewritten(question, marks=("history_not_read",))
         made = _Rewritten(validate_question(text), generated.tokens, generated.price)
         self._rewritten[key] = made
@@ -271,15 +271,15 @@ class AsyncRagClient(BaseRagClient):
 
 @dataclass(frozen=True, slots=True)
 class _Rewritten:
-    """A question as it is answered, and what it cost to find that out."""
+    """A question as it is answered, and what rewriting it cost."""
 
     question: str
     tokens: Mapping[str, int] = field(default_factory=dict[str, int])
     cost: float | None = 0.0
     marks: tuple[str, ...] = ()
 
-    def told(self, answer: Answer, asked: str) -> Answer:
-        """The answer as that of the question that was asked."""
+    def restored(self, answer: Answer, asked: str) -> Answer:
+        """Return the answer under the question as asked, with the cost of rewriting it added."""
         if self.question == asked:
             return answer
         cost = None if answer.cost is None or self.cost is None else answer.cost + self.cost

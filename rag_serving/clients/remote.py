@@ -1,4 +1,4 @@
-"""The client of a running service: the same methods, types and errors as those of the client of a lake."""
+"""The client of a running service; it has the methods, types and errors of the client of a lake."""
 
 from __future__ import annotations
 
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
     import httpx2
 
 _ANSWER = TypeAdapter(Answer)
-
 _FOUND = TypeAdapter(bodies.SearchResponse)
 _HEALTH = TypeAdapter(Health)
 _SHARDS = TypeAdapter(list[ShardInfo])
-
-_TOLD = TypeAdapter(bodies.FeedbackResponse)
+_FEEDBACK = TypeAdapter(bodies.FeedbackResponse)
 
 
 class RemoteRagClient(BaseRagClient):
-    """Asks the service at `base_url` with a key. Use it within one event loop, and `close` it there.
+    """Queries the service at `base_url` with an API key. Use and `close` it within one event loop.
 
-    A question may take `deadline` seconds and `tries` requests: connections that fail and replies that say when to ask
-    again (429, 503) are followed by further ones, never once a stream has begun. Whom a question is asked for, and of
-    which shards, is decided by the key. A `transport` replaces the connections, for certificates of one's own, say.
+    A question takes at most `deadline` seconds and `tries` requests. Failed connections and responses with
+    ``Retry-After`` (429, 503) are retried, but never once a stream has begun. The key determines the tenant and the
+    shards that are visible. `transport` replaces httpx2's connections, for example to use a private certificate
+    authority.
     """
 
     def __init__(
@@ -48,21 +47,21 @@ class RemoteRagClient(BaseRagClient):
         tries: int = SERVICE_TRIES,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Raises `InvalidArgument`, and `SettingsError` where ``rag-shards[client]`` is not installed."""
+        """Connect lazily; raises `InvalidArgument`, or `SettingsError` if ``rag-shards[client]`` is not installed."""
         try:
             from rag_serving.clients.transport import ServiceTransport
         except ModuleNotFoundError as error:
-            raise SettingsError("asking a service needs more packages: pip install 'rag-shards[client]'") from error
+            raise SettingsError("a service client needs more packages: pip install 'rag-shards[client]'") from error
         secret = None if key is None else SecretStr(key)
         self._transport = ServiceTransport(base_url, secret, deadline=deadline, tries=tries, transport=transport)
         self._deadline = deadline
 
     @classmethod
     def from_env(cls) -> Self:
-        """Of the service that `RAG_SERVICE_URL` names; raises `SettingsError`."""
+        """Create a client of the service at `RAG_SERVICE_URL`; raises `SettingsError`."""
         settings = ServiceSettings.from_env()
         if settings.url is None:
-            raise SettingsError("RAG_SERVICE_URL is not set; it names the service to ask")
+            raise SettingsError("RAG_SERVICE_URL is not set; set it to the URL of the service")
         key = None if settings.key is None else settings.key.get_secret_value()
         try:
             return cls(settings.url, key, deadline=settings.deadline, tries=settings.tries)
@@ -73,19 +72,19 @@ class RemoteRagClient(BaseRagClient):
         return f"RemoteRagClient({self._transport.address!r})"
 
     async def health(self) -> Health:
-        """Whether the service can answer just now, asked once; raises what keeps it from that, or `ServiceError`."""
+        """Check once that the service can answer; raises the error that prevents it, or `ServiceError`."""
         return await self._transport.call("GET", "/readyz", _HEALTH, tries=1)
 
     async def notes(self) -> list[ReviewItem]:
-        """Raises `NotOffered`."""
+        """Raise `NotOffered`."""
         _not_offered("notes")
 
     def stats(self) -> dict[str, int]:
-        """Raises `NotOffered`; the service shows its counts at ``/metrics``."""
+        """Raise `NotOffered`; the service exposes its counters at ``/metrics``."""
         _not_offered("stats")
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._transport.close()
 
     async def _search(self, query: Query, scope: Scope) -> Hits:
@@ -123,9 +122,9 @@ class RemoteRagClient(BaseRagClient):
 
     async def _feedback(self, answer: Answer, correct: bool, tenant: str) -> bool:
         _check_scope(Scope(tenant=tenant))
-        # Not sent again once it may have arrived: dropping an entry twice is dropping it once, but each note counts.
+        # Not retried once it may have arrived: dropping an entry is idempotent, but recording the pair is not.
         body = bodies.FeedbackRequest(answer=answer, correct=correct)
-        return (await self._transport.call("POST", "/v1/feedback", _TOLD, body, idempotent=False)).dropped
+        return (await self._transport.call("POST", "/v1/feedback", _FEEDBACK, body, idempotent=False)).dropped
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:
         _check_scope(scope)
@@ -148,16 +147,16 @@ def _question(query: Query, scope: Scope, turns: tuple[Turn, ...]) -> bodies.Ask
 
 def _listed(names: tuple[str, ...] | None) -> list[str] | None:
     if names is not None and len(names) > bodies.MOST_NAMES:
-        raise InvalidArgument(f"a service takes {bodies.MOST_NAMES} regions or departments at most")
+        raise InvalidArgument(f"a service accepts at most {bodies.MOST_NAMES} regions or departments")
     return None if names is None else list(names)
 
 
 def _check_scope(scope: Scope) -> None:
     if scope.tenant != interface.DEFAULT_TENANT:
-        raise InvalidArgument("the key of a service decides whose answers are shared; leave tenant out")
+        raise InvalidArgument("the API key of a service determines the tenant; omit the argument")
     if scope.within is not None:
-        raise InvalidArgument("the key of a service decides which shards are seen; leave within out")
+        raise InvalidArgument("the API key of a service determines the visible shards; omit the argument within")
 
 
 def _not_offered(what: str) -> NoReturn:
-    raise NotOffered(f"a service does not offer {what}; ask a client of the lake itself (AsyncRagClient)")
+    raise NotOffered(f"a service does not offer {what}; use a client of the lake itself (AsyncRagClient)")

@@ -1,6 +1,6 @@
-"""The synchronous face of any client: its methods wait in the calling thread for an event loop in another.
+"""The synchronous client: its methods run an asynchronous client on an event loop in a background thread.
 
-Loads neither of the clients before one is made.
+The asynchronous clients are imported on first use.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ _P = ParamSpec("_P")
 
 
 class RagClient:
-    """The synchronous face of a client, of a lake or of a service; safe between threads, which share its event loop.
+    """The synchronous client of a lake or a service; thread-safe.
 
-    `RagClient(base_url="https://…", key="rag_…")` asks a service, `RagClient(make)` what `make` returns.
+    `RagClient(base_url="https://…", key="rag_…")` queries a service; `RagClient(make)` wraps the client that `make`
+    returns.
     """
 
     @overload
@@ -38,7 +39,7 @@ class RagClient:
         key: str | None = None,
     ) -> None:
         if (make is None) == (base_url is None) or (make is not None and key is not None):
-            raise TypeError("RagClient takes base_url, with a key, or a function that makes a client")
+            raise TypeError("RagClient takes either base_url (and key) or a function that returns a client")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rag-client", daemon=True)
         self._thread.start()
@@ -54,10 +55,10 @@ class RagClient:
 
     @classmethod
     def from_env(cls) -> Self:
-        """Of the service that `RAG_SERVICE_URL` names, else of the environment's lake; raises `SettingsError`."""
+        """Create a client of the service at `RAG_SERVICE_URL`, or else of the lake; raises `SettingsError`."""
         return cls(_by_the_environment)
 
-    # The signatures and docstrings are those of the interface, written down there alone.
+    # Signatures and docstrings come from the interface.
 
     @staticmethod
     def _waited(
@@ -91,11 +92,11 @@ class RagClient:
     notes = _waited(BaseRagClient.notes)
 
     def stats(self) -> dict[str, int]:
-        """See `BaseRagClient.stats`."""
+        """Return the counters; see `BaseRagClient.stats`."""
         return self._core.stats()
 
     def close(self) -> None:
-        """Let go of connections and end the event loop."""
+        """Close the client and stop the event loop."""
         if not self._loop.is_closed():
             self._run(self._core.close())
             self._run(self._loop.shutdown_asyncgens())
@@ -125,7 +126,7 @@ class RagClient:
             return await anext(items, nothing)
 
         async def end() -> None:
-            with suppress(RuntimeError):  # a step that was interrupted is ending them already
+            with suppress(RuntimeError):  # an interrupted step is already closing the generator
                 await items.aclose()
 
         try:
@@ -134,7 +135,7 @@ class RagClient:
         finally:
             if not self._loop.is_closed():
                 ended = asyncio.run_coroutine_threadsafe(end(), self._loop)
-                # Whoever drops the generator may be the garbage collector, in the very thread that is waited for.
+                # The garbage collector may close the generator on the loop's thread, which cannot wait for itself.
                 if threading.current_thread() is not self._thread:
                     ended.result()
 

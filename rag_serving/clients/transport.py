@@ -1,4 +1,4 @@
-"""Requests to a service and what comes back: tried again within bounds, limited in size, believed once validated.
+"""HTTP requests to a service, with bounded retries. Responses are size-limited and validated.
 
 Needs the extra ``rag-shards[client]``.
 """
@@ -54,7 +54,7 @@ _T = TypeVar("_T")
 
 
 class _Retryable(Exception):
-    """A try that may be followed by another; `error` is what it comes to when it is not."""
+    """A failed attempt that may be retried; `error` is raised when it is not."""
 
     def __init__(self, error: RagError) -> None:
         super().__init__(str(error))
@@ -62,7 +62,7 @@ class _Retryable(Exception):
 
 
 class ServiceTransport:
-    """The way to one service. Opens no connection before the first request; for one event loop."""
+    """Connections to one service, opened on the first request. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -73,27 +73,27 @@ class ServiceTransport:
         tries: int,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Raises `InvalidArgument`, which never shows the key."""
+        """Check the arguments; raises `InvalidArgument`, which never shows the key."""
         self.address = _checked_address(base_url)
         self._secret = _checked_key(key)
         if not deadline > 0 or tries < 1:
-            raise InvalidArgument("a deadline has to be more than 0 seconds, and tries 1 or more")
+            raise InvalidArgument("deadline must be more than 0 seconds, and tries at least 1")
         self._deadline = deadline
         self._tries = tries
-        # Unpacked, a small reply could be of any size.
+        # A small compressed response could expand to any size.
         headers = {"accept-encoding": "identity"}
         if self._secret:
             headers["authorization"] = f"Bearer {self._secret}"
         self._http = httpx2.AsyncClient(
             base_url=self.address,
             headers=headers,
-            # The deadline bounds the rest: a model may be silent for long before its first word.
+            # The deadline bounds reads: a model may take long before its first word.
             timeout=httpx2.Timeout(None, connect=_CONNECT_SECONDS),
             transport=transport,
         )
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def call(
@@ -106,9 +106,9 @@ class ServiceTransport:
         idempotent: bool = True,
         tries: int | None = None,
     ) -> _T:
-        """What the service replies. Without `idempotent`, a request that may have been carried out is not made again.
+        """Return the validated response. Unless `idempotent`, a request that may have been executed is not retried.
 
-        Raises the error that the service names, `ServiceError` or `DeadlineExceeded`.
+        Raises the error that the service reports, `ServiceError` or `DeadlineExceeded`.
         """
 
         async def attempt() -> _T:
@@ -118,15 +118,15 @@ class ServiceTransport:
         try:
             async with asyncio.timeout(self._deadline):
                 return await self._tried(attempt, tries or self._tries)
-        except DeadlineExceeded:  # the service's own, which is a TimeoutError too
+        except DeadlineExceeded:  # reported by the service; it is a TimeoutError, too
             raise
         except TimeoutError as error:
-            raise DeadlineExceeded(f"no reply from {self.address} within {self._deadline:g} seconds") from error
+            raise DeadlineExceeded(f"no response from {self.address} within {self._deadline:g} seconds") from error
 
     async def events(self, path: str, body: BaseModel) -> AsyncGenerator[Event]:
-        """The events of a stream to the last one; tried again until there is a first one, and not after it.
+        """Yield the events of a stream up to the last one. Retries only until the first event arrives.
 
-        Raises what `call` raises except `DeadlineExceeded`: the time is the caller's to bound.
+        Raises the errors of `call` except `DeadlineExceeded`; callers enforce their own deadline.
         """
 
         async def opened() -> tuple[AsyncExitStack, Event, AsyncGenerator[Event]]:
@@ -136,9 +136,9 @@ class ServiceTransport:
                 events = await stack.enter_async_context(aclosing(self._events(response)))
                 first = await anext(events, None)
                 if first is None:
-                    raise UnexpectedReply(f"{self.address} sent a stream without an event")
+                    raise UnexpectedReply(f"{self.address} sent a stream without events")
                 return stack.pop_all(), first, events
-            raise AssertionError("the stack lets every error through")
+            raise AssertionError("the stack suppresses no error")
 
         stack, event, events = await self._tried(opened, self._tries)
         try:
@@ -149,7 +149,7 @@ class ServiceTransport:
                         return
                     following = await anext(events, None)
                     if following is None:
-                        raise ServiceUnavailable(f"{self.address} ended the stream before the answer was whole")
+                        raise ServiceUnavailable(f"{self.address} ended the stream before the answer was complete")
                     event = following
         except _Retryable as failure:
             raise failure.error from failure.__cause__
@@ -168,7 +168,7 @@ class ServiceTransport:
     async def _reply(
         self, method: str, path: str, body: BaseModel | None, *, accept: str, idempotent: bool
     ) -> AsyncGenerator[httpx2.Response]:
-        """A reply that is none of an error. What the connection does while it is read is raised by our names."""
+        """Open a successful response. Error statuses and httpx2's errors while it is read are raised as ours."""
         headers = {"accept": accept}
         content = None
         if body is not None:
@@ -177,14 +177,12 @@ class ServiceTransport:
         try:
             async with self._http.stream(method, path, headers=headers, content=content) as response:
                 if response.headers.get("content-encoding", "identity") != "identity":
-                    raise UnexpectedReply(f"{self.address} sent a packed reply, which was not asked for")
+                    raise UnexpectedReply(f"{self.address} sent a compressed response, which was not requested")
                 if response.status_code != HTTPStatus.OK:
                     raise self._refused(response, await self._read(response), idempotent=idempotent)
                 yield response
         except (httpx2.SSEError, httpx2.DecodingError) as error:
-            raise UnexpectedReply(
-                f"{self.address} sent no events that can be read: {self._shown(str(error))}"
-            ) from error
+            raise UnexpectedReply(f"{self.address} sent malformed events: {self._shown(str(error))}") from error
         except httpx2.HTTPError as error:
             problem = f"{type(error).__name__}: {self._shown(str(error))}".removesuffix(": ")
             if isinstance(error, _NEVER_SENT):
@@ -203,11 +201,11 @@ class ServiceTransport:
 
     async def _events(self, response: httpx2.Response) -> AsyncGenerator[Event]:
         source = httpx2.EventSource(response, max_event_size=MOST_EVENT_BYTES)
-        async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as told:
-            async for one in told:
+        async with aclosing(cast("AsyncGenerator[httpx2.ServerSentEvent]", aiter(source))) as received:
+            async for one in received:
                 if response.num_bytes_downloaded > MOST_REPLY_BYTES:
                     raise UnexpectedReply(f"{self.address} sent more than {MOST_REPLY_BYTES} bytes")
-                if one.event in _EVENTS:  # a service of a later version may tell more
+                if one.event in _EVENTS:  # a later version of the service may send others
                     event = self._validated(_EVENTS[one.event], one.data)
                     if isinstance(event, Failed):
                         event = event.model_copy(update={"message": self._shown(event.message)})
@@ -218,42 +216,44 @@ class ServiceTransport:
             return kind.validate_json(data)
         except ValidationError as error:
             problem = self._shown(first_problem(error))
-        # Not from the ValidationError, which shows the reply.
-        raise UnexpectedReply(f"{self.address} sent what no service of this version sends ({problem})")
+        # Not chained: the ValidationError quotes the response.
+        raise UnexpectedReply(
+            f"unexpected response from {self.address}: {problem} (client and server versions may differ)"
+        )
 
     def _refused(self, response: httpx2.Response, body: bytes, *, idempotent: bool) -> RagError | _Retryable:
-        """What a reply with the status of an error comes to."""
+        """Convert a response with an error status to an exception."""
         status = response.status_code
         error = self._named(status, body)
         error.retry_after = _retry_after(response.headers.get("retry-after", ""))
-        turned_away = status == HTTPStatus.TOO_MANY_REQUESTS or isinstance(error, Overloaded)  # nothing was done yet
-        again = status in _BUSY and error.retry_after is not None and (idempotent or turned_away)
+        not_executed = status == HTTPStatus.TOO_MANY_REQUESTS or isinstance(error, Overloaded)
+        again = status in _BUSY and error.retry_after is not None and (idempotent or not_executed)
         return _Retryable(error) if again else error
 
     def _named(self, status: int, body: bytes) -> RagError:
         try:
-            told = ErrorBody.model_validate_json(body).error
+            reported = ErrorBody.model_validate_json(body).error
         except ValidationError:
             return self._unnamed(status, body)
-        kind = error_named(told.type)
+        kind = error_named(reported.type)
         if kind is RagError:
             about_the_request = status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
             other = ServiceUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else UnexpectedReply
             kind = InvalidArgument if about_the_request else other
-        return kind(self._shown(told.message) or told.type)
+        return kind(self._shown(reported.message) or reported.type)
 
     def _unnamed(self, status: int, body: bytes) -> RagError:
         try:
             problem = NotReady.model_validate_json(body).problem
         except ValidationError:
-            said = f"{self.address} replied {status} without an error of the service's"
+            message = f"{self.address} responded with status {status} and no error of the service"
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-                return ServiceUnavailable(said)
-            return UnexpectedReply(f"{said}; is it the address of rag-serving serve?")
-        return error_named(problem)(f"{self.address} cannot answer just now ({self._shown(problem)})")
+                return ServiceUnavailable(message)
+            return UnexpectedReply(f"{message}; check that it is the address of `rag-serving serve`")
+        return error_named(problem)(f"{self.address} is not ready: {self._shown(problem)}; retry shortly")
 
     def _shown(self, text: str) -> str:
-        """A text of the other side as part of a message: of one line, bounded, and without our key."""
+        """Sanitize text from the service for a message: one line, bounded length, our key redacted."""
         if self._secret:
             text = text.replace(self._secret, "[key]")
         return "".join(c if c.isprintable() else " " for c in text[:_MOST_MESSAGE_CHARACTERS]).strip()
@@ -264,14 +264,14 @@ def _pause(state: RetryCallState) -> float:
 
 
 def _log_pause(state: RetryCallState) -> None:
-    _log.info("asked %d times, and again in %.1f s: %s", state.attempt_number, state.upcoming_sleep, _failure(state))
+    _log.info("attempt %d failed, retrying in %.1f s: %s", state.attempt_number, state.upcoming_sleep, _failure(state))
 
 
 def _give_up(state: RetryCallState) -> NoReturn:
     failure = _failure(state)
     if state.attempt_number > 1:
-        failure.error.args = (f"{failure.error} (asked {state.attempt_number} times)",)
-    _log.warning("given up: %s", failure.error)
+        failure.error.args = (f"{failure.error} (after {state.attempt_number} attempts)",)
+    _log.warning("giving up: %s", failure.error)
     raise failure.error from failure.__cause__
 
 
@@ -280,7 +280,7 @@ def _failure(state: RetryCallState) -> _Retryable:
 
 
 def _retry_after(text: str) -> int | None:
-    """Seconds, of a number of them or of a date."""
+    """Parse a ``Retry-After`` header, a number of seconds or a date, to seconds."""
     if text.isdecimal():
         return int(text[:9])
     try:
@@ -295,15 +295,18 @@ def _checked_address(base_url: str) -> str:
     try:
         url = httpx2.URL(base_url)
     except (httpx2.InvalidURL, TypeError):
-        raise InvalidArgument("base_url is not a URL; write it as in https://rag.example.com") from None
+        raise InvalidArgument("base_url is not a URL; write for example https://rag.example.com") from None
     if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
-        raise InvalidArgument("base_url must be http:// or https:// with a host, without a user, a query or a fragment")
+        raise InvalidArgument("base_url must be an http:// or https:// URL with a host and no user, query or fragment")
     return str(url).rstrip("/")
 
 
 def _checked_key(key: SecretStr | None) -> str:
     text = "" if key is None else key.get_secret_value().strip()
-    # As part of a header; the HTTP library would show an illegal one in its error.
+    # The HTTP library's error for an invalid header would show the key.
     if len(text) > MOST_KEY_CHARACTERS or not all("!" <= c <= "~" for c in text):
-        raise InvalidArgument("the key holds characters that no key has; copy it anew from rag-serving keys create")
+        raise InvalidArgument(
+            "malformed API key: expected rag_<8 hex>_<43 chars>; if it is lost, create a new one with "
+            "`rag-serving keys create`"
+        )
     return text

@@ -208,7 +208,7 @@ def test_whom_and_of_what_one_asks_is_decided_by_the_key_and_not_by_arguments(
     ]
     for arguments, named in (({"tenant": "other"}, calls[:2] + calls[4:]), ({"within": ["*/*"]}, calls[:4])):
         for call in named:
-            with pytest.raises(InvalidArgument, match="the key of a service decides"):
+            with pytest.raises(InvalidArgument, match="the API key of a service determines"):
                 call(**arguments)
     narrow = create_key(keys_file, "Oslo alone", tenant="oslo", shards=["oslo/*"])[1]
     with RagClient(base_url=service.url, key=narrow) as client:
@@ -472,7 +472,7 @@ def test_a_service_that_is_down_is_tried_again_and_then_named(caplog: pytest.Log
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with caplog.at_level(logging.INFO, "rag_serving"), RagClient(lambda: RemoteRagClient(url, tries=3)) as client:
-        with pytest.raises(ServiceUnavailable, match=rf"{url} cannot be reached.*\(asked 3 times\)"):
+        with pytest.raises(ServiceUnavailable, match=rf"{url} cannot be reached.*\(after 3 attempts\)"):
             client.ask(QUESTION)
         with pytest.raises(ServiceUnavailable, match="cannot be reached"):
             client.health()
@@ -505,7 +505,7 @@ def test_a_service_that_says_when_to_ask_again_is_asked_again_then(
 
 def test_tries_and_the_deadline_bound_how_often_a_service_is_asked_again(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [refusal(503, "Overloaded", Retry_After="0")]
-    with misbehaving.client(tries=3) as client, pytest.raises(errors.Overloaded, match="asked 3 times"):
+    with misbehaving.client(tries=3) as client, pytest.raises(errors.Overloaded, match="after 3 attempts"):
         client.ask(QUESTION)
     assert len(misbehaving.requests) == 3
     misbehaving.replies = [refusal(429, "TooManyRequests", Retry_After="58")]
@@ -566,7 +566,7 @@ def test_feedback_that_may_have_been_counted_is_not_sent_again(
 
 def test_a_service_that_is_not_ready_says_why(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [whole(503, b'{"ready": false, "problem": "LakeUnavailable"}')]
-    with misbehaving.client() as client, pytest.raises(errors.LakeUnavailable, match="cannot answer just now"):
+    with misbehaving.client() as client, pytest.raises(errors.LakeUnavailable, match="is not ready: LakeUnavailable"):
         client.health()
 
 

@@ -119,7 +119,7 @@ def test_a_component_of_five_lines_materializes_a_shard_in_another_project(
 
 
 def test_a_component_with_a_setting_that_does_not_exist_is_refused_by_its_name() -> None:
-    with pytest.raises(SettingsError, match="no setting named chunk_size"):
+    with pytest.raises(SettingsError, match="unknown setting: chunk_size"):
         PipelineSettings.from_env(chunk_size=3)
 
 

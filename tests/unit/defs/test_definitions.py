@@ -55,7 +55,7 @@ def test_the_code_location_loads_in_a_fresh_interpreter_without_settings_and_con
 
 def test_a_wrong_setting_fails_the_load_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_EXECUTOR", "threads")
-    with pytest.raises(SettingsError, match="check the environment: RAG_EXECUTOR"):
+    with pytest.raises(SettingsError, match="invalid environment variable: RAG_EXECUTOR"):
         build_definitions()
 
 
