@@ -1,1 +1,1 @@
-"""Small concurrency tools: a limiter, a circuit breaker, thread priorities."""
+"""Concurrency primitives: a limiter, a circuit breaker, thread priorities."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: a server that failed is left alone, and looked at again beside the questions, not in their way."""
+"""A circuit breaker: a failed server is bypassed, and probed in the background until it recovers."""
 
 import asyncio
 import logging
@@ -9,9 +9,9 @@ _log = logging.getLogger(__name__)
 
 
 class CircuitBreaker:
-    """Closed until `trip`; then open until a probe, made at most every `pause` seconds in the background, succeeds.
+    """Closed until `trip`, then open until a probe succeeds. Probes are at least `pause` seconds apart.
 
-    No caller waits for a probe, so that an open breaker adds microseconds. Belongs to one event loop.
+    Callers never wait for a probe, so an open breaker costs microseconds. Belongs to one event loop.
     """
 
     def __init__(
@@ -26,18 +26,18 @@ class CircuitBreaker:
 
     @property
     def open(self) -> bool:
-        """Whether to leave the server alone; begins a probe when it is time for one."""
+        """Whether to bypass the server; starts a probe if one is due."""
         if self._open and self._clock() >= self._next and (self._probing is None or self._probing.done()):
             self._probing = asyncio.create_task(self._look())
         return self._open
 
     def trip(self) -> None:
-        """The server failed just now."""
+        """Open the breaker after a failure."""
         self._open = True
         self._next = self._clock() + self._pause
 
     async def close(self) -> None:
-        """End a probe that is under way."""
+        """Cancel a running probe."""
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
@@ -45,8 +45,8 @@ class CircuitBreaker:
     async def _look(self) -> None:
         try:
             await self._probe()
-        except Exception as error:  # noqa: BLE001 - whatever a probe fails with, the server is not back
-            _log.debug("still left alone: %s", type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the server is down, whatever the error
+            _log.debug("probe failed, still bypassing: %s", type(error).__name__)
             self._next = self._clock() + self._pause
         else:
             self._open = False

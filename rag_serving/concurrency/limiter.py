@@ -1,4 +1,4 @@
-"""Bounds on what goes on at once: so many running, so many waiting, and no longer than a deadline."""
+"""A limit on concurrent operations, with a bounded queue."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,7 +8,7 @@ from rag_serving.errors import Overloaded
 
 
 class ConcurrencyLimiter:
-    """Lets `running` callers in at once and `waiting` more wait; refuses others at once. Belongs to one event loop."""
+    """Runs up to `running` callers, queues up to `waiting` more and refuses others. Belongs to one event loop."""
 
     def __init__(self, name: str, *, running: int, waiting: int) -> None:
         self._name = name
@@ -18,14 +18,14 @@ class ConcurrencyLimiter:
 
     @property
     def inside(self) -> int:
-        """Callers that run or wait."""
+        """Number of callers that are running or queued."""
         return self._inside
 
     @asynccontextmanager
     async def slot(self) -> AsyncGenerator[None]:
-        """A place for the length of the block; raises `Overloaded` when as many wait as may."""
+        """Hold a slot while the block runs; raises `Overloaded` if the queue is full."""
         if self._inside >= self._most:
-            raise Overloaded(f"too many {self._name} wait already ({self._most}); ask again in a moment")
+            raise Overloaded(f"too many queued {self._name} (limit {self._most}); retry shortly")
         self._inside += 1
         try:
             async with self._slots:

@@ -1,4 +1,4 @@
-"""Threads that give way, so that heavy work for one question does not keep the event loop from answering others."""
+"""Low-priority threads, so that heavy work for one question does not delay the event loop."""
 
 import os
 import sys
@@ -9,21 +9,18 @@ from contextlib import suppress
 from typing import TypeVar
 
 _NICENESS = 10
-"""The share of a core that such a thread is left, where both want it, is then about a tenth of the event loop's."""
+"""On a contended core such a thread gets about a tenth of the event loop's share."""
 _T = TypeVar("_T")
 
 
 def lower_priority() -> None:
-    """Lower the priority of this thread, and of those that it starts from now on.
-
-    Only Linux has priorities of threads; elsewhere nothing changes.
-    """
+    """Lower the priority of this thread and of those it starts. Only Linux has per-thread priorities."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 def with_low_priority(work: Callable[[], _T]) -> _T:
-    """Do it in a thread that gives way, as do those that a library starts meanwhile."""
+    """Run `work` in a low-priority thread; threads that it starts inherit the priority."""
     with ThreadPoolExecutor(1, initializer=lower_priority) as pool:
         return pool.submit(work).result()

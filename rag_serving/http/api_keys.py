@@ -1,7 +1,7 @@
-"""Keys of the service: who asks, for which tenant, of which shards, how often. Only hashes of them are stored.
+"""API keys: the tenant, visible shards and rate limit of each caller. Only hashes of keys are stored.
 
-A key is ``rag_`` + 8 hex digits that name it + ``_`` + 43 characters of secret. The secret has 256 random bits, so that
-one round of SHA-256 is enough to store it by: there is nothing to guess from.
+A key is ``rag_``, an id of 8 hex digits, ``_`` and a secret of 43 characters. The secret has 256 random bits, so one
+round of SHA-256 is a sufficient hash: guessing is infeasible.
 """
 
 import fcntl
@@ -28,15 +28,15 @@ Tenant = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,200}$")]
 
 
 class ApiKey(BaseModel):
-    """One key as it is stored."""
+    """A stored key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
-    name: str = Field(min_length=1, max_length=200, description="for people")
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="of the secret part")
+    name: str = Field(min_length=1, max_length=200, description="name for display")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the secret")
     tenant: Tenant
-    shards: tuple[str, ...] = Field(("*/*",), min_length=1, description="patterns of the shards it may see")
+    shards: tuple[str, ...] = Field(("*/*",), min_length=1, description="patterns of the visible shards")
     requests_per_minute: int = Field(600, ge=1, le=1_000_000)
     created_at: datetime
     revoked_at: datetime | None = None
@@ -53,7 +53,7 @@ class ApiKey(BaseModel):
 
 
 class ApiKeyFile(BaseModel):
-    """All keys."""
+    """The key file."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,18 +62,18 @@ class ApiKeyFile(BaseModel):
 
 
 class ApiKeys:
-    """Looks keys up in a file, which is read again when it changes; safe between threads."""
+    """Looks up keys in a file, which is reloaded when it changes. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._read: tuple[tuple[int, int], dict[str, ApiKey]] | None = None
 
     def check(self) -> None:
-        """Read the file now; raises `SettingsError` where it is missing or malformed."""
+        """Read the file now; raises `SettingsError` if it is missing or malformed."""
         self._keys()
 
     def find(self, presented: str) -> ApiKey | None:
-        """The key that was presented, unless it is unknown or revoked. Compares in constant time."""
+        """Return the presented key, or None if it is unknown or revoked. Compares in constant time."""
         match = _KEY.fullmatch(presented)
         key = self._keys().get(match[1]) if match else None
         digest = hashlib.sha256((match[2] if match else presented).encode("utf-8", "replace")).hexdigest()
@@ -88,13 +88,13 @@ class ApiKeys:
                 self._read = (stamp, {key.id: key for key in read_keys(self._path)})
         except OSError as error:
             raise SettingsError(
-                f"the key file {self._path} cannot be read ({error.strerror}); make one with rag-serving keys create"
+                f"cannot read the key file {self._path} ({error.strerror}); create one with `rag-serving keys create`"
             ) from None
         return self._read[1]
 
 
 def read_keys(path: Path) -> tuple[ApiKey, ...]:
-    """The stored keys, revoked ones too; raises `SettingsError` where the file is malformed, and `OSError`."""
+    """Return all stored keys, including revoked ones; raises `OSError`, or `SettingsError` for a malformed file."""
     try:
         return ApiKeyFile.model_validate_json(path.read_bytes()).keys
     except ValidationError as error:
@@ -110,7 +110,7 @@ def create_key(
     requests_per_minute: int = 600,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[ApiKey, str]:
-    """Store a new key; gives it and its text, which nobody can make out later. Raises `InvalidArgument`."""
+    """Create and store a key; returns it with its text, which cannot be recovered later. Raises `InvalidArgument`."""
     key_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     try:
         key = ApiKey(
@@ -130,18 +130,18 @@ def create_key(
 
 
 def revoke_key(path: Path, key_id: str, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> ApiKey:
-    """Have a key refused from now on; raises `InvalidArgument` where there is none of that id."""
+    """Revoke a key, effective immediately; raises `InvalidArgument` if the id is unknown."""
     with _changing(path) as keys:
         for place, key in enumerate(keys):
             if key.id == key_id:
                 keys[place] = key.model_copy(update={"revoked_at": key.revoked_at or now()})
                 return keys[place]
-        raise InvalidArgument(f"no key has the id {key_id[:40]!r}; see rag-serving keys list")
+        raise InvalidArgument(f"no key has the id {key_id[:40]!r}; `rag-serving keys list` shows the ids")
 
 
 @contextmanager
 def _changing(path: Path) -> Generator[list[ApiKey]]:
-    """The keys of the file, written back at the end; one process at a time."""
+    """Lock the file, yield its keys for modification, and write them back atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

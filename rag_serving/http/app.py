@@ -1,4 +1,4 @@
-"""The application: routes over an `AsyncRagClient`."""
+"""The FastAPI application: routes over an `AsyncRagClient`."""
 
 import time
 import uuid
@@ -61,7 +61,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _EVENT_STREAM = "text/event-stream"
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
-# Spans go to where OTEL_EXPORTER_OTLP_ENDPOINT says; logs would hold messages of errors, and with them questions.
+# Spans are exported to OTEL_EXPORTER_OTLP_ENDPOINT. Logs are not: they contain error messages, and thus questions.
 _TELEMETRY: TelemetryConfig = {
     "auto_configure": True,
     "logs": False,
@@ -72,7 +72,7 @@ _TELEMETRY: TelemetryConfig = {
 
 
 def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
-    """The description of a reply that may be a stream, of events with these names."""
+    """Describe a response that may be a stream of events with these names, for OpenAPI."""
     properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
     item = {"type": "object", "required": ["data"], "properties": properties}
     return {200: {"content": {_EVENT_STREAM: {"itemSchema": item}}}}
@@ -80,7 +80,7 @@ def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
 
 @dataclass(slots=True)
 class _Service:
-    """What the routes share."""
+    """State that the routes share."""
 
     metrics: Metrics
     rates: RateLimits | None = None
@@ -96,12 +96,14 @@ def create_app(
     version: str = "0",
     open_to_all: bool = False,
 ) -> FastAPI:
-    """The service over a client, which is made within its event loop, as are the rates of its keys.
+    """Create the application. `make_client` and `make_rates` are called on its event loop.
 
-    Raises `SettingsError` where there are no keys and it is not `open_to_all`.
+    Raises `SettingsError` if there is no key file and the service is not `open_to_all`.
     """
     if settings.keys is None and not open_to_all:
-        raise errors.SettingsError("RAG_HTTP_KEYS is not set; make keys with rag-serving keys create, or use --open")
+        raise errors.SettingsError(
+            "RAG_HTTP_KEYS is not set; set it and create keys with `rag-serving keys create`, or pass --open"
+        )
     keys = None if open_to_all else ApiKeys(Path(settings.keys or ""))
     if keys is not None:
         keys.check()
@@ -127,14 +129,7 @@ def create_app(
         redoc_url=None,
         telemetry=_TELEMETRY,
     )
-    app.add_middleware(
-        RequestLimits,
-        metrics=service.metrics,
-        max_body=settings.max_body,
-        concurrency=settings.concurrency,
-        body_seconds=settings.body_seconds,
-        send_seconds=settings.send_seconds,
-    )
+    app.add_middleware(RequestLimits, metrics=service.metrics, settings=settings)
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(_around)
@@ -148,14 +143,14 @@ def _service_of(request: Request) -> _Service:
 def _client_of(request: Request) -> AsyncRagClient:
     client = _service_of(request).client
     if client is None:
-        raise errors.Overloaded("the service is only starting")
+        raise errors.Overloaded("the service is still starting; retry shortly")
     return client
 
 
 async def _caller_of(request: Request) -> Principal:
     service = _service_of(request)
     if service.door is None or service.rates is None:
-        raise errors.Overloaded("the service is only starting")
+        raise errors.Overloaded("the service is still starting; retry shortly")
     try:
         caller = await service.door.authenticate(request)
     finally:
@@ -167,14 +162,14 @@ async def _caller_of(request: Request) -> Principal:
 Allowed = Annotated[Principal, Depends(_caller_of)]
 
 
-async def _injected_client(request: Request) -> AsyncRagClient:  # else it would run in a thread, for each request
+async def _injected_client(request: Request) -> AsyncRagClient:  # async, because FastAPI runs the others in a thread
     return _client_of(request)
 
 
 Client = Annotated[AsyncRagClient, Depends(_injected_client)]
 
-# For the OpenAPI description only; `auth.Authenticator` decides who is let in.
-_BEARER = HTTPBearer(auto_error=False, description="a key of rag-serving keys create")
+# For the OpenAPI description only; `auth.Authenticator` does the authentication.
+_BEARER = HTTPBearer(auto_error=False, description="an API key, created by rag-serving keys create")
 
 _api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=[Security(_BEARER)])
 _around = APIRouter(include_in_schema=False)
@@ -187,7 +182,7 @@ _around = APIRouter(include_in_schema=False)
     summary="Answer a question with its sources",
 )
 async def ask(body: AskRequest, request: Request, client: Client, caller: Allowed) -> Response:
-    """JSON, or with `stream` (or `Accept: text/event-stream`) server-sent events.
+    """Return the answer as JSON, or as server-sent events with `stream` or `Accept: text/event-stream`.
 
     The events are `sources`, `delta`, `citations` and `done`, or `error`; `restart` voids the deltas before it.
     """
@@ -208,35 +203,40 @@ async def ask(body: AskRequest, request: Request, client: Client, caller: Allowe
 
 @_api.post("/search", summary="Find passages")
 async def search(body: SearchRequest, client: Client, caller: Allowed) -> SearchResponse:
-    """Passages of published documents, best first."""
+    """Return passages of published documents, best first."""
     hits = await client.search(**body.model_dump(), within=caller.within)
     return SearchResponse(hits=list(hits), timings=hits.timings, degraded=list(hits.degraded))
 
 
-@_api.post("/feedback", summary="Say whether an answer was right")
+@_api.post("/feedback", summary="Report whether an answer was correct")
 async def feedback(body: FeedbackRequest, client: Client, caller: Allowed) -> FeedbackResponse:
-    """A wrong answer leaves the cache; the pair of questions is kept for a recalibration."""
+    """Drop a wrong answer from the cache, and record the pair of questions to recalibrate it."""
     return FeedbackResponse(dropped=await client.feedback(body.answer, correct=body.correct, tenant=caller.tenant))
 
 
-@_api.get("/shards", summary="List what the key may see")
+@_api.get("/shards", summary="List the shards that the key can see")
 async def shards(client: Client, caller: Allowed) -> list[ShardInfo]:
-    """The published shards."""
+    """Return the published shards, sorted."""
     return await client.shards(within=caller.within)
 
 
-@_api.get("/models", summary="The models of OpenAI's protocol: one", dependencies=[Depends(_caller_of)])
+@_api.get("/models", summary="List models (OpenAI-compatible)", dependencies=[Depends(_caller_of)])
 async def models() -> dict[str, Any]:
-    """The list of models."""
+    """Return the only model of the service."""
     return openai.models()
 
 
-@_api.post("/chat/completions", responses=_streams("message"), summary="OpenAI's chat completions", response_model=None)
+@_api.post(
+    "/chat/completions",
+    responses=_streams("message"),
+    summary="Create a chat completion (OpenAI-compatible)",
+    response_model=None,
+)
 async def chat(body: ChatRequest, request: Request, client: Client, caller: Allowed) -> Response:
-    """The last message is the question, those before are its history.
+    """Answer the last message; the messages before it are its history.
 
-    Citations come as `annotations` of the message and as `citations` of the reply; `regions` and `departments` narrow
-    the scope.
+    Citations are returned as `annotations` of the message and as `citations` of the response. `regions` and
+    `departments` restrict the search.
     """
     question = openai.question_of(body)
     identity = openai.CompletionIdentity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
@@ -260,13 +260,13 @@ async def chat(body: ChatRequest, request: Request, client: Client, caller: Allo
 
 @_around.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """The process answers."""
+    """Report that the process is alive."""
     return {"status": "ok"}
 
 
 @_around.get("/readyz")
 async def readyz(client: Client) -> JSONResponse:
-    """Questions can be answered, and with which cache."""
+    """Report whether questions can be answered, and the state of the cache."""
     try:
         health = await client.health()
     except RagError as error:
@@ -276,7 +276,7 @@ async def readyz(client: Client) -> JSONResponse:
 
 @_around.get("/metrics")
 async def show_metrics(request: Request, client: Client) -> Response:
-    """Prometheus' text."""
+    """Return the metrics in Prometheus' text format."""
     metrics = _service_of(request).metrics
     metrics.follow(client.stats())
     return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -284,13 +284,13 @@ async def show_metrics(request: Request, client: Client) -> Response:
 
 @_around.get("/")
 async def page() -> FileResponse:
-    """The page to ask from."""
+    """Return the web page."""
     return _page_file("index.html")
 
 
 @_around.get("/page/{name}")
 async def page_file(name: str) -> FileResponse:
-    """What belongs to the page."""
+    """Return a file of the web page."""
     return _page_file(name)
 
 
@@ -328,7 +328,7 @@ def _page_file(name: str) -> FileResponse:
 
 
 async def _begun(events: AsyncGenerator[Event]) -> tuple[Event, AsyncGenerator[Event]]:
-    """The first event, before the reply begins: what is wrong from the start is an error with a status of its own."""
+    """Wait for the first event, so that an early error gets its own status instead of an event in a 200 response."""
     first = await anext(events)
     if isinstance(first, Failed):
         raise error_named(first.error)(first.message)
@@ -371,9 +371,9 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def plain(_request: Request, error: Exception) -> JSONResponse:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        told = reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
-        told.headers.update((error.headers or {}) if isinstance(error, HTTPException) else {})
-        return told
+        response = reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
+        response.headers.update((error.headers or {}) if isinstance(error, HTTPException) else {})
+        return response
 
     app.add_exception_handler(RagError, deliberate)
     app.add_exception_handler(RequestValidationError, malformed)

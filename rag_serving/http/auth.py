@@ -1,4 +1,4 @@
-"""Who calls: the key of a request, what it allows, and how often it may ask."""
+"""Authentication of requests by API key, and the rate limits of keys."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from rag_serving.http.rate_limits import RateLimits
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """On whose behalf a request is answered. `within` are patterns of shards; None is all of them."""
+    """The authenticated caller. `within` holds patterns of the visible shards; None means all."""
 
     key: str
     tenant: str
@@ -19,9 +19,9 @@ class Principal:
 
 
 class Authenticator:
-    """Lets callers in by their key; without keys, everybody as one.
+    """Authenticates callers by API key; without keys, all callers share one identity.
 
-    A right key is never refused for what others tried from the same address, which may be a proxy's.
+    Wrong keys are rate-limited per address. A valid key is always accepted, because the address may be a proxy's.
     """
 
     def __init__(self, keys: ApiKeys | None, rates: RateLimits, *, failed_per_minute: int) -> None:
@@ -30,7 +30,7 @@ class Authenticator:
         self._failed_per_minute = failed_per_minute
 
     async def authenticate(self, connection: HTTPConnection) -> Principal:
-        """Raises `NotAllowed` and `TooManyRequests`."""
+        """Return the caller of a request; raises `NotAllowed` or `TooManyRequests`."""
         if self._keys is None:
             return Principal("", "default", None)
         scheme, _, presented = connection.headers.get("authorization", "").partition(" ")
@@ -39,9 +39,10 @@ class Authenticator:
             address = connection.client.host if connection.client else ""
             wait = await self._rates.take(self._failed_per_minute, "failed", address) if presented else None
             if wait is not None:
-                raise TooManyRequests("too many wrong keys from this address", wait)
-            raise NotAllowed("send a valid key as Authorization: Bearer rag_…")
+                raise TooManyRequests(f"too many wrong API keys from this address; retry in {wait} s", wait)
+            raise NotAllowed("missing or invalid API key; send a valid one as Authorization: Bearer rag_…")
         wait = await self._rates.take(key.requests_per_minute, "key", key.id)
         if wait is not None:
-            raise TooManyRequests(f"more than {key.requests_per_minute} requests in a minute", wait)
+            limit = key.requests_per_minute
+            raise TooManyRequests(f"rate limit of {limit} requests per minute exceeded; retry in {wait} s", wait)
         return Principal(key.id, key.tenant, key.shards)

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, as far as clients and chat front ends use them; shapes by its API reference."""
+"""The part of OpenAI's chat completions API that clients and chat front ends use."""
 
 import json
 import time
@@ -10,64 +10,63 @@ from rag_serving.api_schemas import AskRequest, ChatRequest
 from rag_serving.errors import InvalidArgument
 from rag_serving.events import Delta, Done, Event, Failed, Restart
 from rag_serving.results import Answer, Citation, Turn
-from rag_serving.validation import MAX_TURNS
+from rag_serving.validation import MAX_QUESTION_CHARACTERS, MAX_TURNS
 
 MODEL = "rag-shards"
-_ANEW = "\n\n---\n\n"
-"""Between what a failed model wrote and what the next one writes: this protocol can take nothing back."""
+_RESTART = "\n\n---\n\n"
+"""Separates the text of a failed model from that of the next one, because this protocol cannot retract text."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionIdentity:
-    """What all parts of one reply share."""
+    """The fields that all parts of one response share."""
 
     id: str
     created: int
 
     def of(self, kind: str, **more: Any) -> dict[str, Any]:
-        """An object of the protocol."""
+        """Build an object of the protocol."""
         return {"id": self.id, "object": kind, "created": self.created, "model": MODEL, **more}
 
 
 def models() -> dict[str, Any]:
-    """The list of models."""
+    """Return the list of models, which has one entry."""
     entry = {"id": MODEL, "object": "model", "created": int(time.time()), "owned_by": "rag-shards"}
     return {"object": "list", "data": [entry]}
 
 
 def question_of(request: ChatRequest) -> AskRequest:
-    """The last message as a question, and the exchanges before it as its history.
+    """Convert the last message to a question and the exchanges before it to its history.
 
-    Instructions (`system`, `developer`) have no effect: what a caller may see and how sources are used is not theirs to
-    say. Raises `InvalidArgument` where the last message is not a user's.
+    `system` and `developer` messages are ignored: callers cannot change how sources are used. Raises `InvalidArgument`
+    unless the last message is the user's.
     """
     if request.model.partition("/")[0] != MODEL:
-        raise InvalidArgument(f"the model is called {MODEL}")
-    spoken = [message for message in request.messages if message.role in ("user", "assistant")]
-    if not spoken or spoken[-1].role != "user":
+        raise InvalidArgument(f"unknown model; use {MODEL}")
+    dialogue = [message for message in request.messages if message.role in ("user", "assistant")]
+    if not dialogue or dialogue[-1].role != "user":
         raise InvalidArgument("the last message must be the user's question")
     turns: list[Turn] = []
     asked: str | None = None
-    for message in spoken[:-1]:
+    for message in dialogue[:-1]:
         if message.role == "user":
             asked = message.text if asked is None else f"{asked}\n{message.text}"
         elif asked is not None:
             turns.append(Turn(question=asked, answer=message.text))
             asked = None
-    question = spoken[-1].text.strip()
     try:
         return AskRequest(
-            question=question,
+            question=dialogue[-1].text.strip(),
             history=turns[-MAX_TURNS:],
             regions=request.regions,
             departments=request.departments,
         )
     except ValueError:
-        raise InvalidArgument(f"the question must have 1 to {4_000} characters") from None
+        raise InvalidArgument(f"the question must have 1 to {MAX_QUESTION_CHARACTERS} characters") from None
 
 
 def completion(identity: CompletionIdentity, answer: Answer) -> dict[str, Any]:
-    """A whole reply."""
+    """Return the response for a finished answer."""
     message = {"role": "assistant", "content": answer.text, "refusal": None, "annotations": _annotations(answer)}
     return identity.of(
         "chat.completion",
@@ -79,7 +78,7 @@ def completion(identity: CompletionIdentity, answer: Answer) -> dict[str, Any]:
 
 
 def chunks(identity: CompletionIdentity, event: Event, *, with_usage: bool) -> Iterator[str]:
-    """What of a streamed reply an event makes."""
+    """Yield the chunks of a streamed response that an event maps to."""
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
         choices = [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
@@ -90,7 +89,7 @@ def chunks(identity: CompletionIdentity, event: Event, *, with_usage: bool) -> I
     elif isinstance(event, Delta):
         yield chunk({"content": event.text})
     elif isinstance(event, Restart):
-        yield chunk({"content": _ANEW})
+        yield chunk({"content": _RESTART})
     elif isinstance(event, Failed):
         yield json.dumps({"error": {"type": event.error, "message": event.message}})
     elif isinstance(event, Done):
@@ -115,7 +114,7 @@ def _citations(citations: tuple[Citation, ...]) -> list[dict[str, Any]]:
 
 
 def _annotations(answer: Answer) -> list[dict[str, Any]]:
-    """Each place where the text refers to a source."""
+    """Return every position at which the text cites a source."""
     found: list[dict[str, Any]] = []
     for citation in answer.citations:
         mark = f"[{citation.number}]"

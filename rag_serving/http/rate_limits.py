@@ -1,6 +1,4 @@
-"""How often something happens in a minute: counted over all processes where there is Redis, else in this one."""
-
-from __future__ import annotations
+"""Rate limits per minute, enforced across all processes with Redis and per process without it."""
 
 import asyncio
 import logging
@@ -27,15 +25,15 @@ _log = logging.getLogger(__name__)
 
 
 class RateLimits:
-    """Counts in Redis, for all processes. Without it, and while it fails, counts here and gives a share of each rate.
+    """Enforces limits in Redis across all processes. Without Redis, each process enforces its share of every limit.
 
-    A failing Redis costs one request `timeout` seconds; from then on it is probed beside the requests. Belongs to one
-    event loop.
+    When Redis fails, one request waits `timeout` seconds; then Redis is bypassed and probed in the background. Belongs
+    to one event loop.
     """
 
     def __init__(
         self,
-        client: Redis | RedisCluster | None = None,
+        client: "Redis | RedisCluster | None" = None,
         *,
         prefix: str = "rag",
         timeout: float = 0.25,
@@ -49,10 +47,10 @@ class RateLimits:
         self._everywhere = None if client is None else MovingWindowRateLimiter(_Storage(client, f"{prefix}:rates"))
         self._breaker = CircuitBreaker(self._probe, pause=pause)
         self.shared = client is not None
-        """Whether the latest was counted for all processes."""
+        """Whether the latest request was counted across all processes."""
 
     async def take(self, per_minute: int, *of: str) -> int | None:
-        """Count one more `of` that; None where it is within the rate, else the seconds after which it would be."""
+        """Record one request. Returns None if within the limit, else seconds until a retry may succeed."""
         if self._everywhere is not None and not self._breaker.open:
             from redis.exceptions import RedisClusterException, RedisError
 
@@ -61,7 +59,7 @@ class RateLimits:
                     left = await _take(self._everywhere, per_minute, of)
             except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
                 self._breaker.trip()
-                _log.warning("rates are counted in each process: Redis does not count them (%s)", type(error).__name__)
+                _log.warning("Redis unavailable (%s); enforcing rate limits per process", type(error).__name__)
             else:
                 self.shared = True
                 return left
@@ -69,7 +67,7 @@ class RateLimits:
         return await _take(self._here, math.ceil(per_minute / self._workers), of)
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._breaker.close()
         if self._client is not None:
             await self._client.aclose()
@@ -79,7 +77,7 @@ class RateLimits:
 
 
 def open_rate_limits(settings: ServingSettings, *, workers: int) -> Callable[[], RateLimits]:
-    """What makes the rates of a deployment, within its event loop. Raises `SettingsError`."""
+    """Return a factory of the configured limits, to be called on the event loop; it raises `SettingsError`."""
 
     def make() -> RateLimits:
         url = settings.redis_url
@@ -98,11 +96,11 @@ async def _take(limiter: MovingWindowRateLimiter, per_minute: int, of: tuple[str
 
 
 class _Storage(RedisStorage):
-    """limits' storage on a client of this project, which knows clusters behind TLS and when to give up."""
+    """The Redis storage of the package limits on our client, which supports clusters behind TLS and has timeouts."""
 
     STORAGE_SCHEME = None  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]  # not found by URL
 
-    def __init__(self, client: Redis | RedisCluster, prefix: str) -> None:
+    def __init__(self, client: "Redis | RedisCluster", prefix: str) -> None:
         self._given: Any = client
         super().__init__("async+redis://", implementation="redispy", key_prefix=prefix)
 

@@ -1,6 +1,4 @@
-"""Run the application under uvicorn, in one process or in several."""
-
-from __future__ import annotations
+"""Run the application under uvicorn, in one or several processes."""
 
 import logging
 import os
@@ -27,23 +25,23 @@ if TYPE_CHECKING:
 _MOST_FILES = 65_536
 
 _NOT_STARTED = 3
-"""uvicorn's own exit code for a start that failed."""
+"""uvicorn's exit code for a failed start."""
 _SWITCH_SECONDS = 0.001
-"""After which another thread of Python lets the event loop go on; five times that is Python's own."""
+"""Interval after which a Python thread yields to the event loop; Python's default is five times as long."""
 
 
-def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = None) -> FastAPI:
-    """Make the application from the environment; uvicorn calls this in each of its `workers` processes.
+def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = None) -> "FastAPI":
+    """Create the application from the environment; uvicorn calls this in each of its `workers` processes.
 
-    `metrics` is the folder in which several processes share their counts.
+    `metrics` is the folder in which several processes share their metrics.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    for name in ("LiteLLM", "httpx"):  # they tell what is asked of a model
+    for name in ("LiteLLM", "httpx"):  # their INFO lines contain the prompts
         logging.getLogger(name).setLevel(logging.WARNING)
     if "service.name" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
         os.environ.setdefault("OTEL_SERVICE_NAME", "rag-shards")
     if metrics is not None:
-        # prometheus_client reads this when it is imported, which importing the application does.
+        # prometheus_client reads this on import, and importing the application imports it.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
     from rag_serving.http.app import create_app
 
@@ -67,14 +65,14 @@ def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = No
 
 
 def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are finished then. Raises `SettingsError` at once."""
+    """Serve until SIGTERM or SIGINT, then finish the requests in progress. Raises `SettingsError` before starting."""
     import uvicorn
     from uvicorn.supervisors import Multiprocess
 
     from rag_serving.http.app import create_app
 
     settings = HttpSettings.from_env()
-    create_app(lambda: AsyncRagClient(ServingSettings.from_env()), settings, open_to_all=open_to_all)  # is it well set?
+    create_app(lambda: AsyncRagClient(ServingSettings.from_env()), settings, open_to_all=open_to_all)  # check settings
     _allow_connections()
     with tempfile.TemporaryDirectory(prefix="rag-metrics-") as folder:
         config = uvicorn.Config(
@@ -90,7 +88,7 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
             timeout_graceful_shutdown=settings.drain_seconds,
             timeout_keep_alive=settings.keep_alive,
         )
-        with suppress(KeyboardInterrupt):  # everything under way is finished, as after SIGTERM
+        with suppress(KeyboardInterrupt):  # uvicorn re-raises it after a graceful shutdown
             if workers > 1:
                 Multiprocess(config, sockets=[config.bind_socket()]).run()
                 return
@@ -101,9 +99,9 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
 
 
 def _allow_connections() -> None:
-    """As many open files as the system allows: each connection is one, and what shells begin with is often 1,024."""
+    """Raise the limit of open files as far as allowed: each connection needs one, and 1,024 is a common default."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # then it is as it was
+        with suppress(OSError, ValueError):  # the limit stays as it is
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -9,23 +9,29 @@ from rag_serving.settings import Environment, NonEmpty
 
 
 class HttpSettings(Environment):
-    """What the service needs beside what the client needs."""
+    """Settings of the service, in addition to `ServingSettings`."""
 
     model_config = SettingsConfigDict(env_prefix="RAG_HTTP_")
 
-    keys: NonEmpty | None = Field(None, description="file of keys; without it, only --open serves")
-    max_body: int = Field(1_000_000, ge=1_000, le=100_000_000, description="bytes of a request at most")
-    concurrency: int = Field(4_000, ge=1, description="requests at once in a process; further ones get 503")
-    body_seconds: float = Field(30.0, gt=0, le=3_600, description="in which a request must have been sent whole")
-    send_seconds: float = Field(60.0, gt=0, le=3_600, description="in which a reader must take what is sent to it")
-    failed_keys_per_minute: int = Field(20, ge=1, description="wrong keys from one address; further ones get 429")
-    keep_alive: int = Field(
-        75, ge=1, le=3_600, description="seconds that an idle connection stays open; more than a load balancer's"
+    keys: NonEmpty | None = Field(None, description="file of API keys; unset: the service starts only with --open")
+    max_body: int = Field(1_000_000, ge=1_000, le=100_000_000, description="maximum bytes of a request body; else 413")
+    concurrency: int = Field(4_000, ge=1, description="maximum concurrent requests per process; more get 503")
+    body_seconds: float = Field(30.0, gt=0, le=3_600, description="seconds to receive a request body; else 408")
+    send_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3_600,
+        description="seconds for a client to read each part of a response; else it is disconnected",
     )
-    drain_seconds: int = Field(60, ge=1, le=3_600, description="for requests under way when the service is ended")
-    llm_process: bool = Field(True, description="call the language model in a process of its own beside each worker")
+    failed_keys_per_minute: int = Field(20, ge=1, description="wrong keys per minute and address; more get 429")
+    keep_alive: int = Field(
+        75, ge=1, le=3_600, description="seconds to keep idle connections; set it above the load balancer's timeout"
+    )
+    drain_seconds: int = Field(60, ge=1, le=3_600, description="seconds to finish requests on shutdown")
+    llm_process: bool = Field(True, description="call the language model in a separate process per worker")
     trusted_proxies: NonEmpty | None = Field(
-        None, description="addresses or networks, with commas, whose X-Forwarded-For says who calls; nobody's without"
+        None,
+        description="proxies whose X-Forwarded-For is trusted: addresses or networks, comma-separated; unset: none",
     )
 
     @field_validator("trusted_proxies")
@@ -35,5 +41,5 @@ class HttpSettings(Environment):
             try:
                 ipaddress.ip_network(one.strip())
             except ValueError:
-                raise ValueError("write addresses or networks, as in 10.0.0.7,172.16.0.0/12") from None
+                raise ValueError("expected addresses or networks, such as 10.0.0.7,172.16.0.0/12") from None
         return value

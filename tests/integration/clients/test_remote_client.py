@@ -240,7 +240,7 @@ def test_more_requests_than_the_key_may_make_are_refused_with_the_time_to_wait(
     slow = create_key(keys_file, "slow", requests_per_minute=2)[1]
     with RagClient(lambda: RemoteRagClient(service.url, slow, deadline=2)) as client:
         assert client.shards() == client.shards()
-        with pytest.raises(TooManyRequests, match="2 requests in a minute") as caught:
+        with pytest.raises(TooManyRequests, match="2 requests per minute") as caught:
             client.shards()
         assert caught.value.retry_after is not None
         assert 2 <= caught.value.retry_after <= 60
