@@ -1,10 +1,8 @@
-"""How a question is answered: exact tier, semantic tier, single flight, search, guards, language model, store.
+"""The answering pipeline: exact tier, semantic tier, single flight, search, guards, language model, store.
 
-The fast tiers are asked by every asker for itself. All that needs a search goes on in a flight, once for all who ask
-the same at that time. Everything here works against one snapshot of the catalog.
+Each request checks the fast cache tiers itself. Everything that needs a search runs in a flight that concurrent
+requests for the same question share. One answer works against one snapshot of the catalog.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
@@ -46,12 +44,12 @@ _T = TypeVar("_T")
 CacheMode = Literal["on", "shadow", "off"]
 CACHE_UNAVAILABLE = "cache_unavailable"
 _FAULTLESS = (ANSWER_CUT, INVENTED_CITATIONS)
-"""Marks with which an answer is kept all the same: the model would do so again."""
+"""Marks that do not keep an answer out of the cache, because the model would make the same mistake again."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRequest:
-    """A question, checked, with the pinned state of the shards that it is asked of."""
+    """A validated question with the pinned state of the shards in its scope."""
 
     query: Query
     tenant: str
@@ -67,25 +65,27 @@ class AnswerRequest:
 
     @property
     def question(self) -> str:
+        """The question's text."""
         return self.query.question
 
     @property
     def fingerprints(self) -> set[str]:
+        """Fingerprints of the embedders in the scope."""
         return {entry.current.fingerprint for entry in self.entries}
 
     @property
     def scope_words(self) -> frozenset[str]:
-        """Names of all regions and departments, within the scope or not: a question may name another."""
+        """Names of all regions and departments, including those outside the scope, which a question may mention."""
         shards = self.snapshot.entries
         return frozenset({shard.region for shard in shards} | {shard.department for shard in shards})
 
 
 @dataclass(slots=True)
 class _Work:
-    """One question on its way past the fast tiers."""
+    """A question that missed the fast tiers."""
 
     asked: AnswerRequest
-    vectors: Mapping[str, npt.NDArray[np.float32]]
+    vectors: Mapping[str, "npt.NDArray[np.float32]"]
     stale: Entry | None
     near: Sequence[CachedAnswer]
     refused: str | None = None
@@ -93,7 +93,7 @@ class _Work:
 
 
 class Answerer:
-    """Answers questions; one for each client, within its event loop."""
+    """Answers questions. Belongs to one client and its event loop."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Answerer:
         self.counts: Counter[str] = Counter()
 
     async def answer(self, asked: AnswerRequest, clock: Clock) -> AsyncGenerator[Event]:
-        """The events of the answer; raises nothing of its own, but ends with `Failed`."""
+        """Yield the events of the answer; errors while it is made end it with `Failed`."""
         problems: list[str] = []
         stale: Entry | None = None
         if self._mode != "off":
@@ -144,7 +144,7 @@ class Answerer:
         clock.lap("embed")
         near: list[CachedAnswer] = []
         vector = _cache_vector(vectors)
-        # A part of a long question says nothing about the whole.
+        # A question that was cut must not match by its beginning alone.
         if self._mode != "off" and vector is not None and not cut and not problems:
             nearest = self._cache.nearest(asked.tag, vector, self._floor(vectors))
             near = await self._tolerant(nearest, problems) or []
@@ -166,20 +166,20 @@ class Answerer:
         async for event, began in self._flights.join(flight, produce):
             if isinstance(event, Done) and not began:
                 self.counts["shared"] += 1
-                yield Done(answer=_for_a_waiter(event.answer, asked.question, clock))
+                yield Done(answer=_shared(event.answer, asked.question, clock))
             else:
                 yield event
 
     def _floor(self, vectors: Mapping[str, Any]) -> float:
-        """The cosine from which on stored questions are looked at.
+        """Return the least cosine of cached questions to consider.
 
-        Only the sure ones, where the judge was calibrated on another embedder: its cosines mean more or less.
+        If the judge was calibrated on another embedder, whose cosines are not comparable, only sure hits qualify.
         """
         fits = self._judge.fingerprint in (None, min(vectors))
         return self._judge.least_similarity if fits else self._sure
 
     def _sure_hit(self, asked: AnswerRequest, near: Sequence[CachedAnswer]) -> tuple[CachedAnswer, str] | None:
-        """The stored question that is surely the same: so near that its particulars alone have to agree."""
+        """Return a cached question so similar that only its particulars must agree, with the reason."""
         for found in near:
             holds = found.entry.digests == asked.digests and found.entry.answer.kind != "none"
             if found.similarity >= self._sure and holds:
@@ -195,11 +195,11 @@ class Answerer:
         except RagError as error:
             emit(failed(error))
         except TimeoutError:
-            emit(failed(DeadlineExceeded(f"no answer within {self._deadline:g} seconds")))
+            emit(failed(DeadlineExceeded(f"no answer within {self._deadline:g} seconds; retry, or raise the deadline")))
 
     async def _search_and_answer(self, work: _Work, problems: list[str], emit: Emit, clock: Clock) -> None:
         asked = work.asked
-        if self._mode == "on" and not problems:  # another process may have just stored it
+        if self._mode == "on" and not problems:  # another process may just have stored it
             exact = await self._tolerant(self._cache.exact(asked.tag, asked.question), problems)
             if exact is not None and exact.digests == asked.digests:
                 reason = "the same question, answered a moment ago"
@@ -234,11 +234,11 @@ class Answerer:
         )
         if work.shadow is not None:
             await self._note_shadow(work, evidence)
-        for event in replayed(answer)[2:]:  # its sources and text were told as they came
+        for event in replayed(answer)[2:]:  # its sources and text were already emitted
             emit(event)
 
     async def _search(
-        self, asked: AnswerRequest, vectors: Mapping[str, npt.NDArray[np.float32]]
+        self, asked: AnswerRequest, vectors: Mapping[str, "npt.NDArray[np.float32]"]
     ) -> tuple[list[Hit], tuple[str, ...]]:
         async with self._searches.slot():
             hits, failed = await self._searcher.search(asked.query, vectors, asked.entries, asked.snapshot)
@@ -247,7 +247,7 @@ class Answerer:
     async def _revalidated(
         self, work: _Work, hits: Sequence[Hit], evidence: Sequence[Evidence], clock: Clock, problems: list[str]
     ) -> Sequence[Event] | None:
-        """The entry of the same question, if what it rests on is found unchanged in the documents of today."""
+        """Serve a stale entry of the same question if the search finds its passages unchanged."""
         entry, asked = work.stale, work.asked
         if entry is None:
             return None
@@ -255,33 +255,33 @@ class Answerer:
             moved = None
             if same_evidence(entry.evidence, evidence):
                 moved = entry if self._mode == "shadow" else await self._rebase(asked, entry, hits, problems)
-        else:  # in another form, for which other passages may be found though it means the same
+        else:  # another spelling of the question may retrieve other passages
             moved = await self._revalidate_other_version(asked, entry, problems)
         if moved is None:
-            work.refused = "the same question was answered from other passages; its documents changed since"
+            work.refused = "the cached answer to this question cites passages that have changed since"
             return None
         if self._mode == "shadow":
-            work.shadow = (None, "the same question, its evidence unchanged")
+            work.shadow = (None, "the same question with unchanged passages")
             return None
         clock.lap("cache")
         state: CacheState = "exact" if entry.digests == asked.digests else "revalidated"
-        reason = "the same question; documents changed, the passages behind the answer did not"
+        reason = "the same question; documents changed, but not the passages behind the answer"
         return self._replay(asked, moved, state, clock, similarity=1.0, reason=reason)
 
     async def _guarded(
         self, work: _Work, evidence: Sequence[Evidence], clock: Clock, problems: list[str]
     ) -> Sequence[Event] | None:
-        """The entry of another question, if the guards find that it means the same and it still holds."""
+        """Serve the entry of another question if the guards accept it and it is still valid."""
         asked = work.asked
         for found in work.near:
             verdict = self._judge.judge(_pair(asked, found, evidence))
             entry = found.entry
             if verdict.serve and entry.answer.kind == "none" and not same_evidence(entry.evidence, evidence):
-                continue  # that nothing was found for one wording says little about what was found for another
+                continue  # a wording that found nothing says little about one that found other passages
             if verdict.serve and entry.digests != asked.digests:
                 revalidated = await self._revalidate_other_version(asked, entry, problems)
                 if revalidated is None:
-                    work.refused = work.refused or "a question that means the same rests on documents that changed"
+                    work.refused = work.refused or "the documents behind an equivalent cached question have changed"
                     continue
                 entry = revalidated
             if verdict.serve and self._mode == "on":
@@ -293,13 +293,13 @@ class Answerer:
                 continue
             self.counts[f"refused:{verdict.guard}"] += 1
             if work.refused is None:
-                work.refused = f"nearest stored question refused by {verdict.guard}: {verdict.reason}"
+                work.refused = f"nearest cached question refused by {verdict.guard}: {verdict.reason}"
                 note = self._note("near_miss", asked, found, evidence, guard=verdict.guard, risk=verdict.risk)
                 await self._tolerant(self._cache.store.note(note), problems)
         return None
 
     async def _revalidate_other_version(self, asked: AnswerRequest, entry: Entry, problems: list[str]) -> Entry | None:
-        """An entry of older documents, moved to those of today if the same is found for its own question."""
+        """Move a stale entry to the current documents if its own question still finds the same passages."""
         own = replace(asked, query=replace(asked.query, question=entry.question))
         vectors, cut = await self._embedders.vectors(entry.question, asked.fingerprints)
         hits, failed = await self._search(own, vectors)
@@ -308,7 +308,7 @@ class Answerer:
         return await self._rebase(own, entry, hits, problems)
 
     async def _rebase(self, asked: AnswerRequest, entry: Entry, hits: Sequence[Hit], problems: list[str]) -> Entry:
-        # The same passages may stand elsewhere in their documents now.
+        # The passages may have moved within their documents.
         places = {hit.chunk_id: hit for hit in hits}
         citations = tuple(
             citation.model_copy(
@@ -338,7 +338,7 @@ class Answerer:
                     return answer.model_copy(update={"degraded": answer.degraded + degraded})
                 except ModelUnavailable as error:
                     self.counts["model_failures"] += 1
-                    _log.warning("answering with an extract: %s", error)
+                    _log.warning("language model failed, answering with an extract: %s", error)
                     degraded = (*degraded, MODEL_UNAVAILABLE)
             embedder = await self._embedders.embedder(asked.entries[0].current.fingerprint)
             answer = await asyncio.to_thread(extract, embedder, asked.question, hits, degraded=degraded)
@@ -346,7 +346,7 @@ class Answerer:
         return answer
 
     async def _store(self, work: _Work, answer: Answer, evidence: Sequence[Evidence], problems: list[str]) -> Answer:
-        """Store the answer; what was made under a fault is not kept: the next asker deserves the whole."""
+        """Store the answer unless it is degraded: the next request may get a complete one."""
         asked = work.asked
         faults = [mark for mark in answer.degraded if mark.partition(":")[0] not in _FAULTLESS]
         if self._mode == "off" or problems or faults:
@@ -409,7 +409,7 @@ class Answerer:
             return
         found, reason = work.shadow
         self.counts["shadow"] += 1
-        _log.info("in shadow mode: would have been served (%s)", reason)
+        _log.info("shadow mode: would have served from the cache (%s)", reason)
         if found is not None:
             await self._tolerant(self._cache.store.note(self._note("shadow", work.asked, found, evidence)), [])
 
@@ -419,12 +419,12 @@ class Answerer:
         except CacheUnavailable as error:
             if CACHE_UNAVAILABLE not in problems:
                 problems.append(CACHE_UNAVAILABLE)
-                _log.log(logging.DEBUG if error.known else logging.WARNING, "answering without the cache: %s", error)
+                _log.log(logging.DEBUG if error.known else logging.WARNING, "bypassing the cache: %s", error)
             return None
 
 
-def _cache_vector(vectors: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32] | None:
-    """The vector by which a question is found again: of the first embedder, where a scope has several."""
+def _cache_vector(vectors: Mapping[str, "npt.NDArray[np.float32]"]) -> "npt.NDArray[np.float32] | None":
+    """Return the vector that indexes the question in the cache: that of the scope's first embedder."""
     return vectors[min(vectors)] if vectors else None
 
 
@@ -439,7 +439,6 @@ def _pair(asked: AnswerRequest, found: CachedAnswer, evidence: Sequence[Evidence
     )
 
 
-def _for_a_waiter(answer: Answer, question: str, clock: Clock) -> Answer:
-    """An answer that another asker paid for."""
+def _shared(answer: Answer, question: str, clock: Clock) -> Answer:
     update = {"question": question, "shared": True, "tokens": {}, "cost": 0.0, "timings": clock.timings()}
     return answer.model_copy(update=update)

@@ -9,10 +9,9 @@ _MARK = re.compile(r"[\[【]\s*(?:sources?\s+)?(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})
 
 
 def checked_citations(text: str, sources: int) -> tuple[str, set[int], int]:
-    """A model's text with every citation in the form ``[2]``, the numbers of sources that it names, and how many it
-    made up, which are taken out of the text.
+    """Return the text with citations normalized to ``[2]``, the cited numbers, and the count of invented ones.
 
-    ``[1, 3]``, ``[1-3]``, ``[Source 2]`` and ``【2】`` are read, too.
+    ``[1, 3]``, ``[1-3]``, ``[Source 2]`` and ``【2】`` are recognized. Invented citations are removed from the text.
     """
     named: set[int] = set()
     invented: set[int] = set()
@@ -34,11 +33,12 @@ def checked_citations(text: str, sources: int) -> tuple[str, set[int], int]:
 
 
 def source_citations(hits: Sequence[Hit]) -> tuple[Citation, ...]:
-    """All hits with the numbers under which a prompt shows them."""
+    """Return all hits as citations, numbered as in the prompt."""
     return citations_of(hits, hits)
 
 
 def citations_of(hits: Sequence[Hit], cited: Sequence[Hit]) -> tuple[Citation, ...]:
+    """Return the cited hits as citations, numbered by their place among `hits`."""
     numbers = {hit.chunk_id: number for number, hit in enumerate(hits, start=1)}
     return tuple(
         Citation(

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from rag_serving.results import Hit
 
 RELEVANCE_FLOORS = {"5b33b5e9079a0ca014ca348bd0c101a9": 0.29}
-"""Cosine below which passages do not answer a question, by fingerprint of the embedders it was measured for.
+"""Cosine below which passages do not answer a question, by fingerprint of the embedder.
 
-``python -m benchmarks.quality evidence`` measures it: that of the packaged model refuses 0.3 % of what can be answered.
+Measured by ``python -m benchmarks.quality evidence``; that of the packaged model refuses 0.3 % of answerable questions.
 """
 _UNSPACED = re.compile("[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")  # Thai, Lao, Japanese, Chinese
 
 
 def is_below_relevance_floor(question: str, hits: Sequence[Hit], floor: float) -> bool:
-    """Whether passages cannot hold the answer: none is as near as `floor` (a cosine), and none has half of its words.
+    """Return whether no passage reaches the cosine `floor` and none shares half of the question's words.
 
-    A model that does not know the question's language puts everything far away; words find it all the same.
+    Words are compared because a model that does not know the question's language gives every passage a low cosine.
     """
     if not hits:
         return True
@@ -26,13 +26,13 @@ def is_below_relevance_floor(question: str, hits: Sequence[Hit], floor: float) -
 
 
 def shares_words(question: str, texts: Sequence[str]) -> bool:
-    """Whether one of the texts has half of the question's words; a question without any shares them with all."""
+    """Return whether a text contains half of the question's words; true if the question has none."""
     asked = _terms(question)
     return not asked or any(2 * len(asked & _terms(text)) >= len(asked) for text in texts)
 
 
 def _terms(text: str) -> set[str]:
-    """The longer words, and the pairs of neighbours among characters that are written without spaces."""
+    """Return the words of more than three letters; for scripts without spaces, the pairs of adjacent characters."""
     terms: set[str] = set()
     for word in re.findall(r"\w+", text.lower()):
         if _UNSPACED.search(word):
@@ -43,5 +43,5 @@ def _terms(text: str) -> set[str]:
 
 
 def long_words(text: str) -> set[str]:
-    """Lower-case words of more than three characters; the shorter ones are in every sentence."""
+    """Return the lower-case words of more than three characters; shorter ones occur in every sentence."""
     return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}

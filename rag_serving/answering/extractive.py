@@ -1,4 +1,4 @@
-"""Answers without a language model: sentences quoted from the passages."""
+"""Answers without a language model: sentences extracted from the passages."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def extract(
     sentences: int = 2,
     degraded: tuple[str, ...] = (),
 ) -> Answer:
-    """The sentences of the best passages that are nearest to the question, quoted as they stand."""
+    """Return the sentences of the best passages that are most similar to the question, quoted verbatim."""
     if not hits:
         return not_found(question, degraded=degraded)
     candidates = [
@@ -37,7 +37,7 @@ def extract(
     cosines = embedder.embed_documents([sentence for _, sentence in candidates]) @ embedder.embed_query(question)
     asked = long_words(question)
     shared = [len(asked & long_words(sentence)) / max(len(asked), 1) for _, sentence in candidates]
-    # Words in common tell apart what vectors see as one topic; a better passage breaks near ties.
+    # Shared words separate sentences of one topic; the passage's rank breaks near ties.
     scores = [
         float(cosine) + 0.5 * common - 0.02 * number
         for cosine, common, (number, _) in zip(cosines, shared, candidates, strict=True)
@@ -63,19 +63,19 @@ def extract(
 
 
 def not_found(question: str, *, degraded: tuple[str, ...] = ()) -> Answer:
-    """The answer where the documents hold none."""
+    """Return the answer for a question that the documents do not answer."""
     return Answer(question=question, text=NOT_FOUND, citations=(), kind="none", model=None, degraded=degraded)
 
 
 def split_sentences(text: str) -> list[str]:
-    """Sentences, list items and table rows of a passage, without markup; headings and rules are left out."""
+    """Return the sentences, list items and table rows of a passage without markup, headings and rules."""
     units: list[str] = []
     joins = False
     for line in text.splitlines():
         if not line.strip() or line.lstrip().startswith("#") or _RULE.match(line):
             joins = False
             continue
-        # A line that begins no item goes on from the one before: paragraphs are often wrapped in the source.
+        # Any line that starts no item continues the one before, because paragraphs are often wrapped in the source.
         if joins and not _ITEM.match(line):
             units[-1] += " " + line.strip()
         else:

@@ -18,9 +18,9 @@ _REWRITE = (
 
 
 async def standalone(model: LanguageModel, question: str, history: Sequence[Turn]) -> tuple[str, Generated]:
-    """The question as one asks it who was not there before; raises `ModelUnavailable`.
+    """Rewrite a follow-up question so that it stands alone; raises `ModelUnavailable`.
 
-    What comes back is untrusted: where it is no question of a sensible length, the question stays as it was.
+    The model's output is untrusted: if it is empty or too long, the question is returned unchanged.
     """
     turns = "\n".join(
         f"{who}: {SOURCE_TAG.sub('‹', words.strip()[:_MOST_HISTORY_CHARACTERS])}"

@@ -1,4 +1,4 @@
-"""Generate an answer with the language model, and check what it cites."""
+"""Generate an answer with the language model, and check its citations."""
 
 import asyncio
 import logging
@@ -21,25 +21,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Generated:
-    """What a model wrote, as it grows; `model` is the one that wrote it."""
+    """The text a model has written so far; `model` is its name."""
 
     text: str = ""
     model: str = ""
     full: bool = False
-    """Whether it ended because the answer may not be longer."""
+    """Whether the text was cut at the maximum length."""
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     price: float | None = None
-    """US dollars; None if no price or no usage is known."""
+    """US dollars; None if the price or the usage is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A model behind litellm, and those that are asked when it fails. `completion` is litellm's own unless injected.
+    """A model reached by litellm, with its fallbacks. `completion` and `price` replace litellm's functions.
 
-    With `process`, litellm is called there and not imported here.
-
-    `timeout` is in seconds, for one model from the call to the last token, its retries included; `context_tokens`
-    bounds what the passages of a prompt may take.
+    `timeout` limits one model, in seconds from the call to the last token, including retries. `context_tokens` limits
+    the passages of a prompt. With `process`, litellm is called there and not imported here.
     """
 
     name: str
@@ -53,7 +51,7 @@ class LanguageModel:
     process: ModelProcess | None = None
 
     async def warm(self) -> None:
-        """Import litellm, which takes seconds, before a question waits for it."""
+        """Import litellm now, because it takes seconds."""
         if self.process is not None:
             await self.process.warm()
         elif self.completion is None:
@@ -62,10 +60,9 @@ class LanguageModel:
     async def stream(
         self, messages: Sequence[Mapping[str, str]], result: Generated, restart: Callable[[], None] | None = None
     ) -> AsyncIterator[str]:
-        """Yield the answer's pieces as they come, and collect them in `result`; raises `ModelUnavailable`.
+        """Yield the answer's pieces and collect them in `result`; raises `ModelUnavailable`.
 
-        A model that fails is followed by the next one, which begins anew: `restart` is called where the pieces so far
-        are void.
+        When a model fails, the next one starts over; `restart` is called if pieces were already yielded.
         """
         failures: list[str] = []
         for name in (self.name, *self.fallbacks):
@@ -76,17 +73,17 @@ class LanguageModel:
                 async for piece in self._stream_one(name, messages, result):
                     yield piece
             except Exception as error:  # noqa: BLE001
-                # litellm's errors come from every provider's own tree; all of them mean that there is no answer.
+                # litellm's errors have no common base class; whatever they are, there is no answer.
                 failures.append(f"{name} ({type(error).__name__})")
-                _log.warning("%s gave no answer: %s", name, type(error).__name__)
+                _log.warning("language model %s failed: %s", name, type(error).__name__)
             else:
                 if result.text.strip():
                     return
                 failures.append(f"{name} (empty)")
-        raise ModelUnavailable(f"no answer from {', '.join(failures)}")
+        raise ModelUnavailable(f"every language model failed: {', '.join(failures)}")
 
     async def complete(self, messages: Sequence[Mapping[str, str]]) -> Generated:
-        """The whole of what the first model that answers says; raises `ModelUnavailable`."""
+        """Return the complete answer of the first model that answers; raises `ModelUnavailable`."""
         result = Generated()
         async for _ in self.stream(messages, result):
             pass
@@ -122,7 +119,7 @@ class LanguageModel:
         return answer_parts(call, completion, self.price)
 
     async def close(self) -> None:
-        """End the process, if there is one."""
+        """Stop the model's process, if there is one."""
         if self.process is not None:
             await self.process.close()
 
@@ -130,24 +127,24 @@ class LanguageModel:
 async def generate(
     model: LanguageModel, question: str, hits: Sequence[Hit], emit: Callable[[Event], None] | None = None
 ) -> Answer:
-    """An answer written by the model, with the citations it gave; numbers that name no source are dropped and counted.
+    """Generate an answer with checked citations; citations of unknown sources are dropped and counted.
 
-    Emits a `Delta` for each piece, and a `Restart` where they are void. Raises `ModelUnavailable`.
+    Emits a `Delta` for each piece, and a `Restart` to void them. Raises `ModelUnavailable`.
     """
-    tell: Callable[[Event], None] = emit or _ignored
+    emit = emit or _drop
     result = Generated()
     messages = answer_messages(question, hits)
-    async for piece in model.stream(messages, result, restart=lambda: tell(Restart())):
-        tell(Delta(text=piece))
+    async for piece in model.stream(messages, result, restart=lambda: emit(Restart())):
+        emit(Delta(text=piece))
     text, named, invented = checked_citations(result.text, len(hits))
     if not text:
-        raise ModelUnavailable(f"{result.model} gave nothing but citations")
+        raise ModelUnavailable(f"{result.model} returned nothing but citations")
     not_found = NOT_FOUND.rstrip(".") in text
     cited = [hit for number, hit in enumerate(hits, start=1) if number in named]
     return Answer(
         question=question,
         text=text,
-        # A model that cites nothing has still seen all of the sources; they are shown, unless it found nothing there.
+        # An answer without citations may rest on any source, so all of them are shown.
         citations=citations_of(hits, cited or ([] if not_found else hits)),
         kind="none" if not_found and not cited else "generated",
         model=result.model,
@@ -160,5 +157,5 @@ async def generate(
     )
 
 
-def _ignored(event: Event) -> None:
-    """Who does not follow the answer in the making hears of it at its end."""
+def _drop(event: Event) -> None:
+    """Drop the event (default sink)."""

@@ -1,20 +1,20 @@
-"""litellm in a process of its own beside each worker of the service, so that its CPU does not delay cache hits.
+"""litellm in a child process per worker of the service, so that its CPU time does not delay cache hits.
 
-litellm takes about 55 ms of CPU for an answer of 100 pieces (0.5 ms a piece), most of it for the objects of each piece;
-its settings for logging and callbacks change nothing. Here the worker's event loop spends 8 to 10 ms on the same
-answer. In the worker, an event loop in a thread of its own saves 40 MiB and this module, but shares the interpreter's
-lock. 95th percentile of hits in ms, median of three runs in turn (1,000 connections, two workers, two cores):
+litellm uses about 55 ms of CPU for an answer of 100 pieces, mostly to build objects for each piece; its settings for
+logging and callbacks make no difference. With the child process, the worker's event loop spends 8 to 10 ms on the same
+answer. A thread with its own event loop would save 40 MiB and this module, but it shares the interpreter's lock. 95th
+percentile of hits in ms, median of three alternating runs (1,000 connections, two workers, two cores):
 
-- 16 questions a second, answers of 100 pieces: process 8, thread 26
-- 48 a second, answers of 10 pieces: process 10, thread 38
-- 66 a second, answers of 10 pieces: process 51, thread 332
+- 16 questions per second, answers of 100 pieces: process 8, thread 26
+- 48 per second, answers of 10 pieces: process 10, thread 38
+- 66 per second, answers of 10 pieces: process 51, thread 332
 
-Lowering the thread's priority makes it worse: it is preempted while it holds the lock (400 against 74 in a pair of runs
-on a busier machine, 16 questions a second).
+Lowering the thread's priority makes it worse, because it is preempted while it holds the lock (400 against 74 in a pair
+of runs on a busier machine, 16 questions per second).
 
-The two processes exchange JSON, one message per line, through the child's standard input and output. The child ends
-when its input does, and so with its parent. If it dies, the calls under way fail and the next call starts another; if
-it keeps dying before its first message, starts back off exponentially and calls between them fail at once.
+The processes exchange JSON, one message per line, over the child's standard input and output. The child exits when its
+input closes, and thus with its parent. If it dies, the calls in progress fail and the next call starts another child.
+If it keeps dying before its first message, restarts back off exponentially and calls in between fail immediately.
 """
 
 import asyncio
@@ -38,22 +38,22 @@ _log = logging.getLogger(__name__)
 
 _LINE_BYTES = 64 * 2**20
 _NICENESS = 5
-"""Where both want a core, the child is left about a third of what the event loop gets."""
+"""On a contended core the child gets about a third of the event loop's share."""
 _SECONDS_TO_END = 5.0
 _LONGEST_PAUSE = 60.0
 
 
 class ModelCallFailed(Exception):
-    """What became of a call in the other process, by the name of its error there."""
+    """A call failed in the child process; subclasses have the name of the error there."""
 
 
 class ModelProcessDied(ModelCallFailed):
-    """The other process ended during the call, or does so whenever it is started."""
+    """The child process died during the call, or keeps dying at its start."""
 
 
 @dataclass(slots=True)
 class _Child:
-    """A running process and who waits for which of its messages."""
+    """A running child process, with a queue of messages per call."""
 
     process: Process
     waiting: dict[int, asyncio.Queue[dict[str, Any]]] = field(
@@ -62,15 +62,15 @@ class _Child:
     reading: asyncio.Task[None] | None = None
     spoke: bool = False
 
-    def say(self, message: Mapping[str, Any]) -> None:
-        assert self.process.stdin is not None  # noqa: S101  # asked for
+    def send(self, message: Mapping[str, Any]) -> None:
+        assert self.process.stdin is not None  # noqa: S101  # a pipe
         self.process.stdin.write(json.dumps(message).encode() + b"\n")
 
 
 class ModelProcess:
-    """litellm behind a pipe; of one event loop. Nothing starts before the first call.
+    """litellm in a child process that the first call starts. Belongs to one event loop.
 
-    After a second death without a word, the next start waits up to `pause` seconds, which double with each further one.
+    From the second death without a message on, the next start waits up to `pause` seconds, doubled with each death.
     """
 
     def __init__(self, *, pause: float = 1.0) -> None:
@@ -83,32 +83,32 @@ class ModelProcess:
         self._beginning: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Start the process while other things go on, so that the first question finds it warm."""
+        """Start and warm the process in the background."""
 
         async def begin() -> None:
-            with contextlib.suppress(ModelCallFailed, OSError):  # the first call tries again, and tells of it
+            with contextlib.suppress(ModelCallFailed, OSError):  # the first call retries and reports the error
                 await self.warm()
 
         self._beginning = asyncio.create_task(begin())
 
     async def warm(self) -> None:
-        """Start the process, and have it import litellm, before a question waits for it."""
+        """Start the process and let it import litellm."""
         async with contextlib.aclosing(self._parts({"warm": True})) as parts:
             async for _ in parts:
                 pass
 
     def answer_parts(self, call: Mapping[str, Any]) -> AsyncGenerator[AnswerPart]:
-        """Do what `litellm_calls.answer_parts` does; errors are `ModelCallFailed`, by the names they have there."""
+        """Run `litellm_calls.answer_parts` in the child; errors are `ModelCallFailed`, named as they are there."""
         return self._parts({"call": call})
 
     async def close(self) -> None:
-        """End the process; calls under way fail."""
+        """Stop the process; calls in progress fail."""
         if self._beginning is not None:
             self._beginning.cancel()
         child, self._child = self._child, None
         if child is None:
             return
-        assert child.process.stdin is not None  # noqa: S101  # asked for
+        assert child.process.stdin is not None  # noqa: S101  # a pipe
         child.process.stdin.close()
         try:
             await asyncio.wait_for(child.process.wait(), _SECONDS_TO_END)
@@ -119,13 +119,13 @@ class ModelProcess:
             await child.reading
 
     async def _parts(self, request: Mapping[str, Any]) -> AsyncGenerator[AnswerPart]:
-        """Send a request and yield the parts that answer it; closing this early cancels the request."""
+        """Send a request and yield the parts of its answer; closing the generator early cancels the request."""
         child = await self._running()
         number = next(self._ids)
         queue = child.waiting[number] = asyncio.Queue()
         over = False
         try:
-            child.say({"id": number, **request})
+            child.send({"id": number, **request})
             while True:
                 message = await queue.get()
                 if "part" in message:
@@ -141,13 +141,13 @@ class ModelProcess:
         finally:
             child.waiting.pop(number, None)
             if not over and child is self._child:
-                child.say({"id": number, "cancel": True})
+                child.send({"id": number, "cancel": True})
 
     async def _running(self) -> _Child:
         async with self._starting:
             if self._child is None or self._child.process.returncode is not None:
                 if time.monotonic() < self._not_before:
-                    raise ModelProcessDied("it ends whenever it is started; its last words are on standard error")
+                    raise ModelProcessDied("the process dies at its start; its standard error shows why")
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=_LINE_BYTES
                 )
@@ -156,8 +156,8 @@ class ModelProcess:
             return self._child
 
     async def _read(self, child: _Child) -> None:
-        """Hand the child's messages to who waits for them, until it dies, which whoever still waits is told then."""
-        assert child.process.stdout is not None  # noqa: S101  # asked for
+        """Dispatch the child's messages to the calls until it dies; then fail the calls in progress."""
+        assert child.process.stdout is not None  # noqa: S101  # a pipe
         try:
             async for line in child.process.stdout:
                 message = json.loads(line)
@@ -174,28 +174,28 @@ class ModelProcess:
             for queue in child.waiting.values():
                 queue.put_nowait({"end": True, "error": ModelProcessDied.__name__})
             with contextlib.suppress(ProcessLookupError):
-                child.process.kill()  # if what it said was no message
+                child.process.kill()  # still running if it sent a malformed message
             await child.process.wait()
 
     def _put_off(self) -> None:
-        """Have the next start wait if this is not the first that died without a word."""
+        """Delay the next start, unless this is the first child that died without a message."""
         self._deaths += 1
         if self._deaths > 1:
             pause = min(self._pause * 2.0 ** min(self._deaths - 2, 30), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
             self._not_before = time.monotonic() + pause
-            _log.error("the process that calls language models ended at its start; tried again in %.0f s", pause)
+            _log.error("the language model process died at its start; restarting it in %.0f s at the earliest", pause)
 
 
 class _Worker:
-    """The child's side: calls of litellm, at once, by the numbers that the parent gave them."""
+    """The child's side: runs concurrent litellm calls, identified by the parent's numbers."""
 
     def __init__(self, output: asyncio.StreamWriter) -> None:
         self._output = output
-        self._gives_way = False
+        self._is_nice = False
         self._calls: dict[int, asyncio.Task[None]] = {}
 
     async def work(self, requests: asyncio.StreamReader) -> None:
-        """Until the parent has no more to say; the end of the event loop then cancels what is under way."""
+        """Serve requests until the input closes; the end of the event loop then cancels running calls."""
         async for line in requests:
             request = json.loads(line)
             number = request["id"]
@@ -209,19 +209,19 @@ class _Worker:
     async def _answer(self, number: int, call: dict[str, Any] | None) -> None:
         try:
             completion = litellm_completion()
-            if not self._gives_way:  # from now on: until litellm was imported, somebody waits for that
-                self._gives_way = True
+            if not self._is_nice:  # only now, because callers wait for the import of litellm
+                self._is_nice = True
                 with contextlib.suppress(OSError):
                     os.nice(_NICENESS)
             if call is not None:
                 async with contextlib.aclosing(answer_parts(call, completion)) as parts:
                     async for part in parts:
-                        await self._say({"id": number, "part": part})
-            await self._say({"id": number, "end": True})
-        except Exception as error:  # noqa: BLE001 - the parent tells by its name, as it does of litellm's own
-            await self._say({"id": number, "end": True, "error": type(error).__name__})
+                        await self._send({"id": number, "part": part})
+            await self._send({"id": number, "end": True})
+        except Exception as error:  # noqa: BLE001 - the parent raises it again, by its name
+            await self._send({"id": number, "end": True, "error": type(error).__name__})
 
-    async def _say(self, message: Mapping[str, Any]) -> None:
+    async def _send(self, message: Mapping[str, Any]) -> None:
         self._output.write(json.dumps(message).encode() + b"\n")
         await self._output.drain()
 
@@ -235,10 +235,10 @@ async def _work(output: int) -> None:
 
 
 def main() -> None:
-    """The child."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent finishes what is under way, and ends this
+    """Run the child process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent finishes its requests, then stops the child
     output = os.dup(1)
-    os.dup2(2, 1)  # what litellm prints is no message
+    os.dup2(2, 1)  # litellm's prints must not mix with the messages
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         asyncio.run(_work(output))
 

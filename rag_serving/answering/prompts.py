@@ -1,4 +1,4 @@
-"""The prompt of an answer: passages as quoted data, within a budget of tokens.
+"""The prompt that answers a question: passages as quoted data, within a token budget.
 
 The prompt that rewrites follow-up questions is in `follow_up`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rag_serving.results import Hit
 
 PROMPT_VERSION = "2"
-"""Part of every cache key: raise it with every change of the prompt or of the extract."""
+"""Part of every cache key: increment it with every change of the prompt or of the extract."""
 
 NOT_FOUND = "The documents in scope do not answer this question."
 
@@ -24,21 +24,22 @@ SOURCE_TAG = re.compile(r"<(?=\s*/?\s*(?:sources|conversation))", re.IGNORECASE)
 
 
 def most_tokens(text: str) -> int:
-    """At least as many tokens as the usual tokenizers make of it: three bytes are one.
+    """Return an upper bound on the tokens of a text, at three bytes per token.
 
-    English has more than four bytes a token; Chinese and Japanese characters are three bytes, and rarely more than one.
+    English has more than four bytes per token. Chinese and Japanese characters have three bytes and rarely need more
+    than one token.
     """
     return len(text.encode()) // 3 + 1
 
 
 def within_budget(hits: Sequence[Hit], tokens: int) -> list[Hit]:
-    """As many of the best hits as a prompt has room for; the first one always, cut where it alone is too long."""
+    """Return the best hits that fit into `tokens`; the first one is always included, cut if necessary."""
     kept: list[Hit] = []
     for hit in hits:
-        tokens -= most_tokens(_shown(hit)) + 8  # the number, and what parts it from the next
+        tokens -= most_tokens(_shown(hit)) + 8  # its number and separator
         if tokens < 0:
             if not kept:
-                room = max(len(hit.text) + 3 * tokens, 200)  # a character has a byte at least
+                room = max(len(hit.text) + 3 * tokens, 200)  # a character has at least one byte
                 kept.append(
                     hit.model_copy(update={"text": hit.text[:room], "end": hit.start + min(room, len(hit.text))})
                 )
@@ -48,12 +49,12 @@ def within_budget(hits: Sequence[Hit], tokens: int) -> list[Hit]:
 
 
 def _shown(hit: Hit) -> str:
-    # A document must not be able to end the block of sources that it is quoted in.
+    # A document must not be able to close the block of sources that quotes it.
     return f"{SOURCE_TAG.sub('‹', ' > '.join((hit.title, *hit.heading_path)))}\n{SOURCE_TAG.sub('‹', hit.text)}"
 
 
 def answer_messages(question: str, hits: Sequence[Hit]) -> list[dict[str, str]]:
-    """The prompt: instructions, then numbered sources as quoted data, then the question."""
+    """Return the prompt: instructions, numbered sources as quoted data, the question."""
     sources = "\n\n".join(f"[{number}] {_shown(hit)}" for number, hit in enumerate(hits, start=1))
     return [
         {"role": "system", "content": _SYSTEM},

@@ -1,7 +1,7 @@
-"""Single flight: what many ask at the same time is made once, and all of them follow it as it is made.
+"""Single flight: concurrent requests for one question share one answer and stream it as it is made.
 
-Within a process the askers share one task. Between processes a `SharedFlights` (Redis) holds a lease for whoever leads,
-and what it has written so far; a leader that dies is replaced when its lease ends.
+Within a process they share one task. Across processes, a `SharedFlights` (Redis) stores the leader's lease and the
+events it has published; when a leader dies, its lease expires and a follower takes over.
 """
 
 import asyncio
@@ -19,31 +19,48 @@ from rag_serving.events import EVENT, Delta, Done, Event, Failed, Restart
 _log = logging.getLogger(__name__)
 
 LEASE_SECONDS = 10.0
-"""How long a leader that gives no sign of life is followed: a busy one may need seconds for the next one."""
+"""Seconds without a heartbeat before followers elect a new leader; a busy leader may need seconds for the next one."""
 _KEPT_SECONDS = 60.0
 _MIRROR_SECONDS, _MIRROR_AT_MOST = 0.05, 0.25
-"""Between two writings of what was emitted: the first words are shown soon, the later ones in fewer writings."""
+"""First and longest pause between two publications: the first words appear soon, later ones in larger batches."""
 _LOOK_SECONDS = 0.03
 
 Emit = Callable[[Event], None]
 Produce = Callable[[Emit], Awaitable[None]]
-"""Makes an answer: emits its events, the last one `Done` or `Failed`."""
+"""Produces an answer by emitting its events, the last of them `Done` or `Failed`."""
 
 
 @runtime_checkable
 class SharedFlights(Protocol):
-    """Where processes see each other's flights. Methods raise `CacheUnavailable`."""
+    """Shares flights between processes. Methods raise `CacheUnavailable`."""
 
-    async def acquire(self, flight: str, token: str, seconds: float) -> str | None: ...
-    async def leader(self, flight: str) -> str | None: ...
-    async def renew(self, flight: str, token: str, seconds: float) -> bool: ...
-    async def publish(self, flight: str, token: str, events: Sequence[bytes], seconds: float) -> None: ...
-    async def events(self, flight: str, token: str, after: int) -> list[bytes]: ...
-    async def release(self, flight: str, token: str) -> None: ...
+    async def acquire(self, flight: str, token: str, seconds: float) -> str | None:
+        """Become the leader and return None, or return the token of the current leader."""
+        ...
+
+    async def leader(self, flight: str) -> str | None:
+        """Return the token of the current leader, if any."""
+        ...
+
+    async def renew(self, flight: str, token: str, seconds: float) -> bool:
+        """Extend the lease to `seconds` from now; returns False if another process leads."""
+        ...
+
+    async def publish(self, flight: str, token: str, events: Sequence[bytes], seconds: float) -> None:
+        """Append events of this leader; all of them are kept for `seconds` from now."""
+        ...
+
+    async def events(self, flight: str, token: str, after: int) -> list[bytes]:
+        """Return the events of a leader from number `after` on, counted from 0."""
+        ...
+
+    async def release(self, flight: str, token: str) -> None:
+        """Give up the lease if this process still holds it."""
+        ...
 
 
 class _Flight:
-    """What was emitted so far, and who waits for more."""
+    """The events emitted so far."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -61,7 +78,7 @@ class _Flight:
         self._news = asyncio.Event()
 
     async def more_than(self, seen: int) -> None:
-        """Wait until more events than that were emitted."""
+        """Wait until more than `seen` events were emitted."""
         while len(self.events) <= seen:
             await self._news.wait()
 
@@ -89,12 +106,12 @@ class SingleFlight:
         return len(self._flying)
 
     async def join(self, key: str, produce: Produce) -> AsyncGenerator[tuple[Event, bool]]:
-        """The events of that flight from its first, each with whether it was made for this caller first of all.
+        """Yield all events of a flight, each with whether this caller started the flight and this process leads it.
 
-        What was begun goes on when its askers leave: others follow it, and its answer is worth keeping.
+        A flight continues when its callers leave: others may follow it, and its answer will be cached.
         """
         flight, before = self._flying.get(key, (None, None))
-        began = flight is None or flight.ended  # what has its answer is only being put away
+        began = flight is None or flight.ended  # an ended flight is only cleaning up
         if flight is None or flight.ended:
             flight = _Flight()
             task = asyncio.create_task(self._fly(key, flight, produce, before))
@@ -105,7 +122,7 @@ class SingleFlight:
             yield event, began and flight.led
 
     async def close(self) -> None:
-        """End what is under way; whoever waits gets an error."""
+        """Cancel all flights; their callers get an error."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -122,7 +139,7 @@ class SingleFlight:
                 await self._fly_with_others(self._board, key, flight, produce)
         finally:
             if not flight.ended:
-                flight.emit(Failed(error="RagError", message="making the answer was cut off; ask again"))
+                flight.emit(Failed(error="RagError", message="the answer was interrupted; retry"))
             if self._flying.get(key, (None, None))[0] is flight:
                 del self._flying[key]
 
@@ -148,14 +165,14 @@ class SingleFlight:
         try:
             await _produced(flight, produce)
         finally:
-            if not flight.ended:  # cancelled: the next one takes over at once
+            if not flight.ended:  # cancelled: releasing the lease lets the next leader take over immediately
                 replica.cancel()
             await asyncio.gather(replica, return_exceptions=True)
             with suppress(CacheUnavailable):
                 await board.release(key, token)
 
     async def _replicate(self, board: SharedFlights, key: str, token: str, flight: _Flight, sent: int) -> None:
-        """Write down what is emitted, and stay the leader meanwhile. Sleeps while there is nothing to write."""
+        """Publish what is emitted and renew the lease until the flight ends. Sleeps while there is nothing to do."""
         loop = asyncio.get_running_loop()
         renewal, pause = loop.time() + self._lease / 3, _MIRROR_SECONDS
         while True:
@@ -167,26 +184,26 @@ class SingleFlight:
                 if not ended and loop.time() >= renewal:
                     await board.renew(key, token, self._lease)
                     renewal = loop.time() + self._lease / 3
-            except CacheUnavailable as error:  # the others will make theirs themselves
-                _log.warning("cannot show other processes what is being answered: %s", error)
+            except CacheUnavailable as error:  # other processes will produce the answer themselves
+                _log.warning("cannot share the answer with other processes: %s", error)
                 return
             if ended:
                 return
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(renewal):
                     await flight.more_than(sent)
-            if not flight.ended and len(flight.events) > sent:  # what follows soon goes with it
+            if not flight.ended and len(flight.events) > sent:  # wait a little to publish more events at once
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await flight.over.wait()
                 pause = min(1.5 * pause, _MIRROR_AT_MOST)
 
     async def _follow(self, board: SharedFlights, key: str, leader: str, flight: _Flight) -> None:
-        """Emit what the leader writes until it ends, or is the leader no more."""
+        """Emit what the leader publishes until the flight ends or its lease is lost."""
         seen = 0
         try:
             while True:
-                alive = await board.leader(key) == leader  # asked first: the last events are written before it ends
+                alive = await board.leader(key) == leader  # checked first: a leader publishes, then releases its lease
                 for data in await board.events(key, leader, seen):
                     seen += 1
                     flight.emit(EVENT.validate_json(data))
@@ -194,15 +211,15 @@ class SingleFlight:
                     return
                 await asyncio.sleep(_LOOK_SECONDS)
         except (CacheUnavailable, ValidationError) as error:
-            _log.warning("cannot follow what another process answers: %s", type(error).__name__)
+            _log.warning("cannot follow another process's answer: %s", type(error).__name__)
             await asyncio.sleep(_LOOK_SECONDS)
 
 
 async def _produced(flight: _Flight, produce: Produce) -> None:
-    """Have it made; what nobody foresaw ends it as an error for all who follow, too."""
+    """Produce the answer; an unexpected error ends the flight for all followers."""
     try:
         await produce(flight.emit)
     except Exception as error:  # noqa: BLE001
-        _log.exception("making an answer failed")
+        _log.exception("producing an answer failed unexpectedly")
         if not flight.ended:
             flight.emit(Failed(error=type(error).__name__, message="the answer failed unexpectedly; see the log"))

@@ -1,4 +1,4 @@
-"""Seconds that each phase of an answer took."""
+"""Timings of the phases of an answer."""
 
 import time
 
@@ -6,7 +6,7 @@ from rag_serving.tracing import Phases
 
 
 class Clock:
-    """Milliseconds by phase, and a span for each."""
+    """Measures phases, and creates an OpenTelemetry span for each."""
 
     def __init__(self) -> None:
         self._spans = Phases()
@@ -14,13 +14,13 @@ class Clock:
         self._laps: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
-        """End a phase, or a further part of it."""
+        """End a phase, or another part of it."""
         now = time.perf_counter()
         self._laps[phase] = self._laps.get(phase, 0.0) + (now - self._last) * 1000
         self._spans.ended(phase, now - self._last)
         self._last = now
 
     def timings(self) -> dict[str, float]:
-        """Milliseconds by phase so far, and in total."""
+        """Return the milliseconds per phase and in total, so far."""
         total = (time.perf_counter() - self._started) * 1000
         return {phase: round(value, 2) for phase, value in {**self._laps, "total": total}.items()}

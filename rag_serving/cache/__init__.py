@@ -1,1 +1,1 @@
-"""The semantic cache of answers: entries, stores, and the guards that admit a hit."""
+"""The semantic cache of answers: entries, stores, and the guards that decide on hits."""

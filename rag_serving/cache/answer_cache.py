@@ -1,29 +1,24 @@
-"""The answer cache: entries, how they are found again, and what else is kept of a question that was asked.
+"""The answer cache: lookup, expiry and storage of entries in a `CacheStore`.
 
-An entry lies under a tag (tenant, scope, embedder, model and prompt version) and its normalised question. It carries
-the content digests of the shards it was made from and the evidence that was found in them, so that a reader can tell
-whether it still holds. Its life is absolute: a hit does not prolong it. Where entries are kept is a `CacheStore`.
+An entry is keyed by a tag (tenant, scope, embedder, model and prompt version) and its normalized question. It records
+the content digests of the shards it was made from and the passages that were found, so that readers can tell whether it
+is still valid. Hits do not extend its lifetime.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from rag_serving.cache.entries import CachedAnswer, Entry, question_key
 from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.store import CacheStore
 from rag_serving.results import Answer
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
 
 class AnswerCache:
-    """Finds, stores and moves entries of a store, on one clock."""
+    """Finds, stores and moves the entries of a store."""
 
     def __init__(
         self,
@@ -39,12 +34,12 @@ class AnswerCache:
         self._clock = clock
 
     async def exact(self, tag: str, question: str) -> Entry | None:
-        """The entry of the same question, whatever the state of the documents it was made from."""
+        """Return the entry of the same question, even if its documents have changed since."""
         entry = await self.store.get(tag, question_key(question))
         return entry if entry is not None and self._lives(entry) else None
 
     async def nearest(self, tag: str, vector: npt.NDArray[np.float32], floor: float) -> list[CachedAnswer]:
-        """Entries of questions at least so similar, likewise, most similar first."""
+        """Return entries of questions with at least the cosine `floor`, most similar first; as for `exact`."""
         found = await self.store.nearest(tag, vector)
         return [one for one in found if one.similarity >= floor and self._lives(one.entry)]
 
@@ -57,10 +52,7 @@ class AnswerCache:
         digests: Mapping[str, str],
         evidence: Sequence[Evidence],
     ) -> Entry:
-        """Store an answer for the cache's lifetime from now, or for a short one where it says that nothing was found.
-
-        Documents that answer it may arrive in any minute, and people ask again.
-        """
+        """Store an answer. “Not found” answers expire sooner: documents that answer them may arrive any time."""
         now = self._clock()
         entry = Entry(
             tenant=tenant,
@@ -75,12 +67,13 @@ class AnswerCache:
         return entry
 
     async def move(self, tag: str, entry: Entry, answer: Answer, digests: Mapping[str, str]) -> Entry:
-        """Have an entry stand for the documents as they are now, its evidence being in them unchanged."""
+        """Mark an entry as valid for the documents with these digests, in which its passages are unchanged."""
         moved = entry.model_copy(update={"answer": answer, "digests": dict(digests)})
         await self.store.move(tag, moved.key, moved)
         return moved
 
     async def close(self) -> None:
+        """Close the store."""
         await self.store.close()
 
     def _lives(self, entry: Entry) -> bool:

@@ -14,7 +14,7 @@ from rag_serving.results import Answer
 
 
 class Entry(BaseModel):
-    """A stored answer with the state of the documents that it was made from."""
+    """A cached answer with the state of the documents that it was made from."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -22,29 +22,29 @@ class Entry(BaseModel):
     tenant: str
     question: str
     answer: Answer
-    digests: dict[str, str] = Field(description="content digest by shard")
-    evidence: tuple[Evidence, ...] = Field(description="what was found for the question, best first")
+    digests: dict[str, str] = Field(description="content digest per shard")
+    evidence: tuple[Evidence, ...] = Field(description="passages found for the question, best first")
     created_at: float
     expires_at: float
 
     @property
     def key(self) -> str:
-        """What it is stored under, within its tag."""
+        """The entry's key within its tag."""
         return question_key(self.question)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An entry, and the cosine of its question with the one asked."""
+    """An entry and the cosine of its question with the one asked."""
 
     entry: Entry
     similarity: float
 
 
 class ReviewItem(BaseModel):
-    """A pair of questions worth looking at: refused narrowly, served in the shadow, or judged by a person.
+    """A pair of questions to review: a near miss, a shadow hit, or one with feedback.
 
-    Written as JSON lines; those with `same` are what a recalibration reads.
+    Written as JSON lines; lines with `same` are the input of a recalibration.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -52,13 +52,13 @@ class ReviewItem(BaseModel):
     kind: Literal["near_miss", "shadow", "feedback"]
     tenant: str
     asked: str
-    cached: str | None = Field(description="the stored question; None for an answer that came from none")
+    cached: str | None = Field(description="the cached question; None if the answer was not from the cache")
     similarity: float | None
     asked_evidence: tuple[Evidence, ...] = ()
     cached_evidence: tuple[Evidence, ...] = ()
-    guard: Guard | None = Field(default=None, description="which guard refused")
-    risk: float | None = Field(default=None, description="95 % bound of wrong hits there; 1 if a guard refused")
-    same: bool | None = Field(default=None, description="whether the answer was right, where a person said so")
+    guard: Guard | None = Field(default=None, description="guard that refused")
+    risk: float | None = Field(default=None, description="95 % upper bound of wrong hits; 1 if a guard refused")
+    same: bool | None = Field(default=None, description="whether the answer was correct; None without feedback")
     at: float
 
 
@@ -68,21 +68,21 @@ StoreState = Literal[
 
 
 def normalise(question: str) -> str:
-    """The form under which two questions are the same: compatibility forms, case, space and end marks folded."""
+    """Return the form in which equal questions are identical: NFKC, case, whitespace and final marks folded."""
     folded = unicodedata.normalize("NFKC", question).casefold()
     return " ".join(folded.split()).rstrip(" ?!.。？！").lstrip("¿¡ ")
 
 
 def question_key(question: str) -> str:
-    """32 hex digits of the normalised question."""
+    """Return 32 hex digits that identify the normalized question."""
     return hashlib.sha256(normalise(question).encode()).hexdigest()[:32]
 
 
 def scope_tag(**parts: object) -> str:
-    """32 hex digits over everything that must be equal for an answer to be shared; hex is safe in every query."""
+    """Return 32 hex digits over everything that must be equal to share an answer; hex needs no escaping in queries."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def digest_of(digests: Mapping[str, str]) -> str:
-    """32 hex digits over the contents of a scope."""
+    """Return 32 hex digits over the content digests of a scope."""
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,7 +1,7 @@
-"""What the cache records of a decision: the passages that were retrieved, and the name of the guard that refused.
+"""The record of a cache decision: the retrieved passages, and the name of the guard that refused.
 
-Plain data that other modules store and send. `evidence` makes it from hits and tests it for equality;
-`guards.features` compares that of two questions.
+Plain data for other modules to store and send. `evidence` builds it from hits and tests it for equality;
+`guards.features` compares the evidence of two questions.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ Guard = Literal[
     "dates", "codes", "numbers", "units", "names", "negation", "comparison", "scope", "kind", "order",
     "similarity", "evidence", "wording",
 ]  # fmt: skip
-"""What refused a hit. The last three are decided by the judge, the others by a rule."""
+"""What refused a hit: the last three are decided by the judge, the others by a rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One passage that was retrieved for a question. A question has a sequence of them, best first."""
+    """A passage retrieved for a question."""
 
     chunk_id: str
     content_hash: str

@@ -1,7 +1,5 @@
 """Connect to Redis or a Redis cluster."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -14,10 +12,10 @@ if TYPE_CHECKING:
 CLUSTER_SUFFIX = "+cluster"
 
 
-def connect(url: str, *, timeout: float) -> Redis | RedisCluster:
-    """A client of that server; nothing is contacted yet. Raises `SettingsError` for a URL that is none.
+def connect(url: str, *, timeout: float) -> "Redis | RedisCluster":
+    """Create a client without connecting yet; raises `SettingsError` for a malformed URL.
 
-    ``redis://`` and ``rediss://`` (TLS) name a server, ``redis+cluster://`` and ``rediss+cluster://`` any node of a
+    ``redis://`` and ``rediss://`` (TLS) address a server, ``redis+cluster://`` and ``rediss+cluster://`` any node of a
     cluster.
     """
     from redis.asyncio import Redis
@@ -30,7 +28,7 @@ def connect(url: str, *, timeout: float) -> Redis | RedisCluster:
     options: dict[str, Any] = {
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
-        # A dropped connection is made anew once; a server that does not answer in time will not a second time.
+        # Reconnect once after a dropped connection, but do not retry after a timeout.
         "retry": Retry(ExponentialWithJitterBackoff(cap=0.05, base=0.01), 1, supported_errors=(Lost,)),
     }
     scheme, _, rest = url.partition("://")
@@ -41,9 +39,9 @@ def connect(url: str, *, timeout: float) -> Redis | RedisCluster:
             client: Any = RedisCluster.from_url(f"{scheme.removesuffix(CLUSTER_SUFFIX)}://{rest}", **options)
         else:
             client = Redis.from_url(url, **options)
-            # Options behind the question mark are checked only here: a connection is made, and not opened.
+            # Build a connection without opening it, because only that validates the options in the query string.
             client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     except (ValueError, TypeError, RedisError):
-        # Not chained: the cause quotes the URL, and with it a part of a password that holds a slash.
-        raise SettingsError("RAG_REDIS_URL is malformed; write redis://host:6379/0 or rediss://…") from None
+        # Not chained: the cause quotes the URL, including part of a password that contains a slash.
+        raise SettingsError("RAG_REDIS_URL is malformed; write for example redis://host:6379/0") from None
     return client

@@ -1,18 +1,17 @@
-"""The cache and the flights of all processes, in Redis.
+"""The cache and the flights that processes share, in Redis.
 
-Needs the search commands (Redis 8, Redis Stack, Valkey with valkey-search) for the semantic tier; on a server without
-them entries are found exactly, and `searchable` is False. Only what all of these servers understand is used: KNN under
-a TAG filter over FLOAT32 vectors. All keys of a prefix lie in one slot of a Redis Cluster, where scripts and the index
-see all of them.
+The semantic tier needs search commands (Redis 8, Redis Stack, Valkey with valkey-search); on other servers only the
+exact tier works, and `searchable` is False. Only features common to these servers are used: KNN with a TAG filter over
+FLOAT32 vectors. All keys of a prefix are in one slot of a Redis Cluster, so that scripts and the index reach all of
+them.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 
 from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, StoreState
@@ -22,14 +21,13 @@ from rag_serving.concurrency.circuit_breaker import CircuitBreaker
 from rag_serving.errors import CacheUnavailable
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from redis.asyncio import Redis
     from redis.asyncio.cluster import RedisCluster
 
 _BREAKER_SECONDS = 5.0
 _NOTES_SECONDS = 30 * 86_400
 
-# One step each, so that no entry is ever without its end, and no two processes evict for the same place.
+# Atomic scripts, so that no entry exists without an expiry and no two processes evict for the same slot.
 _PUT = """
 redis.call('DEL', KEYS[1])
 local excess = redis.call('ZCARD', KEYS[2]) + 1 - tonumber(ARGV[4])
@@ -50,11 +48,11 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class RedisStore:
-    """A `CacheStore` and `SharedFlights` in Redis. After a failure Redis is bypassed until it answers a probe."""
+    """A `CacheStore` and `SharedFlights` in Redis. After a failure Redis is bypassed until a probe succeeds."""
 
     def __init__(
         self,
-        client: Redis | RedisCluster,
+        client: "Redis | RedisCluster",
         *,
         prefix: str,
         most_entries: int = 100_000,
@@ -73,6 +71,7 @@ class RedisStore:
     # Entries
 
     async def get(self, tag: str, key: str) -> Entry | None:
+        """Return the entry if it has not expired and is valid; counts as a use."""
         name = self._name(tag, key)
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hget(name, "entry")
@@ -84,6 +83,7 @@ class RedisStore:
         return _read_entry(found)
 
     async def nearest(self, tag: str, vector: npt.NDArray[np.float32]) -> list[CachedAnswer]:
+        """Search the index for the nearest entries of the tag; empty if the server cannot search."""
         from redis.exceptions import ResponseError
 
         dimensions = len(vector)
@@ -98,10 +98,10 @@ class RedisStore:
             answer = await self._guarded(lambda: self._search_command(*command))
         except ResponseError as error:
             if "no such index" not in str(error).lower() and "not found" not in str(error).lower():
-                raise CacheUnavailable(f"the cache refused a search: {error}") from error
-            self._indexed.discard(dimensions)  # the server was flushed; the next question makes the index anew
+                raise CacheUnavailable(f"Redis rejected a search: {error}") from error
+            self._indexed.discard(dimensions)  # the server was flushed; the next question recreates the index
             return []
-        # Names alone, and the rest from the hashes: the servers differ in what else they return, some of it nothing.
+        # Only names come from the search and the rest from the hashes, because servers differ in what else they return.
         names = [name for name in _ids(answer) if name.startswith(self._name(tag, ""))]
         if not names:
             return []
@@ -116,6 +116,7 @@ class RedisStore:
         return sorted(found, key=lambda one: -one.similarity)
 
     async def put(self, tag: str, key: str, vector: npt.NDArray[np.float32] | None, entry: Entry) -> None:
+        """Store or replace an entry, and evict others if the store is full."""
         indexed = vector is not None and await self._ensure_index(len(vector))
         end = max(int(entry.expires_at * 1000), int(self._clock() * 1000) + 1)
         await self._answered(
@@ -136,19 +137,23 @@ class RedisStore:
         )
 
     async def used(self, tag: str, key: str) -> None:
+        """Count a use."""
         name = self._name(tag, key)
         await self._answered(lambda: self._client.zadd(self._usage, {name: USE_SECONDS}, xx=True, incr=True))
 
     async def move(self, tag: str, key: str, entry: Entry) -> None:
+        """Replace an entry if it is still stored."""
         await self._answered(lambda: self._client.eval(_MOVE, 1, self._name(tag, key), entry.model_dump_json()))
 
     async def drop(self, tag: str, key: str) -> bool:
+        """Remove an entry; returns whether it existed."""
         name = self._name(tag, key)
         removed = await self._answered(lambda: self._client.delete(name))
         await self._answered(lambda: self._client.zrem(self._usage, name))
         return bool(removed)
 
     async def note(self, note: ReviewItem) -> None:
+        """Record a review item; all of them expire 30 days after the last one."""
         name = f"{self._prefix}:notes"
         pipeline = self._client.pipeline(transaction=False)
         pipeline.lpush(name, note.model_dump_json())
@@ -157,36 +162,37 @@ class RedisStore:
         await self._answered(pipeline.execute)
 
     async def notes(self) -> list[ReviewItem]:
+        """Return the review items, newest first."""
         kept = await self._answered(lambda: self._client.lrange(f"{self._prefix}:notes", 0, -1))
         found: list[ReviewItem] = []
         for data in kept:
             try:
                 found.append(ReviewItem.model_validate_json(data))
-            except ValidationError:  # written by another version
+            except ValidationError:  # written by another version of this package
                 continue
         return found
 
     # Flights
 
     async def acquire(self, flight: str, token: str, seconds: float) -> str | None:
-        """Become the leader of a flight; else the token of who is. None says that it is this one."""
+        """Become the leader and return None, or return the token of the current leader."""
         name = self._flight(flight)
         if await self._answered(lambda: self._client.set(name, token, nx=True, px=int(seconds * 1000))):
             return None
         return await self.leader(flight) or await self.acquire(flight, token, seconds)
 
     async def leader(self, flight: str) -> str | None:
-        """The token of the leader, None where there is none (any more)."""
+        """Return the token of the current leader, if any."""
         found = await self._answered(lambda: self._client.get(self._flight(flight)))
         return None if found is None else found.decode()
 
     async def renew(self, flight: str, token: str, seconds: float) -> bool:
-        """Stay the leader for so long from now; False where another has taken over."""
+        """Extend the lease to `seconds` from now; returns False if another process leads."""
         name = self._flight(flight)
         return bool(await self._answered(lambda: self._client.eval(_RENEW, 1, name, token, int(seconds * 1000))))
 
     async def publish(self, flight: str, token: str, events: Sequence[bytes], seconds: float) -> None:
-        """Add events to what this leader has written, which is kept for so long from now."""
+        """Append events of this leader; all of them are kept for `seconds` from now."""
         name = f"{self._flight(flight)}:{token}"
         pipeline = self._client.pipeline(transaction=False)
         pipeline.rpush(name, *events)
@@ -194,21 +200,22 @@ class RedisStore:
         await self._answered(pipeline.execute)
 
     async def events(self, flight: str, token: str, after: int) -> list[bytes]:
-        """What that leader has written, from its event number `after` on, counted from 0."""
+        """Return the events of a leader from number `after` on, counted from 0."""
         return await self._answered(lambda: self._client.lrange(f"{self._flight(flight)}:{token}", after, -1))
 
     async def release(self, flight: str, token: str) -> None:
-        """End the leadership, if it is still this one's."""
+        """Give up the lease if this process still holds it."""
         await self._answered(lambda: self._client.eval(_RELEASE, 1, self._flight(flight), token))
 
     # The server
 
     async def close(self) -> None:
+        """Close the connections."""
         await self._breaker.close()
         await self._client.aclose()
 
     async def state(self) -> StoreState:
-        """What the server can do just now."""
+        """Ask the server whether it can search; never raises."""
         from redis.exceptions import ResponseError
 
         try:
@@ -236,7 +243,7 @@ class RedisStore:
         return f"{self._index_prefix}:index:{dimensions}"
 
     async def _search_command(self, *command: Any) -> Any:
-        """Runs a search command where the entries lie: a cluster would ask any of its nodes."""
+        """Run a search command on the node that holds the entries; by default a cluster client picks any node."""
         node = getattr(self._client, "get_node_from_key", None)
         if node is None:
             return await self._client.execute_command(*command)
@@ -263,40 +270,40 @@ class RedisStore:
                 self.searchable = False
                 return False
             if "already exists" not in message:
-                raise CacheUnavailable(f"the cache refused to make its index: {error}") from error
+                raise CacheUnavailable(f"Redis rejected the search index: {error}") from error
         self._indexed.add(dimensions)
         return True
 
     async def _answered(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        """As `_guarded`, for what no server should refuse: a full or read-only one does."""
+        """Run `_guarded`, and also treat rejected commands as a failure: a full or read-only server rejects writes."""
         from redis.exceptions import ResponseError
 
         try:
             return await self._guarded(operation)
         except ResponseError as error:
-            raise CacheUnavailable(f"the cache refused a command ({type(error).__name__}): {error}") from error
+            raise CacheUnavailable(f"Redis rejected a command ({type(error).__name__}): {error}") from error
 
     async def _guarded(self, operation: Callable[[], Awaitable[Any]]) -> Any:
         from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
         if self._breaker.open:
-            raise CacheUnavailable("the cache failed and is left alone until it answers again", known=True)
+            raise CacheUnavailable("Redis unavailable; bypassing the cache until it recovers", known=True)
         try:
             return await operation()
         except ResponseError:
             raise
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:  # of a cluster's, not all are both
+        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
             self._breaker.trip()
-            raise CacheUnavailable(f"Redis does not answer ({type(error).__name__}); check RAG_REDIS_URL") from error
+            raise CacheUnavailable(f"Redis does not respond ({type(error).__name__}); check RAG_REDIS_URL") from error
 
     def _check(self, error: Exception) -> None:
-        """What one command of several failed with: a key of another kind is no entry, everything else is raised."""
+        """Raise the error of a command in a pipeline, except for a key of another type, which is no entry."""
         if not str(error).startswith("WRONGTYPE"):
-            raise CacheUnavailable(f"the cache refused a command ({type(error).__name__}): {error}") from error
+            raise CacheUnavailable(f"Redis rejected a command ({type(error).__name__}): {error}") from error
 
 
 def open_redis(url: str, *, timeout: float, prefix: str, most_entries: int = 100_000) -> RedisStore:
-    """A store on the server of that URL; as for `connect`."""
+    """Create a store on the server at `url`; see `connect`."""
     return RedisStore(connect(url, timeout=timeout), prefix=prefix, most_entries=most_entries)
 
 
@@ -309,7 +316,7 @@ def _bytes(vector: npt.NDArray[np.float32]) -> bytes:
 
 
 def _read_entry(data: Any) -> Entry | None:
-    """What the server holds is not trusted: an entry that does not validate is none."""
+    """Parse an entry, or return None if it does not validate: the server's data is not trusted."""
     if data is None:
         return None
     try:
@@ -319,7 +326,7 @@ def _read_entry(data: Any) -> Entry | None:
 
 
 def _ids(answer: Any) -> list[str]:
-    """The names of the found hashes, whether the server speaks RESP2 (a list) or RESP3 (a map)."""
+    """Return the names of the hashes found, from a RESP2 reply (a list) or a RESP3 reply (a map)."""
     if isinstance(answer, dict):
         by_name = {_text(name): value for name, value in cast("dict[Any, Any]", answer).items()}
         rows = [{_text(name): value for name, value in row.items()} for row in by_name.get("results", [])]

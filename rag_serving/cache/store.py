@@ -1,65 +1,62 @@
-"""The protocol of a cache store, and the bounds that every store keeps."""
+"""The protocol of cache stores, and the limits that they share."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, StoreState
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
 NEIGHBOURS = 3
-"""Stored questions that are looked at for one asked."""
-
+"""Nearest cached questions to consider."""
 MAX_REVIEW_ITEMS = 1_000
-"""Review items that a store keeps; the newest stay."""
+"""Review items that a store keeps; older ones are dropped."""
 USE_SECONDS = 600.0
-"""What one use of an entry weighs beside its age when the least used have to go."""
+"""Eviction drops the entry with the lowest creation time plus this many seconds per use."""
 
 
 class CacheStore(Protocol):
-    """Where entries are kept. Methods raise `CacheUnavailable`; callers go on without the cache then."""
+    """Stores entries. Methods raise `CacheUnavailable`; callers then bypass the cache."""
 
     async def get(self, tag: str, key: str) -> Entry | None:
-        """The entry stored under exactly that key; counts as a use of it."""
+        """Return the entry with exactly this key; counts as a use."""
         ...
 
     async def nearest(self, tag: str, vector: npt.NDArray[np.float32]) -> list[CachedAnswer]:
-        """Up to `NEIGHBOURS` entries of that tag, most similar question first; empty without vector search."""
+        """Return up to `NEIGHBOURS` entries of the tag, most similar first; empty without vector search."""
         ...
 
     async def put(self, tag: str, key: str, vector: npt.NDArray[np.float32] | None, entry: Entry) -> None:
-        """Store or replace; the entry is gone at `entry.expires_at`. Without a vector it is found exactly only.
+        """Store or replace an entry until `entry.expires_at`; a full store evicts the least used ones.
 
-        Where the store is full, those least used leave it.
+        Without a vector only `get` finds it.
         """
         ...
 
     async def used(self, tag: str, key: str) -> None:
-        """Count a use of an entry that was found by `nearest`."""
+        """Count a use of an entry that `nearest` found."""
         ...
 
     async def move(self, tag: str, key: str, entry: Entry) -> None:
-        """Replace the entry where it still lies, its vector and its end unchanged."""
+        """Replace an entry if it is still stored; its vector and expiry stay."""
         ...
 
     async def drop(self, tag: str, key: str) -> bool:
-        """Remove an entry; says whether there was one."""
+        """Remove an entry; returns whether it existed."""
         ...
 
     async def note(self, note: ReviewItem) -> None:
-        """Keep a note, of which the newest `MAX_REVIEW_ITEMS` are kept."""
+        """Record a review item."""
         ...
 
     async def notes(self) -> list[ReviewItem]:
-        """The review items that are kept, newest first."""
+        """Return the review items, newest first."""
         ...
 
     async def state(self) -> StoreState:
-        """What it can do just now; never raises."""
+        """Return what the store can currently do; never raises."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Release the store's resources."""
+        ...

@@ -1,4 +1,4 @@
-"""From a question to hits: question vectors, search of several tables, reranking.
+"""Retrieval of hits for a question: question vectors, search of several tables, reranking.
 
-Planning, searching and fusing are in `lake.search`.
+Query planning, table searches and rank fusion are in `lake.search`.
 """

@@ -1,4 +1,4 @@
-"""Hits: what users see of the candidates that a search found."""
+"""Convert the candidates of a search to hits."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from rag_serving.results import Hit
 
 
 def hits_of(candidates: Sequence[Candidate], reranked: Mapping[str, float] | None = None) -> list[Hit]:
-    """The candidates as hits, in their order; `reranked` holds a reranker's scores by chunk id."""
+    """Return the candidates as hits, in order; `reranked` holds a reranker's scores by chunk id."""
     names = ("chunk_id", "doc_id", "text", "source", "type", "title", "page", "start", "end", "modified_at")
     return [
         Hit(
@@ -19,7 +19,7 @@ def hits_of(candidates: Sequence[Candidate], reranked: Mapping[str, float] | Non
             heading_path=tuple(candidate.row["heading_path"] or ()),
             stale=candidate.row["stale"],
             also_in=candidate.also_in,
-            path=candidate.row.get("path", ""),  # tables of the first form have none
+            path=candidate.row.get("path", ""),  # tables of format 1 have none
             **{name: candidate.row[name] for name in names},
         )
         for rank, candidate in enumerate(candidates, start=1)

@@ -1,6 +1,4 @@
-"""Vectors of questions: embedders are loaded once, and questions that come at the same time are embedded together."""
-
-from __future__ import annotations
+"""Vectors of questions: embedders are loaded once, and concurrent questions are embedded in batches."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -15,19 +13,19 @@ if TYPE_CHECKING:
 
 MOST_TOGETHER = 32
 QUESTION_CUT = "question_cut_at_window"
-"""The mark of a question that is longer than the model reads."""
+"""Mark of a question that exceeds the embedding model's window."""
 
 
 class QueryEmbedder:
-    """Questions wait only for the batch before them: a lone one is embedded at once. Belongs to one event loop."""
+    """Embeds questions in batches: those that arrive during a batch form the next one. Belongs to one event loop."""
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self._waiting: list[tuple[str, asyncio.Future[npt.NDArray[np.float32]]]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def embed(self, question: str) -> npt.NDArray[np.float32]:
-        """A vector of shape ``(dimensions,)``, unit length; raises what the embedder raises."""
+    async def embed(self, question: str) -> "npt.NDArray[np.float32]":
+        """Return a unit vector of shape ``(dimensions,)``; raises the embedder's errors."""
         result: asyncio.Future[npt.NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, result))
         if self._running is None or self._running.done():
@@ -37,14 +35,14 @@ class QueryEmbedder:
     async def _run(self) -> None:
         while self._waiting:
             batch, self._waiting = self._waiting[:MOST_TOGETHER], self._waiting[MOST_TOGETHER:]
-            batch = [(question, result) for question, result in batch if not result.done()]  # whoever gave up
+            batch = [(question, result) for question, result in batch if not result.done()]  # cancelled callers
             if batch:
                 await self._embed(batch)
 
-    async def _embed(self, batch: Sequence[tuple[str, asyncio.Future[npt.NDArray[np.float32]]]]) -> None:
+    async def _embed(self, batch: Sequence[tuple[str, "asyncio.Future[npt.NDArray[np.float32]]"]]) -> None:
         try:
             vectors = await asyncio.to_thread(self.embedder.embed_queries, [question for question, _ in batch])
-        except Exception as error:  # noqa: BLE001 - each asker gets it, whatever it is
+        except Exception as error:  # noqa: BLE001 - raised to every caller
             for _, result in batch:
                 if not result.done():
                     result.set_exception(error)
@@ -55,7 +53,7 @@ class QueryEmbedder:
 
 
 class QueryEmbedders:
-    """The embedders of a lake by fingerprint, each loaded when it is first needed. Belongs to one event loop."""
+    """The embedders of a lake by fingerprint, loaded on first use. Belongs to one event loop."""
 
     def __init__(self, objects: ObjectStore, load: Callable[[ObjectStore, str], Embedder]) -> None:
         self._objects = objects
@@ -64,13 +62,13 @@ class QueryEmbedders:
         self._loading = asyncio.Lock()
 
     async def embedder(self, fingerprint: str) -> Embedder:
-        """Raises `EmbedderUnavailable` or `LakeError`."""
+        """Return a loaded embedder; raises `EmbedderUnavailable` or `LakeError`."""
         return (await self._query_embedder(fingerprint)).embedder
 
     async def vectors(
         self, question: str, fingerprints: Iterable[str]
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
-        """The question's vector by fingerprint, and a mark where a model's window cut it."""
+    ) -> tuple[dict[str, "npt.NDArray[np.float32]"], tuple[str, ...]]:
+        """Return the question's vectors by fingerprint, and a mark if a model's window cut the question."""
         vectors: dict[str, npt.NDArray[np.float32]] = {}
         marks: tuple[str, ...] = ()
         for fingerprint in sorted(set(fingerprints)):

@@ -1,6 +1,7 @@
-"""Rerankers: an optional second look at the passages that a search found, by a model that reads question and passage.
+"""Rerankers: an optional second ranking of the passages found, by a model that reads question and passage together.
 
-The interface, rerankers behind an API by litellm, and a face for scoring functions such as a cross-encoder's.
+Contains the protocol, rerankers behind an API (by litellm), and an adapter for scoring functions such as a
+cross-encoder's.
 """
 
 import asyncio
@@ -11,25 +12,24 @@ from typing import Any, Protocol
 from rag_serving.errors import RerankerUnavailable
 
 MOST_RERANKED = 50
-"""Candidates that are shown to a reranker at most: what fusion puts below is not worth its time."""
+"""Maximum candidates to rerank; those that fusion ranks lower are not worth the time."""
 
 Call = Callable[..., Awaitable[Any]]
-"""litellm.arerank, or what stands for it: takes model, query, documents and options, gives an answer with `results`."""
+"""litellm.arerank or a replacement: takes model, query, documents and options; its response has `results`."""
 
 
 class Reranker(Protocol):
     """Scores passages for a question."""
 
     async def scores(self, question: str, passages: Sequence[str]) -> list[float]:
-        """One score a passage, higher for better. Raises `RerankerUnavailable`."""
+        """Return one score per passage, higher for better; raises `RerankerUnavailable`."""
         ...
 
 
 class ScoringReranker:
-    """A reranker of any function that scores pairs of question and passage.
+    """Adapts a function that scores pairs of question and passage, called in a thread for one question at a time.
 
-    A cross-encoder of sentence-transformers is one: ``ScoringReranker(CrossEncoder("…").predict)``. It is called in a
-    thread of its own, one question at a time.
+    For a cross-encoder of sentence-transformers: ``ScoringReranker(CrossEncoder("…").predict)``.
     """
 
     def __init__(self, score_pairs: Callable[[list[tuple[str, str]]], Any]) -> None:
@@ -37,6 +37,7 @@ class ScoringReranker:
         self._one_at_a_time = asyncio.Lock()
 
     async def scores(self, question: str, passages: Sequence[str]) -> list[float]:
+        """Call the function with one pair per passage."""
         pairs = [(question, passage) for passage in passages]
         try:
             async with self._one_at_a_time:
@@ -45,14 +46,14 @@ class ScoringReranker:
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise RerankerUnavailable(f"the reranker failed: {type(error).__name__}") from error
         if len(scores) != len(passages):
-            raise RerankerUnavailable(f"the reranker gave {len(scores)} scores for {len(passages)} passages")
+            raise RerankerUnavailable(f"the reranker returned {len(scores)} scores for {len(passages)} passages")
         return scores
 
 
 class HostedReranker:
-    """A reranker that litellm reaches, such as ``cohere/rerank-v3.5``; the provider's own variables hold its key.
+    """A reranker that litellm supports, such as ``cohere/rerank-v3.5``; its key is in the provider's usual variables.
 
-    `call` is litellm's unless it is given.
+    `call` replaces litellm's function.
     """
 
     def __init__(self, model: str, *, timeout: float = 10.0, retries: int = 1, call: Call | None = None) -> None:
@@ -62,6 +63,7 @@ class HostedReranker:
         self._call = call
 
     async def scores(self, question: str, passages: Sequence[str]) -> list[float]:
+        """Call the API once, with litellm's retries."""
         call = self._call or await asyncio.to_thread(_litellm_rerank)
         found: dict[int, float] = {}
         try:
@@ -77,16 +79,16 @@ class HostedReranker:
             for result in answer.results:
                 found[int(result["index"])] = float(result["relevance_score"])
         except Exception as error:
-            # litellm's errors come from every provider's own tree; all of them mean that there are no scores. Their
-            # texts may hold what was sent, so that only the kind is told.
-            raise RerankerUnavailable(f"the reranker {self.model} gave no scores ({type(error).__name__})") from error
+            # litellm's errors have no common base class. Their messages may quote what was sent, so only the class is
+            # shown.
+            raise RerankerUnavailable(f"the reranker {self.model} failed ({type(error).__name__})") from error
         if found.keys() != set(range(len(passages))):
             raise RerankerUnavailable(f"the reranker {self.model} scored {len(found)} of {len(passages)} passages")
         return [found[place] for place in range(len(passages))]
 
 
 def _litellm_rerank() -> Call:
-    # Without this, importing litellm fetches a price list from the network and waits for it.
+    # Otherwise importing litellm downloads a price list first.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         import litellm

@@ -1,12 +1,9 @@
-"""Search for a question over the published shards: run the plan, rerank what was found, make hits.
+"""Search the published shards for a question: run the plan, rerank the candidates, return hits.
 
-Tables are searched in `lake.search.engine`; rankings are fused in `lake.search.fusion`.
-
-A scope of a few shards is searched shard by shard. A wide one goes to the company index, one table for all of them,
-except for the shards whose copy is out of date.
+Tables are searched in `lake.search.engine`; rankings are fused in `lake.search.fusion`. A scope of few shards is
+searched shard by shard. A wide scope uses the company index, one table of all shards; shards whose copy is out of date
+are searched directly.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
@@ -36,25 +33,33 @@ _log = logging.getLogger(__name__)
 
 
 class SearchBackend(Protocol):
-    """What the client needs of a searcher; see `Searcher`."""
+    """The searcher that a client needs; `Searcher` implements it."""
 
     async def search(
         self,
         query: Query,
-        vectors: Mapping[str, npt.NDArray[np.float32]],
+        vectors: Mapping[str, "npt.NDArray[np.float32]"],
         entries: Sequence[CatalogEntry],
         snapshot: Snapshot,
-    ) -> tuple[list[Hit], tuple[str, ...]]: ...
+    ) -> tuple[list[Hit], tuple[str, ...]]:
+        """Return the best passages of the shards, and marks for what failed."""
+        ...
 
-    async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None: ...
+    async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
+        """Open the tables for questions about these shards."""
+        ...
 
-    def follow(self, snapshot: Snapshot) -> None: ...
+    def follow(self, snapshot: Snapshot) -> None:
+        """Warm new versions of open tables in the background."""
+        ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the tables."""
+        ...
 
 
 class Searcher:
-    """Searches the published versions of shards, reranks what is found, and makes hits of it."""
+    """Searches the published versions of shards and reranks the results."""
 
     def __init__(
         self,
@@ -74,19 +79,19 @@ class Searcher:
     async def search(
         self,
         query: Query,
-        vectors: Mapping[str, npt.NDArray[np.float32]],
+        vectors: Mapping[str, "npt.NDArray[np.float32]"],
         entries: Sequence[CatalogEntry],
         snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:
-        """The best passages of those shards, and marks for what was not done as it should have been.
+        """Return the best passages of the shards, and marks for what failed.
 
-        `vectors` holds the question's vector by fingerprint. Raises `LakeUnavailable` when nothing could be searched.
+        `vectors` holds the question's vector by fingerprint. Raises `LakeUnavailable` if every table failed.
         """
         targets = plan(entries, snapshot.companies, query, self._wide)
         searched = await self._engine.rankings(query, vectors, targets)
         found, failed, problem = searched.found, searched.failed, searched.problem
         lost = {target.fingerprint for target in targets if target.folder == COMPANY and target.name in failed}
-        if lost:  # its shards answer for themselves, if slower
+        if lost:  # search its shards directly, which is slower
             asked = {target.table for target in targets if target.folder == SHARDS}
             instead = [
                 shard_target(entry)
@@ -97,28 +102,28 @@ class Searcher:
             targets, found = targets + instead, found + more.found
             failed, problem = failed + more.failed, more.problem or problem
         if problem is not None and len(failed) == len(targets):
-            raise LakeUnavailable(f"no shard could be searched: {first_line(problem)}") from problem
+            raise LakeUnavailable(f"no shard could be searched: {first_line(problem)}; check RAG_LAKE_URI") from problem
         candidates = distinct(fuse(found, vectors, query.depth), MOST_RERANKED if self._reranker else query.k)
         reranked, marks = await self._reranked(query, candidates)
         best = sorted(candidates, key=lambda c: -reranked[c.row["chunk_id"]]) if reranked is not None else candidates
         try:
             best = await self._engine.completed(best[: query.k])
-        except LANCE_ERRORS as error:  # a company table went away meanwhile
-            _log.warning("cannot read from the company index: %s", first_line(error))
+        except LANCE_ERRORS as error:  # a company table was deleted meanwhile
+            _log.warning("cannot read the company index, searching its shards directly: %s", first_line(error))
             hits, more = await self.search(query, vectors, entries, replace(snapshot, companies={}))
             names = (target.name for target in targets if target.folder == COMPANY)
             return hits, tuple(dict.fromkeys((*failed, *names, *more)))
         return hits_of(joined(best) if query.join_neighbours else best, reranked), (*failed, *marks)
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
-        """Open the tables that questions about those shards go to, and load their indexes."""
+        """Open the tables for questions about these shards, and load their indexes."""
         shards = list(entries)
         any_question = Query("", 1)
         for target in plan(shards, snapshot.companies, any_question, self._wide):
             await self._engine.warm(target)
 
     def follow(self, snapshot: Snapshot) -> None:
-        """Have new versions of open tables opened and warmed in the background, before a question needs them."""
+        """Open and warm new versions of open tables in the background, before a question needs them."""
         if snapshot is self._followed or (self._warming is not None and not self._warming.done()):
             return
         self._followed = snapshot
@@ -141,7 +146,7 @@ class Searcher:
             self._warming = asyncio.create_task(self._warm_all(new))
 
     async def close(self) -> None:
-        """End what goes on in the background, and let go of the tables."""
+        """Stop the background warming and close the tables."""
         if self._warming is not None:
             self._warming.cancel()
             await asyncio.gather(self._warming, return_exceptions=True)
@@ -151,7 +156,7 @@ class Searcher:
         for target in targets:
             try:
                 await self._engine.warm(target)
-            except LANCE_ERRORS as error:  # the question that needs it will name it
+            except LANCE_ERRORS as error:  # a question that needs the table will report it
                 _log.warning("cannot warm %s: %s", target.table, first_line(error))
             self._engine.drop_other_versions(target)
 
@@ -163,6 +168,6 @@ class Searcher:
         try:
             scores = await self._reranker.scores(query.question, [candidate.row["text"] for candidate in candidates])
         except RerankerUnavailable as error:
-            _log.warning("hits stay in the order of their fusion: %s", error)
+            _log.warning("hits keep their fused order: %s", error)
             return None, ("reranker_unavailable",)
         return {c.row["chunk_id"]: score for c, score in zip(candidates, scores, strict=True)}, ()

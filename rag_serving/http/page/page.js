@@ -1,5 +1,5 @@
-// The page: asks by server-sent events and shows the answer as it comes, its sources, and whether the cache gave it.
-// Everything from the service is shown as text, never as markup.
+// The web page: streams an answer by server-sent events and shows its sources and its cache state.
+// Everything from the service is rendered as text, never as markup.
 
 const at = (id) => document.getElementById(id);
 const KEY = "rag-key";
@@ -17,17 +17,17 @@ function headers() {
   return { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
 }
 
-// What a refusal says; where the key is at fault, its field is opened.
+// Returns the message of an error response; opens the key field if the key is missing or invalid.
 async function problemOf(response) {
   if (response.status === 401) {
     at("access").open = true;
-    return at("key").value.trim() ? "This key is not valid. Check it, or ask for another." : "Enter your access key.";
+    return at("key").value.trim() ? "This key is not valid. Check it or request a new one." : "Enter your access key.";
   }
   try {
     const { error } = await response.json();
     return `${error.type}: ${error.message}`;
   } catch {
-    return `the service answered ${response.status}`;
+    return `The service responded with status ${response.status}.`;
   }
 }
 
@@ -58,7 +58,7 @@ function fill(select, names) {
   select.value = [...select.options].some((option) => option.value === chosen) ? chosen : "";
 }
 
-// Server-sent events of a POST, which EventSource cannot make.
+// Parses server-sent events. EventSource cannot be used, because it sends GET requests only.
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -101,7 +101,7 @@ async function ask(question) {
       else if (name === "error") throw new Error(`${data.error}: ${data.message}`);
     }
   } catch (error) {
-    // Another question may have been asked meanwhile: the page is its own then.
+    // If another question was asked meanwhile, the page belongs to that one.
     if (running === mine) at("status").textContent = mine.signal.aborted ? "Stopped." : error.message;
   } finally {
     if (running === mine) end();
@@ -117,7 +117,7 @@ function begin(question) {
   at("text").textContent = "";
   at("text").setAttribute("aria-busy", "true");
   at("cache").textContent = "";
-  at("status").textContent = "Looking for sources…";
+  at("status").textContent = "Searching…";
   at("stop").hidden = false;
 }
 
@@ -131,20 +131,20 @@ function end() {
 function finish(answer) {
   last = answer;
   showText(answer);
-  const told = {
+  const origin = {
     exact: "Answered from the cache", semantic: "Answered from the cache", revalidated: "Answered from the cache",
-    miss: "Answered anew", bypass: "Answered without the cache",
+    miss: "Answered from the documents", bypass: "Answered without the cache",
   }[answer.cache];
-  const parts = [`${told} in ${Math.round(answer.timings.total)} ms`];
+  const parts = [`${origin} in ${Math.round(answer.timings.total)} ms`];
   if (answer.cache_reason) parts.push(answer.cache_reason);
-  if (answer.cached_question) parts.push(`stored for “${answer.cached_question}”`);
+  if (answer.cached_question) parts.push(`cached for “${answer.cached_question}”`);
   if (answer.degraded.length) parts.push(answer.degraded.join(", "));
   at("cache").textContent = parts.join(" · ");
   at("status").textContent = "Done.";
   at("feedback").hidden = !answer.entry;
 }
 
-// Citation marks become links to the source with that number.
+// Turns citation marks into links to their sources.
 function showText(answer) {
   const numbers = new Set(answer.citations.map((citation) => citation.number));
   at("text").replaceChildren(
@@ -211,7 +211,7 @@ at("feedback").addEventListener("click", async (event) => {
   if (correct === undefined || last === null) return;
   const body = JSON.stringify({ answer: last, correct: correct === "true" });
   const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body });
-  at("status").textContent = response.ok ? "Thank you, noted." : await problemOf(response);
+  at("status").textContent = response.ok ? "Thank you for your feedback." : await problemOf(response);
   at("feedback").hidden = response.ok;
 });
 loadShards();

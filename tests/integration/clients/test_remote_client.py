@@ -478,10 +478,10 @@ def test_a_service_that_is_down_is_tried_again_and_then_named(caplog: pytest.Log
             client.health()
     messages = [record.getMessage() for record in caplog.records if record.name == "rag_serving.clients.transport"]
     assert [message.partition(":")[0].partition(",")[0] for message in messages] == [
-        "asked 1 times",
-        "asked 2 times",
-        "given up",
-        "given up",
+        "attempt 1 failed",
+        "attempt 2 failed",
+        "giving up",
+        "giving up",
     ]
 
 

@@ -102,11 +102,11 @@ def expect(locator: Locator) -> Any:
 
 def give_key(page: Page, key: str) -> None:
     """Enter a valid key, whose field closes then."""
-    if page.get_by_label("Key, kept in this tab only").is_hidden():
+    if page.get_by_label("Key (stored in this tab only)").is_hidden():
         page.get_by_text("Access key", exact=True).click()
-    page.get_by_label("Key, kept in this tab only").fill(key)
+    page.get_by_label("Key (stored in this tab only)").fill(key)
     page.keyboard.press("Enter")
-    expect(page.get_by_label("Key, kept in this tab only")).to_be_hidden()
+    expect(page.get_by_label("Key (stored in this tab only)")).to_be_hidden()
 
 
 def ask(page: Page, question: str) -> None:
@@ -129,7 +129,7 @@ def texts(page: Page, label: str) -> list[str]:
 
 def test_a_question_is_asked_and_its_source_opened_by_keyboard_alone(page: Page, oslo: str, stand_in: StandIn) -> None:
     stand_in.pause = 0.1
-    tab_to(page, page.get_by_label("Key, kept in this tab only"))
+    tab_to(page, page.get_by_label("Key (stored in this tab only)"))
     page.keyboard.type(oslo)
     page.keyboard.press("Enter")
     expect(page.locator("#question")).to_be_focused()
@@ -168,7 +168,7 @@ def test_a_question_is_asked_and_its_source_opened_by_keyboard_alone(page: Page,
 def test_a_question_asked_again_shows_that_and_why_the_cache_answered(page: Page, everything: str) -> None:
     give_key(page, everything)
     ask(page, QUESTION)
-    expect(page.locator("#cache")).to_contain_text("Answered anew")
+    expect(page.locator("#cache")).to_contain_text("Answered from the documents")
     ask(page, QUESTION)
     expect(page.locator("#cache")).to_contain_text(re.compile(r"Answered from the cache in \d+ ms · the same question"))
     expect(page.locator("#text")).to_have_text("46 weeks [1].")
@@ -181,7 +181,7 @@ def test_a_wrong_answer_can_be_taken_out_of_the_cache(page: Page, everything: st
     page.get_by_role("button", name="No").click()
     expect(page.get_by_role("status")).to_contain_text("Thank you")
     ask(page, "What is the travel per-diem?")
-    expect(page.locator("#cache")).to_contain_text("Answered anew")
+    expect(page.locator("#cache")).to_contain_text("Answered from the documents")
 
 
 def test_filters_list_what_the_key_may_see_and_narrow_the_scope(page: Page, oslo: str, everything: str) -> None:
@@ -207,12 +207,12 @@ def test_a_wrong_key_opens_the_key_field_and_says_so(page: Page, oslo: str, asks
         page.locator("#question").fill(QUESTION)
     else:
         page.get_by_text("Access key", exact=True).click()
-        page.get_by_label("Key, kept in this tab only").fill("rag_wrong")
+        page.get_by_label("Key (stored in this tab only)").fill("rag_wrong")
         page.get_by_text("Access key", exact=True).click()
         page.locator("#question").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text("This key is not valid.")
-    expect(page.get_by_label("Key, kept in this tab only")).to_be_visible()
+    expect(page.get_by_label("Key (stored in this tab only)")).to_be_visible()
 
 
 def test_an_answer_can_be_stopped(page: Page, oslo: str, stand_in: StandIn) -> None:
