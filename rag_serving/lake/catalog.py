@@ -1,20 +1,18 @@
-"""What is published: one small JSON object per shard, and a snapshot of all of them that is refreshed at most so often.
+"""The catalog: one small JSON object per published shard, and a cached snapshot of all of them.
 
-With them comes what the company index holds of those shards. The pipeline writes these objects (by conditional put);
-serving reads only what they name. Everything in them is checked when read: an object that does not validate is left out
-of the snapshot and named in `Snapshot.broken`.
+A snapshot includes the records of the company index. The pipeline writes these objects with conditional writes; serving
+reads only the versions they name. Objects that do not validate are left out and listed in `Snapshot.broken`.
 """
-
-from __future__ import annotations
 
 import time
 import unicodedata
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from threading import Lock
+from typing import Self
 
 from rag_serving.errors import InvalidShardName, LakeCorrupt, UnknownScope
 from rag_serving.lake.catalog_entry import CATALOG, CatalogEntry, read_entry, shard_of_key, table_of_key
@@ -25,18 +23,18 @@ from rag_serving.lake.shards import Shard, check_names, pattern_halves, same_nam
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All published shards as of one moment; immutable, so that one question sees one state."""
+    """All published shards at one moment; immutable, so that each question sees a consistent state."""
 
     entries: dict[Shard, CatalogEntry]
     broken: dict[str, str] = field(default_factory=dict[str, str])
     companies: dict[str, CompanyRecord] = field(default_factory=dict[str, CompanyRecord])
-    """What the company index holds, by fingerprint."""
+    """Records of the company index, by fingerprint."""
 
-    def within(self, patterns: Iterable[str] | None) -> Snapshot:
-        """Only the shards that a pattern names (``oslo/*``; a wild card stays within its half); None for all of them.
+    def within(self, patterns: Iterable[str] | None) -> Self:
+        """Return the shards that match a pattern such as ``oslo/*`` (None: all); a wildcard matches no slash.
 
-        What a caller may not see is then unknown, like what does not exist. Raises `InvalidArgument` for a pattern
-        without exactly one slash.
+        Other shards are indistinguishable from shards that do not exist. Raises `InvalidArgument` for a pattern without
+        exactly one slash.
         """
         if patterns is None:
             return self
@@ -46,17 +44,17 @@ class Snapshot:
             region, department = (unicodedata.normalize("NFC", name) for name in (shard.region, shard.department))
             return any(fnmatchcase(region, left) and fnmatchcase(department, right) for left, right in halves)
 
-        return Snapshot(
-            {shard: entry for shard, entry in self.entries.items() if seen(shard)},
-            {key: problem for key, problem in self.broken.items() if (shard := shard_of_key(key)) and seen(shard)},
-            self.companies,
+        return replace(
+            self,
+            entries={shard: entry for shard, entry in self.entries.items() if seen(shard)},
+            broken={key: why for key, why in self.broken.items() if (shard := shard_of_key(key)) and seen(shard)},
         )
 
     def route(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> list[CatalogEntry]:
-        """The published shards in those regions and departments (None: all), sorted by key.
+        """Return the published shards in these regions and departments (None: all), sorted by key.
 
-        Raises `InvalidShardName`, `InvalidArgument` for an empty list or a bare string, and `UnknownScope` when a name
-        matches nothing or nothing is left.
+        Raises `InvalidShardName`, `InvalidArgument` for an empty list or a bare string, and `UnknownScope` if a name or
+        the combination matches no shard.
         """
         chosen_regions = self._known("region", regions, {shard.region for shard in self.entries})
         chosen_departments = self._known("department", departments, {shard.department for shard in self.entries})
@@ -68,14 +66,14 @@ class Snapshot:
         ]
         if not routed:
             if not self.entries:
-                raise UnknownScope("nothing is published yet; index something first (rag-assets backfill --all)")
+                raise UnknownScope("nothing is published yet; build the index with `rag-assets backfill --all`")
             raise UnknownScope(
-                "no published shard lies in those regions and departments together; see rag-serving shards"
+                "no published shard is in these regions and departments together; list them with `rag-serving shards`"
             )
         return routed
 
     def broken_in(self, regions: Iterable[str] | None, departments: Iterable[str] | None) -> tuple[str, ...]:
-        """Marks for the shards of that scope whose catalog object does not validate, so that none is missed unseen."""
+        """Return marks for shards in the scope whose catalog object is invalid, so that answers are marked degraded."""
         marks: list[str] = []
         for key in sorted(self.broken):
             shard = shard_of_key(key)
@@ -96,14 +94,14 @@ class Snapshot:
             matching = {candidate for candidate in known if same_name(candidate, name)}
             if not matching:
                 close = get_close_matches(name, known, n=3)
-                hint = f"; did you mean {', '.join(close)}?" if close else "; see rag-serving shards"
+                hint = f"; did you mean {', '.join(close)}?" if close else "; list the shards with `rag-serving shards`"
                 raise UnknownScope(f"no published shard has the {kind} {name!r}{hint}")
             chosen |= matching
         return chosen
 
 
 class Catalog:
-    """Reads the catalog objects; fetches again only those whose etag changed. Safe between threads."""
+    """Reads the catalog objects and refetches those whose etag changed. Thread-safe."""
 
     def __init__(
         self, objects: ObjectStore, *, refresh_seconds: float = 2.0, clock: Callable[[], float] = time.monotonic
@@ -117,19 +115,19 @@ class Catalog:
         self._taken = 0.0
 
     def cached(self) -> Snapshot | None:
-        """The last snapshot while it is fresh, else None."""
+        """Return the last snapshot if it is at most `refresh_seconds` old."""
         if self._snapshot is not None and self._clock() - self._taken < self._refresh:
             return self._snapshot
         return None
 
     def snapshot(self) -> Snapshot:
-        """The published state, at most `refresh_seconds` old; raises `LakeUnavailable`."""
+        """Return a snapshot that is at most `refresh_seconds` old; raises `LakeUnavailable`."""
         with self._lock:
             return self.cached() or self._refreshed()
 
     def _refreshed(self) -> Snapshot:
         taken = self._clock()
-        # The records first: what they hold and the catalog no longer names is merely left out.
+        # Records first: entries that the catalog no longer names are then simply unused.
         listed = [*self._objects.list(RECORDS), *self._objects.list(CATALOG)]
         listing = {entry.key: entry.etag for entry in listed if entry.key.endswith(".json")}
         changed = [key for key, etag in listing.items() if key not in self._read or self._read[key][0] != etag]

@@ -1,4 +1,4 @@
-"""Catalog entries: which version of a shard is published, its history and holds."""
+"""Catalog entries: the published version of a shard, its history and its hold."""
 
 from datetime import datetime
 
@@ -14,35 +14,35 @@ HISTORY_LENGTH = 50
 
 
 class Publication(BaseModel):
-    """One published version of a shard's table."""
+    """A published version of a shard's table."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     version: int = Field(ge=1, description="version of the Lance table")
-    content_digest: str = Field(min_length=8, description="changes exactly when the chunks or their vectors' model do")
-    source_digest: str = Field(description="the listing (keys, etags, sizes) that this version was made from")
+    content_digest: str = Field(min_length=8, description="changes if and only if the chunks or the embedder change")
+    source_digest: str = Field(description="digest of the source listing (keys, etags, sizes) it was built from")
     fingerprint: str = Field(min_length=8, description="embedder of the vectors")
     documents: int = Field(ge=0)
     chunks: int = Field(ge=0)
     quarantined: int = Field(ge=0)
     published_at: datetime
     run_id: str = Field(description="Dagster run that built it")
-    published_by: str = Field("", description="who made it current: a run, or the person who rolled back to it")
-    table_format: int = Field(1, ge=1, description="version of the table's schema, see `tables.TABLE_FORMAT`")
+    published_by: str = Field("", description="run that published it, or person who rolled back to it")
+    table_format: int = Field(1, ge=1, description="version of the table's schema; see `tables.TABLE_FORMAT`")
 
 
 class Hold(BaseModel):
-    """Why a shard stays at its version: runs go on building, publishing waits for the release."""
+    """Keeps a shard at its published version: runs still build new ones, but do not publish until the release."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     by: str
     since: datetime
-    built_source_digest: str = Field("", description="the listing that the newest unpublished version was made from")
+    built_source_digest: str = Field("", description="source digest of the newest unpublished version")
 
 
 class CatalogEntry(BaseModel):
-    """The catalog object of one shard: what serving reads now, and what it read before."""
+    """The catalog object of a shard: its published version and earlier ones."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -57,11 +57,12 @@ class CatalogEntry(BaseModel):
 
     @property
     def shard(self) -> Shard:
+        """The shard that this entry describes."""
         return Shard(self.region, self.department)
 
     @property
     def info(self) -> ShardInfo:
-        """What clients are told of it."""
+        """The entry as clients see it."""
         current = self.current
         return ShardInfo(
             region=self.region,
@@ -75,20 +76,21 @@ class CatalogEntry(BaseModel):
 
     @property
     def latest_built_source_digest(self) -> str:
-        """The listing that the pipeline has worked through: of what is published, or of what a hold keeps back."""
+        """Source digest of the newest version built: the one that a hold keeps back, or else the published one."""
         return (self.hold.built_source_digest if self.hold is not None else "") or self.current.source_digest
 
     def to_json(self) -> bytes:
+        """Serialize the entry; `read_entry` is the inverse."""
         return self.model_dump_json(indent=1).encode()
 
 
 def catalog_key(shard: Shard) -> str:
-    """Key of a shard's catalog object."""
+    """Return the key of a shard's catalog object."""
     return f"{CATALOG}/{shard.table_name}.json"
 
 
 def shard_of_key(key: str) -> Shard | None:
-    """The shard of a catalog object; None for an object that no pipeline wrote."""
+    """Return the shard of a catalog object; None if the key is not one that the pipeline writes."""
     try:
         return Shard.from_table_name(table_of_key(key))
     except InvalidShardName:
@@ -96,6 +98,7 @@ def shard_of_key(key: str) -> Shard | None:
 
 
 def table_of_key(key: str) -> str:
+    """Return the table name in the key of a catalog object."""
     return key.removeprefix(f"{CATALOG}/").removesuffix(".json")
 
 
@@ -104,7 +107,7 @@ def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
     try:
         entry = CatalogEntry.model_validate_json(data)
         if entry.shard != shard or entry.table != shard.table_name:
-            raise LakeCorrupt(f"the catalog object of {shard} speaks of {entry.table!r}; publish the shard again")
+            raise LakeCorrupt(f"the catalog object of {shard} describes {entry.table!r}; publish the shard again")
     except (ValidationError, InvalidShardName) as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise LakeCorrupt(f"the catalog object of {shard} is malformed ({problem}); publish it again") from error
@@ -112,6 +115,6 @@ def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
 
 
 def read_catalog_entry(objects: ObjectStore, shard: Shard) -> tuple[CatalogEntry, str] | None:
-    """One shard's entry and its etag, straight from the lake; None before its first publish."""
+    """Read a shard's entry and its etag from the lake; None before the first publication."""
     stored = objects.get(catalog_key(shard))
     return None if stored is None else (read_entry(shard, stored.data), stored.etag)

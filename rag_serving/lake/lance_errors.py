@@ -1,4 +1,4 @@
-"""Errors of Lance, which has no classes of its own: what it raises, and how it is named here."""
+"""Errors of Lance, which has no exception classes, converted to ours."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from rag_serving.errors import LakeUnavailable, first_line
 
 LANCE_ERRORS = (OSError, RuntimeError, ValueError)
-"""What LanceDB raises for a missing file or version, a refused commit, and a store that does not answer."""
+"""Raised by LanceDB for a missing file or version, a rejected commit, and an unreachable store."""
 
 
 @contextmanager
 def named_lance_errors(what: str, remedy: str = "") -> Generator[None]:
-    """Raise Lance's errors as `LakeUnavailable`, with what was tried."""
+    """Raise Lance's errors as `LakeUnavailable`, with the failed operation `what` and a remedy."""
     try:
         yield
     except LANCE_ERRORS as error:
@@ -19,5 +19,5 @@ def named_lance_errors(what: str, remedy: str = "") -> Generator[None]:
 
 
 def is_commit_conflict(error: BaseException) -> bool:
-    """Return whether Lance refused a commit because another writer's came first."""
+    """Return whether Lance rejected a commit because another writer committed first."""
     return "commit conflict" in str(error).lower()

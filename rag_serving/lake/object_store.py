@@ -1,11 +1,9 @@
-"""Small objects in the lake (catalog, leases, model files): read, list and conditional write, on a folder or on S3.
+"""Small objects in the lake (catalog, leases, model files) on a folder or S3: read, list, conditional write, delete.
 
-A conditional write is what lets many writers share a lake without a database: it succeeds only if the object is still
-the one that was read. S3 does this by ``If-Match``/``If-None-Match``; a folder by an exclusive lock around
-compare-and-rename.
+Conditional writes let many writers share a lake without a database: a write succeeds only if the object is unchanged
+since it was read. S3 supports them with ``If-Match`` and ``If-None-Match``; a folder uses an exclusive lock around
+compare and rename.
 """
-
-from __future__ import annotations
 
 import contextlib
 import os
@@ -26,17 +24,17 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 ANY: Literal["any"] = "any"
-"""Write whatever is there."""
+"""Write unconditionally."""
 ABSENT: Literal["absent"] = "absent"
-"""Write only if nothing is there."""
+"""Write only if the object does not exist."""
 
 RETRY_SECONDS = 10
-"""How long at most a request that S3 throttles or breaks off is begun again, by obstore and by Lance.
+"""Maximum seconds for which obstore and Lance retry a request that S3 throttles or drops.
 
-A third of a lease's time, so that a renewal gives up before the next one is due. Longer outages are for the retries of
-the steps.
+A third of a lease's time, so that a renewal gives up before the next one is due. Longer outages are left to the retries
+of Dagster's steps.
 """
-_MAX_RETRIES = 6  # with jitter, about three seconds of pauses
+_MAX_RETRIES = 6  # with jitter, about three seconds of pauses in total
 _FIRST_PAUSE = 0.2
 _TRIES = 4
 _WRITE = "write-id"
@@ -44,7 +42,7 @@ _WRITE = "write-id"
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object's bytes and the etag that a conditional write may name."""
+    """An object's bytes, and its etag for conditional writes."""
 
     data: bytes
     etag: str
@@ -52,7 +50,7 @@ class StoredObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectEntry:
-    """One line of a listing."""
+    """An object in a listing."""
 
     key: str
     etag: str
@@ -60,58 +58,57 @@ class ObjectEntry:
 
 
 class ObjectStore(Protocol):
-    """Small objects under one root. Keys are relative, with ``/`` between parts, and made by this project alone.
+    """Small objects under one root. Keys are relative, separated by ``/``, and trusted.
 
-    Every method raises `LakeUnavailable` when the store does not answer or refuses.
+    Every method raises `LakeUnavailable` if the store cannot be reached or rejects the request.
     """
 
     def get(self, key: str) -> StoredObject | None:
-        """The object, or None where there is none."""
+        """Return the object, or None if it does not exist."""
         ...
 
     def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
         """Write atomically and return the new etag.
 
-        `expect` is `ANY`, `ABSENT` or the etag that must still be there; raises `WriteConflict` where it is not.
+        `expect` is `ANY`, `ABSENT` or the etag of the object to replace; raises `WriteConflict` if it does not match.
         """
         ...
 
-    def list(self, prefix: str) -> list[ObjectEntry]:
-        """Every object under ``prefix/``, in no stated order; empty where there is none."""
+    def list(self, prefix: str) -> "list[ObjectEntry]":
+        """Return all objects under ``prefix/``, unordered."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object; nothing happens where there is none."""
+        """Delete the object if it exists."""
         ...
 
 
 def is_s3(uri: str) -> bool:
-    """Whether the URI names a bucket."""
+    """Return whether the URI is an ``s3://`` URI."""
     return uri.startswith("s3://")
 
 
 def folder_path(uri: str) -> Path:
-    """The absolute path that a plain path or ``file://`` URI names; raises `SettingsError` for other schemes."""
+    """Return the absolute path of a plain path or ``file://`` URI; raises `SettingsError` for other schemes."""
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path)).absolute()
     if "://" in uri:
-        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; name a folder or s3://bucket/prefix")
+        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; use a folder or s3://bucket/prefix")
     return Path(uri).expanduser().absolute()
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """``s3://bucket/some/prefix/`` as ``("bucket", "some/prefix")``; raises `SettingsError` without a bucket."""
+    """Split ``s3://bucket/some/prefix/`` into bucket and prefix; raises `SettingsError` without a bucket."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     if not bucket:
-        raise SettingsError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+        raise SettingsError(f"{uri!r} has no bucket; write s3://bucket/prefix")
     return bucket, prefix.strip("/")
 
 
 def s3_options(environ: Mapping[str, str]) -> dict[str, str]:
-    """What the usual AWS_* variables say, in the words of Lance and obstore.
+    """Translate the AWS_* variables for the endpoint and the region to options of Lance and obstore.
 
-    Both read keys, tokens and roles from the environment by themselves; they differ from boto3 in where an endpoint
-    comes from, so those variables are translated here.
+    Both read credentials from the environment themselves, but expect the endpoint in other variables than boto3.
     """
     options: dict[str, str] = {}
     endpoint = environ.get("AWS_ENDPOINT_URL_S3") or environ.get("AWS_ENDPOINT_URL")
@@ -126,7 +123,7 @@ def s3_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def open_object_store(uri: str) -> ObjectStore:
-    """The objects under a folder or ``s3://bucket/prefix``; nothing is contacted yet."""
+    """Open a folder or ``s3://bucket/prefix``, without connecting yet."""
     if not is_s3(uri):
         return FolderObjectStore(folder_path(uri))
     from obstore.store import S3Store
@@ -153,12 +150,13 @@ def open_object_store(uri: str) -> ObjectStore:
 
 
 class FolderObjectStore:
-    """Objects as files. Safe between processes of one machine, and on a shared file system that honours locks."""
+    """Objects as files. Safe between processes of one machine, and on shared file systems that support locks."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def get(self, key: str) -> StoredObject | None:
+        """Read the file."""
         try:
             with (self._root / key).open("rb") as file:
                 return StoredObject(file.read(), file_etag(os.fstat(file.fileno())))
@@ -168,6 +166,7 @@ class FolderObjectStore:
             raise LakeUnavailable(f"cannot read {self._root / key}: {error.strerror}") from error
 
     def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        """Replace the file under its folder's lock."""
         path = self._root / key
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -177,17 +176,18 @@ class FolderObjectStore:
                 except FileNotFoundError:
                     before = None
                 if expect not in (ANY, ABSENT if before is None else file_etag(before)):
-                    raise WriteConflict(f"{key} was written by another process meanwhile")
+                    raise WriteConflict(f"{key} was changed by another process meanwhile; read it again and retry")
                 return _replace(path, data, after=0 if before is None else before.st_mtime_ns)
         except OSError as error:
             raise LakeUnavailable(f"cannot write {path}: {error.strerror}") from error
 
-    def list(self, prefix: str) -> list[ObjectEntry]:
+    def list(self, prefix: str) -> "list[ObjectEntry]":
+        """Walk the folder; hidden files are not objects."""
         entries: list[ObjectEntry] = []
         try:
             for folder, _, names in os.walk(self._root / prefix, onerror=_unless_absent):
                 for path in (Path(folder, name) for name in names if not name.startswith(".")):
-                    with contextlib.suppress(FileNotFoundError):  # gone since the listing
+                    with contextlib.suppress(FileNotFoundError):  # deleted since the listing
                         stat = path.stat()
                         key = path.relative_to(self._root).as_posix()
                         entries.append(ObjectEntry(key, file_etag(stat), stat.st_size))
@@ -196,6 +196,7 @@ class FolderObjectStore:
         return entries
 
     def delete(self, key: str) -> None:
+        """Delete the file if it exists."""
         try:
             (self._root / key).unlink(missing_ok=True)
         except OSError as error:
@@ -203,13 +204,14 @@ class FolderObjectStore:
 
 
 class S3ObjectStore:
-    """Objects in a bucket, through obstore."""
+    """Objects in a bucket, by obstore."""
 
-    def __init__(self, store: S3Store, uri: str) -> None:
+    def __init__(self, store: "S3Store", uri: str) -> None:
         self._store = store
         self._uri = uri
 
     def get(self, key: str) -> StoredObject | None:
+        """Get the object; a missing bucket is an error."""
         with self._named_errors(f"read {key}"):
             import obstore
 
@@ -222,6 +224,7 @@ class S3ObjectStore:
             return StoredObject(bytes(result.bytes()), _required_etag(result.meta["e_tag"]))
 
     def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
+        """Put the object, on a condition unless `expect` is `ANY`."""
         import obstore
 
         with self._named_errors(f"write {key}"):
@@ -230,11 +233,11 @@ class S3ObjectStore:
             return self._put_if(key, data, expect)
 
     def _put_if(self, key: str, data: bytes, expect: str) -> str:
-        """Write on a condition, and tell a lost answer from a lost race.
+        """Write conditionally, and distinguish a lost response from a lost race.
 
-        obstore repeats such a write after an error answer, and then conflicts with itself if the first try was applied;
-        after a broken connection it does not repeat it at all. So every write bears an id of its own, and whatever went
-        wrong, the id that is stored says who won. The bytes could not: another writer may have written the same.
+        obstore retries such a write after an error response, and then conflicts with itself if the first attempt was
+        applied; after a dropped connection it does not retry. Therefore every write stores a unique id, which shows
+        after any failure who won. Comparing bytes would not: another writer may have written the same ones.
         """
         import obstore
         from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
@@ -252,11 +255,13 @@ class S3ObjectStore:
                     raise
                 if (etag := self._etag_of(key, write[_WRITE])) is not None:
                     return etag
-                raise WriteConflict(f"{key} was written by another process meanwhile") from error
+                raise WriteConflict(
+                    f"{key} was changed by another process meanwhile; read it again and retry"
+                ) from error
             except GenericError as error:
                 if (etag := self._etag_of(key, write[_WRITE])) is not None:
                     return etag
-                if _s3_code(error):  # an error that the server answered with; obstore has repeated that
+                if _s3_code(error):  # an error response, which obstore has already retried
                     raise
                 raise _NotApplied from error
 
@@ -266,7 +271,7 @@ class S3ObjectStore:
             raise (error.__cause__ or error) from None
 
     def _etag_of(self, key: str, write: str) -> str | None:
-        """The etag of the object, if it is what that write left."""
+        """Return the etag of the object if it was written by the write with this id."""
         import obstore
 
         try:
@@ -275,16 +280,17 @@ class S3ObjectStore:
             return None
         return _required_etag(result.meta["e_tag"]) if result.attributes.get(_WRITE) == write else None
 
-    def list(self, prefix: str) -> list[ObjectEntry]:
+    def list(self, prefix: str) -> "list[ObjectEntry]":
+        """List the objects page by page."""
         from obstore.exceptions import GenericError
 
         with self._named_errors(f"list {prefix}/"):
             try:
                 return self._list(prefix)
-            except GenericError:  # a page that broke off half way, which obstore does not ask for again
+            except GenericError:  # the connection dropped during a page, which obstore does not retry
                 return self._list(prefix)
 
-    def _list(self, prefix: str) -> list[ObjectEntry]:
+    def _list(self, prefix: str) -> "list[ObjectEntry]":
         import obstore
 
         return [
@@ -294,6 +300,7 @@ class S3ObjectStore:
         ]
 
     def delete(self, key: str) -> None:
+        """Delete the object if it exists; a missing bucket is an error."""
         import obstore
 
         with self._named_errors(f"delete {key}"):
@@ -310,35 +317,30 @@ class S3ObjectStore:
         try:
             yield
         except (BaseError, OSError) as error:
+            reason = _s3_code(error) or first_line(error)
             raise LakeUnavailable(
-                f"cannot {what} in {self._uri}: {_reason(error)}; check RAG_LAKE_URI and the AWS_* variables"
+                f"cannot {what} in {self._uri}: {reason}; check RAG_LAKE_URI and the AWS_* variables"
             ) from error
 
 
 class _NotApplied(Exception):
-    """A write that got no answer and that the store does not have."""
+    """A write that got no response and was not applied."""
 
 
 def _s3_code(error: BaseException) -> str | None:
-    """The code that an S3 server answered, such as ``NoSuchBucket``; obstore keeps it only in its message."""
+    """Return the error code of an S3 server, such as ``NoSuchBucket``, which obstore has only in its message."""
     found = re.search(r"<Code>(\w+)</Code>", str(error))
     return None if found is None else found[1]
 
 
-def _reason(error: BaseException) -> str:
-    if code := _s3_code(error):
-        return code
-    return first_line(error)
-
-
 def _required_etag(etag: str | None) -> str:
     if not etag:
-        raise LakeUnavailable("the object store returns no etags; conditional writes need them")
+        raise LakeUnavailable("the object store returns no etags, which conditional writes need; use another store")
     return etag
 
 
 def file_etag(stat: os.stat_result) -> str:
-    """The etag of a file: size, modification time and inode."""
+    """Return the etag of a file: size, modification time and inode."""
     return f"{stat.st_size:x}-{stat.st_mtime_ns:x}-{stat.st_ino:x}"
 
 
@@ -357,12 +359,12 @@ def _unless_absent(error: OSError) -> None:
 
 
 def _replace(path: Path, data: bytes, *, after: int) -> str:
-    """Put a whole new file in the place of `path`, modified later than `after` (ns) so that no etag ever returns.
+    """Replace `path` atomically; the new modification time is later than `after` (ns), so that etags never repeat.
 
-    Without that, two writes within one tick of the file system's clock could give a third the first one's etag: inodes
-    are used again.
+    Otherwise the third of three writes within one tick of the file system's clock could get the first one's etag,
+    because inodes are reused.
     """
-    # One name per object, which the folder's lock makes ours alone: what a killed writer left is written over.
+    # A fixed name, safe under the folder's lock, overwrites what a killed writer left behind.
     temporary = path.parent / f".write-{path.name}"
     try:
         with temporary.open("wb") as file:

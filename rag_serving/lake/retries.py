@@ -1,4 +1,4 @@
-"""The one retry policy: bounded, with exponential backoff and full jitter."""
+"""The retry policy: bounded, with exponential backoff and full jitter."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,9 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_rand
 def with_retries(
     is_transient: Callable[[BaseException], bool], *, tries: int, first: float = 0.1, longest: float = 1.0
 ) -> Retrying:
-    """Return a caller that repeats a function while it raises a transient error; the last error is raised as it is.
+    """Return a decorator that retries a function on transient errors, then raises the last error unchanged.
 
-    `first` and `longest` bound the pauses in seconds.
+    `first` and `longest` limit the pauses, in seconds.
     """
     return Retrying(
         retry=retry_if_exception(is_transient),

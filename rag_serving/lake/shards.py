@@ -1,23 +1,22 @@
-"""Names: what a region and a department may be called, and how a shard is written as key and as table name.
+"""Names of regions, departments and shards: validation, and conversion to keys and table names.
 
-The one place that builds or parses such a name; everything else passes `Shard` around.
+Only this module builds or parses such names; others pass `Shard` around.
 """
-
-from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Self
 
 from rag_serving.errors import InvalidArgument, InvalidShardName
 
 
 def pattern_halves(pattern: str) -> tuple[str, str]:
-    """A pattern of shards as one of regions and one of departments; raises `InvalidArgument`. Case matters."""
+    """Split a shard pattern into its region and department; case-sensitive. Raises `InvalidArgument`."""
     region, slash, department = unicodedata.normalize("NFC", pattern).partition("/")
     if not slash or not region or not department or "/" in department:
-        raise InvalidArgument(f"a pattern of shards is written region/department, as in oslo/*, not {pattern[:80]!r}")
+        raise InvalidArgument(f"a shard pattern has the form region/department, such as oslo/*, not {pattern[:80]!r}")
     return region, department
 
 
@@ -34,9 +33,9 @@ _ENCODED = re.compile(r"(?:[a-z0-9-]|_[0-9a-f]{2})+")
 class Shard:
     """All documents of one region and department.
 
-    Letters, marks and digits of any script, space and ``- _ . & + ( ) @`` are allowed in both names, up to 64
-    characters each; no leading or trailing space or dot, no ``..``. Everything else raises `InvalidShardName`: these
-    names become paths, table names, filters, partition keys and cache tags.
+    Both names have up to 64 characters: letters, marks and digits of any script, space and ``- _ . & + ( ) @``. They
+    must not contain ``..``, or start or end with a space or dot. Anything else raises `InvalidShardName`, because names
+    become paths, table names, filters, partition keys and cache tags.
     """
 
     region: str
@@ -47,34 +46,34 @@ class Shard:
         _validate("department", self.department)
         if len(self.table_name) > MAX_TABLE_NAME:
             raise InvalidShardName(
-                f"the names of shard {self.key!r} are too long together: {len(self.table_name)} bytes encoded, "
-                f"{MAX_TABLE_NAME} at most; shorten one of the two folders"
+                f"the names of shard {self.key!r} are too long together: {len(self.table_name)} bytes encoded "
+                f"(limit {MAX_TABLE_NAME}); shorten one of the two folders"
             )
 
     @property
     def key(self) -> str:
-        """``region/department``: the partition key, and the prefix of the shard's objects."""
+        """``region/department``, the partition key and the prefix of the shard's objects."""
         return f"{self.region}/{self.department}"
 
     @property
     def table_name(self) -> str:
-        """A reversible name of ``[a-z0-9_.-]`` only, so that case survives on file systems that fold it."""
+        """A reversible name of ``[a-z0-9_.-]``, safe on file systems that ignore case."""
         return f"{_encode(self.region)}.{_encode(self.department)}"
 
     def __str__(self) -> str:
         return self.key
 
     @classmethod
-    def parse(cls, key: str) -> Shard:
-        """Read ``region/department``; raises `InvalidShardName`."""
+    def parse(cls, key: str) -> Self:
+        """Parse ``region/department``; raises `InvalidShardName`."""
         region, slash, department = key.partition("/")
         if not slash or "/" in department:
             raise InvalidShardName(f"{_shown(key)} is not a shard: write region/department, for example london/people")
         return cls(region, department)
 
     @classmethod
-    def from_table_name(cls, name: str) -> Shard:
-        """The inverse of `table_name`; raises `InvalidShardName`."""
+    def from_table_name(cls, name: str) -> Self:
+        """Parse a `table_name`; raises `InvalidShardName`."""
         region, dot, department = name.partition(".")
         if not dot or not _ENCODED.fullmatch(region) or not _ENCODED.fullmatch(department):
             raise InvalidShardName(f"{_shown(name)} is not the table name of a shard")
@@ -85,7 +84,7 @@ class Shard:
 
 
 def same_name(left: str, right: str) -> bool:
-    """Whether two names look the same to a person: composed and decomposed accents are equal, case is not."""
+    """Return whether two names are equal in NFC: composed and decomposed accents are equal, case is significant."""
     return unicodedata.normalize("NFC", left) == unicodedata.normalize("NFC", right)
 
 
@@ -95,16 +94,16 @@ def check_name(kind: str, name: str) -> None:
 
 
 def check_names(kind: str, names: Iterable[str] | None) -> tuple[str, ...] | None:
-    """Names that narrow a scope; None stands for all. Raises `InvalidArgument` and `InvalidShardName`."""
+    """Return the validated names of a scope (None: all); raises `InvalidArgument` or `InvalidShardName`."""
     if names is None:
         return None
     if isinstance(names, str):
-        raise InvalidArgument(f"{kind}s must be a list of names, not one string: write [{_shown(names)}]")
+        raise InvalidArgument(f"{kind}s must be a list of names, not a string: write [{_shown(names)}]")
     chosen = tuple(names)
     for name in chosen:
         check_name(kind, name)
     if not chosen:
-        raise InvalidArgument(f"the list of {kind}s is empty; leave it out to search all of them")
+        raise InvalidArgument(f"the list of {kind}s is empty; omit it to search all of them")
     return chosen
 
 
@@ -115,16 +114,18 @@ def _validate(kind: str, name: str) -> None:
         raise InvalidShardName(f"the {kind} is empty; documents belong under region/department/")
     if len(name) > MAX_SEGMENT_CHARACTERS:
         raise InvalidShardName(
-            f"the {kind} {_shown(name)} has {len(name)} characters; {MAX_SEGMENT_CHARACTERS} at most"
+            f"the {kind} {_shown(name)} has {len(name)} characters (limit {MAX_SEGMENT_CHARACTERS}); shorten it"
         )
     bad = sorted({c for c in name if not (c in _EXTRA or unicodedata.category(c)[0] in "LMN")})
     if bad:
         listed = " ".join(_shown(c) for c in bad[:5])
         raise InvalidShardName(
-            f"the {kind} {_shown(name)} holds {listed}; letters, digits, space and - _ . & + ( ) @ are allowed"
+            f"the {kind} {_shown(name)} contains {listed}; letters, digits, space and - _ . & + ( ) @ are allowed"
         )
     if ".." in name or name[0] in " ." or name[-1] in " .":
-        raise InvalidShardName(f"the {kind} {_shown(name)} may not hold '..' nor begin or end with a dot or a space")
+        raise InvalidShardName(
+            f"the {kind} {_shown(name)} must not contain '..', or start or end with a dot or a space"
+        )
 
 
 def _encode(name: str) -> str:

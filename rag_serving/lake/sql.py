@@ -1,33 +1,33 @@
-"""Filters in Lance's SQL, with every value escaped."""
+"""Build filters in Lance's SQL, with every value escaped."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 
 def sql_in(column: str, values: Iterable[str]) -> str:
-    """``column IN ('…', …)`` with every value quoted; false for no values."""
+    """Return ``column IN ('…', …)``; ``false`` without values."""
     quoted = ", ".join(_quoted(value) for value in values)
     return f"{column} IN ({quoted})" if quoted else "false"
 
 
 def sql_not_in(column: str, values: Iterable[str]) -> str:
-    """``column NOT IN ('…', …)`` with every value quoted; true for no values."""
+    """Return ``column NOT IN ('…', …)``; ``true`` without values."""
     quoted = ", ".join(_quoted(value) for value in values)
     return f"{column} NOT IN ({quoted})" if quoted else "true"
 
 
 def sql_starts_with(column: str, prefix: str) -> str:
-    """Whether a column begins with exactly that text; no character of it is a wildcard."""
+    """Return a filter on a literal prefix; no character is a wildcard."""
     return f"starts_with({column}, {_quoted(prefix)})"
 
 
 def sql_from(column: str, moment: datetime) -> str:
-    """Whether a column of times in UTC is at the moment or after it."""
+    """Return a filter for UTC times at or after a moment."""
     return f"{column} >= {_time(moment)}"
 
 
 def sql_before(column: str, moment: datetime) -> str:
-    """Whether a column of times in UTC is before the moment."""
+    """Return a filter for UTC times before a moment."""
     return f"{column} < {_time(moment)}"
 
 

@@ -1,9 +1,4 @@
-"""The read contract's tables: the schema of a shard's table, where it lies in the lake, how connections are opened.
-
-Filters for these tables are built in `sql`.
-"""
-
-from __future__ import annotations
+"""The tables of the read contract: schema, location in the lake, connections. Filters are built in `sql`."""
 
 import asyncio
 import os
@@ -19,22 +14,19 @@ if TYPE_CHECKING:
     import lancedb
 
 SHARDS = "shards"
-"""Folder of the lake under which serving finds one table per shard."""
+"""Folder of the lake with one table per shard."""
 
 FINGERPRINT = b"rag.fingerprint"
-"""Schema metadata key of the embedder whose vectors a table holds."""
+"""Key of the schema metadata that names the embedder of a table's vectors."""
 
 TABLE_FORMAT = 2
-"""Version of `shard_schema`, noted with every publication; a shard published under an older one is indexed again.
-
-2 added `path`.
-"""
+"""Version of `shard_schema`; shards published with an older one are indexed again. 2 added `path`."""
 
 
 def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
-    """Columns of a shard's table. One row is one chunk; ``text == document.text[start:end]`` in characters.
+    """Return the schema of a shard's table. A row is a chunk; ``text == document.text[start:end]`` in characters.
 
-    `path` is the object's key below ``region/department/``, with ``#name`` behind it for what is attached to a message.
+    `path` is the object's key below ``region/department/``, followed by ``#name`` for an attachment of a message.
     `stale` marks passages of a document whose newer version could not be read.
     """
     return pa.schema(
@@ -66,24 +58,25 @@ def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
 
 
 def database_uri(lake_uri: str, folder: str) -> str:
-    """Where LanceDB finds the tables of one folder of the lake. Folders become absolute paths."""
+    """Return the URI of the tables in a folder of the lake; local paths become absolute."""
     if is_s3(lake_uri):
         return f"{lake_uri.rstrip('/')}/{folder}"
     return str(folder_path(lake_uri) / folder)
 
 
 def storage_options(lake_uri: str) -> dict[str, str] | None:
-    """What LanceDB needs beyond the AWS_* variables that it reads itself; None for a folder."""
+    """Return the options that LanceDB needs beyond the AWS_* variables it reads itself; None for a local folder."""
     if not is_s3(lake_uri):
         return None
-    # Three retries are Lance's own default, and it begins all of them anew up to three times when it is throttled; but
-    # it would go on for three minutes while answers are slow.
+    # Three retries are Lance's default (repeated up to three times when S3 throttles), but its timeout is 3 minutes.
     retries = {"client_max_retries": "3", "client_retry_timeout": str(RETRY_SECONDS)}
     return {**s3_options(os.environ), **retries}
 
 
-async def connect_async(lake_uri: str, folder: str, session: lancedb.Session | None = None) -> lancedb.AsyncConnection:
-    """An asynchronous connection to one folder of tables; those of one session share its caches."""
+async def connect_async(
+    lake_uri: str, folder: str, session: "lancedb.Session | None" = None
+) -> "lancedb.AsyncConnection":
+    """Connect to the tables in a folder of the lake; connections of one session share its caches."""
     import lancedb
 
     return await lancedb.connect_async(
@@ -92,7 +85,7 @@ async def connect_async(lake_uri: str, folder: str, session: lancedb.Session | N
 
 
 def start_tables() -> None:
-    """Have LanceDB start its threads now, as ones that give way to the event loop; without effect where it has them."""
+    """Make LanceDB start its threads with low priority; has no effect once they are running."""
 
     async def touch(folder: str) -> None:
         import lancedb

@@ -79,8 +79,7 @@ class HostedReranker:
             for result in answer.results:
                 found[int(result["index"])] = float(result["relevance_score"])
         except Exception as error:
-            # litellm's errors have no common base class. Their messages may quote what was sent, so only the class is
-            # shown.
+            # litellm's errors have no common base class; only the class is shown, because messages may quote the input.
             raise RerankerUnavailable(f"the reranker {self.model} failed ({type(error).__name__})") from error
         if found.keys() != set(range(len(passages))):
             raise RerankerUnavailable(f"the reranker {self.model} scored {len(found)} of {len(passages)} passages")

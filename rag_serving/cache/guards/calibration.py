@@ -1,7 +1,7 @@
-"""Chooses the thresholds of the cosine from labelled pairs of questions.
+"""Chooses cosine thresholds from labelled pairs of questions.
 
-The threshold for a bound is the least cosine at which the 95 % upper bound of the share of wrong hits, among all pairs
-that pass the guards and are at least as near, is within the bound. Judging a pair belongs to `judge`.
+The threshold of a bound is the least cosine at or above which the pairs that pass the guards have a share of wrong hits
+whose 95 % upper limit is within the bound. Judging a pair belongs to `judge`.
 """
 
 import math
@@ -14,16 +14,16 @@ from rag_serving.errors import InvalidArgument
 
 CONFIDENCE = 0.95
 LEAST_SIMILARITY = 0.8
-"""Cosine below which no pair is judged: the packaged model puts unlike questions there."""
+"""Cosine below which no pair is judged; with the packaged model such questions are unrelated."""
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
-"""Bounds on the share of wrong hits that a threshold is chosen for."""
+"""Bounds on the share of wrong hits for which thresholds are chosen."""
 LEAST_PAIRS = 50
 LEAST_OF_EITHER = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A pair of questions, and whether the answer to the cached one answers the one asked."""
+    """A pair of questions; `same` if the answer to the cached one answers the one asked."""
 
     pair: Pair
     same: bool
@@ -32,7 +32,7 @@ class Labelled:
 def upper_bound(wrong: int, served: int, confidence: float = CONFIDENCE) -> float:
     """Return the one-sided upper limit of a proportion by Clopper and Pearson (Biometrika 1934); 1 if none is served.
 
-    It is the proportion at which so few wrong ones have the probability 1 - confidence, found by bisection.
+    It is the rate at which `wrong` or fewer have the probability 1 - `confidence`, found by bisection.
     """
     if served <= 0 or wrong >= served:
         return 1.0
@@ -47,7 +47,7 @@ def upper_bound(wrong: int, served: int, confidence: float = CONFIDENCE) -> floa
 
 
 def _at_most(wrong: int, served: int, rate: float) -> float:
-    """The probability of `wrong` or fewer of `served` at a rate, in logarithms so that nothing underflows."""
+    """Return the probability of `wrong` or fewer of `served` at a rate, computed with logarithms against underflow."""
     logs: list[float] = []
     for count in range(wrong + 1):
         ways = math.lgamma(served + 1) - math.lgamma(count + 1) - math.lgamma(served - count + 1)
@@ -66,19 +66,18 @@ def calibrate(
     fingerprint: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Calibration:
-    """Return a calibration with one threshold for each bound.
+    """Return a calibration with one threshold per bound.
 
-    Only pairs that pass the guards count. All pairs at or above `sure` are served together. A `margin` of 2 leaves half
-    of each bound: for pairs that rules or word lists were written with an eye on. Each threshold is the best of many
-    that are tried, which the bound does not make up for. Raises `InvalidArgument` if the pairs are too few or nearly
-    all of one kind.
+    Only pairs that pass the guards count. All pairs at or above `sure` are treated as one step. A `margin` of 2 halves
+    every bound; use it for pairs that influenced the rules or word lists. The bounds are not corrected for multiple
+    comparisons. Raises `InvalidArgument` if the pairs are too few or nearly all of one kind.
     """
     near = [one for one in labelled if one.pair.similarity >= least_similarity]
     different = sum(not one.same for one in near)
     if len(near) < LEAST_PAIRS or not LEAST_OF_EITHER <= different <= len(near) - LEAST_OF_EITHER:
         raise InvalidArgument(
-            f"{len(near)} pairs have a similarity of {least_similarity} or more, {different} of them different "
-            f"questions: a calibration needs at least {LEAST_PAIRS} pairs and {LEAST_OF_EITHER} of either kind"
+            f"{len(near)} pairs have a similarity of {least_similarity} or more, {different} of them are different "
+            f"questions; a calibration needs at least {LEAST_PAIRS} pairs, {LEAST_OF_EITHER} of each kind"
         )
     passed = [one for one in near if refusal(one.pair, sure) is None]
     steps = _steps(passed, sure)
@@ -100,7 +99,7 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The hits if every pair at or above a cosine is served."""
+    """The hits when every pair at or above a cosine is served."""
 
     similarity: float
     served: int
@@ -108,7 +107,7 @@ class _Step:
 
 
 def _steps(labelled: Iterable[Labelled], sure: float) -> list[_Step]:
-    """One step for each cosine, to five digits downwards, the widest first; all from `sure` on are one step."""
+    """Return one step per cosine (rounded down to five digits), lowest first; cosines from `sure` on are one step."""
     hits = sorted((min(math.floor(one.pair.similarity * 1e5) / 1e5, sure), one.same) for one in labelled)
     hits.reverse()
     steps: list[_Step] = []
@@ -121,10 +120,10 @@ def _steps(labelled: Iterable[Labelled], sure: float) -> list[_Step]:
 
 
 def _threshold(steps: Iterable[_Step], max_error: float, margin: float) -> Threshold:
-    """The widest step within a bound; no cosine if none is."""
+    """Return the lowest step within a bound; without one, a threshold whose cosine is None."""
     allowed = max_error / margin
     for step in steps:
-        # Whether the upper bound is within a rate takes one sum; the bound itself would take sixty.
+        # Comparing the upper bound with a rate takes one sum; computing the bound takes sixty.
         if step.wrong / step.served <= allowed and _at_most(step.wrong, step.served, allowed) <= 1 - CONFIDENCE:
             return Threshold(
                 max_error=max_error,

@@ -1,7 +1,7 @@
-"""Compares wording and evidence: words that stand in each other's place, and passages that both questions find.
+"""Compares wording and evidence: words that replace each other, and passages that both questions retrieve.
 
-Words are compared by stem; a few spelling mistakes and synonyms count as the same. Rules about particulars such as
-numbers and names belong to `rules`.
+Words are compared by stem; some misspellings and synonyms count as equal. Rules about particulars such as numbers and
+names belong to `rules`.
 """
 
 import re
@@ -17,20 +17,20 @@ from rag_serving.cache.guards.question import Question
 from rag_serving.cache.guards.tokens import singular, spaced
 
 EVIDENCE_DEPTH: Final = 5
-"""Passages of each question that `common` compares: below them the ranking is noise."""
+"""Passages per question that `common` compares; the ranking below them is noise."""
 
 # --- evidence ----------------------------------------------------------------------------------------------------
 
 
 def supported(asked: Sequence[Evidence], cached: Sequence[Evidence]) -> bool:
-    """Return whether the asked question finds a passage that the cached answer cites, or its best one if none is."""
+    """Return whether the question retrieves a passage cited by the cached answer, or its best one if none is cited."""
     cited = {passage.content_hash for passage in cached if passage.cited}
     needed = cited or {passage.content_hash for passage in cached[:1]}
     return not needed or bool(needed & {passage.content_hash for passage in asked})
 
 
 def common(asked: Sequence[Evidence], cached: Sequence[Evidence]) -> tuple[int, int]:
-    """Return how many of the cached question's best passages are among the asked one's best, and of how many."""
+    """Return how many of the cached question's best passages are among the asked one's best, and their total."""
     found = {passage.content_hash for passage in asked[:EVIDENCE_DEPTH]}
     best = [passage.content_hash for passage in cached[:EVIDENCE_DEPTH]]
     return sum(content in found for content in best), len(best)
@@ -54,10 +54,10 @@ class _Content:
 
 
 def _lacks_word(question: _Content, other: _Content) -> bool:
-    """Whether the question lacks a decisive word of the other.
+    """Return whether the question lacks a decisive word of the other.
 
-    A word that the question has less often is lacking only if the other lacks one as well, in whose place it is
-    repeated: "the steam event" for "the exhaust event" in a question that names both.
+    A word that occurs in both, but less often in the question, counts only if the other lacks a word, too: "the steam
+    event" for "the exhaust event" in a question that names both.
     """
     missing = _rarer(question, other)
     replaced = bool(_rarer(other, question))
@@ -71,7 +71,7 @@ def _lacks_word(question: _Content, other: _Content) -> bool:
 
 
 def _rarer(question: _Content, other: _Content) -> list[str]:
-    """Decisive meanings of the other question that this one has less often."""
+    """Return the decisive meanings of the other question that are rarer in this one."""
     return [meaning for meaning in other.decisive if other.counts[meaning] > question.counts.get(meaning, 0)]
 
 
@@ -89,7 +89,7 @@ def _content(tokens: tuple[str, ...]) -> _Content:
 
 
 def _parts(tokens: Iterable[str]) -> Iterable[str]:
-    """The words of compounds, without stop words; a token with a digit stays whole."""
+    """Yield words without stop words, with compounds split; a token with a digit stays whole."""
     for token in tokens:
         words = " ".join(spaced(token))
         if not any(c.isdigit() for c in token):
@@ -102,7 +102,7 @@ def _parts(tokens: Iterable[str]) -> Iterable[str]:
 def stem(word: str) -> str:
     """Remove the most frequent English endings: plural, -ing, -ed, -ly, -ment, -ation, final e.
 
-    Lighter than Porter's stemmer, which joins words as far apart as "organ" and "organization".
+    Lighter than Porter's stemmer, which conflates words as different as "organ" and "organization".
     """
     word = singular(word)
     for ending, least in (("ation", 4), ("ement", 4), ("ment", 4), ("ing", 3), ("ed", 3), ("ly", 4), ("ion", 4)):
@@ -118,7 +118,7 @@ def stem(word: str) -> str:
 
 @cache
 def _meanings() -> Mapping[str, str]:
-    """Stems to the stem that stands for their meaning."""
+    """Map stems to the stem that represents their meaning."""
     found: dict[str, str] = {}
     for row in lexicon.strings("synonyms"):
         stems = [stem(word) for word in row.split()]
@@ -134,9 +134,9 @@ def _light_stems() -> frozenset[str]:
 
 
 def _is_misspelt(word: str, other: str) -> bool:
-    """Whether two words of five letters or more differ by one letter, or by two that are exchanged.
+    """Return whether two words of at least five letters differ by one letter or by two swapped ones.
 
-    The first letter must be the same, and no digit in them: "affect" and "effect" are two words, and so are codes.
+    The first letter must agree ("affect" and "effect" are different words), and words with digits are codes.
     """
     if min(len(word), len(other)) < 5 or abs(len(word) - len(other)) > 1 or word[0] != other[0]:
         return False

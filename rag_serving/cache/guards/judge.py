@@ -1,7 +1,7 @@
 """Decides whether a cached answer is served for another question: rules, wording, evidence, then the cosine.
 
-The thresholds of the cosine come from a calibration file: the one shipped beside this module, or one that
-`rag-serving calibrate` made from labelled pairs. How thresholds are chosen belongs to `calibration`.
+The cosine thresholds come from a calibration file: the packaged one beside this module, or one that
+`rag-serving calibrate` wrote from labelled pairs. How thresholds are chosen belongs to `calibration`.
 """
 
 from collections.abc import Sequence
@@ -23,27 +23,27 @@ SHIPPED = "calibration.json"
 
 
 class Threshold(BaseModel):
-    """The least cosine that is served under a bound on wrong hits."""
+    """The least cosine to serve under a bound on wrong hits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_error: float = Field(gt=0, lt=1)
-    similarity: float | None = Field(ge=0, le=1, description="null if no cosine keeps within the bound")
-    served: int = Field(default=0, ge=0, description="pairs of the calibration that it serves")
+    similarity: float | None = Field(ge=0, le=1, description="null if no cosine is within the bound")
+    served: int = Field(default=0, ge=0, description="calibration pairs that it serves")
     wrong: int = Field(default=0, ge=0, description="wrong hits among them")
     bound: float = Field(default=1.0, ge=0, le=1, description="95 % upper bound of the wrong share")
 
 
 class Calibration(BaseModel):
-    """The contents of a calibration file; `report` is for people.
+    """The contents of a calibration file; code does not read `report`.
 
-    Format 1 held the weights of a wording model, which is no longer used.
+    Format 1 contained the weights of a wording model, which is no longer used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[2]
-    fingerprint: str | None = Field(None, description="embedder of the cosines, null if unknown")
+    fingerprint: str | None = Field(None, description="embedder of the cosines; null if unknown")
     least_similarity: float = Field(ge=0, le=1, description="cosine below which no pair is judged")
     thresholds: tuple[Threshold, ...] = Field(min_length=1, description="by ascending bound")
     provenance: dict[str, Any] = Field(default_factory=dict[str, Any])
@@ -64,7 +64,7 @@ class Calibration(BaseModel):
         return within[-1] if within else None
 
     def risk(self, similarity: float) -> float:
-        """Return the estimated share of wrong hits among pairs at least this near, 1 below every threshold.
+        """Return the estimated share of wrong hits among pairs at least this similar; 1 below every threshold.
 
         It is the 95 % upper bound of the nearest threshold at or below this cosine.
         """
@@ -76,11 +76,11 @@ class Calibration(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A question that is asked, one that was answered before, and what is known of both.
+    """The question asked and a cached one.
 
-    `similarity` is the cosine of their vectors. The evidence is what each question retrieves, best first, in the same
-    version of the documents; None if nothing was retrieved. `scope_words` are names that limit a question and that
-    are typed in any case: regions, departments, products.
+    `similarity` is the cosine of their vectors. The evidence is what each question retrieves from the same version of
+    the documents, best first; None if there was no search. `scope_words` are names that restrict a question and may be
+    typed in any case, such as regions and departments.
     """
 
     asked: str
@@ -93,10 +93,9 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether to serve, the guard that refuses, why in a sentence without any document's text, and the risk.
+    """Whether to serve, the guard that refused, and the reason, which contains no document's text.
 
-    `risk` is the estimated share of wrong hits among pairs as near as this one: 1 if a guard refuses whatever the
-    cosine is.
+    `risk` is the estimated share of wrong hits among pairs this similar; 1 if a guard refused regardless of the cosine.
     """
 
     serve: bool
@@ -106,9 +105,9 @@ class Verdict:
 
 
 class Judge:
-    """Judges pairs under one calibration and one bound. Immutable and safe between threads.
+    """Judges pairs with one calibration and one bound. Immutable and thread-safe.
 
-    `max_error` bounds the share of wrong hits. At or above the cosine `sure`, the evidence is not compared. Raises
+    `max_error` bounds the share of wrong hits. At or above the cosine `sure`, evidence is not compared. Raises
     `SettingsError` if either is out of range.
     """
 
@@ -121,49 +120,51 @@ class Judge:
         self._max_error = max_error
         self._threshold = calibration.threshold(max_error)
         self._sure = sure
-        # Load the word lists and compile the patterns now, not while a question waits.
+        # Load the word lists and compile the patterns before the first question.
         lexicon.preload()
         read("")
 
     @classmethod
     def shipped(cls, *, max_error: float = 0.01, sure: float = 0.98) -> Self:
-        """Return a judge with the calibration that comes with the package."""
+        """Create a judge with the packaged calibration."""
         data = files("rag_serving.cache.guards").joinpath(SHIPPED).read_bytes()
         return cls(_parsed(data, "the shipped calibration"), max_error=max_error, sure=sure)
 
     @classmethod
     def from_file(cls, path: Path | str, *, max_error: float = 0.01, sure: float = 0.98) -> Self:
-        """Return a judge with the calibration in a file. Raises `SettingsError` if it is missing or malformed."""
+        """Create a judge with the calibration in a file; raises `SettingsError` if it is missing or malformed."""
         try:
             data = Path(path).read_bytes()
         except OSError as error:
-            raise SettingsError(f"the calibration {path} cannot be read ({error.strerror})") from error
+            raise SettingsError(
+                f"the calibration {path} cannot be read ({error.strerror}); check RAG_CACHE_CALIBRATION"
+            ) from error
         return cls(_parsed(data, f"the calibration {path}"), max_error=max_error, sure=sure)
 
     @property
     def fingerprint(self) -> str | None:
-        """The embedder of the calibration; cosines of another one may mean more or less. None if unknown."""
+        """Embedder of the calibration, whose cosines are not comparable with another's; None if unknown."""
         return self._calibration.fingerprint
 
     @property
     def threshold(self) -> float | None:
-        """The least cosine that is served; None if the bound allows no hit at all."""
+        """The least cosine to serve; None if the bound allows no hit."""
         return None if self._threshold is None else min(self._threshold, self._sure)
 
     @property
     def least_similarity(self) -> float:
-        """The cosine below which no pair is judged. Refusals from here on are worth keeping for a calibration."""
+        """The cosine below which no pair is judged; refusals at or above it are useful for a calibration."""
         return min(self._calibration.least_similarity, self._sure)
 
     def judge(self, pair: Pair) -> Verdict:
         """Return the verdict on a pair, in well under a millisecond.
 
-        The particulars must agree, no content word may be replaced, and below `sure` the evidence must agree. What
-        passes is served at or above the calibrated threshold of the cosine.
+        The particulars must agree, no content word may be replaced, and below `sure` the evidence must agree. Pairs
+        that pass are served at or above the calibrated threshold.
         """
         shown = f"similarity {pair.similarity:.3f}"
         if self.threshold is None:
-            return Verdict(False, "wording", "no calibrated threshold keeps to so low a share of wrong hits", 1.0)
+            return Verdict(False, "wording", "no threshold of the calibration is within RAG_CACHE_MAX_ERROR", 1.0)
         if not pair.similarity >= self.least_similarity:
             return Verdict(False, "similarity", f"{shown} is below {self.least_similarity:.2f}", 1.0)
         refused = refusal(pair, self._sure)
@@ -178,7 +179,7 @@ class Judge:
 
 
 def refusal(pair: Pair, sure: float) -> Disagreement | None:
-    """Return which guard refuses a pair whatever its cosine, or None. The evidence counts only below `sure`."""
+    """Return the guard that refuses a pair regardless of its cosine, or None. Evidence counts only below `sure`."""
     asked, cached = read(pair.asked), read(pair.cached)
     refused = disagreement(asked, cached, pair.scope_words)
     if refused is not None:
@@ -188,19 +189,19 @@ def refusal(pair: Pair, sure: float) -> Disagreement | None:
     evidence = _evidence(pair, sure)
     if evidence is not None and not features.supported(*evidence):
         found, of = features.common(*evidence)
-        return Disagreement("evidence", f"other passages answer it ({found} of {of} in common)")
+        return Disagreement("evidence", f"it retrieves other passages ({found} of {of} in common)")
     return None
 
 
 def _evidence(pair: Pair, sure: float) -> tuple[Sequence[Evidence], Sequence[Evidence]] | None:
-    """The evidence of both questions, None if it is not compared."""
+    """Return the evidence of both questions, or None if it is not compared."""
     if pair.similarity >= sure or pair.asked_evidence is None or pair.cached_evidence is None:
         return None
     return pair.asked_evidence, pair.cached_evidence
 
 
 def _shared(pair: Pair, sure: float) -> str:
-    """How many passages are shared, for a reason."""
+    """Format how many passages are shared."""
     evidence = _evidence(pair, sure)
     if evidence is None:
         return ""
@@ -209,7 +210,7 @@ def _shared(pair: Pair, sure: float) -> str:
 
 
 def _agreed(question: Question) -> str:
-    """What both questions name, for a reason."""
+    """Format which particulars agree."""
     named = [name for name in ("numbers", "dates", "codes", "names") if getattr(question, name)]
     return f"same {' and '.join(named)}" if named else "no particulars differ"
 
@@ -219,5 +220,5 @@ def _parsed(data: bytes, what: str) -> Calibration:
         return Calibration.model_validate_json(data)
     except ValidationError as error:
         raise SettingsError(
-            f"{what} cannot be used ({first_problem(error)}); make a new one with `rag-serving calibrate`"
+            f"{what} is malformed ({first_problem(error)}); create a new one with `rag-serving calibrate`"
         ) from None

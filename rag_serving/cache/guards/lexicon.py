@@ -1,7 +1,7 @@
 """Loads the guards' word lists: data/*.toml by language, and names of months, days, units and currencies from CLDR.
 
-Lists of all languages are merged, case-folded, and loaded when they are first asked for. What a list is for is written
-beside it in data/en.toml; what follows from a word is decided by the modules that use the list.
+The lists of all languages are merged, and loaded on first use. The purpose of each is described in data/en.toml; its
+effect is decided by the modules that use it.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rag_serving.cache.guards.tokens import CJK
 
 LANGUAGES = ("en", "de", "fr", "es", "pt", "nb", "ja")
-"""The languages with word lists. English comes first: its kinds of questions give the order."""
+"""The languages with word lists. English is first, because it determines the order of the kinds of questions."""
 
 WordList = Literal[
     "stop_words", "light_words", "negations", "contracted_negations", "negating_prefixes", "auxiliaries", "not_names",
@@ -23,18 +23,18 @@ WordList = Literal[
 ]  # fmt: skip
 
 Groups = Mapping[str, Mapping[str, Sequence[str]]]
-"""Group to side to words and phrases, as in `{"time": {"before": ["before", "vor"], "after": ["after", "nach"]}}`."""
+"""Maps group to side to phrases: `{"time": {"before": ["before", "vor"], "after": ["after", "nach"]}}`."""
 
 
 def preload() -> None:
-    """Load what takes long: the files, and the names from CLDR, together about 0.2 s."""
+    """Load the files and the names from CLDR, which takes about 0.2 s."""
     common_words()
     units()
 
 
 @cache
 def words(name: WordList) -> frozenset[str]:
-    """Return a list of single words."""
+    """Return the single words of a list."""
     return frozenset(word for source in _sources() for word in source.get(name, "").split())
 
 
@@ -47,13 +47,13 @@ def common_words() -> frozenset[str]:
 
 @cache
 def strings(name: Literal["negating_phrases", "greetings", "requests", "synonyms"]) -> Sequence[str]:
-    """Return a list of phrases, regular expressions or rows."""
+    """Return the phrases, regular expressions or rows of a list."""
     return [text for source in _sources() for text in source.get(name, ())]
 
 
 @cache
 def by_word(table: Literal["tenses", "units", "numbers", "ordinals", "scales", "weekdays"]) -> Mapping[str, str]:
-    """Return a table of keys with their words as words with their key."""
+    """Return a table inverted: each word with its key."""
     found: dict[str, str] = {}
     for source in _sources():
         for key, some in source.get(table, {}).items():
@@ -63,13 +63,13 @@ def by_word(table: Literal["tenses", "units", "numbers", "ordinals", "scales", "
 
 @cache
 def integers(table: Literal["numbers", "ordinals", "scales", "weekdays"]) -> Mapping[str, int]:
-    """Return words and what they stand for."""
+    """Return the words of a table with their integer values."""
     return {word: int(key) for word, key in by_word(table).items()}
 
 
 @cache
 def groups(table: Literal["comparisons", "alternatives"]) -> Groups:
-    """Return groups of opposite sides."""
+    """Return the groups of a table with their opposite sides."""
     found: dict[str, dict[str, list[str]]] = {}
     for source in _sources():
         for group, sides in source.get(table, {}).items():
@@ -81,13 +81,13 @@ def groups(table: Literal["comparisons", "alternatives"]) -> Groups:
 
 @cache
 def kinds() -> Sequence[tuple[str, re.Pattern[str]]]:
-    """Return the kinds of questions with the pattern of each."""
+    """Return the kinds of questions with their patterns."""
     tables = [source.get("kinds", {}) for source in _sources()]
     return [(kind, alternation([table[kind] for table in tables if kind in table])) for kind in tables[0]]
 
 
 def alternation(patterns: Sequence[str]) -> re.Pattern[str]:
-    """Return a pattern that matches any of these as whole words; Japanese, which has no spaces, anywhere."""
+    """Return a pattern that matches any of these as whole words, or anywhere if they are Japanese."""
     spaced = "|".join(pattern for pattern in patterns if not CJK.search(pattern))
     unspaced = [pattern for pattern in patterns if CJK.search(pattern)]
     return re.compile("|".join([rf"(?<![\w-])(?:{spaced})(?![\w-])", *unspaced]))
@@ -99,25 +99,25 @@ def _sources() -> Sequence[Mapping[str, Any]]:
     return [tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8")) for name in (*LANGUAGES, "cldr")]
 
 
-# --- CLDR. Babel is imported only when its names are needed: it takes a tenth of a second. ---
+# --- CLDR. Babel is imported on first use, because it takes 0.1 s. ---
 
 
 @cache
 def months() -> Mapping[str, int]:
-    """Return names and abbreviations of months, with their number."""
+    """Return the names and abbreviations of months with their numbers."""
     found: dict[str, int] = {}
     for locale in _locales():
         for context in ("format", "stand-alone"):
             for width in ("abbreviated", "wide"):
                 names: Mapping[int, str] = locale.months[context][width]
                 found |= {name.casefold().rstrip("."): number for number, name in names.items()}
-    # Japanese months are numbers, which have patterns of their own.
+    # Japanese months are numbers, which have their own patterns.
     return {name: month for name, month in found.items() if name not in words("excluded_months") and name[0].isalpha()}
 
 
 @cache
 def weekdays() -> Mapping[str, int]:
-    """Return full names of days, from 1 for Monday; short ones, such as "sun" and "so", are other words."""
+    """Return the full names of days, from 1 for Monday; abbreviations such as "sun" and "so" are other words, too."""
     found: dict[str, int] = {}
     for locale in _locales():
         names: Mapping[int, str] = locale.days["stand-alone"]["wide"]
@@ -127,7 +127,7 @@ def weekdays() -> Mapping[str, int]:
 
 @cache
 def units() -> Mapping[str, str]:
-    """Return every way to write a unit or a currency in one word, with the name of that unit."""
+    """Return every one-word spelling of a unit or currency with its canonical name."""
     from babel.numbers import get_currency_name, get_currency_symbol
     from babel.units import format_unit
 

@@ -1,4 +1,4 @@
-"""Finds dates, times, numbers with units, and codes in a question, each in one notation however it was typed.
+"""Finds dates, times, numbers with units, and codes in a question, and normalizes their notation.
 
 What two questions must have in common is decided in `rules`.
 """
@@ -15,13 +15,13 @@ Number = tuple[str, str]
 """A value as text, with "#" before an ordinal, and its unit or ""."""
 
 _Notation = Callable[[re.Match[str]], str | None]
-"""Returns the date that a match stands for, or None if it is no date."""
+"""Returns the date of a match, or None if it is not a date."""
 
 _QUARTERS = {"first": 1, "second": 2, "third": 3, "fourth": 4}
 
 
 def dates(folded: str) -> tuple[list[str], str]:
-    """Return the dates and times of a case-folded text in one notation, and the text without them."""
+    """Return the normalized dates and times of a case-folded text, and the text without them."""
     found: list[str] = []
     text = folded
     for pattern, notation in _date_patterns():
@@ -32,7 +32,7 @@ def dates(folded: str) -> tuple[list[str], str]:
 
 @cache
 def _date_patterns() -> Sequence[tuple[re.Pattern[str], _Notation]]:
-    """Patterns in the order in which they are tried: each sees the text without what those before it took."""
+    """Return the patterns in order; each is applied to the text without the matches of those before it."""
     names = "|".join(sorted(map(re.escape, lexicon.months()), key=len, reverse=True))
     month, day, year = rf"(?P<month>{names})\b\.?", r"(?P<day>\d{1,2})", r"(?P<year>\d{4})"
     of = r"(?:of\s+|de\s+|-)?"
@@ -107,7 +107,7 @@ def _quarter(match: re.Match[str]) -> str | None:
         return match["short"]
     which, part = match["which"], match["part"]
     if which == "last":
-        # "The last quarter" is more often the one before this one than the fourth.
+        # "The last quarter" usually means the previous one, not the fourth.
         return "h2" if part == "half" else None
     return f"{part[0]}{_QUARTERS[which]}"
 
@@ -152,7 +152,7 @@ _ORDINAL = re.compile(r"^(\d+)(?:st|nd|rd|th|º|ª|er|ème|e)$")
 
 
 def numbers(text: str) -> tuple[list[Number], frozenset[str]]:
-    """Return the numbers of a case-folded text with their units, and its codes: digits or signs among letters."""
+    """Return the numbers of a case-folded text with their units, and its codes (letters mixed with digits or signs)."""
     found: list[Number] = []
     codes: set[str] = set()
     words = _number_words(text)
@@ -174,9 +174,9 @@ def numbers(text: str) -> tuple[list[Number], frozenset[str]]:
 
 
 def roman(plain: str) -> list[Number]:
-    """Return the Roman numerals of a folded text that keeps its case.
+    """Return the Roman numerals of a folded text with its original case.
 
-    They follow a word. "I", "V" and "X" follow a capitalized word that is not common: "War I", but not "Should I".
+    They must follow a word; "I", "V" and "X" must follow a capitalized, uncommon word: "War I", but not "Should I".
     """
     common = lexicon.common_words()
     matches = [m for m in _ROMAN.finditer(plain) if m["many"] or m["before"].casefold() not in common]
@@ -184,7 +184,7 @@ def roman(plain: str) -> list[Number]:
 
 
 def _number_words(text: str) -> list[str]:
-    """Words, with each number in plain digits and apart from its unit."""
+    """Return the words, with numbers in plain digits and separated from their units."""
     text = _NUMBER.sub(lambda match: f" {_value(match[0])} " if _apart(match, text) else match[0], text)
     words: list[str] = []
     for match in TOKEN.finditer(text):
@@ -201,13 +201,13 @@ def _number_words(text: str) -> list[str]:
 
 
 def _apart(match: re.Match[str], text: str) -> bool:
-    """Whether a number ends at white space, punctuation, the sign of a unit or Japanese."""
+    """Return whether a number is followed by whitespace, punctuation, a unit sign or Japanese."""
     after = text[match.end() : match.end() + 1]
     return not after or after.isspace() or after in "%°$€£¥₹,.;:?!)'\"" or CJK.match(after) is not None
 
 
 def _is_spoken(parts: Sequence[str]) -> bool:
-    """Whether a hyphenated word is a number with its unit, as in "14-year-old"; "covid-19" is a code."""
+    """Return whether a hyphenated word is a number with its unit, as in "14-year-old"; "covid-19" is a code."""
     if not all(part.isalpha() or part.isdecimal() for part in parts):
         return False
     if parts[0].isdecimal():
@@ -216,7 +216,7 @@ def _is_spoken(parts: Sequence[str]) -> bool:
 
 
 def _number_at(words: Sequence[str], place: int) -> tuple[str | None, int]:
-    """The number in digits or words that begins there, or None, and the place after it."""
+    """Return the number that begins at a place, in digits or words, or None; and the place after it."""
     word, after = words[place], place + 1
     following = words[after] if after < len(words) else ""
     if _DIGITS.fullmatch(word):
@@ -236,14 +236,14 @@ def _number_at(words: Sequence[str], place: int) -> tuple[str | None, int]:
 
 
 def _is_counted(word: str, following: str) -> bool:
-    """Whether "one" or "a" is a number here: "a hundred", "one day", but not "a day"."""
+    """Return whether "one" or "a" is a number here: "a hundred", "one day", but not "a day"."""
     if following in lexicon.integers("scales") and len(following) > 1:
         return True
     return word == "one" and following in lexicon.units()
 
 
 def _unit_of(words: Sequence[str], start: int, end: int) -> tuple[str, int]:
-    """The unit of the number between two places or "", and the place after both; a currency may stand before."""
+    """Return the unit of the number between two places, or "", and the place after it; a currency may precede it."""
     units = lexicon.units()
     unit = units.get(words[end], "") if end < len(words) else ""
     if unit:
@@ -267,7 +267,7 @@ def _is_code(word: str) -> bool:
 
 
 def _value(number: str) -> str:
-    """Digits without grouping: 1,000 and 1 000 are 1000; 2,5 is 2.5; a version such as 1.2.3 stays."""
+    """Normalize digits: 1,000 and 1 000 become 1000, 2,5 becomes 2.5; a version such as 1.2.3 is kept."""
     sign = "-" if number.startswith("-") else ""
     digits = number.lstrip("+-")
     if _POINTS_GROUP.fullmatch(digits):
@@ -283,6 +283,6 @@ def _value(number: str) -> str:
 
 
 def _shown(value: Decimal) -> str:
-    """All digits: account numbers of 17 digits and more are equal as floating-point numbers."""
+    """Format all digits; as floating-point numbers, different account numbers of 17 or more digits would be equal."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

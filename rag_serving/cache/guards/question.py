@@ -1,4 +1,4 @@
-"""Takes a question apart: its numbers, dates, codes, names, negations, directions, and what it asks for.
+"""Parses a question: its numbers, dates, codes, names, negations, directions, and what it asks for.
 
 What two questions must have in common is decided in `rules`.
 """
@@ -23,34 +23,34 @@ _SENTENCE_END = re.compile(r"[.?!:;(\"“]\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question taken apart."""
+    """A parsed question."""
 
     tokens: tuple[str, ...]
-    """Case-folded words in order, dates and numbers among them, without possessive endings."""
+    """Case-folded words in order, including dates and numbers, without possessive endings."""
     forms: frozenset[str]
-    """Everything that a name is looked up in: the words, their parts, and both without a plural ending."""
+    """The words, their parts, and the singular of both; names are looked up here."""
     numbers: tuple[quantities.Number, ...]
     dates: tuple[str, ...]
     codes: frozenset[str]
     names: frozenset[str]
     glosses: frozenset[tuple[str, str]]
-    """Names that stand alone in parentheses, each with the word before: `("des", "diethylstilbestrol")`."""
+    """Names in parentheses, each with the word before: `("des", "diethylstilbestrol")`."""
     negations: int
     comparisons: frozenset[Side]
     alternatives: frozenset[Side]
     kind: str
-    """What is asked for, such as "when" or "count". "what" and "how" may ask for anything; "" is unknown."""
+    """The kind of question, such as "when" or "count". "what" and "how" may ask for anything; "" is unknown."""
     tense: str
-    """"past", "present" or "future" by the first auxiliary verb; "" without one."""
+    """"past", "present" or "future", by the first auxiliary verb; "" without one."""
     persons: str
-    """Who is mentioned, in order: "1" the one who asks, "2" the one who answers."""
+    """Persons mentioned, in order: "1" for I or we, "2" for you."""
     relations: frozenset[tuple[str, str]]
-    """Words of direction, each with the word it governs: `("from", "oslo")`."""
+    """Prepositions of direction, each with the word it governs: `("from", "oslo")`."""
 
 
 @lru_cache(maxsize=1024)
 def read(text: str) -> Question:
-    """Take a question apart. Never fails, whatever the text."""
+    """Parse a question. Never fails."""
     plain = fold(text)
     folded = plain.casefold()
     core = _opening().sub("", folded)
@@ -88,7 +88,7 @@ def _forms(tokens: Sequence[str]) -> frozenset[str]:
 
 
 def _names(plain: str) -> frozenset[str]:
-    """Words that are names by their capitals, in the form in which `Question.forms` has them."""
+    """Return the words that are names by their capitals, as they appear in `Question.forms`."""
     raw = [match[0] for match in TOKEN.finditer(plain)]
     if _is_heading(raw):
         return frozenset()
@@ -102,7 +102,7 @@ def _names(plain: str) -> frozenset[str]:
 
 
 def _is_heading(raw: Sequence[str]) -> bool:
-    """Whether nearly every longer word has a capital, so that capitals mean nothing."""
+    """Return whether nearly every longer word is capitalized, so that capitals mean nothing."""
     words = [token for token in raw if token[0].isalpha() and len(token) > 3]
     return len(words) >= 3 and sum(token[0].isupper() for token in words) >= 0.8 * len(words)
 
@@ -118,7 +118,7 @@ def _is_name(token: str, word: str, *, begins_sentence: bool) -> bool:
 
 
 def _sentence_starts(plain: str) -> set[int]:
-    """The places among the tokens at which a sentence begins."""
+    """Return the indexes of the tokens at which a sentence begins."""
     starts = {0}
     for place, match in enumerate(TOKEN.finditer(plain)):
         if _SENTENCE_END.search(plain[max(0, match.start() - 3) : match.start()]):
@@ -143,7 +143,7 @@ def _negating_phrases() -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Phrases:
-    """One pattern for the phrases of all sides, the longest first, and the sides of each phrase."""
+    """One pattern of the phrases of all sides, longest first, and the sides of each phrase."""
 
     pattern: re.Pattern[str]
     sides: dict[str, list[Side]]
@@ -170,7 +170,7 @@ def _sides(table: Literal["comparisons", "alternatives"], folded: str) -> frozen
 
 @cache
 def _opening() -> re.Pattern[str]:
-    """Politeness before the question."""
+    """Return a pattern of polite phrases before the question."""
     greetings, requests = "|".join(lexicon.strings("greetings")), "|".join(lexicon.strings("requests"))
     return re.compile(rf"^(?:(?:{greetings})\b[\s,:!.]*)*(?:{requests})\b[\s,:]*")
 
@@ -181,7 +181,7 @@ def _auxiliary() -> re.Pattern[str]:
 
 
 def _kind(core: str) -> str:
-    """The kind of the question word that comes first; of two that begin together, the one listed first."""
+    """Return the kind of the first question word; of two at the same place, the one listed first."""
     first, kind = len(core), ""
     for name, pattern in lexicon.kinds():
         match = pattern.search(core)

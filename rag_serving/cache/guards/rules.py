@@ -1,8 +1,7 @@
-"""The rules: what two questions must have in common however near their vectors are.
+"""The rules: what two questions must have in common regardless of their cosine.
 
 An embedding hardly distinguishes 2024 from 2025, "may" from "may not", "before" from "after" or Oslo from Bergen. Each
-rule compares two questions that `question.read` took apart and returns why they differ. No cosine and no model is used
-here; those belong to `judge`.
+rule compares two questions parsed by `question.read` and returns why they differ. Cosines belong to `judge`.
 """
 
 import re
@@ -17,33 +16,33 @@ from rag_serving.cache.guards.tokens import bare_words, fold, singular, spaced
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """The two questions that are compared."""
+    """The two questions to compare."""
 
     asked: Question
     cached: Question
     scope_words: Iterable[str] = ()
-    """Names that limit a question and are typed in any case, such as regions, departments and products."""
+    """Names that restrict a question and may be typed in any case, such as regions and departments."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule and the guard it counts for."""
+    """A rule and the guard to which it belongs."""
 
     guard: Guard
     check: Callable[[Both], str | None]
-    """Returns why the questions differ, in words that contain nothing but the questions' own, or None."""
+    """Returns why the questions differ, quoting only the questions, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """Which guard refuses, and why."""
+    """The guard that refuses, and its reason."""
 
     guard: Guard
     reason: str
 
 
 def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] = ()) -> Disagreement | None:
-    """Return what the first rule that refuses says, or None. Symmetric but for the wording of the reason."""
+    """Return the disagreement found by the first rule that refuses, or None. Symmetric except for the reason."""
     both = Both(asked, cached, scope_words)
     for rule in RULES:
         reason = rule.check(both)
@@ -56,7 +55,7 @@ def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] =
 
 
 def _same(what: str, values: Callable[[Both, Question], Iterable[str]]) -> Callable[[Both], str | None]:
-    """A check that both questions have the same values."""
+    """Return a check that both questions have the same values."""
 
     def check(both: Both) -> str | None:
         asked, cached = (sorted(set(values(both, question))) for question in (both.asked, both.cached))
@@ -90,7 +89,7 @@ def _names(both: Both) -> str | None:
 
 
 def _missing_names(question: Question, other: Question) -> list[str]:
-    """Names of a question that the other one lacks, also as initials, in a gloss, or written apart."""
+    """Return the names that the other question lacks, even as initials, in a gloss, or spelled in several words."""
     missing = [name for name in question.names if name not in other.forms]
     if not missing:
         return []
@@ -100,7 +99,7 @@ def _missing_names(question: Question, other: Question) -> list[str]:
 
 
 def _written_apart(question: Question, other: Question) -> set[str]:
-    """Words of a question that the other writes as initials or in one word: virtual private network, Git Lab."""
+    """Return words that the other question writes as initials or as one word: virtual private network, Git Lab."""
     joining = lexicon.words("joining_words")
     words = [part for word in question.tokens if word not in joining for part in word.split("-") if part]
     known: set[str] = set()
@@ -124,7 +123,7 @@ def _alternatives(both: Both) -> str | None:
 def _persons(both: Both) -> str | None:
     asked, cached = both.asked.persons, both.cached.persons
     if asked and cached and not set(asked) & set(cached):
-        return "one asks about the person who asks, the other about the one who answers"
+        return "one asks about “I”, the other about “you”"
     return None
 
 
@@ -137,7 +136,7 @@ def _prefixes(both: Both) -> str | None:
 
 
 def _negated(words: Sequence[str], others: Sequence[str]) -> str | None:
-    """A word that the other question has only with a negating prefix: necessary, unnecessary."""
+    """Return why a word that the other question has only with a negating prefix differs: necessary, unnecessary."""
     for word in set(others) - set(words):
         for prefix in lexicon.words("negating_prefixes"):
             root = word.removeprefix(prefix)
@@ -152,7 +151,7 @@ def _comparisons(both: Both) -> str | None:
 
 
 def _opposed(asked: frozenset[Side], cached: frozenset[Side]) -> str | None:
-    """The first group of which both questions have sides, and not the same ones."""
+    """Return the sides of the first group in which the questions are on different sides."""
     for group in sorted({group for group, _ in asked} & {group for group, _ in cached}):
         one = {side for of, side in asked if of == group}
         other = {side for of, side in cached if of == group}
@@ -168,7 +167,7 @@ _UNLIKE_HOW = frozenset(["when", "where", "who", "why"])
 
 
 def _kinds(both: Both) -> str | None:
-    """ "What" may ask for anything, so that only definite kinds differ. "How" differs from a few of them."""
+    """Compare definite kinds only, because "what" may ask for anything; "how" differs from some of them."""
     asked, cached = both.asked.kind, both.cached.kind
     definite = {asked, cached} <= _DEFINITE
     unlike_how = "how" in (asked, cached) and bool({asked, cached} & _UNLIKE_HOW)
@@ -190,40 +189,40 @@ def _tenses(both: Both) -> str | None:
 def _person_order(both: Both) -> str | None:
     asked, cached = both.asked.persons, both.cached.persons
     if len(asked) > 1 and asked == cached[::-1] != cached:
-        return "“I” and “you” are in the reverse order"
+        return "“I” and “you” are swapped"
     return None
 
 
 def _directions(both: Both) -> str | None:
-    """From Oslo against to Oslo, unless a question has both."""
+    """Distinguish "from Oslo" from "to Oslo", unless a question contains both."""
     asked, cached = both.asked.relations, both.cached.relations
     for direction, word in asked:
         for other, same in cached:
             either = (other, word) in asked or (direction, word) in cached
             if word == same and direction != other and not either:
-                return f"“{direction}” against “{other}” before one word"
+                return f"“{direction}” against “{other}” before the same word"
     return None
 
 
 def _replaced_direction(both: Both) -> str | None:
-    """The same words but for one direction: allied with, allied against."""
+    """Compare questions that differ in one direction only: allied with, allied against."""
     asked, cached = both.asked.tokens, both.cached.tokens
     if len(asked) != len(cached):
         return None
     replaced = [(one, other) for one, other in zip(asked, cached, strict=True) if one != other]
     if len(replaced) == 1 and lexicon.words("directions").issuperset(replaced[0]):
-        return f"“{replaced[0][0]}” stands for “{replaced[0][1]}”"
+        return f"“{replaced[0][0]}” replaces “{replaced[0][1]}”"
     return None
 
 
 def _word_order(both: Both) -> str | None:
-    """Three words in the reverse order: who beat whom. Two are reversed by "of" as well, so they prove nothing."""
+    """Find three words in reverse order: who beat whom. Two are not enough, because "of" reverses them as well."""
     asked, cached = _content(both.asked.tokens), _content(both.cached.tokens)
     shared = [word for word in asked if asked.count(word) == cached.count(word) == 1]
     places = [cached.index(word) for word in shared]
     for middle in range(1, len(places) - 1):
         if max(places[:middle]) > places[middle] > min(places[middle + 1 :]):
-            return "the same words are in the reverse order"
+            return "the same words are in reverse order"
     return None
 
 
@@ -250,4 +249,4 @@ RULES: Sequence[Rule] = (
     Rule("order", _replaced_direction),
     Rule("order", _word_order),
 )
-"""Tried in this order; the first that refuses gives the reason."""
+"""In order of evaluation; the first rule that refuses gives the reason."""

@@ -1,7 +1,4 @@
-"""Splits text into words: folding, tokens, possessive and plural endings.
-
-Knows no word lists; those are in `lexicon`.
-"""
+"""Splits text into words: folding, tokens, possessive and plural endings. Word lists are in `lexicon`."""
 
 import re
 import unicodedata
@@ -21,7 +18,7 @@ _MARKS = str.maketrans(
 
 
 def fold(text: str) -> str:
-    """Return the text in NFKC with plain quotes and dashes and single spaces; case is kept."""
+    """Return the text in NFKC with ASCII quotes and dashes and single spaces; case is kept."""
     return " ".join(unicodedata.normalize("NFKC", text).translate(_MARKS).split())
 
 
@@ -34,7 +31,7 @@ def bare(token: str) -> str:
 
 
 def bare_words(text: str) -> list[str]:
-    """Return the words of a folded text in order, as `bare` makes them."""
+    """Return the `bare` words of a folded text, in order."""
     words = [bare(match[0]) for match in TOKEN.finditer(text)]
     return [word for word in words if word]
 
@@ -53,5 +50,5 @@ def singular(word: str) -> str:
 
 
 def spaced(token: str) -> list[str]:
-    """Return the words of a token: for Japanese the runs of kanji and of katakana, which carry the meaning."""
+    """Return the words of a token; for Japanese, the runs of kanji and of katakana, which carry the meaning."""
     return _JAPANESE_WORD.findall(token) if CJK.search(token) else [token]

@@ -1,1 +1,1 @@
-"""Embedders that serving and the pipeline share, and how they are loaded from the lake."""
+"""Embedders for serving and the pipeline, loaded from the lake."""

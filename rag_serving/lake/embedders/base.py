@@ -1,6 +1,4 @@
-"""The embedder protocol, its identity, and the model files of the lake."""
-
-from __future__ import annotations
+"""The embedder protocol, the identity of an embedder, and the model files in the lake."""
 
 import hashlib
 import json
@@ -9,13 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rag_serving.errors import LakeCorrupt
 from rag_serving.lake.object_store import ObjectStore
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from tokenizers import Tokenizer
 
 MODELS = "models"
@@ -26,32 +24,32 @@ TOKENIZER = "tokenizer.json"
 
 SELF_TEST_TEXT = "The quarterly report is due on the third working day of the month."
 SELF_TEST_COSINE = 0.999
-"""Least cosine between the stored self-test vector and the one made at load; bf16 arithmetic stays above 0.9999."""
+"""Minimum cosine of the stored self-test vector and the one computed on load; bf16 arithmetic stays above 0.9999."""
 
 
 class EmbedderIdentity(BaseModel):
-    """What makes two vectors comparable. Everything here except `model` and `files` enters the fingerprint."""
+    """What makes vectors comparable; `fingerprint` is computed from it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: int = Field(1, ge=1, le=1)
-    model: str = Field(description="name the model was configured by; for people, not part of the fingerprint")
+    model: str = Field(description="configured name of the model; for display, not part of the fingerprint")
     weights_sha256: str = Field(min_length=64, max_length=64)
     dimensions: int = Field(ge=1, le=65_536)
-    window: int = Field(ge=8, description="most tokens the model reads, special tokens included")
+    window: int = Field(ge=8, description="maximum tokens of an input, including special tokens")
     pooling: str
     normalized: bool
     query_prompt: str = ""
     document_prompt: str = ""
-    precision: str = Field("float", description="class of arithmetic: fp32 and bf16 agree to 0.9999, int8 does not")
-    runtime: Literal["openvino", "litellm"] = Field("openvino", description="what runs it: a graph here, or an API")
+    precision: str = Field("float", description="arithmetic: cosines of fp32 and bf16 exceed 0.9999, int8 differs")
+    runtime: Literal["openvino", "litellm"] = Field("openvino", description="local graph (openvino) or API (litellm)")
     inputs: tuple[str, ...] = Field((), description="names of the graph's inputs, in order")
-    files: dict[str, str] = Field(description="file name to sha256")
+    files: dict[str, str] = Field(description="sha256 by file name")
     self_test: tuple[float, ...] = Field(description="unit vector of SELF_TEST_TEXT by the reference implementation")
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hex digits naming this embedder."""
+        """32 hex digits that identify the embedder."""
         identity = {
             "weights": self.weights_sha256,
             "dimensions": self.dimensions,
@@ -65,30 +63,32 @@ class EmbedderIdentity(BaseModel):
 
 
 class Embedder(Protocol):
-    """Turns texts into vectors of one space. Safe between threads."""
+    """Maps texts to unit vectors of one space. Thread-safe."""
 
     @property
-    def identity(self) -> EmbedderIdentity: ...
+    def identity(self) -> EmbedderIdentity:
+        """The embedder's identity."""
+        ...
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of shape ``(len(texts), dimensions)``, unit length; texts beyond the window are cut."""
+        """Return vectors of shape ``(len(texts), dimensions)``; texts are cut at the window."""
         ...
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        """A vector of shape ``(dimensions,)``, unit length."""
+        """Return a vector of shape ``(dimensions,)``."""
         ...
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of shape ``(len(texts), dimensions)``, unit length, of questions that came at the same time."""
+        """Return vectors of shape ``(len(texts), dimensions)``."""
         ...
 
     def fits(self, text: str) -> bool:
-        """Whether a question is read whole, or would be cut at the window."""
+        """Return whether a question fits into the window."""
         ...
 
 
 def read_manifest(objects: ObjectStore, fingerprint: str) -> EmbedderIdentity | None:
-    """The stored identity of an embedder, or None; raises `LakeCorrupt`."""
+    """Return the identity of a stored embedder, or None; raises `LakeCorrupt`."""
     stored = objects.get(f"{MODELS}/{fingerprint}/{MANIFEST}")
     if stored is None:
         return None
@@ -101,8 +101,8 @@ def read_manifest(objects: ObjectStore, fingerprint: str) -> EmbedderIdentity | 
     return identity
 
 
-def load_tokenizer(objects: ObjectStore, identity: EmbedderIdentity) -> Tokenizer:
-    """The model's own tokenizer, neither truncating nor padding; raises `LakeCorrupt`."""
+def load_tokenizer(objects: ObjectStore, identity: EmbedderIdentity) -> "Tokenizer":
+    """Return the model's tokenizer without truncation and padding; raises `LakeCorrupt`."""
     from tokenizers import Tokenizer
 
     tokenizer: Tokenizer = Tokenizer.from_str(read_model_file(objects, identity, TOKENIZER).decode())
@@ -111,13 +111,14 @@ def load_tokenizer(objects: ObjectStore, identity: EmbedderIdentity) -> Tokenize
     return tokenizer
 
 
-def passage_tokens(identity: EmbedderIdentity, tokenizer: Tokenizer) -> int:
-    """Most tokens a passage may have, special tokens included: the window less the document prompt."""
+def passage_tokens(identity: EmbedderIdentity, tokenizer: "Tokenizer") -> int:
+    """Return the maximum tokens of a passage, including special tokens: the window less the document prompt."""
     prompt = identity.document_prompt
     return identity.window - (len(tokenizer.encode(prompt, add_special_tokens=False)) if prompt else 0)
 
 
 def read_model_file(objects: ObjectStore, identity: EmbedderIdentity, name: str) -> bytes:
+    """Read a model file and check its hash; raises `LakeCorrupt`."""
     stored = objects.get(f"{MODELS}/{identity.fingerprint}/{name}")
     if stored is None or hashlib.sha256(stored.data).hexdigest() != identity.files.get(name):
         raise LakeCorrupt(f"{name} of embedder {identity.fingerprint} is missing or altered; export the model again")
@@ -125,7 +126,7 @@ def read_model_file(objects: ObjectStore, identity: EmbedderIdentity, name: str)
 
 
 def check_self_test(embedder: Embedder) -> float:
-    """Cosine of the self-test text's vector with the stored one; raises `LakeCorrupt` below `SELF_TEST_COSINE`."""
+    """Return the cosine of the self-test's vector with the stored one; raises `LakeCorrupt` if it is too low."""
     vector = embedder.embed_documents([SELF_TEST_TEXT])[0]
     cosine = float(vector @ np.asarray(embedder.identity.self_test, dtype=np.float32))
     if cosine < SELF_TEST_COSINE:

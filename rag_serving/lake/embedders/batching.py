@@ -1,27 +1,26 @@
-"""Batches of tokenized texts: by length, and of few distinct shapes."""
+"""Group tokenized texts into batches: by length, or with few distinct shapes."""
 
 from collections.abc import Sequence
 
 BATCH_TOKENS = 2048
-"""Activations of so many tokens still fit the caches; longer batches were slower, shorter ones cost calls."""
+"""Tokens per batch whose activations still fit the CPU caches; larger batches were slower, smaller ones cost calls."""
 
 BATCH_ROWS = 32
 
 CALL_TOKENS = 14
-"""What a call of the graph costs beside its tokens, in tokens: 1.5 to 1.9 ms on two cores with AVX-512 bf16."""
+"""Fixed cost of a call of the graph, in tokens: 1.5 to 1.9 ms on two cores with AVX-512 bf16."""
 
 WIDTH_STEP = 8
-"""Questions are padded to lengths of so many tokens and their multiples."""
+"""Questions are padded to multiples of this many tokens."""
 
 
 def batches_by_length(
     encoded: Sequence[Sequence[int]], *, most_tokens: int, most_rows: int, most_padding: int | None = None
 ) -> list[list[int]]:
-    """Rows of token ids in batches, the longest first: neighbours in length, so that little is spent on padding.
+    """Return the rows in batches of similar length, longest first, to minimize padding.
 
-    A batch has at most that many tokens, padding included, and rows, and, where `most_padding` is given, that many
-    tokens of padding: of a few texts of all lengths, one more call costs less. A row that is longer alone is a batch of
-    its own.
+    A batch has at most `most_tokens` (including padding), `most_rows`, and `most_padding` tokens of padding, beyond
+    which another call is cheaper. A row longer than `most_tokens` is a batch by itself.
     """
     batches: list[list[int]] = []
     width = padding = 0
@@ -42,9 +41,9 @@ def batches_by_length(
 
 
 def batches_of_few_shapes(lengths: Sequence[int]) -> list[list[int]]:
-    """Rows of those many tokens in batches, the longest first, whose numbers of rows are powers of two.
+    """Return the rows in batches whose sizes are powers of two, longest first.
 
-    Padded to whole steps of length, questions make some dozens of shapes then, however many are asked.
+    With widths padded to `WIDTH_STEP`, questions then have only dozens of shapes.
     """
     rows = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
     batches: list[list[int]] = []
@@ -57,4 +56,5 @@ def batches_of_few_shapes(lengths: Sequence[int]) -> list[list[int]]:
 
 
 def rounded_up(number: int, step: int) -> int:
+    """Round up to a multiple of `step`."""
     return -(-number // step) * step

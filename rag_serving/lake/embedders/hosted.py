@@ -1,27 +1,22 @@
-"""An embedder behind an API, reached by litellm: for lakes whose vectors a hosted model made.
+"""An embedder behind an API, called by litellm.
 
-The lake still holds its manifest, so pipeline and serving agree on it, and a self-test vector that tells when a
-provider has changed the model under its name.
+The lake stores its manifest, so that pipeline and serving agree on it, and a self-test vector that reveals when a
+provider changes the model without changing its name.
 """
-
-from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rag_serving.errors import EmbedderUnavailable
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.lake.embedders.base import EmbedderIdentity
 
 HOSTED = "litellm:"
-"""What the name of a hosted model begins with in RAG_EMBEDDING_MODEL; the rest is litellm's name of it."""
+"""Prefix of hosted models in RAG_EMBEDDING_MODEL; the rest is litellm's name of the model."""
 
 _BATCH_TEXTS = 64
 _CALLS_AT_ONCE = 4
@@ -29,11 +24,11 @@ _RETRIES = 4
 _TIMEOUT_SECONDS = 60
 
 Call = Callable[..., Any]
-"""litellm.embedding, or what stands for it: takes model, input and options, gives an answer with `data`."""
+"""litellm.embedding or a replacement: takes model, input and options; its response has `data`."""
 
 
 class HostedEmbedder:
-    """A model behind litellm; keys come from the provider's own variables. `call` is litellm's unless it is given."""
+    """A model called by litellm; its key is in the provider's usual variables. `call` replaces litellm's function."""
 
     def __init__(self, identity: EmbedderIdentity, call: Call | None = None) -> None:
         self._identity = identity
@@ -42,10 +37,11 @@ class HostedEmbedder:
 
     @property
     def identity(self) -> EmbedderIdentity:
+        """The embedder's identity."""
         return self._identity
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """See `Embedder`; raises `EmbedderUnavailable` once litellm has given up retrying."""
+        """Embed in concurrent batches; raises `EmbedderUnavailable` after litellm's retries."""
         prompted = [self._identity.document_prompt + text for text in texts]
         batches = [prompted[at : at + _BATCH_TEXTS] for at in range(0, len(prompted), _BATCH_TEXTS)]
         running = [self._threads.submit(self._embed, batch) for batch in batches]
@@ -57,13 +53,15 @@ class HostedEmbedder:
         return np.concatenate(made) if made else np.empty((0, self._identity.dimensions), dtype=np.float32)
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """Embed one question."""
         return self.embed_queries([text])[0]
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed questions in one call; raises `EmbedderUnavailable`."""
         return self._embed([self._identity.query_prompt + text for text in texts])
 
     def fits(self, text: str) -> bool:
-        """Hosted models read thousands of tokens; no question that is accepted here is cut."""
+        """Return True: the windows of hosted models exceed the longest question that is accepted."""
         return bool(text)
 
     def _embed(self, texts: list[str]) -> npt.NDArray[np.float32]:
@@ -73,9 +71,9 @@ class HostedEmbedder:
 def embed_hosted(
     model: str, texts: Sequence[str], call: Call | None = None, dimensions: int | None = None
 ) -> npt.NDArray[np.float32]:
-    """Unit vectors of shape ``(len(texts), dimensions)`` from the API; raises `EmbedderUnavailable`.
+    """Return unit vectors of shape ``(len(texts), dimensions)`` from the API.
 
-    litellm retries what can be retried, with growing pauses. An answer of another shape is refused, too.
+    Raises `EmbedderUnavailable` after litellm's retries, and for a response of another shape.
     """
     call = call or _litellm_embedding()
     name = model.removeprefix(HOSTED)
@@ -83,19 +81,18 @@ def embed_hosted(
         answer = call(model=name, input=list(texts), num_retries=_RETRIES, timeout=_TIMEOUT_SECONDS)
         vectors = np.asarray([item["embedding"] for item in _in_order(answer.data)], dtype=np.float32)
     except Exception as error:
-        # litellm's errors come from every provider's own tree; all of them mean that there is no vector. Their texts
-        # may hold what was sent, so that only the kind is told.
+        # litellm's errors have no common base class; only the class is shown, because messages may quote what was sent.
         raise EmbedderUnavailable(
-            f"the embedding model {name!r} gave no vectors ({type(error).__name__}); check its key and limits"
+            f"the embedding model {name!r} failed ({type(error).__name__}); check its API key and limits"
         ) from error
     if vectors.ndim != 2 or len(vectors) != len(texts) or (dimensions is not None and vectors.shape[1] != dimensions):
         raise EmbedderUnavailable(
-            f"the embedding model {name!r} gave vectors of shape {vectors.shape} for {len(texts)} texts, not of "
-            f"{dimensions} dimensions"
+            f"the embedding model {name!r} returned vectors of shape {vectors.shape} for {len(texts)} texts; "
+            f"expected {dimensions or 'any'} dimensions"
         )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not np.isfinite(vectors).all() or not lengths.all():
-        raise EmbedderUnavailable(f"the embedding model {name!r} gave vectors that are no numbers, or all zero")
+        raise EmbedderUnavailable(f"the embedding model {name!r} returned vectors that are zero or not finite")
     return vectors / lengths
 
 
@@ -104,7 +101,7 @@ def _in_order(data: Sequence[Any]) -> list[Any]:
 
 
 def _litellm_embedding() -> Call:
-    # Without this, importing litellm fetches a price list from the network and waits for it.
+    # Otherwise importing litellm downloads a price list first.
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
         import litellm

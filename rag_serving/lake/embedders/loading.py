@@ -1,4 +1,4 @@
-"""Load the embedder of a fingerprint."""
+"""Load an embedder by fingerprint."""
 
 from rag_serving.errors import EmbedderUnavailable
 from rag_serving.lake.embedders.base import (
@@ -16,14 +16,14 @@ from rag_serving.lake.object_store import ObjectStore
 
 
 def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, low_priority: bool = False) -> Embedder:
-    """Load an exported embedder from the lake, check its files' hashes and its self-test vector.
+    """Load an exported embedder from the lake; checks the hashes of its files and its self-test.
 
-    Raises `EmbedderUnavailable` where there is none, `LakeCorrupt` where a file is missing or altered.
+    Raises `EmbedderUnavailable` if it does not exist, or `LakeCorrupt` if a file is missing or altered.
     """
     identity = read_manifest(objects, fingerprint)
     if identity is None:
         raise EmbedderUnavailable(
-            f"the lake holds no embedder {fingerprint}; materialize embedding_model, or point RAG_LAKE_URI at its lake"
+            f"the lake has no embedder {fingerprint}; materialize embedding_model, or set RAG_LAKE_URI to its lake"
         )
     if identity.runtime == "litellm":
         embedder: Embedder = HostedEmbedder(identity)

@@ -1,18 +1,17 @@
-"""The OpenVINO runtime of exported embedders; it needs no torch. The protocol and the identity are in `base`.
+"""The OpenVINO runtime of exported embedders, without torch. The protocol and the identity are in `base`.
 
-The pipeline and serving load the very same exported files, so a question and a passage meet in one vector space.
+The pipeline and serving load the same exported files, so their vectors are comparable.
 """
-
-from __future__ import annotations
 
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from threading import local
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rag_serving.concurrency.thread_priority import lower_priority, with_low_priority
 from rag_serving.lake.embedders.base import EmbedderIdentity
@@ -26,24 +25,20 @@ from rag_serving.lake.embedders.batching import (
     rounded_up,
 )
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from tokenizers import Tokenizer
-
 _TELEMETRY = "openvino_telemetry"
 _LAYERS_KEPT = 64
-"""Layers prepared for a shape that OpenVINO keeps, for throughput: preparing a batch's anew takes 1 to 2 ms, and the
-5,000 of its default took 350 MB more at the same speed."""
+"""Layers compiled for a shape that OpenVINO caches for throughput. Compiling those of a batch takes 1 to 2 ms; its
+default of 5,000 layers took 350 MB more at the same speed."""
 
 
 @contextmanager
 def no_usage_reports() -> Generator[None]:
-    """Import OpenVINO, or convert a model, without its usage statistics.
+    """Disable OpenVINO's usage statistics while it is imported or converts a model.
 
-    OpenVINO reports from a forked process each time it is imported. Its only opt-outs are a file in the home folder and
-    variables that mark continuous integration, which child processes would inherit. Where its telemetry package cannot
-    be imported it uses a stub instead; None in `sys.modules` is Python's documented way to make an import fail. A
-    process that imported OpenVINO before, elsewhere, has reported that already and keeps its telemetry.
+    OpenVINO reports from a forked process on every import. Its only opt-outs are a file in the home folder and
+    variables of continuous integration, which child processes would inherit. If its telemetry package cannot be
+    imported, it uses a stub; None in `sys.modules` is Python's documented way to make an import fail. This has no
+    effect if the process has imported OpenVINO before.
     """
     before = sys.modules.get(_TELEMETRY)
     sys.modules[_TELEMETRY] = None  # pyright: ignore[reportArgumentType]
@@ -57,12 +52,11 @@ def no_usage_reports() -> Generator[None]:
 
 
 class OpenVinoEmbedder:
-    """An exported graph (transformer, pooling, normalisation) run by OpenVINO on the CPU.
+    """An exported graph (transformer, pooling, normalization) run by OpenVINO on the CPU.
 
-    OpenVINO computes in bf16 where the CPU has it and in fp32 elsewhere. `streams` is how many batches run at once:
-    one for questions, two for throughput. Batches of all threads that call at the same time share the streams; whoever
-    wants them without a gap calls from two threads, so that one text's tokens are made while another's are embedded.
-    With `low_priority`, all of it leaves the processor to whatever else this process has to do.
+    OpenVINO computes in bf16 if the CPU supports it, otherwise in fp32. `streams` is the number of concurrent batches:
+    one for low latency, two for throughput. All calling threads share the streams; call from two threads to tokenize
+    one text while another is embedded. With `low_priority`, its threads yield to the rest of the process.
     """
 
     def __init__(
@@ -88,18 +82,18 @@ class OpenVinoEmbedder:
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config: dict[str, Any] = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": str(streams)}
         if streams > 1:
-            # Several processes may embed at once, and each would be pinned to the same first cores.
+            # Several processes may embed at the same time, and all would be pinned to the same cores.
             config["ENABLE_CPU_PINNING"] = "NO"
 
         def compiled() -> Any:
             if streams > 1:
-                # Not among its documented properties: where a version does without, it costs memory alone.
+                # An undocumented property; without it a version only uses more memory.
                 with suppress(RuntimeError):
                     return core.compile_model(model, "CPU", {**config, "CPU_RUNTIME_CACHE_CAPACITY": str(_LAYERS_KEPT)})
             return core.compile_model(model, "CPU", config)
 
         self._compiled: Any = with_low_priority(compiled) if low_priority else compiled()
-        # Twice as many threads as streams: the next batch waits inside OpenVINO while Python sees to the last.
+        # Twice as many threads as streams: the next batch waits inside OpenVINO while Python handles the last one.
         self._threads = ThreadPoolExecutor(
             2 * streams, thread_name_prefix="embed", initializer=lower_priority if low_priority else None
         )
@@ -107,27 +101,31 @@ class OpenVinoEmbedder:
 
     @property
     def identity(self) -> EmbedderIdentity:
+        """The embedder's identity."""
         return self._identity
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed passages in batches of similar length."""
         return self.embed_tokens(self._tokens([self._identity.document_prompt + text for text in texts]))
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """Embed one question."""
         return self.embed_queries([text])[0]
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Embed questions in batches of few distinct shapes."""
         encoded = self._tokens([self._identity.query_prompt + text for text in texts])
-        # OpenVINO keeps kernels and memory for each shape that it met: with many, a client grows with its questions.
+        # OpenVINO keeps kernels and memory for every shape, so memory would grow with the variety of questions.
         batches = batches_of_few_shapes([len(tokens) for tokens in encoded])
         return self._embed_batches(encoded, batches, width_step=WIDTH_STEP)
 
     def fits(self, text: str) -> bool:
-        """Whether the question is read whole, or would be cut at the window."""
+        """Return whether a question fits into the window."""
         encoding = self._tokenizer.encode(self._identity.query_prompt + text)
         return not encoding.overflowing
 
     def embed_tokens(self, encoded: Sequence[Sequence[int]], *, most_rows: int = BATCH_ROWS) -> npt.NDArray[np.float32]:
-        """Vectors of texts that are tokens already, special ones included; none may be beyond the window."""
+        """Embed tokenized texts, which include special tokens and must fit into the window."""
         batches = batches_by_length(encoded, most_tokens=BATCH_TOKENS, most_rows=most_rows, most_padding=CALL_TOKENS)
         return self._embed_batches(encoded, batches, width_step=1)
 

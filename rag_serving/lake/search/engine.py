@@ -1,9 +1,7 @@
 """Search pinned versions of tables, and keep the tables open.
 
-Rankings of one table come from here and are merged by `fusion`. Which tables answer for a scope is `plan`'s decision.
+`plan` decides which tables to search for a scope; `fusion` merges their rankings.
 """
-
-from __future__ import annotations
 
 import asyncio
 import logging
@@ -30,34 +28,34 @@ _log = logging.getLogger(__name__)
 
 _OPEN_TABLES = 512
 _PATH_FORMAT = 2
-"""Format of the tables from which on they have a path."""
+"""First format of tables with the column `path`."""
 
 _COLUMNS = (
     *("chunk_id", "doc_id", "ordinal", "text", "source", "path", "type", "title", "heading_path", "page", "start"),
     *("end", "region", "department", "modified_at", "stale"),
 )
 _FIRST_COLUMNS = ("chunk_id", "text", "source", SHARD_COLUMN)
-"""What fusing needs of a row of a company table. There each column of each row is a read of its own, and all of them
-together take longer than the search: the rest is read of what is shown alone."""
+"""Columns of a company table that fusion needs. Reading every column of every row there takes longer than the search,
+so the others are read only for the final hits."""
 _LAST_COLUMNS = tuple(name for name in _COLUMNS if name not in (*_FIRST_COLUMNS, "region", "department"))
 
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
-    """What the tables of a plan found."""
+    """The results of the tables of a plan."""
 
     found: tuple[Ranking, ...]
     failed: tuple[str, ...]
-    """Names of the targets that could not be searched."""
+    """Names of the targets that failed."""
     problem: Exception | None
     """The last failure."""
 
 
 class SearchEngine:
-    """Searches tables, each pinned to the version that its target names; use it within one event loop.
+    """Searches tables, each pinned to its target's version. Belongs to one event loop.
 
-    All tables share the caches of one session. At most `concurrency` queries are in flight at once: more would only
-    wait for each other inside Lance.
+    All tables share the caches of one session. At most `concurrency` queries run at once; more would only wait for each
+    other inside Lance.
     """
 
     def __init__(self, lake_uri: str, *, concurrency: int = 8, cache_bytes: int = 2**31) -> None:
@@ -70,13 +68,13 @@ class SearchEngine:
 
     @property
     def open_tables(self) -> tuple[tuple[str, str, int], ...]:
-        """Folder, name and version of each open table."""
+        """Folder, name and version of every open table."""
         return tuple(self._tables)
 
     async def rankings(
-        self, query: Query, vectors: Mapping[str, npt.NDArray[np.float32]], targets: Sequence[Target]
+        self, query: Query, vectors: Mapping[str, "npt.NDArray[np.float32]"], targets: Sequence[Target]
     ) -> Rankings:
-        """Search all targets at once; a table that fails is named in the result and does not stop the others.
+        """Search all targets concurrently; a table that fails is reported in the result.
 
         `vectors` holds the question's vector by fingerprint.
         """
@@ -99,7 +97,7 @@ class SearchEngine:
         return Rankings(tuple(found), tuple(failed), problem)
 
     async def completed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the candidates with every column that hits need; a search of company tables gives only some."""
+        """Return the candidates with all columns of hits; searches of company tables read only some of them."""
         wanted: dict[Target, list[int]] = {}
         for candidate in candidates:
             if candidate.row[ORIGIN] is not None:
@@ -137,10 +135,10 @@ class SearchEngine:
         self._connections.clear()
 
     async def _search_table(
-        self, query: Query, vector: npt.NDArray[np.float32] | None, target: Target
+        self, query: Query, vector: "npt.NDArray[np.float32] | None", target: Target
     ) -> list[Ranking]:
         if query.path_prefix and target.format < _PATH_FORMAT:
-            raise LakeUnavailable("the table is of an older form, without paths; index the shard again")
+            raise LakeUnavailable("the table has an older format without paths; index the shard again")
         table = await self._table(target)
         where = " AND ".join([*query.filters, *([target.scope] if target.scope else [])])
         runs: list[Coroutine[Any, Any, Ranking]] = []
@@ -151,7 +149,7 @@ class SearchEngine:
         return list(await asyncio.gather(*runs))
 
     async def _nearest(
-        self, table: Any, query: Query, vector: npt.NDArray[np.float32], target: Target, where: str
+        self, table: Any, query: Query, vector: "npt.NDArray[np.float32]", target: Target, where: str
     ) -> Ranking:
         probes = max(target.probes, FILTERED_PROBES) if query.filters else target.probes
         search = (
@@ -164,7 +162,7 @@ class SearchEngine:
             .select([*_columns(target), "_distance"])
         )
         if where:
-            # Goes on to further partitions while too few rows have met the filter.
+            # Search further partitions while too few rows match the filter.
             search = search.where(where).minimum_nprobes(probes).maximum_nprobes(0)
         return await self._ranking("vector", search, target)
 
@@ -197,7 +195,7 @@ class SearchEngine:
             self._tables.popitem(last=False)
         return table
 
-    async def _connection(self, folder: str) -> lancedb.AsyncConnection:
+    async def _connection(self, folder: str) -> "lancedb.AsyncConnection":
         import lancedb
 
         if self._session is None:

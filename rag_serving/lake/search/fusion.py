@@ -1,10 +1,8 @@
-"""From the rankings that tables give to one list of candidates: fused by rank, duplicates dropped, neighbours joined.
+"""Merge the rankings of tables to one list of candidates: fuse by rank, drop duplicates, join neighbours.
 
-Pure functions of Arrow rows. Reciprocal rank fusion after Cormack, Clarke and Büttcher (SIGIR 2009), with their
-constant of 60.
+Pure functions of Arrow rows. Reciprocal rank fusion by Cormack, Clarke and Büttcher (SIGIR 2009), with their constant
+of 60.
 """
-
-from __future__ import annotations
 
 import re
 from collections import Counter
@@ -12,21 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 FUSION = 60
 ORIGIN = "_origin"
-"""Name in a row of what its ranking has as `origin`."""
+"""Key of a row that holds its ranking's `origin`."""
 SAME_WORDS = 0.9
-"""Share of a passage that must stand in another in one piece for both to say the same, as copies of a page do."""
+"""Two passages are duplicates if they share a run of words at least this long, as a share of the longer passage."""
 
-# Scripts without spaces would make one word of a sentence, so that each of their characters counts as one.
+# Every character of a script without spaces counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 Kind = Literal["vector", "text"]
@@ -34,9 +30,9 @@ Kind = Literal["vector", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Rows that one table found in one way. `fingerprint` is of the table's vectors; texts compare across all.
+    """Rows of one table found by one kind of search. `fingerprint` is that of the table's embedder.
 
-    `origin` is for whoever is to complete the rows: it stands in each of them.
+    `origin` is copied to every row, for the code that reads the remaining columns.
     """
 
     kind: Kind
@@ -47,31 +43,31 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage that was found: its row but for the vector, how it was fused, and its cosine with the question.
+    """A passage found: its row without the vector, its fused score, and its cosine with the question.
 
-    Of the row, ids, `text`, `source` and `shard` suffice until it is joined or made a hit.
+    The row needs only ids, `text`, `source` and `shard` until it is joined or converted to a hit.
     """
 
     row: Mapping[str, Any]
     fused: float
     score: float | None
     also_in: tuple[str, ...] = ()
-    """Sources of passages that say the same and were dropped."""
+    """Sources of duplicate passages that were dropped."""
     copies: tuple[str, ...] = ()
-    """Ids of the documents that those passages belong to, as far as the search read them."""
+    """Ids of the documents of those passages, where the search read them."""
 
     @property
     def key(self) -> tuple[float, float, str]:
-        """What orders candidates, the best first."""
+        """Sort key, best first."""
         return -self.fused, -(self.score or 0.0), self.row["chunk_id"]
 
 
 def fuse(rankings: Iterable[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int) -> list[Candidate]:
-    """One list of all that was found, the best first.
+    """Fuse rankings to one list of candidates, best first.
 
-    Distances are comparable within one embedder only, so each embedder's rows are ranked by themselves; words are
-    words whoever embeds. Each of these rankings counts to `depth`. `vectors` holds the question's by fingerprint;
-    where it has none, candidates have no score.
+    Distances are comparable only within one embedder, so vector searches are ranked per embedder and full-text searches
+    together. Each ranking counts up to `depth`. `vectors` holds the question's vectors by fingerprint; candidates of
+    other embedders have no score.
     """
     by_kind: dict[tuple[Kind, str], list[Ranking]] = {}
     for ranking in rankings:
@@ -91,7 +87,7 @@ def fuse(rankings: Iterable[Ranking], vectors: Mapping[str, npt.NDArray[np.float
 def _ranked(
     kind: Kind, group: Sequence[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int
 ) -> list[tuple[str, Mapping[str, Any], float | None]]:
-    """The best rows of several tables: their ids, the rows without their vectors, and cosines with the question."""
+    """Return the best rows of several tables: ids, rows without vectors, and cosines with the question."""
     column, sign = ("_distance", 1.0) if kind == "vector" else ("_score", -1.0)
     keyed: list[tuple[float, str, int, int]] = []
     for table, ranking in enumerate(group):
@@ -104,7 +100,7 @@ def _ranked(
         chosen.setdefault(chunk_id, (table, row))
         if len(chosen) == depth:
             break
-    # A table's rows are read together: one by one they cost more than the search.
+    # Read a table's rows together, because reading them one by one takes longer than the search.
     places: dict[int, list[int]] = {}
     for table, row in chosen.values():
         places.setdefault(table, []).append(row)
@@ -119,10 +115,7 @@ def _ranked(
 def _read(
     ranking: Ranking, rows: Sequence[int], vectors: Mapping[str, npt.NDArray[np.float32]]
 ) -> list[tuple[Mapping[str, Any], float | None]]:
-    """Rows of one table, without their vectors, and their cosines with the question.
-
-    Where the question has no vector there are none; a ranking by vectors has measured them.
-    """
+    """Return rows of a table without vectors, and their cosines: None if the question has no vector for the table."""
     taken = ranking.rows.take(pa.array(rows, pa.int64()))
     question = vectors.get(ranking.fingerprint)
     scores: list[float | None] = [None] * len(rows)
@@ -145,12 +138,12 @@ def _shard(facts: Mapping[str, Any]) -> str:
 
 
 def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
-    """The first `count` candidates that do not say what a better one says; those name where else they stand."""
+    """Return the first `count` candidates without duplicates, whose sources are added to the better candidate."""
     kept: list[Candidate] = []
-    said: list[_Words] = []
+    seen: list[_Words] = []
     for candidate in candidates:
         words = _Words(candidate.row["text"])
-        same = next((place for place, other in enumerate(said) if _alike(words, other)), None)
+        same = next((place for place, other in enumerate(seen) if _alike(words, other)), None)
         if same is not None:
             source: str = candidate.row["source"]
             better = kept[same]
@@ -160,12 +153,12 @@ def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
             kept[same] = better
         elif len(kept) < count:
             kept.append(candidate)
-            said.append(words)
+            seen.append(words)
     return kept
 
 
 class _Words:
-    """The words of a passage, and what is asked of them again and again."""
+    """The words of a passage, with cached statistics."""
 
     def __init__(self, text: str) -> None:
         self.all: list[str] = _WORD.findall(text.casefold())
@@ -181,14 +174,14 @@ class _Words:
 
 
 def _alike(one: _Words, other: _Words) -> bool:
-    """Whether two passages are the same but for what stands above or below.
+    """Return whether two passages are equal except for text at their start or end.
 
-    One word in the middle may turn the meaning, and so may a number anywhere; neither is passed over.
+    A different word in the middle, or a different number anywhere, may change the meaning, so such passages differ.
     """
     if one.all == other.all:
         return True
     least = SAME_WORDS * max(len(one.all), len(other.all))
-    # What is quick to tell comes first: nearly all pairs are of passages that have little in common.
+    # Cheap checks first, because nearly all pairs have little in common.
     if min(len(one.all), len(other.all)) < least or len(one.all) - len(one.different - other.different) < least:
         return False
     if (one.counts & other.counts).total() < least or one.numbers != other.numbers:
@@ -197,10 +190,10 @@ def _alike(one: _Words, other: _Words) -> bool:
 
 
 def joined(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates that follow each other in one document made one passage, in the place of the best of them.
+    """Join candidates that are adjacent in a document to one passage, at the rank of the best of them.
 
-    Between two passages of a document there is nothing but white space, which tables do not keep; it is made of as
-    many characters, so that `end - start` stays the length of the text.
+    Only whitespace separates adjacent passages. Tables do not store it, so it is replaced by as many characters, and
+    `end - start` remains the length of the text.
     """
     by_place = {
         (candidate.row["shard"], candidate.row["doc_id"], candidate.row["ordinal"]): candidate

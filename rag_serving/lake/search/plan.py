@@ -1,4 +1,4 @@
-"""Which tables are searched for a scope. Pure."""
+"""Choose the tables to search for a scope. Pure functions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One pinned table to search: a shard's, or a company table under a filter of shards."""
+    """A pinned table to search: a shard's, or a company table filtered by shards."""
 
     folder: str
     table: str
@@ -23,16 +23,17 @@ class Target:
     scope: str | None = None
     probes: int = PROBES
     name: str = ""
-    """How a failure of it is marked."""
+    """Mark of its failure."""
 
 
 def plan(
     entries: Sequence[CatalogEntry], companies: Mapping[str, CompanyRecord], query: Query, wide: int
 ) -> list[Target]:
-    """The tables that answer for these shards. Pure.
+    """Return the tables to search for these shards.
 
-    More than `wide` shards of one embedder are looked for in its company table, as far as that holds of them what the
-    catalog names: the same content, and for a filter of dates the same version, since a document's date is no content.
+    If an embedder's company table has current copies of more than `wide` of the shards, it is searched for them; the
+    other shards are searched directly. A copy is current if its content is equal, and for date filters also its
+    version, because a document's date is not part of the content.
     """
     targets: list[Target] = []
     by_fingerprint: dict[str, list[CatalogEntry]] = {}
@@ -60,6 +61,7 @@ def _is_current(record: CompanyRecord, entry: CatalogEntry, *, exact: bool) -> b
 
 
 def shard_target(entry: CatalogEntry) -> Target:
+    """Return the target of a shard's own table."""
     current = entry.current
     return Target(
         SHARDS,
@@ -72,7 +74,7 @@ def shard_target(entry: CatalogEntry) -> Target:
 
 
 def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None) -> Target:
-    """The company table, narrowed to those shards by the shorter of two filters; None for all that it holds."""
+    """Return the target of a company table, filtered by shards (None: all of it) with the shorter of two filters."""
     filled = {key for key, other in record.shards.items() if other.chunks}
     keys = filled if indexed is None else {entry.shard.key for entry in indexed}
     others = filled - keys
@@ -81,7 +83,7 @@ def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None
     if others:
         inside = len(keys) <= len(others)
         scope = sql_in(SHARD_COLUMN, sorted(keys)) if inside else sql_not_in(SHARD_COLUMN, sorted(others))
-        # As many rows of the scope are to be looked at as a search without a filter looks at rows.
+        # Examine as many rows of the scope as a search without a filter examines in total.
         share = sum(record.shards[key].chunks for key in keys) / max(record.rows, 1)
         probes = min(round(COMPANY_PROBES / max(share, 1e-3)), MAX_PROBES)
     name = f"company_index_unavailable:{record.fingerprint[:8]}"

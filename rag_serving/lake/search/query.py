@@ -1,4 +1,4 @@
-"""What is asked of the tables: mode, depth and filters of one search."""
+"""A query of the tables: mode, depth and filters of a search."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +12,7 @@ Mode = Literal["hybrid", "vector", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is asked of the tables. `question` is matched as words, vectors are handed over beside it."""
+    """A query of the tables. `question` is for full-text search; its vectors are passed separately."""
 
     question: str
     k: int
@@ -24,12 +24,12 @@ class Query:
 
     @property
     def depth(self) -> int:
-        """Rows of each ranking that are looked at."""
+        """Number of rows to read from each ranking."""
         return max(DEPTH, 2 * self.k)
 
     @property
     def filters(self) -> tuple[str, ...]:
-        """SQL conditions, all of which a row must meet."""
+        """SQL conditions that a row must meet."""
         conditions: list[str] = []
         if self.path_prefix:
             conditions.append(sql_starts_with("path", self.path_prefix))
@@ -41,4 +41,5 @@ class Query:
 
     @property
     def by_date(self) -> bool:
+        """Whether the query filters by modification date."""
         return self.modified_from is not None or self.modified_before is not None

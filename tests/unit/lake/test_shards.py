@@ -68,11 +68,11 @@ ALLOWED = {
     "empty": "region/department",
     "dots": "'..'",
     "dots inside": "'..'",
-    "leading dot": "begin or end",
-    "trailing dot": "begin or end",
-    "leading space": "begin or end",
-    "trailing space": "begin or end",
-    "too long": f"{MAX_SEGMENT_CHARACTERS} at most",
+    "leading dot": "start or end",
+    "trailing dot": "start or end",
+    "leading space": "start or end",
+    "trailing space": "start or end",
+    "too long": f"(limit {MAX_SEGMENT_CHARACTERS})",
 }
 
 

@@ -164,7 +164,7 @@ def test_a_malformed_record_is_named(data: bytes) -> None:
 
 
 def test_a_record_under_another_name_is_refused() -> None:
-    with pytest.raises(LakeCorrupt, match="speaks of"):
+    with pytest.raises(LakeCorrupt, match="describes"):
         read_record(SECOND, record([]).model_dump_json().encode())
 
 
