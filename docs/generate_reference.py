@@ -1,4 +1,4 @@
-"""Generate `docs/reference/{settings,cli,http-api,errors}.md` from the code.
+"""Generate `docs/reference/{settings,cli,http-api,errors,python-api}.md` from the code.
 
 Run `make reference` after a change of a setting, a command, a route or an error; `--check` fails if a page is stale.
 """
@@ -6,6 +6,7 @@ Run `make reference` after a change of a setting, a command, a route or an error
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 import types
 import typing
@@ -16,6 +17,7 @@ from typing import Any, Literal
 import click
 
 import rag_assets.errors
+import rag_serving
 import rag_serving.errors
 from rag_assets.cli.main import main as rag_assets_command
 from rag_assets.settings import PipelineSettings
@@ -72,8 +74,8 @@ def cli_page() -> Iterator[str]:
     """Yield the help of every command, as the terminal shows it."""
     yield "# Command line\n"
     yield "`rag-assets` runs the pipeline; `rag-serving` asks and serves. Both read the [settings](settings.md).\n"
-    for command in (rag_assets_command, rag_serving_command):
-        yield from _command(command, click.Context(command, info_name=command.name, max_content_width=80), 2)
+    for program, command in (("rag-assets", rag_assets_command), ("rag-serving", rag_serving_command)):
+        yield from _command(command, click.Context(command, info_name=program, max_content_width=80), 2)
 
 
 def _command(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
@@ -126,6 +128,60 @@ def errors_page() -> Iterator[str]:
         yield ""
 
 
+def python_page() -> Iterator[str]:
+    """Yield the public classes of `rag_serving`: fields, methods with signatures, and docstrings."""
+    yield "# Python API\n"
+    yield "Import these names from `rag_serving`; errors are on [their own page](errors.md).\n"
+    for name in rag_serving.__all__:
+        item = getattr(rag_serving, name)
+        if inspect.isclass(item) and not issubclass(item, Exception):
+            yield f"## {name}\n"
+            yield from _docstring(item)
+            fields = _field_rows(item)
+            if fields:
+                yield from ("| field | type | meaning |", "|---|---|---|", *fields, "")
+            if not fields:
+                yield f"```text\n{name}{_signature(item)}\n```\n"
+            for method, function in inspect.getmembers(item, inspect.isroutine):
+                if not method.startswith("_") and function.__module__.startswith("rag_serving"):
+                    yield f"### {name}.{method}\n"
+                    yield f"```text\n{method}{_signature(function)}\n```\n"
+                    yield from _docstring(function)
+
+
+def _field_rows(item: type) -> list[str]:
+    annotations: dict[str, Any] = {}
+    for base in reversed(item.__mro__):
+        annotations |= inspect.get_annotations(base)
+    described: dict[str, Any] = getattr(item, "model_fields", {})
+    rows: list[str] = []
+    for name in described or getattr(item, "__dataclass_fields__", {}):
+        if not name.startswith("_"):
+            meaning = getattr(described.get(name), "description", None) or ""
+            rows.append(f"| `{name}` | `{_cell(_type(annotations.get(name, '')))}` | {_cell(meaning)} |")
+    return rows
+
+
+def _type(annotation: Any) -> str:
+    return _short(annotation if isinstance(annotation, str) else inspect.formatannotation(annotation))
+
+
+def _signature(item: Callable[..., Any]) -> str:
+    text = str(inspect.signature(item))
+    text = re.sub(r"""(: |-> )(["'])(.*?)\2(?= =|,|\)|$)""", r"\1\3", text)  # annotations that are strings
+    return _short(re.sub(r"<[^<>]*>", "…", text))  # a default without a literal has an address in it
+
+
+def _short(text: str) -> str:
+    return re.sub(r"\b(?:rag_serving(?:\.\w+)*|typing|collections\.abc|datetime)\.(?=[A-Z]|date)", "", text)
+
+
+def _docstring(item: Any) -> Iterator[str]:
+    text = inspect.getdoc(item)
+    if text:
+        yield text.replace("``", "`") + "\n"
+
+
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("``", "`")
 
@@ -135,6 +191,7 @@ PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "cli.md": cli_page,
     "http-api.md": http_page,
     "errors.md": errors_page,
+    "python-api.md": python_page,
 }
 
 
