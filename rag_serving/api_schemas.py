@@ -96,7 +96,7 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(ScopeFilter):
     """A request for a chat completion as in OpenAI's API. Sampling options are accepted and ignored."""
 
     model_config = ConfigDict(
@@ -114,8 +114,6 @@ class ChatRequest(BaseModel):
     stream: bool | None = Field(default=False, strict=True)
     stream_options: dict[str, Any] | None = None
     n: Literal[1] | None = 1
-    regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
-    departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
 
 
 class ErrorDetail(BaseModel):

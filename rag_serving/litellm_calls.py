@@ -1,7 +1,7 @@
 """Chat completions by litellm, reduced to plain parts of an answer.
 
-Everything that depends on litellm's objects belongs here. litellm is imported on the first call, because that takes
-seconds and 200 MiB.
+Everything that depends on the objects of its streams belongs here. litellm is imported on the first call, because that
+takes seconds and 200 MiB.
 """
 
 import os
@@ -59,20 +59,20 @@ def _was_cut(stream: Any) -> bool:
 
 def litellm_completion() -> Completion:
     """Import litellm (takes seconds) and return its `acompletion`."""
-    return _litellm().acompletion
+    return import_litellm().acompletion
 
 
 def litellm_price(model: str, prompt: int, completion: int) -> float | None:
     """Return the price in US dollars by litellm's packaged price list; None if the model is not in it."""
     try:
-        costs = _litellm().cost_per_token(model=model, prompt_tokens=prompt, completion_tokens=completion)
+        costs = import_litellm().cost_per_token(model=model, prompt_tokens=prompt, completion_tokens=completion)
     except Exception:  # noqa: BLE001 - litellm raises many unrelated classes for unknown models
         return None
     return round(sum(costs), 8)
 
 
-def _litellm() -> Any:
-    # Otherwise importing litellm downloads a price list first.
+def import_litellm() -> Any:
+    """Import litellm without the download of a price list that it starts with by default."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     import litellm
 

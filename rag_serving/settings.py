@@ -49,21 +49,15 @@ class EnvironmentSettings(Environment):
 class ServingSettings(EnvironmentSettings):
     """Settings of a client that answers from a lake."""
 
-    redis_url: SecretStr | None = Field(
-        None, description="Redis of the cache, redis:// or rediss://; unset: the cache is in memory"
-    )
+    redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL; unset: the cache is in memory")
     llm_model: NonEmpty | None = Field(None, description="litellm model name; unset: answers are extracts")
-    llm_fallbacks: NonEmpty | None = Field(
-        None, description="litellm models to try in order when the first fails, separated by commas"
-    )
+    llm_fallbacks: NonEmpty | None = Field(None, description="litellm models to try next, in order, comma-separated")
     llm_timeout: float = Field(30.0, gt=0, le=600, description="timeout of one model in seconds, including retries")
     llm_retries: int = Field(2, ge=0, le=10, description="retries of a failed model call")
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="maximum length of a generated answer in tokens")
     llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="maximum tokens of passages in a prompt")
     llm_concurrency: int = Field(16, ge=1, le=1_024, description="maximum concurrent model calls")
-    queue_limit: int = Field(
-        256, ge=0, description="maximum questions waiting for a search or a model call; more are refused"
-    )
+    queue_limit: int = Field(256, ge=0, description="maximum queued searches, and model calls; more are refused")
     ask_deadline: float = Field(120.0, gt=0, le=3_600, description="deadline of one question in seconds")
     min_evidence: float | None = Field(
         None, ge=-1, le=1, description="cosine below which passages are irrelevant; unset: measured for the known model"
@@ -74,9 +68,7 @@ class ServingSettings(EnvironmentSettings):
     )
     wide_shards: int = Field(4, ge=1, description="questions over more shards than this use the company index")
     search_cache_bytes: int = Field(2**31, ge=2**24, description="maximum bytes of indexes kept in memory")
-    rerank_model: NonEmpty | None = Field(
-        None, description="litellm reranker; unset: hits are ordered by reciprocal rank fusion"
-    )
+    rerank_model: NonEmpty | None = Field(None, description="litellm reranker; unset: hits are ordered by rank fusion")
     cache_ttl: int = Field(86_400, ge=1, description="lifetime of a cached answer in seconds; hits do not extend it")
     cache_refusal_ttl: int = Field(300, ge=1, description="lifetime of a cached “not found” answer in seconds")
     cache_mode: Literal["on", "shadow", "off"] = Field(
@@ -85,12 +77,8 @@ class ServingSettings(EnvironmentSettings):
     cache_similarity: float = Field(
         0.98, gt=0, le=1.0, description="at or above this cosine a paraphrase is served without comparing passages"
     )
-    cache_max_error: float = Field(
-        0.01, gt=0, le=0.5, description="tolerated share of wrong answers among semantic hits"
-    )
-    cache_calibration: NonEmpty | None = Field(
-        None, description="file written by rag-serving calibrate; unset: the packaged calibration"
-    )
+    cache_max_error: float = Field(0.01, gt=0, le=0.5, description="tolerated share of wrong answers in semantic hits")
+    cache_calibration: NonEmpty | None = Field(None, description="file of rag-serving calibrate; unset: the packaged")
     cache_entries: int = Field(100_000, ge=1, description="maximum entries in Redis; the least used are evicted")
     cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds to wait for Redis before bypassing it")
     cache_memory_entries: int = Field(10_000, ge=1, description="maximum entries of the in-memory cache")
@@ -111,7 +99,5 @@ class ServiceSettings(Environment):
 
     url: NonEmpty | None = Field(None, description="URL of the service; unset: the client reads the lake itself")
     key: SecretStr | None = Field(None, description="API key, rag_…")
-    deadline: float = Field(
-        SERVICE_DEADLINE, gt=0, le=3_600, description="deadline of one question in seconds, including retries"
-    )
+    deadline: float = Field(SERVICE_DEADLINE, gt=0, le=3_600, description="seconds per question, including retries")
     tries: int = Field(SERVICE_TRIES, ge=1, le=20, description="maximum requests per question")

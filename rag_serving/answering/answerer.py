@@ -10,7 +10,10 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from rag_serving.answering.citations import source_citations
 from rag_serving.answering.extractive import extract, not_found
@@ -33,10 +36,6 @@ from rag_serving.lake.search.query import Query
 from rag_serving.results import Answer, CacheState, Hit
 from rag_serving.retrieval.query_embedder import QueryEmbedders
 from rag_serving.retrieval.searcher import SearchBackend
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -85,7 +84,7 @@ class _Work:
     """A question that missed the fast tiers."""
 
     asked: AnswerRequest
-    vectors: Mapping[str, "npt.NDArray[np.float32]"]
+    vectors: Mapping[str, npt.NDArray[np.float32]]
     stale: Entry | None
     near: Sequence[CachedAnswer]
     refused: str | None = None
@@ -238,7 +237,7 @@ class Answerer:
             emit(event)
 
     async def _search(
-        self, asked: AnswerRequest, vectors: Mapping[str, "npt.NDArray[np.float32]"]
+        self, asked: AnswerRequest, vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> tuple[list[Hit], tuple[str, ...]]:
         async with self._searches.slot():
             hits, failed = await self._searcher.search(asked.query, vectors, asked.entries, asked.snapshot)
@@ -423,7 +422,7 @@ class Answerer:
             return None
 
 
-def _cache_vector(vectors: Mapping[str, "npt.NDArray[np.float32]"]) -> "npt.NDArray[np.float32] | None":
+def _cache_vector(vectors: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32] | None:
     """Return the vector that indexes the question in the cache: that of the scope's first embedder."""
     return vectors[min(vectors)] if vectors else None
 

@@ -3,8 +3,6 @@
 How thresholds are chosen belongs to `cache.guards.calibration`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,7 +61,7 @@ def read_pairs(path: Path) -> list[Line]:
     return lines
 
 
-def labelled(lines: Sequence[Line], embed: Callable[[Sequence[str]], npt.NDArray[np.float32]]) -> list[Labelled]:
+def labelled(lines: Sequence[Line], embed: Callable[[Sequence[str]], "npt.NDArray[np.float32]"]) -> list[Labelled]:
     """Return the pairs with their cosines; `embed` maps texts to unit vectors, for pairs without a cosine."""
     texts = list(dict.fromkeys(t for line in lines if line.similarity is None for t in (line.asked, line.cached)))
     vectors = dict(zip(texts, embed(texts), strict=True)) if texts else {}
@@ -121,7 +119,7 @@ def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerp
     lines = read_pairs(pairs)
     used: list[str] = [fingerprint] if fingerprint else []
 
-    def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def embed(texts: Sequence[str]) -> "npt.NDArray[np.float32]":
         import numpy as np
 
         embedder = _embedder(fingerprint)
@@ -148,7 +146,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         click.echo("  ".join([row[0].ljust(widths[0]), *cells]))
 
 
-def _embedder(fingerprint: str | None) -> Embedder:
+def _embedder(fingerprint: str | None) -> "Embedder":
     from rag_serving.lake.catalog import Catalog
     from rag_serving.lake.embedders.loading import load_embedder
     from rag_serving.lake.object_store import open_object_store

@@ -9,10 +9,7 @@ from rag_serving.errors import SettingsError
 
 @click.group(short_help="Create, list and revoke API keys.")
 def keys() -> None:
-    """Create, list and revoke API keys of the service, in the file at RAG_HTTP_KEYS.
-
-    Example: rag-serving keys create hr-portal --shards "*/people"
-    """
+    """Create, list and revoke API keys of the service, in the file at RAG_HTTP_KEYS."""
 
 
 @keys.command("create", short_help="Create an API key and print it.")

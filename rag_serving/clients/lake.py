@@ -3,8 +3,6 @@
 `from_env()` reads the settings from `RAG_*` variables. Everything that does I/O can be injected for tests.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json
@@ -17,7 +15,10 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
 
 from rag_serving.answering.answerer import Answerer, AnswerRequest
 from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor
@@ -49,10 +50,6 @@ from rag_serving.retrieval.rerankers import HostedReranker, Reranker
 from rag_serving.retrieval.searcher import SearchBackend, Searcher
 from rag_serving.settings import ServingSettings
 from rag_serving.validation import validate_question
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 _MOST_REWRITTEN = 1_000
 _ENTRY = re.compile(r"[0-9a-f]{32}:[0-9a-f]{32}")
@@ -226,7 +223,7 @@ class AsyncRagClient(BaseRagClient):
 
     def _asked(
         self,
-        rewritten: _Rewritten,
+        rewritten: "_Rewritten",
         k: int,
         tenant: str,
         snapshot: Snapshot,
@@ -243,7 +240,7 @@ class AsyncRagClient(BaseRagClient):
         )
         return AnswerRequest(Query(rewritten.question, k), tenant, tag, entries, snapshot, marks + rewritten.marks)
 
-    async def _standalone(self, question: str, turns: Sequence[Turn]) -> _Rewritten:
+    async def _standalone(self, question: str, turns: Sequence[Turn]) -> "_Rewritten":
         if self._model is None:
             return _Rewritten(question, marks=("history_not_read",))
         key = hashlib.sha256(json.dumps([question, [turn.model_dump() for turn in turns]]).encode()).hexdigest()

@@ -1,7 +1,5 @@
 """The client of a running service; it has the methods, types and errors of the client of a lake."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -45,7 +43,7 @@ class RemoteRagClient(BaseRagClient):
         *,
         deadline: float = SERVICE_DEADLINE,
         tries: int = SERVICE_TRIES,
-        transport: httpx2.AsyncBaseTransport | None = None,
+        transport: "httpx2.AsyncBaseTransport | None" = None,
     ) -> None:
         """Connect lazily; raises `InvalidArgument`, or `SettingsError` if ``rag-shards[client]`` is not installed."""
         try:

@@ -3,8 +3,6 @@
 The asynchronous clients are imported on first use.
 """
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
@@ -63,9 +61,9 @@ class RagClient:
     @staticmethod
     def _waited(
         method: Callable[Concatenate[BaseRagClient, _P], Coroutine[Any, Any, _T]],
-    ) -> Callable[Concatenate[RagClient, _P], _T]:
+    ) -> Callable[Concatenate["RagClient", _P], _T]:
         @wraps(method)
-        def wait(self: RagClient, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        def wait(self: "RagClient", *args: _P.args, **kwargs: _P.kwargs) -> _T:
             bound: Callable[_P, Coroutine[Any, Any, _T]] = getattr(self._core, method.__name__)
             return self._run(bound(*args, **kwargs))
 
@@ -74,9 +72,9 @@ class RagClient:
     @staticmethod
     def _iterated(
         method: Callable[Concatenate[BaseRagClient, _P], AsyncGenerator[_T]],
-    ) -> Callable[Concatenate[RagClient, _P], Generator[_T]]:
+    ) -> Callable[Concatenate["RagClient", _P], Generator[_T]]:
         @wraps(method)
-        def iterate(self: RagClient, *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
+        def iterate(self: "RagClient", *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
             bound: Callable[_P, AsyncGenerator[_T]] = getattr(self._core, method.__name__)
             return self._each(bound(*args, **kwargs))
 

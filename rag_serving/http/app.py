@@ -82,10 +82,10 @@ def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
 class _Service:
     """State that the routes share."""
 
+    client: AsyncRagClient
+    authenticator: Authenticator
     metrics: Metrics
-    rates: RateLimits | None = None
-    door: Authenticator | None = None
-    client: AsyncRagClient | None = None
+    rates: RateLimits
 
 
 def create_app(
@@ -107,19 +107,19 @@ def create_app(
     keys = None if open_to_all else ApiKeys(Path(settings.keys or ""))
     if keys is not None:
         keys.check()
-    service = _Service(Metrics())
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-        app.state.service = service
-        service.rates = make_rates()
-        service.metrics.rates_shared.set(service.rates.shared)
-        service.door = Authenticator(keys, service.rates, failed_per_minute=settings.failed_keys_per_minute)
+        rates = make_rates()
+        metrics.rates_shared.set(rates.shared)
+        authenticator = Authenticator(keys, rates, failed_per_minute=settings.failed_keys_per_minute)
         try:
-            async with make_client() as service.client:
+            async with make_client() as client:
+                app.state.service = _Service(client, authenticator, metrics, rates)
                 yield
         finally:
-            await service.rates.close()
+            await rates.close()
 
     app = FastAPI(
         title="rag-shards",
@@ -129,7 +129,7 @@ def create_app(
         redoc_url=None,
         telemetry=_TELEMETRY,
     )
-    app.add_middleware(RequestLimits, metrics=service.metrics, settings=settings)
+    app.add_middleware(RequestLimits, metrics=metrics, settings=settings)
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(_around)
@@ -140,19 +140,10 @@ def _service_of(request: Request) -> _Service:
     return request.app.state.service
 
 
-def _client_of(request: Request) -> AsyncRagClient:
-    client = _service_of(request).client
-    if client is None:
-        raise errors.Overloaded("the service is still starting; retry shortly")
-    return client
-
-
 async def _caller_of(request: Request) -> Principal:
     service = _service_of(request)
-    if service.door is None or service.rates is None:
-        raise errors.Overloaded("the service is still starting; retry shortly")
     try:
-        caller = await service.door.authenticate(request)
+        caller = await service.authenticator.authenticate(request)
     finally:
         service.metrics.rates_shared.set(service.rates.shared)
     request.state.key = caller.key
@@ -162,11 +153,11 @@ async def _caller_of(request: Request) -> Principal:
 Allowed = Annotated[Principal, Depends(_caller_of)]
 
 
-async def _injected_client(request: Request) -> AsyncRagClient:  # async, because FastAPI runs the others in a thread
-    return _client_of(request)
+async def _client_of(request: Request) -> AsyncRagClient:  # async, because FastAPI runs other dependencies in a thread
+    return _service_of(request).client
 
 
-Client = Annotated[AsyncRagClient, Depends(_injected_client)]
+Client = Annotated[AsyncRagClient, Depends(_client_of)]
 
 # For the OpenAPI description only; `auth.Authenticator` does the authentication.
 _BEARER = HTTPBearer(auto_error=False, description="an API key, created by rag-serving keys create")
@@ -308,9 +299,9 @@ def _events_of(ask: AskRequest, client: AsyncRagClient, caller: Principal) -> As
 
 def _note(request: Request, answer: Answer) -> None:
     request.state.cache = answer.cache
-    metrics = _service_of(request).metrics
-    metrics.tokens(answer.tokens)
-    metrics.follow(_client_of(request).stats())
+    service = _service_of(request)
+    service.metrics.tokens(answer.tokens)
+    service.metrics.follow(service.client.stats())
 
 
 def _page_file(name: str) -> FileResponse:

@@ -57,9 +57,7 @@ class RequestLimits:
         if not length.isdecimal() or int(length) > self._settings.max_body:
             await exchange.refuse(_too_large(self._settings))
         elif self._inside > self._settings.concurrency and exchange.scope["path"] not in UNLIMITED:
-            await exchange.refuse(
-                _Refusal(503, "Overloaded", "too many concurrent requests; retry shortly", retry_after=1)
-            )
+            await exchange.refuse(_Refusal(503, "Overloaded", "too many concurrent requests; retry shortly", 1))
         else:
             try:
                 await self._app(exchange.scope, exchange.receive, exchange.send_unless_refused)
@@ -116,7 +114,8 @@ class _Exchange:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            self.refusal = self.refusal or _too_slow(self._settings)
+            late = f"the request body did not arrive within {self._settings.body_seconds:g} seconds"
+            self.refusal = self.refusal or _Refusal(408, "TooSlow", late)
             return {"type": "http.disconnect"}
         self._body_complete = not message.get("more_body", False)
         self._received += len(message.get("body", b""))
@@ -178,7 +177,3 @@ class _Refusal:
 
 def _too_large(settings: HttpSettings) -> _Refusal:
     return _Refusal(413, "TooLarge", f"the request body exceeds {settings.max_body} bytes")
-
-
-def _too_slow(settings: HttpSettings) -> _Refusal:
-    return _Refusal(408, "TooSlow", f"the request body did not arrive within {settings.body_seconds:g} seconds")

@@ -17,21 +17,13 @@ class HttpSettings(Environment):
     max_body: int = Field(1_000_000, ge=1_000, le=100_000_000, description="maximum bytes of a request body; else 413")
     concurrency: int = Field(4_000, ge=1, description="maximum concurrent requests per process; more get 503")
     body_seconds: float = Field(30.0, gt=0, le=3_600, description="seconds to receive a request body; else 408")
-    send_seconds: float = Field(
-        60.0,
-        gt=0,
-        le=3_600,
-        description="seconds for a client to read each part of a response; else it is disconnected",
-    )
+    send_seconds: float = Field(60.0, gt=0, le=3_600, description="seconds before a stalled client is disconnected")
     failed_keys_per_minute: int = Field(20, ge=1, description="wrong keys per minute and address; more get 429")
-    keep_alive: int = Field(
-        75, ge=1, le=3_600, description="seconds to keep idle connections; set it above the load balancer's timeout"
-    )
+    keep_alive: int = Field(75, ge=1, le=3_600, description="seconds to keep idle connections; exceed the proxy's")
     drain_seconds: int = Field(60, ge=1, le=3_600, description="seconds to finish requests on shutdown")
     llm_process: bool = Field(True, description="call the language model in a separate process per worker")
     trusted_proxies: NonEmpty | None = Field(
-        None,
-        description="proxies whose X-Forwarded-For is trusted: addresses or networks, comma-separated; unset: none",
+        None, description="comma-separated addresses or networks whose X-Forwarded-For is trusted; unset: none"
     )
 
     @field_validator("trusted_proxies")

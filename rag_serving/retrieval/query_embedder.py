@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.object_store import ObjectStore
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 MOST_TOGETHER = 32
 QUESTION_CUT = "question_cut_at_window"
@@ -24,7 +22,7 @@ class QueryEmbedder:
         self._waiting: list[tuple[str, asyncio.Future[npt.NDArray[np.float32]]]] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def embed(self, question: str) -> "npt.NDArray[np.float32]":
+    async def embed(self, question: str) -> npt.NDArray[np.float32]:
         """Return a unit vector of shape ``(dimensions,)``; raises the embedder's errors."""
         result: asyncio.Future[npt.NDArray[np.float32]] = asyncio.get_running_loop().create_future()
         self._waiting.append((question, result))
@@ -39,7 +37,7 @@ class QueryEmbedder:
             if batch:
                 await self._embed(batch)
 
-    async def _embed(self, batch: Sequence[tuple[str, "asyncio.Future[npt.NDArray[np.float32]]"]]) -> None:
+    async def _embed(self, batch: Sequence[tuple[str, asyncio.Future[npt.NDArray[np.float32]]]]) -> None:
         try:
             vectors = await asyncio.to_thread(self.embedder.embed_queries, [question for question, _ in batch])
         except Exception as error:  # noqa: BLE001 - raised to every caller
@@ -67,7 +65,7 @@ class QueryEmbedders:
 
     async def vectors(
         self, question: str, fingerprints: Iterable[str]
-    ) -> tuple[dict[str, "npt.NDArray[np.float32]"], tuple[str, ...]]:
+    ) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
         """Return the question's vectors by fingerprint, and a mark if a model's window cut the question."""
         vectors: dict[str, npt.NDArray[np.float32]] = {}
         marks: tuple[str, ...] = ()

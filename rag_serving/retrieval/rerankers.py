@@ -5,11 +5,11 @@ cross-encoder's.
 """
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 from rag_serving.errors import RerankerUnavailable
+from rag_serving.litellm_calls import import_litellm
 
 MOST_RERANKED = 50
 """Maximum candidates to rerank; those that fusion ranks lower are not worth the time."""
@@ -87,11 +87,7 @@ class HostedReranker:
 
 
 def _litellm_rerank() -> Call:
-    # Otherwise importing litellm downloads a price list first.
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
-        import litellm
+        return import_litellm().arerank
     except ImportError as error:
         raise RerankerUnavailable("hosted rerankers need litellm: pip install 'rag-shards[serving]'") from error
-    module: Any = litellm
-    return module.arerank

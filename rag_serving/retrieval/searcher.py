@@ -9,7 +9,10 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from rag_serving.errors import LakeUnavailable, RerankerUnavailable, first_line
 from rag_serving.lake.catalog import Snapshot
@@ -25,10 +28,6 @@ from rag_serving.results import Hit
 from rag_serving.retrieval.hits import hits_of
 from rag_serving.retrieval.rerankers import MOST_RERANKED, Reranker
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +37,7 @@ class SearchBackend(Protocol):
     async def search(
         self,
         query: Query,
-        vectors: Mapping[str, "npt.NDArray[np.float32]"],
+        vectors: Mapping[str, npt.NDArray[np.float32]],
         entries: Sequence[CatalogEntry],
         snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:
@@ -79,7 +78,7 @@ class Searcher:
     async def search(
         self,
         query: Query,
-        vectors: Mapping[str, "npt.NDArray[np.float32]"],
+        vectors: Mapping[str, npt.NDArray[np.float32]],
         entries: Sequence[CatalogEntry],
         snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:

@@ -4,7 +4,6 @@ The lake stores its manifest, so that pipeline and serving agree on it, and a se
 provider changes the model without changing its name.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from rag_serving.errors import EmbedderUnavailable
 from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.litellm_calls import import_litellm
 
 HOSTED = "litellm:"
 """Prefix of hosted models in RAG_EMBEDDING_MODEL; the rest is litellm's name of the model."""
@@ -101,11 +101,7 @@ def _in_order(data: Sequence[Any]) -> list[Any]:
 
 
 def _litellm_embedding() -> Call:
-    # Otherwise importing litellm downloads a price list first.
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     try:
-        import litellm
+        return import_litellm().embedding
     except ImportError as error:
         raise EmbedderUnavailable("hosted embedding models need litellm: pip install 'rag-shards[serving]'") from error
-    embedding: Any = litellm.embedding
-    return embedding

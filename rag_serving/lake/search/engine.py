@@ -10,6 +10,9 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from rag_serving.errors import LakeUnavailable, first_line
 from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN
 from rag_serving.lake.lance_errors import LANCE_ERRORS
@@ -21,8 +24,6 @@ from rag_serving.lake.tables import connect_async
 
 if TYPE_CHECKING:
     import lancedb
-    import numpy as np
-    import numpy.typing as npt
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class SearchEngine:
         return tuple(self._tables)
 
     async def rankings(
-        self, query: Query, vectors: Mapping[str, "npt.NDArray[np.float32]"], targets: Sequence[Target]
+        self, query: Query, vectors: Mapping[str, npt.NDArray[np.float32]], targets: Sequence[Target]
     ) -> Rankings:
         """Search all targets concurrently; a table that fails is reported in the result.
 
@@ -135,7 +136,7 @@ class SearchEngine:
         self._connections.clear()
 
     async def _search_table(
-        self, query: Query, vector: "npt.NDArray[np.float32] | None", target: Target
+        self, query: Query, vector: npt.NDArray[np.float32] | None, target: Target
     ) -> list[Ranking]:
         if query.path_prefix and target.format < _PATH_FORMAT:
             raise LakeUnavailable("the table has an older format without paths; index the shard again")
@@ -149,7 +150,7 @@ class SearchEngine:
         return list(await asyncio.gather(*runs))
 
     async def _nearest(
-        self, table: Any, query: Query, vector: "npt.NDArray[np.float32]", target: Target, where: str
+        self, table: Any, query: Query, vector: npt.NDArray[np.float32], target: Target, where: str
     ) -> Ranking:
         probes = max(target.probes, FILTERED_PROBES) if query.filters else target.probes
         search = (

@@ -193,7 +193,7 @@ def test_a_shard_that_could_not_even_start_is_among_the_failed(quick: Callable[.
     [
         (["--region", "Lisbonne"], "UnknownScope: neither the source nor the lake has the region 'Lisbonne'; did you"),
         (["--department", "catering"], "UnknownScope: neither the source nor the lake has the department 'catering'"),
-        (["--region", "../etc"], "InvalidShardName: the region '../etc' holds '/'"),
+        (["--region", "../etc"], "InvalidShardName: the region '../etc' contains '/'"),
         (["--department", ""], "InvalidShardName: the department is empty"),
     ],
 )

@@ -335,7 +335,7 @@ def test_a_question_is_routed_to_the_shards_of_its_regions_and_departments(
     ("regions", "departments", "error", "words"),
     [
         (["londno"], None, UnknownScope, "region 'londno'; did you mean london"),
-        (None, ["zzz"], UnknownScope, "department 'zzz'; see rag-serving shards"),
+        (None, ["zzz"], UnknownScope, "department 'zzz'; list the shards with `rag-serving shards`"),
         (["London"], None, UnknownScope, "region 'London'; did you mean london"),
         (["東京"], ["legal"], UnknownScope, "together"),
         ([], None, InvalidArgument, "list of regions is empty"),
