@@ -1,9 +1,7 @@
-"""The demonstration behind `make demo`: index the sample corpus through Dagster, ask, and ask again.
+"""The demo behind `make demo`: index the sample corpus with Dagster, ask questions, and ask them again.
 
-Everything it makes lies in the folder that DEMO_HOME names (default .demo beside the repository's README).
+It writes only to the folder DEMO_HOME (default: .demo in the repository).
 """
-
-from __future__ import annotations
 
 import os
 import shutil
@@ -29,7 +27,7 @@ AGAIN = [
 
 
 def main() -> int:
-    """Run it; the exit status says whether all of it worked."""
+    """Run the demo; returns the exit status."""
     home = Path(os.environ.get("DEMO_HOME", ROOT / ".demo")).resolve()
     dagster_home = home / "dagster"
     dagster_home.mkdir(parents=True, exist_ok=True)
@@ -47,15 +45,15 @@ def main() -> int:
 
     print("\n── Asking (rag_serving.RagClient)")
     with RagClient.from_env() as rag:
-        rag.search("warm up")  # loads the model and opens the tables, so that the times below are those of a server
+        rag.search("warm up")  # load the model and open the tables, so that the times below are those of a warm server
         for question, regions in QUESTIONS:
             print(f"\n? {question}" + (f"   [{', '.join(regions)}]" if regions else ""))
             print(render(rag.ask(question, regions=regions)))
         for question, regions, note in AGAIN:
             print(f"\n? {question}   ({note})")
             print(render(rag.ask(question, regions=regions)))
-    print("\nOpen the Dagster UI on what was indexed:  make dev")
-    print("Ask on the command line:                  make ask Q='What is the domestic travel per-diem?'")
+    print("\nOpen the Dagster UI:       make dev")
+    print("Ask on the command line:   make ask Q='What is the domestic travel per-diem?'")
     return 0
 
 

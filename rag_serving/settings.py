@@ -78,7 +78,7 @@ class ServingSettings(EnvironmentSettings):
         0.98, gt=0, le=1.0, description="at or above this cosine a paraphrase is served without comparing passages"
     )
     cache_max_error: float = Field(0.01, gt=0, le=0.5, description="tolerated share of wrong answers in semantic hits")
-    cache_calibration: NonEmpty | None = Field(None, description="file of rag-serving calibrate; unset: the packaged")
+    cache_calibration: NonEmpty | None = Field(None, description="calibration file; unset: the packaged one")
     cache_entries: int = Field(100_000, ge=1, description="maximum entries in Redis; the least used are evicted")
     cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds to wait for Redis before bypassing it")
     cache_memory_entries: int = Field(10_000, ge=1, description="maximum entries of the in-memory cache")

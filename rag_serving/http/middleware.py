@@ -46,7 +46,7 @@ class RequestLimits:
             await self._serve(exchange)
         except Exception:
             if not exchange.stalled:
-                raise  # otherwise the connection is closed, and nobody would receive an error
+                raise  # otherwise the connection is closed, and no error can be sent
         finally:
             self._inside -= 1
             self._metrics.in_flight.dec()

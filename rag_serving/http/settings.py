@@ -19,7 +19,7 @@ class HttpSettings(Environment):
     body_seconds: float = Field(30.0, gt=0, le=3_600, description="seconds to receive a request body; else 408")
     send_seconds: float = Field(60.0, gt=0, le=3_600, description="seconds before a stalled client is disconnected")
     failed_keys_per_minute: int = Field(20, ge=1, description="wrong keys per minute and address; more get 429")
-    keep_alive: int = Field(75, ge=1, le=3_600, description="seconds to keep idle connections; exceed the proxy's")
+    keep_alive: int = Field(75, ge=1, le=3_600, description="seconds to keep idle connections; more than the proxy's")
     drain_seconds: int = Field(60, ge=1, le=3_600, description="seconds to finish requests on shutdown")
     llm_process: bool = Field(True, description="call the language model in a separate process per worker")
     trusted_proxies: NonEmpty | None = Field(
