@@ -1,7 +1,7 @@
 """The pipeline: Dagster assets that turn arriving documents into published LanceDB tables.
 
-Plain modules do the work and know nothing of Dagster; `rag_assets.defs` holds the thin Dagster objects over them.
-`RagShardsComponent` puts all of it into another dg project.
+The work is in plain modules without Dagster types; `rag_assets.defs` wraps them in thin Dagster objects.
+`RagShardsComponent` adds the whole pipeline to another dg project.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Load the component when it is first used: the processes that parse documents must not import Dagster."""
+    """Import the component on first use, so that parser processes do not import Dagster."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from rag_assets.defs.build import RagShardsComponent

@@ -1,66 +1,51 @@
-"""Errors of the pipeline; they hang in the one tree of `rag_serving.errors`.
-
-RagError
-├── SourceUnavailable     the source does not answer; trying again may help
-│   └── SourceRefused     the bucket or folder does not exist, or refuses the credentials
-├── ParserUnavailable     no process can be started to parse documents in
-├── FeedUnavailable       the queue or topic does not answer; trying again may help
-│   └── FeedRefused       the queue or topic does not exist, or refuses the credentials
-├── ShardLocked           another writer holds the shard's lease
-├── LeaseLost             this writer's lease was taken over; it must stop
-├── MassDeleteRefused     a run would delete more of a shard than is allowed without say-so
-├── ChecksFailed          a table breaks an invariant that publishing depends on
-├── VersionNotKept        a rollback names a version that the shard does not have
-├── ExportError           the embedding model cannot be loaded or exported faithfully
-└── OrchestrationError    Dagster is not set up for what was asked (no home, no daemon)
-"""
+"""Errors of the pipeline: the part of the tree of `rag_serving.errors` that only writers of the lake raise."""
 
 from rag_serving.errors import RagError
 
 
 class SourceUnavailable(RagError):
-    """The source cannot be listed or read; nothing was changed."""
+    """The source does not respond. Nothing was changed; a retry may succeed."""
 
 
 class SourceRefused(SourceUnavailable):
-    """The source does not exist or does not let us in; trying again does not help."""
+    """The bucket or folder does not exist or rejects the credentials; retrying does not help."""
 
 
 class ParserUnavailable(RagError):
-    """Documents cannot be parsed at all; none was blamed for it."""
+    """No parser process can be started. No document is quarantined for it."""
 
 
 class FeedUnavailable(RagError):
-    """The queue or topic of arrivals cannot be read; what it holds stays there."""
+    """The queue or topic of arrivals does not respond. Its messages stay there; a retry may succeed."""
 
 
 class FeedRefused(FeedUnavailable):
-    """The queue or topic does not exist or does not let us in; trying again does not help."""
+    """The queue or topic does not exist or rejects the credentials; retrying does not help."""
 
 
 class ShardLocked(RagError):
-    """Another writer holds the shard; it was left alone."""
+    """Another writer holds the shard's lease; the shard was not changed."""
 
 
 class LeaseLost(RagError):
-    """The shard's lease was lost in mid-work; nothing more may be written."""
+    """Another writer may have taken over the shard's lease; this one must stop writing."""
 
 
 class MassDeleteRefused(RagError):
-    """The listing would delete too much of what the shard holds; nothing was deleted."""
+    """The run would delete more of a shard than it may without explicit permission; nothing was deleted."""
 
 
 class ChecksFailed(RagError):
-    """The shard's new table is not consistent; the published version stays."""
+    """The shard's new table is inconsistent or worse than the published version, which stays published."""
 
 
 class VersionNotKept(RagError):
-    """There is no such published version to go back to."""
+    """The shard has no such published version to roll back to."""
 
 
 class ExportError(RagError):
-    """The embedding model cannot be exported."""
+    """The embedding model cannot be loaded, or its export does not reproduce its vectors."""
 
 
 class OrchestrationError(RagError):
-    """Dagster cannot do what was asked; the message says what to start or set."""
+    """Dagster is not set up for the command (no DAGSTER_HOME, no daemon); the message says what to do."""

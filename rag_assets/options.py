@@ -1,4 +1,4 @@
-"""Names and defaults of settings that several modules share. Imports nothing of this project."""
+"""Allowed values and defaults of settings that several modules share. Imports nothing from this project."""
 
 from typing import Final, Literal
 
@@ -8,8 +8,7 @@ CHUNK_TOKENS: Final = 192
 
 ContextName = Literal["none", "headings", "neighbours"]
 
-# One character can need this many tokens (a ligature that unfolds into a phrase), so that smaller windows
-# cannot hold every text.
+# A single character can take this many tokens (a ligature that expands to a phrase): smaller windows cannot hold it.
 SMALLEST_WINDOW: Final = 32
 
 RuntimeName = Literal["auto", "openvino", "torch"]

@@ -16,73 +16,66 @@ from rag_assets.options import (
 )
 from rag_serving.settings import EnvironmentSettings, NonEmpty
 
+Cron = Annotated[str, StringConstraints(min_length=9)]
+
 
 class PipelineSettings(EnvironmentSettings):
-    """What the assets, sensors and schedules need."""
+    """Settings of the assets, sensors, schedules and commands."""
 
     source_uri: NonEmpty | None = Field(None, description="folder or s3://bucket/prefix where documents arrive")
     embedding_model: NonEmpty = Field(
-        PACKAGED_MODEL, description="sentence-transformers name, a model's folder, or litellm:NAME"
+        PACKAGED_MODEL, description="sentence-transformers name, model folder, or litellm:NAME"
     )
-    embedding_runtime: RuntimeName = Field("auto", description="what runs the model in the pipeline")
+    embedding_runtime: RuntimeName = Field("auto", description="runtime of the embedding model in the pipeline")
     chunker: ChunkerName = Field("semantic", description="how documents are cut into passages")
     chunk_tokens: int = Field(
-        CHUNK_TOKENS, ge=SMALLEST_WINDOW, description="most tokens of a passage, special ones included"
+        CHUNK_TOKENS, ge=SMALLEST_WINDOW, description="maximum tokens of a passage, including special tokens"
     )
-    chunk_context: ContextName = Field("none", description="what is embedded before a passage")
+    chunk_context: ContextName = Field("none", description="text that is embedded in front of each passage")
     asset_prefix: Annotated[str, StringConstraints(pattern=r"^\w+(/\w+)*$")] | None = Field(
-        None,
-        description="prefix of asset keys, jobs and partitions, as in eu or prod/eu, for several lakes",
+        None, description="prefix of asset keys, jobs and partitions (eu, prod/eu), so that lakes can share a Dagster"
     )
-    partition_set: NonEmpty | None = Field(None, description="name of the partition set; unset: shard after the prefix")
+    partition_set: NonEmpty | None = Field(None, description="name of the partition set; unset: PREFIX_shard")
     asset_group: NonEmpty = Field("index", description="group of the assets")
-    asset_owners: NonEmpty = Field("team:search-platform", description="owners of the assets, with commas")
-    code_location: NonEmpty = Field("rag_assets", description="name of the code location, for backfills by the daemon")
+    asset_owners: NonEmpty = Field("team:search-platform", description="owners of the assets, comma-separated")
+    code_location: NonEmpty = Field("rag_assets", description="name of the code location that the daemon backfills")
     executor: ExecutorName = Field("in_process", description="how the steps of one run are executed")
-    reconcile_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
-        "0 2 * * *", description="when all shards are reconciled with the source, in UTC"
-    )
-    arrivals: ArrivalsName = Field("listing", description="how the sensor learns of arrivals")
+    reconcile_cron: Cron = Field("0 2 * * *", description="when every shard is reconciled with the source, in UTC")
+    arrivals: ArrivalsName = Field("listing", description="how the sensor detects arrivals")
     sqs_queue_url: NonEmpty | None = Field(None, description="SQS queue that the bucket notifies")
-    kafka_brokers: NonEmpty | None = Field(None, description="host:port of Kafka brokers, with commas")
+    kafka_brokers: NonEmpty | None = Field(None, description="Kafka brokers as host:port, comma-separated")
     kafka_topic: NonEmpty | None = Field(None, description="topic that carries the bucket's events")
-    kafka_config: SecretStr | None = Field(None, description="further librdkafka properties, as one JSON object")
-    arrivals_interval: int = Field(30, ge=1, description="least seconds between two looks at the source")
-    arrivals_max_runs: int = Field(200, ge=1, le=5000, description="runs requested in one tick at most")
+    kafka_config: SecretStr | None = Field(None, description="additional librdkafka properties as one JSON object")
+    arrivals_interval: int = Field(30, ge=1, description="minimum seconds between evaluations of the sensor")
+    arrivals_max_runs: int = Field(200, ge=1, le=5000, description="maximum runs requested per tick")
     arrivals_tick_seconds: float = Field(
-        40.0, gt=0, le=55, description="time box of one sweep or poll; Dagster ends ticks at 60"
+        40.0, gt=0, le=55, description="seconds after which one sweep or poll stops; Dagster kills ticks at 60"
     )
-    max_document_bytes: int = Field(256 * 2**20, ge=1, description="larger objects are quarantined unread")
+    max_document_bytes: int = Field(256 * 2**20, ge=1, description="larger objects are quarantined without a fetch")
     max_delete_share: float = Field(
-        0.5, gt=0, le=1, description="share of a shard's documents a run may delete unasked"
+        0.5, gt=0, le=1, description="share of a shard's documents that a run may delete without permission"
     )
-    fetch_concurrency: int = Field(8, ge=1, le=64, description="objects fetched at once")
-    vector_index_rows: int = Field(2_000, ge=256, description="rows from which a shard gets a vector index")
+    fetch_concurrency: int = Field(8, ge=1, le=64, description="objects fetched concurrently")
+    vector_index_rows: int = Field(2_000, ge=256, description="minimum rows for a vector index")
     company_interval: int = Field(
-        60, ge=1, description="least seconds between two looks at whether the company index is behind"
+        60, ge=1, description="minimum seconds between checks whether the company index is stale"
     )
     quality_max_drop: float = Field(
-        0.05, ge=0, le=1, description="by how much a new version may answer the golden questions worse than the old"
+        0.05, ge=0, le=1, description="maximum drop of the golden-question scores against the published version"
     )
     quality_min_recall: float = Field(
-        0.9, ge=0, le=1, description="share of the nearest passages that a vector index must find; 0 lets any pass"
+        0.9, ge=0, le=1, description="minimum share of the nearest passages that a vector index finds; 0 disables"
     )
-    keep_published: int = Field(5, ge=1, le=20, description="published versions of a shard that are tagged and kept")
+    keep_published: int = Field(5, ge=1, le=20, description="published versions to keep per shard")
     reader_pin_seconds: float = Field(
-        3600.0, ge=60, description="seconds that a reader may go on with a version after its successor is published"
+        3600.0, ge=60, description="seconds that readers may keep using a version after its successor is published"
     )
-    parse_workers: int = Field(2, ge=1, le=64, description="processes that parse documents, at most, in each run")
-    parse_seconds: int = Field(
-        120, ge=1, le=3600, description="seconds, of the clock and of CPU, to parse one document"
-    )
+    parse_workers: int = Field(2, ge=1, le=64, description="maximum parser processes per run")
+    parse_seconds: int = Field(120, ge=1, le=3600, description="limit of wall-clock and of CPU seconds per document")
     parse_memory: int = Field(
-        1536 * 2**20, ge=512 * 2**20, description="bytes of address space of a process that parses"
+        1536 * 2**20, ge=512 * 2**20, description="limit of a parser process's address space, in bytes"
     )
-    maintenance_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
-        "30 4 * * *", description="when tables are compacted and old versions cleaned up, in UTC"
-    )
-    watch_cron: Annotated[str, StringConstraints(min_length=9)] = Field(
-        "*/15 * * * *", description="when it is checked that no shard is left behind, in UTC"
-    )
-    lease_seconds: float = Field(30.0, ge=1, le=600, description="a dead writer's shard is free after this")
+    maintenance_cron: Cron = Field("30 4 * * *", description="when tables are compacted and cleaned up, in UTC")
+    watch_cron: Cron = Field("*/15 * * * *", description="when no_shard_left_behind is evaluated, in UTC")
+    lease_seconds: float = Field(30.0, ge=1, le=600, description="seconds until a dead writer's lease expires")
     lease_wait: float = Field(45.0, ge=0, le=3600, description="seconds to wait for another writer of the same shard")

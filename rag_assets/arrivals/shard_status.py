@@ -1,4 +1,4 @@
-"""The state of every shard, for commands and the check `no_shard_left_behind`: the listing beside the catalog."""
+"""The state of every shard in the source and in the catalog, for commands and the check `no_shard_left_behind`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,30 +12,27 @@ from rag_serving.lake.shards import Shard
 
 @dataclass(frozen=True)
 class ShardStates:
-    """The source and the lake as they are now, by shard."""
+    """The current state of the source and the lake, by shard."""
 
     listed: Mapping[Shard, str]
-    """Digests of what the source lists."""
+    """Digests of the listings."""
     published: Mapping[Shard, str]
-    """Digests of what the published versions were made from; empty where another embedder made them."""
+    """Listing digests of the published versions; empty for those of another embedder."""
     held: Mapping[Shard, str]
-    """Shards held at their version, and by whom."""
+    """Shards on hold, and who put them on hold."""
     broken: Mapping[str, str]
-    """Catalog objects that do not validate, and why."""
+    """Keys of invalid catalog objects, and the reason."""
     objects: int
     outside: int
     outside_examples: tuple[str, ...]
 
 
 def survey(source: Source, snapshot: Snapshot, fingerprint: str | None) -> ShardStates:
-    """List the whole source and compare it with the catalog; `fingerprint` is the configured embedder's.
-
-    Raises `SourceUnavailable`.
-    """
+    """List the whole source and compare it with the catalog; `fingerprint` is the configured embedder's."""
     seen = sweep(source, seconds=float("inf"))
     held = {shard: entry.hold.by for shard, entry in snapshot.entries.items() if entry.hold is not None}
     published = published_listing_digests(snapshot.entries, fingerprint)
-    # A shard whose objects are all gone is listed as empty, unless that is what is published already.
+    # A shard without objects has an empty listing, which differs from the published one unless that is empty too.
     empty = listing_digest(())
     listed = {**dict.fromkeys(published, empty), **seen.digests}
     return ShardStates(listed, published, held, snapshot.broken, seen.objects, seen.outside, seen.outside_examples)

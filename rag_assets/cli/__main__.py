@@ -1,4 +1,4 @@
-"""Run the command line as `python -m rag_assets.cli`."""
+"""Run the command line with `python -m rag_assets.cli`."""
 
 from rag_assets.cli.main import main
 

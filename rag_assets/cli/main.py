@@ -1,4 +1,4 @@
-"""The command `rag-assets`; each group of commands is a module beside this one."""
+"""The command `rag-assets`; its subcommands are in the modules beside this one."""
 
 import warnings
 
@@ -13,8 +13,8 @@ from rag_serving.cli.errors import NamedErrorGroup
 @click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rag-shards")
 def main() -> None:
-    """Indexes the documents of RAG_SOURCE_URI into the lake RAG_LAKE_URI through Dagster."""
-    # Dagster marks partitioned checks as a preview at every start; that is for us to know, not for every command.
+    """Index the documents of RAG_SOURCE_URI into the lake RAG_LAKE_URI with Dagster."""
+    # Dagster warns at every start that partitioned checks are a preview.
     warnings.filterwarnings("ignore", module="dagster")
     warnings.filterwarnings("ignore", message=".*in preview.*")
 

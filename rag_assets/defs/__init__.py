@@ -1,4 +1,4 @@
-"""The Dagster objects: assets, checks, jobs, sensors, schedules, resources. Each is thin.
+"""The Dagster objects: assets, checks, jobs, sensors, schedules and resources.
 
-Names and partitions are in `runs.names`; the work is in the plain modules of `rag_assets`.
+They are thin: the work is in the plain modules of `rag_assets`, names and partitions are in `runs.names`.
 """

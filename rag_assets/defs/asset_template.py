@@ -1,6 +1,6 @@
 """Declare the pipeline's assets before the deployment's prefix (`RAG_ASSET_PREFIX`) is known.
 
-Your own assets use `dg.asset`: Dagster does not load a template by itself.
+Declare your own assets with `dg.asset`: Dagster does not load templates.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from rag_assets.runs.names import Names
 
 @dataclass(frozen=True)
 class AssetTemplate:
-    """An asset's function and options, without prefix, partitions and group; `build` adds those."""
+    """An asset's function and options; `build` adds prefix, partitions, group and owners."""
 
     compute: Callable[..., Any]
     upstream: tuple[str, ...]
@@ -24,11 +24,12 @@ class AssetTemplate:
     options: Mapping[str, Any]
 
     def build(self, names: Names) -> dg.AssetsDefinition:
+        """Return the asset under the deployment's names."""
         deps = [dg.AssetDep(names.asset(name)) for name in self.upstream]
         everything = dg.AllPartitionMapping()
         deps += [dg.AssetDep(names.asset(name), partition_mapping=everything) for name in self.all_partitions_of]
         options = {name: value(names) if callable(value) else value for name, value in self.options.items()}
-        decorate: Any = dg.asset  # its overloads know no options by name
+        decorate: Any = dg.asset  # its overloads do not accept **options
         return decorate(
             key=names.asset(self.compute.__name__),
             deps=deps,
@@ -43,9 +44,9 @@ class AssetTemplate:
 def asset_template(
     *upstream: str, all_partitions_of: tuple[str, ...] = (), partitioned: bool = True, **options: Any
 ) -> Callable[[Callable[..., Any]], AssetTemplate]:
-    """Declare an asset and those that it reads, by their names without a prefix.
+    """Declare an asset and the assets that it reads, by their names without the prefix.
 
-    A partition reads the same partition of `upstream`; of `all_partitions_of` it reads everything. An option that is a
-    function gets the deployment's `Names`.
+    A partition reads the same partition of `upstream` and every partition of `all_partitions_of`. An option that is a
+    function is called with the deployment's `Names`.
     """
     return lambda compute: AssetTemplate(compute, upstream, all_partitions_of, partitioned, options)

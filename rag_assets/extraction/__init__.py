@@ -1,5 +1,4 @@
-"""Read one source object, and what is attached to it, into text with structure, whatever its format.
+"""Parse a source object and its attachments into structured text.
 
-`registry` detects the format and is where a new one is added; `formats` has one module per format; `sandbox` runs
-all of it in limited processes.
+`registry` detects the format, `formats` has one module per format, `sandbox` runs the parsers in limited processes.
 """

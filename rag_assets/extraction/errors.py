@@ -1,10 +1,10 @@
-"""Why a document could not be read: the closed set of reasons, and the one exception that carries them."""
+"""The reasons why a document is unreadable, and the exception that carries one."""
 
 from enum import StrEnum
 
 
 class QuarantineReason(StrEnum):
-    """Why a document is set aside. The set is closed: operators filter and alert on these words."""
+    """Why a document is quarantined. Operators filter and alert on these values, so they never change."""
 
     UNSUPPORTED_TYPE = "unsupported_type"
     EMPTY = "empty"
@@ -18,10 +18,9 @@ class QuarantineReason(StrEnum):
 
 
 class ExtractionError(Exception):
-    """A document has no text that can be indexed.
+    """A document cannot be indexed.
 
-    `reason` is for machines; `detail` is one short sentence for the person who owns the document. It says
-    what to do where something can be done, and quotes no content.
+    `detail` is a short sentence for the document's owner that says what to do, without quoting content.
     """
 
     def __init__(self, reason: QuarantineReason, detail: str) -> None:

@@ -1,1 +1,1 @@
-"""From a built table to what readers see: checks, publish, rollback, retention, maintenance, catalog writes."""
+"""Check a built table and publish it; roll back, retain and clean up published versions."""

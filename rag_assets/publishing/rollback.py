@@ -11,9 +11,9 @@ from rag_serving.lake.tables import SHARDS
 
 
 def rollback(writer: ShardWriter, *, by: str, to: int | None = None) -> CatalogEntry:
-    """Send readers to an older published version, and hold the shard there until it is released.
+    """Make an older published version current, and hold the shard there until it is released.
 
-    `to` is a version of the history; without it, the last one published before the current. Raises `VersionNotKept`.
+    `to` is a version of the history; None: the last one before the current. Raises `VersionNotKept`.
     """
     found = read_catalog_entry(writer.lake.objects, writer.shard)
     table = writer.table(SHARDS)
@@ -39,7 +39,7 @@ def rollback(writer: ShardWriter, *, by: str, to: int | None = None) -> CatalogE
 
 
 def release(writer: ShardWriter) -> CatalogEntry | None:
-    """Let runs publish again; None where nothing was held. The next run publishes what was built meanwhile."""
+    """Let runs publish again; return None if the shard is not on hold. The next run publishes what was built since."""
     found = read_catalog_entry(writer.lake.objects, writer.shard)
     if found is None or found[0].hold is None:
         return None

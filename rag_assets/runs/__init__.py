@@ -1,1 +1,1 @@
-"""Start and watch runs: backfills, the bulk path, progress reports. Dagster types are allowed here."""
+"""Start and watch runs: backfills, the bulk path, progress. Dagster types are allowed here."""

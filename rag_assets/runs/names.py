@@ -1,4 +1,4 @@
-"""What this deployment calls its Dagster objects, so that several lakes can share one Dagster instance."""
+"""Names of the deployment's Dagster objects. A prefix lets several lakes share one Dagster instance."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ SHARD_ASSETS = ("raw_documents", "chunks", "embeddings", "shards", "published")
 
 @dataclass(frozen=True)
 class Names:
-    """Names built from the settings. Without a prefix every object has its plain name."""
+    """Names with the prefix of the settings, or plain names without one."""
 
     prefix: tuple[str, ...] = ()
     partition_set: str = "shard"
@@ -30,6 +30,7 @@ class Names:
 
     @classmethod
     def of(cls, settings: PipelineSettings) -> Self:
+        """Return the names that the settings ask for."""
         prefix = tuple((settings.asset_prefix or "").split("/")) if settings.asset_prefix else ()
         return cls(
             prefix,
@@ -40,6 +41,7 @@ class Names:
         )
 
     def asset(self, name: str) -> dg.AssetKey:
+        """Return the key of an asset."""
         return dg.AssetKey([*self.prefix, name])
 
     def job(self, name: str) -> str:
@@ -47,16 +49,16 @@ class Names:
         return "_".join([*self.prefix, name])
 
     def op(self, asset: str) -> str:
-        """Return what run configuration calls the asset's step."""
+        """Return the name of the asset's step in run configuration."""
         return "__".join([*self.prefix, asset])
 
     @cached_property
     def partitions(self) -> dg.DynamicPartitionsDefinition:
-        """The one partition set: a shard is a partition, and appears with its first document."""
+        """The partition set: each shard is a partition, added with its first document."""
         return dg.DynamicPartitionsDefinition(name=self.partition_set)
 
     def add_shards(self, instance: dg.DagsterInstance, shards: Iterable[Shard]) -> None:
-        """Add the shards that are not partitions yet."""
+        """Add a partition for each shard that has none."""
         known = set(instance.get_dynamic_partitions(self.partition_set))
         new = sorted({shard.key for shard in shards} - known)
         if new:

@@ -1,4 +1,4 @@
-"""What people see of runs in a terminal: quiet logs and the reason of a failure."""
+"""What the terminal shows of a run: its log level and the reason of a failure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,12 +7,12 @@ import dagster as dg
 
 
 def quiet_logging(*, verbose: bool) -> dict[str, Any]:
-    """Run configuration that keeps Dagster's console log to what was asked for; the event log has everything."""
+    """Return run configuration that sets the level of Dagster's console log; the event log has everything."""
     return {"loggers": {"console": {"config": {"log_level": "INFO" if verbose else "CRITICAL"}}}}
 
 
 def failure_reason(events: Sequence[dg.DagsterEvent]) -> str:
-    """Why a run failed, in its own words."""
+    """Return the reason why a run failed: the failed checks, else the first error."""
     stopped = [
         f"{check.check_name}: {check.description}"
         for event in events
@@ -20,7 +20,7 @@ def failure_reason(events: Sequence[dg.DagsterEvent]) -> str:
         and not (check := event.asset_check_evaluation_data).passed
         and check.severity == dg.AssetCheckSeverity.ERROR
     ]
-    if stopped:  # Dagster itself names the check alone
+    if stopped:  # Dagster's own message only names the check
         return "; ".join(stopped)
     for event in events:
         if event.is_step_failure:

@@ -1,4 +1,4 @@
-"""Questions to the Dagster instance: which shards have a run, and how runs ended."""
+"""Queries to the Dagster instance: which shards have an active run, and how runs ended."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ ACTIVE = [
 
 
 def active_shards(instance: dg.DagsterInstance, names: Names) -> frozenset[Shard]:
-    """Return the shards with a queued or running run, by any job that is not another lake's."""
+    """Return the shards with a queued or running run, by any job of this lake."""
     runs = instance.get_runs(filters=dg.RunsFilter(statuses=ACTIVE))
     return frozenset(_shards(run.tags.get(PARTITION_TAG, "") for run in runs if not _is_of_another_lake(run, names)))
 
@@ -45,7 +45,7 @@ def failed_shards(instance: dg.DagsterInstance, names: Names, shards: Sequence[S
 
 @dataclass(frozen=True)
 class Runs:
-    """The state of the requested runs, and of those that others started."""
+    """Shards with an active run, requested or started by others, and the requested runs that succeeded."""
 
     active: frozenset[Shard]
     succeeded: frozenset[str]
@@ -55,7 +55,7 @@ class Runs:
 def runs_of(instance: dg.DagsterInstance, names: Names, pending: Pending) -> Runs:
     """Return the state of every run that the pending shards wait for.
 
-    Retries, the daemon's as well as a person's, carry the tags of the run that they repeat, the run key among them.
+    Retries by the daemon or a user carry the tags of the run that they repeat, including its run key.
     """
     active = set(active_shards(instance, names))
     succeeded: set[str] = set()
@@ -66,7 +66,7 @@ def runs_of(instance: dg.DagsterInstance, names: Names, pending: Pending) -> Run
         statuses = {run.status for run in runs}
         if dg.DagsterRunStatus.SUCCESS in statuses:
             succeeded.add(item.requested.run_key)
-        elif statuses & set(ACTIVE):  # queued since the first look
+        elif statuses & set(ACTIVE):  # queued since `active_shards` ran
             active.add(shard)
     return Runs(frozenset(active), frozenset(succeeded))
 
@@ -76,13 +76,13 @@ def _shards(keys: Iterable[str]) -> list[Shard]:
     for key in keys:
         try:
             found.append(Shard.parse(key))
-        except InvalidShardName:  # a run of something else, or a partition that was added by hand
+        except InvalidShardName:  # another job's run, or a partition added by hand
             continue
     return found
 
 
 def _is_of_another_lake(run: dg.DagsterRun, names: Names) -> bool:
-    """Whether the run is of assets under another prefix, which may have a shard of the same name."""
+    """Return whether the run's assets have another prefix; its lake may have a shard of the same name."""
     if run.asset_selection:
         return not any(names.asset(key.path[-1]) == key for key in run.asset_selection)
     return run.job_name.endswith(INDEX_SHARD) and run.job_name != names.job(INDEX_SHARD)

@@ -1,4 +1,4 @@
-"""Tags of runs: the partition, what a run is permitted to do, and whether it compares whole tables."""
+"""Tags of runs: the partition, permissions, and whether whole tables are compared."""
 
 from collections.abc import Mapping
 
@@ -9,5 +9,5 @@ WHOLE_TAG = "rag/compare_whole_tables"
 
 
 def flag(tags: Mapping[str, str], name: str) -> bool:
-    """Whether a run bears the tag with the value true."""
+    """Return whether the run has the tag with the value true."""
     return tags.get(name, "").lower() == "true"

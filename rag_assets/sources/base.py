@@ -1,7 +1,7 @@
-"""Where documents arrive: a folder or an S3 bucket, listed page by page and fetched object by object.
+"""The protocol of sources (a folder or an S3 bucket), and which keys are documents of which shard.
 
-Keys are relative to the source's root, so ``london/people/leave.md`` is the same document in both. A listing that
-fails raises; it never looks like an empty one.
+Keys are relative to the source's root, so ``london/people/leave.md`` is the same document in both. A failed listing
+raises; it never looks like an empty one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from rag_serving.lake.shards import Shard
 
 @dataclass(frozen=True, slots=True)
 class SourceObject:
-    """One line of the source's listing."""
+    """One entry of the source's listing."""
 
     key: str
     etag: str
@@ -25,7 +25,7 @@ class SourceObject:
 
 @dataclass(frozen=True, slots=True)
 class FetchedObject:
-    """An object's bytes, with the etag and time they belong to (which may be newer than the listing's)."""
+    """An object's bytes with their etag and time, which may be newer than the listing's."""
 
     data: bytes
     etag: str
@@ -37,48 +37,48 @@ class ObjectGone(Exception):
 
 
 class ObjectUnreadable(Exception):
-    """This one object cannot be read (permissions, archived storage class); others can."""
+    """This object cannot be read (permissions, archived storage class), but others can."""
 
 
 class Source(Protocol):
-    """Documents as they arrive. Listing and fetching raise `SourceUnavailable` when the whole source fails."""
+    """Where documents arrive. All methods raise `SourceUnavailable` if the source as a whole fails."""
 
     def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
-        """Objects whose key starts with `prefix`, in key order (UTF-8 bytes), a page at a time."""
+        """Yield pages of the objects whose key starts with `prefix`, in the order of the keys' UTF-8 bytes."""
         ...
 
     def shards(self) -> Iterator[Shard]:
-        """Shards that have something below them, found without walking through it: maybe no document at all."""
+        """Yield the shards that have a folder, without listing it: it may contain no document."""
         ...
 
     def head(self, key: str) -> SourceObject | None:
-        """What the listing would say of one key now; None where there is no such object."""
+        """Return the listing entry of one key; None if there is no such object."""
         ...
 
     def fetch(self, key: str) -> FetchedObject:
-        """The object; raises `ObjectGone` or `ObjectUnreadable` for this one alone."""
+        """Fetch an object; raise `ObjectGone` or `ObjectUnreadable` if only this one fails."""
         ...
 
     def uri(self, key: str) -> str:
-        """Where a person finds the object."""
+        """Return the URI of an object, for people."""
         ...
 
 
 GOLDEN_FOLDER = "_eval"
-"""Folder of a shard that holds its golden questions. What lies in it is no document."""
+"""Folder of a shard for its golden questions; it contains no documents."""
 
 
 def shard_of(key: str) -> Shard | None:
-    """The shard of a document's key.
+    """Return the shard of a document's key.
 
-    None for keys outside ``region/department/``, hidden ones, folder markers and golden questions.
+    None for keys outside ``region/department/``, hidden keys, folder markers and golden questions.
     """
     parts = key.split("/")
     return None if not parts[-1] or _is_golden(parts) else _owner(parts)
 
 
 def golden_shard_of(key: str) -> Shard | None:
-    """The shard whose golden questions lie under the key, or None for all other keys."""
+    """Return the shard of a golden questions' key; None for all other keys."""
     parts = key.split("/")
     return _owner(parts) if _is_golden(parts) else None
 
@@ -97,15 +97,15 @@ def _owner(parts: Sequence[str]) -> Shard | None:
 
 
 def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
-    """The documents of one shard, in key order."""
+    """List the documents of one shard in key order."""
     return [entry for page in source.pages(f"{shard.key}/") for entry in page if shard_of(entry.key) == shard]
 
 
 def has_documents(source: Source, shard: Shard) -> bool:
-    """Whether the shard has a document; reads no further than to the first."""
+    """Return whether the shard has a document; stops listing at the first."""
     return any(shard_of(entry.key) == shard for page in source.pages(f"{shard.key}/") for entry in page)
 
 
 def shard_of_folders(region: str, department: str) -> Shard | None:
-    """That shard, unless its names cannot be those of one, or hide it."""
+    """Return the shard of these folders; None if the names are invalid or hidden."""
     return shard_of(f"{region}/{department}/document")

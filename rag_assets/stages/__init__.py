@@ -1,1 +1,1 @@
-"""What a run does to a shard, without Dagster: a module for each step that builds tables, and `document_state`."""
+"""The steps of a run that build tables, without Dagster: one module each, and `document_state`."""

@@ -1,8 +1,8 @@
-"""The lease that keeps a second writer out of a shard, kept in the lake so that it holds for every way to start a run.
+"""The lease that admits one writer per shard. It is stored in the lake, so it holds however a run is started.
 
-One object per shard, and one for the company index: who holds it, until when, and an epoch that rises with every new
-holder. It is taken and renewed by conditional writes only. A holder that dies is followed after the lease's time; one
-that lost its lease is told at its next `check`.
+Each shard and the company index have one object with the holder, the expiry, and an epoch that increases with every new
+holder. It is acquired and renewed by conditional writes. A dead holder's lease expires; a holder that lost its lease
+gets `LeaseLost` on its next `check()`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ LEASES = "leases"
 
 
 class LeaseRecord(BaseModel):
-    """What the lease object says."""
+    """The content of the lease object."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -35,11 +35,11 @@ class LeaseRecord(BaseModel):
     expires_at: AwareDatetime
     released: bool = False
     token: str = ""
-    """Chosen by the holder, by which it knows its own record again."""
+    """Random; identifies the holder's own record."""
 
 
 class Lease:
-    """A held lease. `check` before every commit; it raises `LeaseLost` once the lease may belong to another."""
+    """A held lease, renewed by a thread. Call `check` before every commit."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Lease:
         self.shard = shard
         self.epoch = record.epoch
         self.taken_over = taken_over
-        """Whether the holder before never gave it back: it may be dead, or asleep and yet to wake up."""
+        """Whether the previous holder did not release it: that writer may be dead, or asleep and still wake up."""
         self._objects = objects
         self._record = record
         self._etag = etag
@@ -67,19 +67,19 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `LeaseLost` if another writer may hold the shard by now."""
+        """Raise `LeaseLost` if another writer may hold the lease."""
         if self._lost is None and time.monotonic() > self._deadline:
             self._lost = "it could not be renewed in time"
         if self._lost is not None:
             raise LeaseLost(f"the lease of shard {self.shard} was lost: {self._lost}; run the shard again")
 
     def release(self) -> None:
-        """Give the lease back; the epoch stays behind, so that it only ever rises."""
+        """Release the lease. Its object stays, so that the epoch never decreases."""
         self._stop.set()
         self._thread.join()
         if self._lost is None:
             record = self._record.model_copy(update={"released": True})
-            with contextlib.suppress(WriteConflict, LakeCorrupt, LakeUnavailable):  # it then ends by itself
+            with contextlib.suppress(WriteConflict, LakeCorrupt, LakeUnavailable):  # then it expires
                 self._write(record)
 
     def _heartbeat(self) -> None:
@@ -92,7 +92,7 @@ class Lease:
                 self._lost = "another writer took it over"
                 return
             except LakeUnavailable:
-                continue  # the next beat tries again; `check` fails once the time is over
+                continue  # the next heartbeat retries; `check` fails after the deadline
             self._record, self._deadline = record, deadline
 
     def _write(self, record: LeaseRecord) -> None:
@@ -103,7 +103,7 @@ class Lease:
             found = self._objects.get(_key(self.shard))
             if found is None or _read(self.shard, found.data).token != record.token:
                 raise
-            # An earlier beat was applied after all, in an outage that also kept its answer from being read back.
+            # An earlier heartbeat was applied, but an outage lost its response.
             self._etag = self._objects.put(_key(self.shard), data, expect=found.etag)
 
 
@@ -117,10 +117,7 @@ def acquire_lease(
     wait: float = 45.0,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Generator[Lease]:
-    """Hold the shard's lease for the length of the block.
-
-    Waits up to `wait` seconds for another holder; raises `ShardLocked` after that.
-    """
+    """Hold the shard's lease for the length of the block; raise `ShardLocked` if it is not free in `wait` seconds."""
     lease = _acquire(objects, shard, holder, seconds, wait, sleep)
     try:
         yield lease

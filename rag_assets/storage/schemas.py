@@ -82,7 +82,7 @@ CHUNK_SCHEMA = pa.schema(
 
 
 def embedding_schema(dimensions: int) -> pa.Schema:
-    """Vectors by the hash of the text they were made from."""
+    """Return the schema of `embeddings`: a vector per hash of the embedded text."""
     return pa.schema(
         [
             pa.field("embed_hash", pa.string(), nullable=False),
@@ -92,6 +92,6 @@ def embedding_schema(dimensions: int) -> pa.Schema:
 
 
 def document_id(key: str, part: str = "") -> str:
-    """The id of a document, 32 hex digits: of a source object, or of something attached to one."""
+    """Return the id (32 hex digits) of the document of a source object, or of an attachment (`part`) of one."""
     named = f"{key}\0{part}" if part else key
     return hashlib.sha256(named.encode()).hexdigest()[:32]

@@ -1,1 +1,1 @@
-"""Arrival events from SQS or Kafka. Events say where to look; the store says what is true."""
+"""Arrival events from SQS or Kafka. Events name the objects to compare; the source has their state."""

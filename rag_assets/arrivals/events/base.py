@@ -1,4 +1,4 @@
-"""The feed protocol and what a feed delivers."""
+"""The protocol of event feeds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What a feed brought, and where it then was."""
+    """The messages of one poll, and the feed's position after them."""
 
     bodies: tuple[bytes | str | None, ...]
     position: Mapping[str, Any]
-    """Plain JSON. To be kept together with what the bodies said, and handed to the next `poll`."""
+    """Plain JSON. Must be stored together with the content of the messages, and passed to the next `poll`."""
     gap: str = ""
-    """Says what happened where messages were gone before they were read: any document may have changed."""
+    """Describes messages that expired unread: any document may have changed. Empty if there are none."""
     note: str = ""
-    """For the operator."""
+    """For the log."""
 
 
 class Feed(Protocol):
-    """Messages that name objects. Built without any contact; only `poll` speaks to a server."""
+    """A source of messages that name objects. Only `poll` connects to a server."""
 
     @property
     def name(self) -> str:
-        """Which feed this is, as `RAG_ARRIVALS` names it."""
+        """The feed's value of `RAG_ARRIVALS`."""
         ...
 
     def poll(self, position: Mapping[str, Any], *, seconds: float) -> Delivery:
-        """Messages after `position` (empty at first), for about `seconds` at most.
+        """Return the messages after `position` (empty at first), in about `seconds` at most.
 
-        The caller has stored this position, so the feed may delete the messages before it. Raises
-        `FeedUnavailable`, and `SettingsError` for what is missing.
+        The caller has stored this position, so the feed may delete the messages before it. Raises `FeedUnavailable`,
+        and `SettingsError` if a setting is missing.
         """
         ...

@@ -1,1 +1,1 @@
-"""One module per document format; each turns bytes into an `ExtractedDocument`."""
+"""One module per document format; each parses bytes into an `ExtractedDocument`."""

@@ -1,7 +1,7 @@
-"""Delimited text (csv, tsv): one table, a line for each row, its header first.
+"""Delimited text (csv, tsv): one table with a line per row.
 
-Which character separates the fields is told by which splits the first lines most evenly; Excel writes semicolons
-wherever the comma is the decimal sign.
+The delimiter is the character that splits the first lines most evenly: Excel writes semicolons in locales with a
+decimal comma.
 """
 
 import csv
@@ -19,12 +19,12 @@ CSV_MEDIA_TYPE: Final = "text/csv"
 _DELIMITERS: Final = (",", ";", "\t", "|")
 _SAMPLE_CHARACTERS: Final = 64 * 1024
 _SAMPLE_ROWS: Final = 100
-# Excel's own way to name the delimiter, on a line before the header.
+# Excel's line before the header that sets the delimiter.
 _NAMED = re.compile(r"""\A"?sep=([^\w\s"]|\t)"?\r?\n""", re.IGNORECASE)
 
 
 def extract_csv(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError where the text is too large or in no known encoding."""
+    """Parse a file; raise ExtractionError if it is too large or its encoding is unknown."""
     text = normalise(decode(data))
     named = _NAMED.match(text)
     text = text[named.end() :] if named else text
@@ -33,16 +33,16 @@ def extract_csv(data: bytes) -> ExtractedDocument:
     try:
         rows = [table_row(row) for row in csv.reader(io.StringIO(text), delimiter=delimiter)]
     except csv.Error:
-        # A quote that nobody closes swallows the rest of the file; then quotes are no quotes.
+        # An unclosed quote would swallow the rest of the file, so ignore quoting.
         rows = [table_row(line.split(delimiter)) for line in text.split("\n")]
     document.add(BlockKind.TABLE, "\n".join(filter(None, rows)))
     return document.build()
 
 
 def delimiter_of(text: str) -> str:
-    """The delimiter that gives the most rows of one width, then the fewest quotes inside fields, then the widest rows.
+    """Return the delimiter with the most rows of one width, then the fewest quotes inside fields, then the widest rows.
 
-    A comma where none gives rows of more than one field.
+    A comma if no delimiter gives rows of several fields.
     """
     sample = text[:_SAMPLE_CHARACTERS]
     if len(sample) < len(text):
@@ -55,7 +55,7 @@ def delimiter_of(text: str) -> str:
             continue
         widths = Counter(len(row) for row in rows if len(row) > 1)
         width, count = max(widths.items(), key=lambda item: (item[1], item[0]), default=(0, 0))
-        # Quotes are left inside fields where the delimiter that they guard is another.
+        # Quotes remain inside fields if they protect another delimiter.
         quotes = sum(field.count('"') for row in rows for field in row)
         if count and (count, -quotes, width) > best:
             best, found = (count, -quotes, width), delimiter
