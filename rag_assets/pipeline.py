@@ -1,9 +1,7 @@
-"""The source, the lake and the models of one deployment, opened from its settings. No Dagster here.
+"""The source, the lake and the models of one deployment, opened from its settings. No Dagster types.
 
-Assets, sensors and commands take a `Pipeline`; what they do with it is in the packages below.
+Assets, sensors and commands take a `Pipeline`; the work itself is in the packages below.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -18,11 +16,13 @@ from rag_assets.extraction.sandbox.pool import ParserLimits, warm_parsers
 from rag_assets.models.export import find_exported
 from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
 from rag_assets.publishing.catalog_writes import fence
+from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shards
+from rag_assets.publishing.retention import Retention
 from rag_assets.settings import PipelineSettings
 from rag_assets.sources.base import Source
 from rag_assets.sources.open import open_source
 from rag_assets.stages.documents import IngestionLimits, Parse
-from rag_assets.storage.lake import Lake, open_lake
+from rag_assets.storage.lake import Lake, Log, open_lake
 from rag_assets.storage.lease import acquire_lease
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.catalog import Catalog
@@ -36,19 +36,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What one deployment works with. Subclasses replace parts of it in tests and benchmarks."""
+    """The parts of one deployment. Tests and benchmarks override single parts in subclasses."""
 
     settings: PipelineSettings
-    s3_client: Callable[[], S3Client] | None = None
-    """Makes the client that reads an ``s3://`` source; boto3's default one if unset."""
+    s3_client: "Callable[[], S3Client] | None" = None
+    """Creates the client for an ``s3://`` source; None: boto3's default client."""
 
     def lake(self) -> Lake:
+        """Open the lake of `RAG_LAKE_URI`."""
         return open_lake(self.settings.lake_uri)
 
     def catalog(self) -> Catalog:
+        """Open the catalog of published shards."""
         return Catalog(self.lake().objects)
 
     def source(self) -> Source:
+        """Open the source of `RAG_SOURCE_URI`."""
         uri = self.settings.source_uri
         make = self.s3_client
         return open_source(uri, make() if make is not None and uri is not None and is_s3(uri) else None)
@@ -61,7 +64,7 @@ class Pipeline:
     def writer(
         self, shard: Shard, *, holder: str, whole: bool = False, wait: float | None = None
     ) -> Generator[ShardWriter]:
-        """Hold the shard's lease and yield its one writer; raises `ShardLocked` after `wait` seconds."""
+        """Hold the shard's lease and yield its only writer; raise `ShardLocked` after `wait` seconds."""
         lake = self.lake()
         wait = self.settings.lease_wait if wait is None else wait
         with acquire_lease(lake.objects, shard, holder, seconds=self.settings.lease_seconds, wait=wait) as lease:
@@ -69,28 +72,43 @@ class Pipeline:
                 fence(lake, shard, lease.epoch)
             yield ShardWriter(lake, shard, lease, whole=whole)
 
+    def maintain(self, holder: str, *, run_id: str, log: Log) -> MaintenanceReport:
+        """Maintain the tables of every published shard that is not locked."""
+        return maintain_shards(
+            sorted(self.catalog().snapshot().entries),
+            lambda shard: self.writer(shard, holder=holder, wait=0),
+            self.identity(),
+            self.retention(),
+            run_id=run_id,
+            log=log,
+            quality=self.quality(),
+        )
+
     def parser(self) -> Parse:
-        """Return the function that parses documents, each in a limited process."""
+        """Return the function that parses a document in a process with limited time and memory."""
         limits = ParserLimits(self.settings.parse_seconds, self.settings.parse_memory)
         return warm_parsers(limits, self.settings.parse_workers).read
 
     def identity(self) -> EmbedderIdentity:
+        """Return the identity of the configured embedding model; export the model first if needed."""
         return warm_identity(self.settings.lake_uri, self.settings.embedding_model)
 
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of new vectors; None before the model was first exported."""
+        """Return the fingerprint of the configured embedding model; None if it was never exported."""
         identity = find_exported(self.lake().objects, self.settings.embedding_model)
         return None if identity is None else identity.fingerprint
 
     def embedder(self) -> Embedder:
+        """Return the embedder, which stays loaded for the life of this process."""
         return warm_embedder(self.settings.lake_uri, self.settings.embedding_model, self.settings.embedding_runtime)
 
     def chunker(self) -> Chunker:
+        """Return the configured chunker for the embedding model."""
         options = ChunkerOptions(self.settings.chunker, self.settings.chunk_tokens, self.settings.chunk_context)
         return warm_chunker(self.settings.lake_uri, self.settings.embedding_model, options)
 
     def quality(self, *, accept_worse: bool = False) -> Quality:
-        """Return how a shard's retrieval is measured, and the least that it must reach."""
+        """Return how retrieval is measured, and the thresholds for publishing."""
         return Quality(
             embedder=self.embedder,
             source=None if self.settings.source_uri is None else self.source,
@@ -98,7 +116,12 @@ class Pipeline:
             min_recall=0.0 if accept_worse else self.settings.quality_min_recall,
         )
 
+    def retention(self) -> Retention:
+        """Return which published versions stay readable."""
+        return Retention(self.settings.keep_published, self.settings.reader_pin_seconds)
+
     def limits(self, *, allow_mass_delete: bool) -> IngestionLimits:
+        """Return the limits of one run of `raw_documents`."""
         return IngestionLimits(
             max_document_bytes=self.settings.max_document_bytes,
             max_delete_share=self.settings.max_delete_share,

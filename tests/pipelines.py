@@ -14,8 +14,8 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.pipeline import Pipeline
 from rag_assets.runs.names import INDEX_SHARD, Names
 from rag_assets.settings import PipelineSettings
-from rag_assets.sources.listing_digest import ListingDigest
-from rag_assets.stages.document_state import stored_objects
+from rag_assets.sources.listing_digest import listing_digest
+from rag_assets.stages.document_state import read_object_states
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.lease import acquire_lease
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS
@@ -150,8 +150,8 @@ def writer_of(lake_uri: str, key: str) -> Iterator[ShardWriter]:
 
 def stored_digest(lake: Lake, shard: Shard) -> str:
     """Return the digest of the listing that the tables hold: the source's, if nothing differs."""
-    stored = stored_objects(lake, shard).values()
-    return str(ListingDigest.of(known.entry for known in stored if known.seen[0]))
+    stored = read_object_states(lake.open(RAW_DOCUMENTS, shard), lake.open(QUARANTINE, shard), None).values()
+    return listing_digest(known.entry for known in stored if known.seen[0])
 
 
 def listed_shards(settings: PipelineSettings) -> list[Shard]:

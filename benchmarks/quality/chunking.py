@@ -76,11 +76,11 @@ def half(question: Question) -> str:
 
 def our_chunks(chunker: Chunker, corpora: Mapping[str, str]) -> list[Chunk]:
     """The corpora as the pipeline cuts them: read as the Markdown files that they are, and cut by that chunker."""
-    from rag_assets.extraction.registry import extract
+    from rag_assets.extraction.registry import read_object
 
     chunks: list[Chunk] = []
     for name, text in corpora.items():
-        document = extract(text.encode(), f"{name}.md")
+        document = read_object(text.encode(), f"{name}.md").parts[0].document
         offset = text.index(document.text)
         chunks += [
             Chunk(name, offset + passage.start, offset + passage.end, passage.embedded_text)

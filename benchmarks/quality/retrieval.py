@@ -107,7 +107,7 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
     With a limit, so many pages only: those with an answer, and of the others what a hash of their keys puts first.
     """
     from rag_assets.extraction.errors import ExtractionError
-    from rag_assets.extraction.registry import extract
+    from rag_assets.extraction.registry import read_object
     from rag_assets.models.registry import warm_chunker
     from rag_assets.options import PACKAGED_MODEL
 
@@ -121,7 +121,7 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
     keys.sort(key=lambda key: (key not in answers, hashlib.sha256(key.encode()).digest()))
     for key in keys[:limit]:
         try:
-            cut = chunker.chunk(extract((bucket / key).read_bytes(), key))
+            cut = chunker.chunk(read_object((bucket / key).read_bytes(), key).parts[0].document)
         except ExtractionError:
             continue
         for number, passage in enumerate(cut):

@@ -247,15 +247,15 @@ class Upserts:
     def upkeep(self) -> None:
         """What the schedule of maintenance does, and publish."""
         from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
+        from rag_assets.publishing.retention import Retention
 
         with self.builder.writer(shard_of(self.number)) as writer:
             maintain_shard(
                 writer,
                 self.builder.identity,
+                Retention(5, _PIN_SECONDS),
                 MaintenanceReport(),
                 run_id="benchmark",
-                keep=5,
-                pin_seconds=_PIN_SECONDS,
             )
             self.builder.publish(writer)
 

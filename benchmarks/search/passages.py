@@ -71,13 +71,13 @@ def read_texts(data: Path, limit: int | None = None) -> list[Text]:
 
 def _pages(bucket: Path, limit: int | None) -> Iterator[Text]:
     from rag_assets.extraction.errors import ExtractionError
-    from rag_assets.extraction.registry import extract
+    from rag_assets.extraction.registry import read_object
 
     for path in sorted(bucket.rglob("*"))[:limit]:
         if path.is_file():
             key = path.relative_to(bucket).as_posix()
             try:
-                yield Text(f"bucket/{key}", extract(path.read_bytes(), key).text)
+                yield Text(f"bucket/{key}", read_object(path.read_bytes(), key).parts[0].document.text)
             except ExtractionError:  # a page without text
                 continue
 

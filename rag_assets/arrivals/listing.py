@@ -1,11 +1,8 @@
-"""Which shards are dirty: a listing compared with what is published, and the cursor of that comparison. Pure.
+"""Which shards are dirty, found by listing the source, and the sensor's cursor between listings.
 
-A shard is dirty when the digest of its listing differs from the one that its last published run saw. A shard whose
-vectors come from another embedding model than the configured one, or whose table has an older format, is dirty too.
-When a dirty shard gets its run is decided in `pending`.
+A shard is dirty if the digest of its listing differs from that of its published version, or if its table has vectors of
+another embedding model or an older format. `pending` decides when a dirty shard gets its run.
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -16,7 +13,8 @@ from dataclasses import dataclass, field
 from rag_assets.arrivals import pending
 from rag_assets.arrivals.pending import Decision, PendingShard, RequestedRun
 from rag_assets.sources.base import Source, golden_shard_of, shard_of
-from rag_assets.sources.listing_digest import ListingDigest, listing_digest
+from rag_assets.sources.listing_digest import listing_digest, listing_line
+from rag_assets.storage.set_digest import DigestSum
 from rag_serving.errors import RagError
 from rag_serving.lake.catalog_entry import CatalogEntry
 from rag_serving.lake.shards import Shard
@@ -24,10 +22,9 @@ from rag_serving.lake.tables import TABLE_FORMAT
 
 
 def published_listing_digests(entries: Mapping[Shard, CatalogEntry], fingerprint: str | None) -> dict[Shard, str]:
-    """The source digest that each published shard was made from; empty where its vectors are not of that embedder.
+    """Return the listing digest of each published version; empty, hence dirty, if its embedder or format is outdated.
 
-    So a shard is dirty, too, when the embedding model is another now, or when its table is of an older form. One that
-    is on hold cannot be published, and is left alone.
+    A shard on hold cannot be published, so its digest is that of the version built last.
     """
 
     def current(entry: CatalogEntry) -> bool:
@@ -41,28 +38,27 @@ def published_listing_digests(entries: Mapping[Shard, CatalogEntry], fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What one time-boxed walk over the source saw. Only shards seen whole are in `digests`."""
+    """The result of one listing with a time limit; `digests` has only completely listed shards."""
 
     digests: Mapping[Shard, str]
     objects: int
     outside: int
     outside_examples: tuple[str, ...]
     resume_after: str
-    """Key to go on from in the next sweep; empty when the walk reached the end."""
+    """Key after which the next sweep continues; empty at the end of the listing."""
 
 
 def sweep(
     source: Source, *, start_after: str = "", seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> Sweep:
-    """Walk the listing from `start_after` until its end or until `seconds` have passed.
+    """List the source from `start_after` to its end or until `seconds` have passed.
 
-    Interrupted, it forgets the shard it was in (its digest would be of a part) and says to resume before it, unless
-    that shard alone fills the time: then it goes on to that shard's end.
+    When the time is over, the current shard is left for the next sweep, unless it is the first: then it is completed.
     """
     deadline = clock() + seconds
     digests: dict[Shard, str] = {}
     current: Shard | None = None
-    running = ListingDigest()
+    running = DigestSum()
     objects = outside = 0
     examples: list[str] = []
     before_current = start_after
@@ -74,12 +70,12 @@ def sweep(
                 current = None
                 if clock() > deadline:
                     return Sweep(digests, objects, outside, tuple(examples), previous_key)
-            shard = shard_of(entry.key)  # None for hidden keys and markers too, which may lie inside a shard
+            shard = shard_of(entry.key)  # also None for hidden keys and markers inside a shard
             if shard is not None and current is None:
-                current, running, before_current = shard, ListingDigest(), previous_key
+                current, running, before_current = shard, DigestSum(), previous_key
             previous_key = entry.key
             if shard is not None:
-                running.add(entry)
+                running.add(listing_line(entry))
                 objects += 1
             elif golden_shard_of(entry.key) is None:
                 outside += 1
@@ -88,7 +84,7 @@ def sweep(
         if clock() > deadline and current is None:
             return Sweep(digests, objects, outside, tuple(examples), previous_key)
         if clock() > deadline and digests and current is not None:
-            return Sweep(digests, objects - running.objects, outside, tuple(examples), before_current)
+            return Sweep(digests, objects - running.items, outside, tuple(examples), before_current)
     if current is not None:
         digests[current] = str(running)
     return Sweep(digests, objects, outside, tuple(examples), "")
@@ -96,15 +92,16 @@ def sweep(
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """What the sensor keeps between ticks."""
+    """What the sensor stores between ticks."""
 
     serial: int = 0
     resume_after: str = ""
     requested: Mapping[Shard, RequestedRun] = field(default_factory=dict[Shard, RequestedRun])
     swept: frozenset[Shard] = frozenset()
-    """Shards seen since the walk last began at the start; those missing at its end are gone from the source."""
+    """Shards seen since the listing last started; those missing at its end are gone from the source."""
 
     def dumps(self) -> str:
+        """Return the cursor as JSON."""
         return json.dumps(
             {
                 "format": 1,
@@ -120,8 +117,8 @@ class Cursor:
         )
 
     @classmethod
-    def loads(cls, text: str | None) -> Cursor:
-        """Read a cursor; an unreadable one (edited by hand, of another format) starts empty, which is safe."""
+    def loads(cls, text: str | None) -> "Cursor":
+        """Parse a cursor; an unreadable one (edited by hand, another format) starts empty, which is safe."""
         if not text:
             return cls()
         try:
@@ -147,9 +144,8 @@ def decide(
 ) -> tuple[Decision, Cursor]:
     """Choose the runs to request, and the next cursor.
 
-    `published` holds the source digest that each published shard was made from, `active` the shards with a queued or
-    running run. A published shard whose objects are all gone is dirty too, once a walk from start to end has not
-    seen it.
+    `published` maps shards to the listing digests of their published versions; `active` has the shards with a queued or
+    running run. A published shard is dirty, too, once a listing from start to end did not contain it.
     """
     digests = dict(seen.digests)
     swept = cursor.swept | seen.digests.keys()

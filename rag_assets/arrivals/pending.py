@@ -1,11 +1,8 @@
-"""Shards that wait for a run: what each is waiting for, when its run was requested, and when it is due again.
+"""Pending shards: what changed in them, when their run was requested, and when a failed run is retried. Pure.
 
-One state machine for both ways of watching the source: `listing` reports shards whose listing differs from the
-published one, event feeds name objects. A shard stays pending until a run that was requested after the change has
-succeeded. Pure: no source, no feed, no Dagster.
+One state machine serves both ways to detect arrivals: `listing` finds shards whose listing differs from the published
+one, event feeds name objects. A shard stays pending until a run that was requested after the change has succeeded.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -20,17 +17,17 @@ from rag_serving.lake.shards import Shard
 RETRY_SECONDS = 120.0
 RETRY_CEILING = 6 * 3600.0
 MAX_KEYS = 100
-"""Named objects of one shard above which listing the shard is cheaper."""
+"""With more named objects, listing the shard is cheaper."""
 MAX_SHARD_BYTES = 8 * 2**10
 MAX_BYTES = 64 * 2**10
-"""Names of all shards together. Dagster stores the cursor with every tick."""
+"""Limit for the names of all shards, because Dagster stores the cursor with every tick."""
 
 _KEYS = TypeAdapter(list[str])
 
 
 @dataclass(frozen=True, slots=True)
 class RequestedRun:
-    """The last run requested for a shard, and how many requests in a row have not succeeded."""
+    """The last run requested for a shard, and the number of consecutive requests without success."""
 
     run_key: str
     at: float
@@ -41,7 +38,7 @@ class RequestedRun:
 
 @dataclass(frozen=True, slots=True)
 class PendingShard:
-    """What changed in one shard since the requested run, and that run."""
+    """What changed in a shard since its last requested run, and that run."""
 
     keys: frozenset[str] = frozenset()
     whole: bool = False
@@ -52,29 +49,31 @@ class PendingShard:
 
     @property
     def has_changes(self) -> bool:
+        """Whether anything changed since the requested run."""
         return self.whole or bool(self.keys)
 
     @property
     def repeats(self) -> bool:
-        """Whether a run was already requested for this very listing."""
+        """Whether a run was already requested for this listing."""
         return self.requested is not None and self.requested.digest == self.digest
 
-    def as_full_listing(self) -> PendingShard:
+    def as_full_listing(self) -> "PendingShard":
+        """Return the item with the whole shard to be listed instead of named objects."""
         return replace(self, keys=frozenset(), whole=True)
 
     def is_due(self, now: float) -> bool:
-        """Return whether a run may be requested now, or an earlier one failed too recently."""
+        """Return whether a run may be requested now, rather than after a pause because one just failed."""
         if self.requested is None or not self.repeats:
             return True
-        # An event says that something changed, perhaps the cause of the failure; a listing repeats what failed.
+        # An event means that something changed, perhaps the cause of the failure; the same listing fails again.
         first_retry = self.has_changes and not self.digest
         pause = RETRY_SECONDS if first_retry else retry_pause(self.requested.attempts)
-        # A request in the future means that the clock was set back; do not wait until it catches up.
+        # A request in the future means that the clock was set back; do not wait for it.
         return not self.requested.at <= now < self.requested.at + pause
 
 
 Pending = Mapping[Shard, PendingShard]
-"""In the order in which the shards wait."""
+"""Ordered: the first shard has waited longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Decision:
 
     requests: tuple[RunRequest, ...]
     waiting: int
-    """Shards left for a later tick: a run is active, a failed one is too recent, or the tick is full."""
+    """Shards left for a later tick because a run is active, one just failed, or the tick is full."""
     pending: Pending
 
 
@@ -108,11 +107,11 @@ def decide(
 ) -> Decision:
     """Choose the runs to request.
 
-    `succeeded` holds the run keys in `pending` whose run, or a retry of it, succeeded; `active` the shards with a
-    queued or running run. A requested run that is neither has failed or never started: its whole shard is requested
-    again, with exponential backoff.
+    `succeeded` has the run keys in `pending` whose run, or a retry of it, succeeded; `active` has the shards with a
+    queued or running run. Any other requested run has failed or never started: its whole shard is requested again, with
+    exponential backoff.
 
-    `run_key` must return the same key only for a repeated tick: Dagster starts no second run for a key that it knows.
+    `run_key` must return the same key only for a repeated tick: Dagster starts one run per key.
     """
     waiting: dict[Shard, PendingShard] = {}
     requested: dict[Shard, PendingShard] = {}
@@ -131,17 +130,17 @@ def decide(
         run = RequestedRun(request.run_key, now, attempts, item.digest)
         requested[shard] = PendingShard(requested=run, digest=item.digest)
         requests.append(request)
-    # Requested shards go to the end, so that a full tick starves nobody.
+    # Requested shards go to the end, so that a full tick does not starve the others.
     return Decision(tuple(requests), len(waiting), {**waiting, **requested})
 
 
 def retry_pause(attempts: int) -> float:
-    """Return the seconds between a request that failed and the next one."""
+    """Return the seconds between a failed request and the next one."""
     return min(RETRY_CEILING, RETRY_SECONDS * 2 ** min(attempts - 1, 20))
 
 
 def add_named(pending: Pending, named: Iterable[NamedObjects] = (), whole: Iterable[Shard] = ()) -> Pending:
-    """Return `pending` with the objects that a feed named and the shards that must be listed. Idempotent."""
+    """Return `pending` with the objects that a feed named and the shards to list. Idempotent."""
     merged = dict(pending)
     for shard in whole:
         merged[shard] = merged.get(shard, PendingShard()).as_full_listing()
@@ -156,7 +155,7 @@ def add_named(pending: Pending, named: Iterable[NamedObjects] = (), whole: Itera
 
 
 def to_json(pending: Pending) -> dict[str, Any]:
-    """Return what a feed's cursor stores; `from_json` is the inverse. Listing digests are not stored."""
+    """Return what a feed's cursor stores, the inverse of `from_json`. Listing digests are not stored."""
     return {
         shard.key: {
             **({"whole": True} if item.whole else {"keys": sorted(item.keys)} if item.keys else {}),
@@ -167,7 +166,7 @@ def to_json(pending: Pending) -> dict[str, Any]:
 
 
 def from_json(data: Any) -> Pending:
-    """Read what `to_json` wrote. Raises ValueError for anything else."""
+    """Parse the result of `to_json`; raise ValueError for anything else."""
     try:
         return {Shard.parse(key): _item(value) for key, value in data.items()}
     except (LookupError, TypeError, AttributeError, OverflowError, RagError) as error:
@@ -185,7 +184,7 @@ def _bounded(item: PendingShard) -> PendingShard:
 
 
 def _bounded_together(pending: dict[Shard, PendingShard]) -> Pending:
-    """List whole shards, those with the most names first, until the names of the others fit."""
+    """Replace names by whole shards, those with the most names first, until the remaining names fit."""
     sizes = {shard: _size(item) for shard, item in pending.items() if item.keys}
     total = sum(sizes.values())
     for shard in sorted(sizes, key=lambda shard: sizes[shard], reverse=True):
@@ -197,4 +196,4 @@ def _bounded_together(pending: dict[Shard, PendingShard]) -> Pending:
 
 
 def _size(item: PendingShard) -> int:
-    return sum(len(key.encode()) + 3 for key in item.keys)  # with its quotes and comma
+    return sum(len(key.encode()) + 3 for key in item.keys)  # with quotes and comma

@@ -1,5 +1,4 @@
-"""Cut an extracted document into passages that fit the embedding model's window.
+"""Cut a document into passages that fit the embedding model's window.
 
-Pure functions of text, tokenizer and static vectors: nothing here stores, embeds or knows a file format. `options`
-builds a chunker from settings.
+Pure functions of text, tokenizer and static vectors, independent of file formats. `options` builds a chunker.
 """

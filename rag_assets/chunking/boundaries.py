@@ -1,7 +1,4 @@
-"""Where a text can be cut: at items, lines, sentences and gaps.
-
-Pure functions of text: nothing here counts tokens.
-"""
+"""Where a text can be cut: at items, lines, sentences and white space. Pure functions that do not count tokens."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,18 +6,17 @@ from typing import Final
 
 from rag_assets.extraction.document import BlockKind
 
-# A dot before a lower-case word is an abbreviation more often than an end; CJK marks need no space after
-# them.
+# A dot before a lower-case word is more often an abbreviation than an end; CJK marks have no space after them.
 _SENTENCE_END = re.compile(
     r"""[.!?…]["'”’»)\]]*+(?=\s++[^\sa-z])|[。！？｡](?![。！？｡])[」』）】”’]*+""",
 )
-# Where a text has no capitals at all, a dot behind a word too long to be an abbreviation is an end.
+# In a text without capitals, a dot after a word that is too long for an abbreviation is an end.
 _SMALL_SENTENCE_END = re.compile(
     r"""(?:[!?…]|(?:(?<=[^\W\d_]{4})|(?<=\d{4})|(?<=[)%\]"”]))\.)["'”’»)\]]*+(?=\s)|[。！？｡](?![。！？｡])[」』）】”’]*+""",
 )
 _CAPITAL = re.compile(r"[^\W\d_a-zß-öø-ÿ]")
 _LINE_END = re.compile(r"\n")
-# A line that goes on in lower case was only wrapped.
+# If the next line starts in lower case, the line was only wrapped.
 _FULL_LINE_END = re.compile(r"\n(?=\s*[^\sa-z])")
 _ENDS: Final = (".", "!", "?", "…", "。", "！", "？", "｡")
 _CLOSING: Final = "\"'”’»)]」』）】"
@@ -30,12 +26,12 @@ LEAD_IN: Final = (":", "：")
 # Combining marks, joiners and variation selectors belong to the character before them.
 _JOINED = re.compile(r"[\u0300-\u036f\u200d\u3099\u309a\ufe00-\ufe0f\U0001f3fb-\U0001f3ff]")
 
-# Where a stretch of text can be cut: text, start, end to offsets, ascending and inside.
+# Returns the offsets where text[start:end] can be cut, ascending.
 Splitter = Callable[[str, int, int], list[int]]
 
 
 def split_near(text: str, start: int, cut: int) -> int:
-    """The place to cut a text from `start` on, at `cut` or before it, and always after `start`."""
+    """Return where to cut a text that begins at `start`: at `cut` or before it, but after `start`."""
     gap = _gap_before(text, (start + cut) // 2, cut)
     if gap is not None and gap > start:
         return gap
@@ -46,21 +42,21 @@ def split_near(text: str, start: int, cut: int) -> int:
 
 
 def _gap_before(text: str, low: int, high: int) -> int | None:
-    """The offset behind the last white space (or CJK comma) in `text[low:high]`."""
+    """Return the offset after the last white space (or CJK comma) in `text[low:high]`."""
     found = max(text.rfind(gap, low, high) for gap in _GAPS)
     return found + 1 if found >= 0 else None
 
 
 def halves(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """Two parts of about the same length. Raises ValueError for a single character."""
+    """Cut into two parts of about the same length; raise ValueError for a single character."""
     if end - start < 2:
-        raise ValueError(f"one character (U+{ord(text[start]):04X}) makes more tokens than the window holds")
+        raise ValueError(f"the character U+{ord(text[start]):04X} has more tokens than fit into the window")
     middle = (start + end + 1) // 2
     return spans_between(text, start, end, [split_near(text, start, min(middle + (end - start) // 8, end - 1))])
 
 
 def spans_between(text: str, start: int, end: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
-    """The stretches of `text[start:end]` between the cuts, stripped, without empty ones."""
+    """Return the spans of `text[start:end]` between the cuts, stripped, without empty ones."""
     spans: list[tuple[int, int]] = []
     for low, high in zip([start, *cuts], [*cuts, end], strict=True):
         piece = text[low:high]
@@ -72,11 +68,12 @@ def spans_between(text: str, start: int, end: int, cuts: Sequence[int]) -> list[
 
 
 def at_sentences(text: str, start: int, end: int) -> list[int]:
+    """Return the ends of sentences."""
     return [match.end() for match in _SENTENCE_END.finditer(text, start, end)]
 
 
 def sentence_starts(text: str, start: int, end: int) -> list[int]:
-    """Behind the ends of sentences and of lines that are no mere wraps, ascending."""
+    """Return the ends of sentences and of lines that were not only wrapped, ascending."""
     small = _CAPITAL.search(text, start, end) is None
     sentence_end, line_end = (_SMALL_SENTENCE_END, _LINE_END) if small else (_SENTENCE_END, _FULL_LINE_END)
     found = {match.end() for match in sentence_end.finditer(text, start, end)}
@@ -85,16 +82,17 @@ def sentence_starts(text: str, start: int, end: int) -> list[int]:
 
 
 def ends_sentence(text: str, end: int) -> bool:
-    """Whether a stretch that ends there ends with a sentence."""
+    """Return whether a sentence ends there."""
     return text[max(0, end - 4) : end].rstrip(_CLOSING).endswith(_ENDS)
 
 
 def at_lines(text: str, start: int, end: int) -> list[int]:
+    """Return the ends of lines."""
     return [match.end() for match in _LINE_END.finditer(text, start, end)]
 
 
 def at_items(text: str, start: int, end: int) -> list[int]:
-    """Before the outermost list items after `start`; a list inside an item comes with the next call."""
+    """Return the starts of the outermost list items after `start`; another call cuts nested lists."""
     items = [match for match in _ITEM.finditer(text, start, end) if match.start() > start]
     indents = [len(match[1].expandtabs(4)) for match in items]
     outermost = min(indents, default=0)

@@ -1,4 +1,4 @@
-"""What is put before a passage where it is embedded: words that say what it is about, which its own text may not."""
+"""The context that is embedded in front of a passage: what it is about, which its own text may not say."""
 
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -21,10 +21,10 @@ def contexts(
     tokens: DocumentTokens,
     start: int,
 ) -> Iterator[str]:
-    """What could stand before the passage that starts there, the fullest first."""
+    """Yield possible contexts of the passage that starts there, the longest first."""
     if name == "headings":
         words = [title, *path] if path[:1] != (title,) else [*path]
-        # The heading that a passage begins with stands in its text.
+        # A passage that begins with its heading needs no context for it.
         yield from _headings(words[:-1] if path and start == section_start else words)
     elif name == "neighbours":
         yield from _neighbours(tokens, section_start, start)

@@ -1,27 +1,23 @@
-"""Which chunker a deployment's settings mean."""
-
-from __future__ import annotations
+"""Build the chunker of the settings."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from tokenizers import Tokenizer
 
 from rag_assets.chunking.passage import Chunker
 from rag_assets.chunking.semantic import SemanticChunker
+from rag_assets.chunking.static_vectors import StaticVectors
 from rag_assets.chunking.structure import DEFAULT_MIN_TOKENS, StructureChunker
 from rag_assets.options import CHUNK_TOKENS, SMALLEST_WINDOW, ChunkerName, ContextName
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from rag_assets.chunking.static_vectors import StaticVectors
-
 _CONTEXT_ROOM: Final = {"none": 0, "headings": 32, "neighbours": 32}
-"""Tokens of the window that passages leave to their context."""
+"""Tokens of the window that are reserved for the context."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkerOptions:
-    """How documents are cut: by which chunker, into passages of at most how many tokens, embedded with what context."""
+    """The chunker, the maximum tokens of a passage, and the context that is embedded with it."""
 
     name: ChunkerName = "semantic"
     tokens: int = CHUNK_TOKENS
@@ -34,7 +30,7 @@ DEFAULT_CHUNKER: Final = ChunkerOptions()
 def make_chunker(
     options: ChunkerOptions, tokenizer: Tokenizer, window: int, vectors: StaticVectors | None = None
 ) -> Chunker:
-    """The chunker of those options for a model that reads `window` tokens; the semantic one needs `vectors`."""
+    """Return the chunker for a model that reads `window` tokens; the semantic one needs `vectors`."""
     room = max(SMALLEST_WINDOW, window - _CONTEXT_ROOM[options.context])
     most = min(options.tokens, room)
     if options.name == "structure":

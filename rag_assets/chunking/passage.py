@@ -1,4 +1,4 @@
-"""What every chunker makes: the passage, and the protocol by which the pipeline cuts documents into them."""
+"""The passage, and the protocol of chunkers."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -8,12 +8,11 @@ from rag_assets.extraction.document import ExtractedDocument
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A stretch of a document that is embedded and cited as one.
+    """A part of a document that is embedded and cited as a whole.
 
-    `text` is `document.text[start:end]`, offsets in characters. `heading_path` names the section that the
-    passage begins in, outermost first, with that section's own heading. `page` is the page of its first
-    character, where the format has pages. `context` is put before the text where it is embedded, and shown
-    nowhere. `tokens` counts what the model sees: context, text and special tokens.
+    `text` is `document.text[start:end]`, with offsets in characters. `heading_path` has the headings around its first
+    character, outermost first; `page` is that character's page, if the format has pages. `context` is embedded in front
+    of the text but never shown. `tokens` counts what the model reads: context, text and special tokens.
     """
 
     text: str
@@ -26,13 +25,18 @@ class Passage:
 
     @property
     def embedded_text(self) -> str:
+        """The text that is embedded."""
         return self.context + self.text
 
 
 class Chunker(Protocol):
-    """Cuts documents into passages; equal versions cut equal documents equally."""
+    """Cuts documents into passages."""
 
     @property
-    def version(self) -> str: ...
+    def version(self) -> str:
+        """Changes whenever the same document may be cut or embedded differently."""
+        ...
 
-    def chunk(self, document: ExtractedDocument) -> list[Passage]: ...
+    def chunk(self, document: ExtractedDocument) -> list[Passage]:
+        """Cut a document into passages, in order."""
+        ...

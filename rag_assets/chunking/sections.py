@@ -1,34 +1,30 @@
-"""A document as a chunker sees it: sections of fragments, how large they are, and the way from spans to passages.
+"""What all chunkers share: the sections and fragments of a document, and the way from spans to passages.
 
-Which fragments make a passage is decided elsewhere, by each chunker in its own way.
+Each chunker decides which fragments make a passage.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
 
 from rag_assets.chunking.boundaries import LEAD_IN, SPLITTERS, Splitter, halves, spans_between, split_near
 from rag_assets.chunking.context import CONTEXT_VERSIONS, contexts
 from rag_assets.chunking.passage import Passage
-from rag_assets.chunking.tokens import MAX_CHARACTERS_PER_TOKEN, DocumentTokens, TokenCounter, batches
+from rag_assets.chunking.tokens import MAX_CHARACTERS_PER_TOKEN, DocumentTokens, TokenCounter, span_batches
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
 from rag_assets.extraction.registry import heading_text
 from rag_assets.options import SMALLEST_WINDOW, ContextName
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """What is packed whole: a block, or a piece of one that is larger than the window.
+    """A block, or a piece of one that is larger than the window.
 
-    `cuts` are the ways to cut it that have not been used yet. A heading is bound to what follows it; a
-    lead-in is, if both fit into one passage.
+    `cuts` are the remaining ways to cut it. A heading stays with the fragment after it; a lead-in does, if both fit
+    into one passage.
     """
 
     start: int
@@ -42,7 +38,7 @@ class Fragment:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading and what follows it up to the next one; `parents` identifies the sections around it."""
+    """A heading and the fragments up to the next one; `parents` identifies the sections around it."""
 
     path: tuple[str, ...]
     parents: tuple[int, ...]
@@ -51,15 +47,17 @@ class Section:
 
     @property
     def start(self) -> int:
+        """The offset of its first character."""
         return self.fragments[0].start
 
     @property
     def ends_in_heading(self) -> bool:
+        """Whether nothing follows its heading."""
         return self.fragments[-1].is_heading
 
 
 class TokenBudget:
-    """What fits into one passage of one document."""
+    """The limits of a passage, and the tokens of its document."""
 
     def __init__(self, tokens: DocumentTokens, limit: int) -> None:
         self.text = tokens.text
@@ -68,16 +66,16 @@ class TokenBudget:
         self.tokens = tokens
 
     def fit(self, fragments: Sequence[Fragment], tokens: int, limit: int | None = None) -> bool:
-        """Whether a passage from the first to the last of `fragments`, with `tokens`, keeps to the limits."""
+        """Return whether a passage of these fragments, with so many tokens, keeps the limits."""
         if tokens > (self.limit if limit is None else limit):
             return False
         return fragments[-1].end - fragments[0].start <= self.max_characters
 
 
 def sections_of(document: ExtractedDocument, budget: TokenBudget) -> list[Section]:
-    """The document's sections in order, with one fragment for each block."""
+    """Return the document's sections in order, with a fragment per block."""
     sections: list[Section] = []
-    open_headings: list[tuple[int, int, str]] = []  # level, number of the section, words
+    open_headings: list[tuple[int, int, str]] = []  # level, number of the section, text
     fragments: list[Fragment] = []
 
     def close() -> None:
@@ -114,7 +112,7 @@ def _fragment(text: str, block: Block, tokens: int) -> Fragment:
 
 
 def group_sections(sections: list[Section], budget: int, min_tokens: int) -> list[list[Section]]:
-    """Sections to pack together: most stand alone, tiny ones join their neighbours under one parent."""
+    """Return the sections to cut together: most are alone, tiny ones join neighbours with the same parent."""
     groups: list[list[Section]] = []
     sizes: list[int] = []
     for section in sections:
@@ -128,7 +126,7 @@ def group_sections(sections: list[Section], budget: int, min_tokens: int) -> lis
         groups.append([section])
         sizes.append(section.tokens)
 
-    # A tiny group that nothing follows goes to the one before it.
+    # A tiny group at the end joins the one before it.
     merged: list[list[Section]] = []
     totals: list[int] = []
     for group, size in zip(groups, sizes, strict=True):
@@ -142,12 +140,12 @@ def group_sections(sections: list[Section], budget: int, min_tokens: int) -> lis
 
 
 def _is_beside(first: Section, other: Section) -> bool:
-    """Whether `other` stands under the section that `first` stands under."""
+    """Return whether `other` is inside the parent section of `first`."""
     return other.parents[: len(first.parents)] == first.parents
 
 
 def cut_fragment(fragment: Fragment, budget: TokenBudget, limit: int) -> list[Fragment]:
-    """The pieces of a fragment, of at most `limit` tokens each, at the coarsest cuts that give such pieces."""
+    """Cut a fragment into pieces of at most `limit` tokens, as coarsely as possible."""
     for used, cut in enumerate(fragment.cuts, start=1):
         spans = spans_between(budget.text, fragment.start, fragment.end, cut(budget.text, fragment.start, fragment.end))
         if len(spans) > 1:
@@ -172,7 +170,7 @@ def cut_fragment(fragment: Fragment, budget: TokenBudget, limit: int) -> list[Fr
 
 
 def _even_cuts(fragment: Fragment, budget: TokenBudget, limit: int) -> Iterator[tuple[int, int]]:
-    """Cut between tokens into pieces of about the same size, at white space where there is some nearby."""
+    """Cut between tokens into pieces of similar size, at white space if there is some nearby."""
     start, end = fragment.start, fragment.end
     while start < end:
         tokens, characters = budget.tokens.count(start, end), end - start
@@ -187,10 +185,11 @@ def _even_cuts(fragment: Fragment, budget: TokenBudget, limit: int) -> Iterator[
 
 
 class SectionChunker(ABC):
-    """Cuts a document section by section; how one is cut, a subclass says.
+    """Cuts a document section by section; subclasses implement `cut`.
 
-    Sections under `min_tokens` join the next ones under the same parent. Every passage is counted in the model's own
-    tokens before it is returned, and cut again if it has more than `max_tokens`.
+    Sections under `min_tokens` join the next ones with the same parent. `window` is what the model reads, including the
+    context; it defaults to `max_tokens`. A passage with more than `max_tokens` in the model's own tokens is cut again.
+    Raises ValueError for an unusable window.
     """
 
     def __init__(
@@ -203,35 +202,30 @@ class SectionChunker(ABC):
         window: int | None,
         context: ContextName,
     ) -> None:
-        """Copies the tokenizer. Raises ValueError for an unusable window."""
         if max_tokens < SMALLEST_WINDOW:
-            raise ValueError(f"max_tokens is {max_tokens}; a window below {SMALLEST_WINDOW} cannot hold every text")
+            raise ValueError(f"max_tokens is {max_tokens}, but must be at least {SMALLEST_WINDOW} to fit every text")
         if not 0 <= min_tokens <= max_tokens:
-            raise ValueError(f"min_tokens is {min_tokens}; it lies between 0 and max_tokens ({max_tokens})")
+            raise ValueError(f"min_tokens is {min_tokens}, but must be between 0 and max_tokens ({max_tokens})")
         window = max_tokens if window is None else window
         if window < max_tokens:
-            raise ValueError(f"max_tokens is {max_tokens}, more than the window ({window})")
+            raise ValueError(f"max_tokens is {max_tokens}, but must not exceed the window ({window})")
         self.min_tokens = min_tokens
         self._counter = TokenCounter(tokenizer)
         self._max_tokens = max_tokens
         self._window = window
         self._budget = max_tokens - self._counter.special_tokens
         self._context: ContextName = context
-        # Whatever changes a cut or what is embedded belongs to the version.
-        self._version = f"{name}/{max_tokens}/{min_tokens}/{self._counter.vocabulary}"
+        # The version includes everything that changes a cut or the embedded text.
+        self.version = f"{name}/{max_tokens}/{min_tokens}/{self._counter.vocabulary}"
         if context != "none":
-            self._version += f"+{CONTEXT_VERSIONS[context]}/{window}"
-
-    @property
-    def version(self) -> str:
-        return self._version
+            self.version += f"+{CONTEXT_VERSIONS[context]}/{window}"
 
     @abstractmethod
     def cut(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[tuple[int, int]]:
-        """Spans in order that hold all of the fragments, each of at most `budget.limit` tokens."""
+        """Return spans in order that cover the fragments, each of at most `budget.limit` tokens."""
 
     def chunk(self, document: ExtractedDocument) -> list[Passage]:
-        """The passages in order; together they hold all text of the blocks that is not white space, once."""
+        """Return the passages in order; together they cover the text once, except for white space."""
         if not document.blocks:
             return []
         tokens = self._counter.read(document)
@@ -253,13 +247,12 @@ class SectionChunker(ABC):
         return passages
 
     def _fit(self, tokens: DocumentTokens, spans: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int]]:
-        """Spans that keep to the window, with their token counts.
+        """Return the spans with their token counts; cut those that do not fit the window.
 
-        Counts in parts do not always add up: a cut inside a word makes other tokens of its halves. So the
-        tokenizer has the last word wherever the sum is not certain.
+        Where the sum of counts is uncertain (a word that is cut has other tokens), the tokenizer counts again.
         """
         fitting: list[tuple[tuple[int, int], int]] = []
-        for batch in batches(spans):
+        for batch in span_batches(spans):
             for span, count in zip(batch, self._counts(tokens, batch), strict=True):
                 if count <= self._max_tokens:
                     fitting.append((span, count))
@@ -278,7 +271,7 @@ class SectionChunker(ABC):
     def _context_of(
         self, document: ExtractedDocument, section: Section, tokens: DocumentTokens, span: tuple[int, int], count: int
     ) -> tuple[str, int]:
-        """The fullest context for which there is room in the window, and how many tokens the model sees then."""
+        """Return the longest context that fits into the window, and the tokens of the passage with it."""
         if self._context == "none":
             return "", count
         start, end = span

@@ -1,43 +1,38 @@
-"""Cuts sections where they change their subject: sentences by static vectors, boundaries by an exact optimisation.
+"""Cut sections at changes of subject, by static vectors of sentences and an exact optimisation.
 
-A section becomes units (sentences, list items, whole tables); of all ways to put neighbours together into passages
-between the least and the most tokens, the cheapest is taken. A passage costs what its units differ from one another,
-what its length differs from the best one, and what the place costs where it begins.
+A section is split into units (sentences, list items, whole tables). Of all ways to join neighbours to passages between
+the minimum and the maximum of tokens, the cheapest is used. The cost of a passage consists of the differences between
+its units, the deviation from the best length, and the cost of the place where it begins.
 """
-
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
 
 from rag_assets.chunking.boundaries import at_items, at_lines, ends_sentence, sentence_starts, spans_between
 from rag_assets.chunking.sections import Fragment, SectionChunker, TokenBudget, cut_fragment
+from rag_assets.chunking.static_vectors import StaticVectors
 from rag_assets.extraction.document import BlockKind
 from rag_assets.options import ContextName
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-    from tokenizers import Tokenizer
-
-    from rag_assets.chunking.static_vectors import StaticVectors
-
-    Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 
 _MOST_UNITS: Final = 64
-"""Units of a passage at most: tiny units are joined beforehand, so that a passage seldom has so many."""
+"""Maximum units of a passage. Tiny units are joined first, so that passages rarely have as many."""
 _UNITS_AT_ONCE: Final = 4096
-"""Units that are cut together: memory stays bounded however long a section is."""
+"""Units that are cut together, to bound the memory for long sections."""
 _UNITS_IN_DOUBT: Final = 8
 _NOTHING: Final = 1e-3
-"""Length of a vector that is left of rounding alone."""
+"""Length of a vector that only consists of rounding errors."""
 _TINY_SHARE: Final = 16
-"""Units under this part of a passage join the next one."""
+"""Units smaller than this fraction of a passage join a neighbour."""
 
-# Prices of cuts that are made only where nothing else is possible; the dearest is the last resort.
+# Costs of cuts that are made only if nothing else is possible, the last resort being the most expensive.
 _TOO_SHORT: Final = 1e3
 _AFTER_LEAD_IN: Final = 1e2
 _AFTER_HEADING: Final = 1e6
@@ -45,10 +40,10 @@ _AFTER_HEADING: Final = 1e6
 
 @dataclass(frozen=True, slots=True)
 class CutCosts:
-    """What the optimisation weighs against each other; tuned on the questions of benchmarks.quality."""
+    """Weights of the optimisation, tuned on the questions of benchmarks.quality."""
 
     best_share: float = 0.8
-    """The best length, as a part of the most tokens."""
+    """The best length as a share of the maximum."""
     length: float = 1.0
     scatter: float = 3.0
     sentence: float = 0.3
@@ -60,15 +55,25 @@ class CutCosts:
 
     @property
     def version(self) -> str:
-        """Other prices make other cuts."""
+        """A part of the chunker's version, because the costs determine the cuts."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:4]
 
 
-class SemanticChunker(SectionChunker):
-    """Passages of a section that keep to one subject, of `min_tokens` to `max_tokens`, special tokens included.
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A piece of text that is never cut; `price` is the cost of a cut before it."""
 
-    Structure comes first: sections are not mixed, a heading stays with what follows it, as does a short line that ends
-    in a colon; tables and code are cut only where they are larger than a passage.
+    start: int
+    end: int
+    tokens: int
+    price: float
+
+
+class SemanticChunker(SectionChunker):
+    """Cuts sections into passages on one subject, of `min_tokens` to `max_tokens` including special tokens.
+
+    Structure has priority: passages do not mix sections, a heading or a lead-in stays with the text after it, and
+    tables and code are cut only if they are larger than a passage.
     """
 
     def __init__(
@@ -82,7 +87,6 @@ class SemanticChunker(SectionChunker):
         context: ContextName = "none",
         prices: CutCosts = CutCosts(),
     ) -> None:
-        """`window` is what the model reads, context included; without it, `max_tokens`."""
         super().__init__(
             f"semantic-1/{vectors.version}/{prices.version}",
             tokenizer,
@@ -95,6 +99,7 @@ class SemanticChunker(SectionChunker):
         self._prices = prices
 
     def cut(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[tuple[int, int]]:
+        """Return the spans of the cheapest passages."""
         units = self._units(fragments, budget)
         spans: list[tuple[int, int]] = []
         first = 0
@@ -102,7 +107,7 @@ class SemanticChunker(SectionChunker):
             batch = units[first : first + _UNITS_AT_ONCE]
             firsts = self._cheapest(batch, budget)
             if first + len(batch) < len(units) and len(firsts) > 1:
-                firsts, taken = firsts[:-1], firsts[-1]  # the last one may go on in the next batch
+                firsts, taken = firsts[:-1], firsts[-1]  # the last passage may continue in the next batch
             else:
                 taken = len(batch)
             for begin, end in zip(firsts, [*firsts[1:], taken], strict=True):
@@ -111,9 +116,9 @@ class SemanticChunker(SectionChunker):
         return spans
 
     def _units(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[_Unit]:
-        """The fragments in pieces that are never cut, with what a cut before each costs."""
+        """Split the fragments into units, with the cost of a cut before each."""
         units: list[_Unit] = []
-        headings = 0  # tokens of those that wait for something to follow
+        headings = 0  # tokens of the headings directly before the fragment
         price = 0.0
         for fragment in fragments:
             limit = budget.limit - headings if headings <= budget.limit // 2 else budget.limit
@@ -129,7 +134,7 @@ class SemanticChunker(SectionChunker):
         return _joined(units, budget)
 
     def _cheapest(self, units: Sequence[_Unit], budget: TokenBudget) -> list[int]:
-        """The first unit of each passage, of the cheapest way to make passages of all units."""
+        """Return the first unit of each passage, for the cheapest way to make passages of all units."""
         count = len(units)
         costs = self._costs(units, budget)
         best = [0.0] * (count + 1)
@@ -150,7 +155,7 @@ class SemanticChunker(SectionChunker):
         return firsts[::-1]
 
     def _costs(self, units: Sequence[_Unit], budget: TokenBudget) -> list[list[float]]:
-        """At ``[i][k]``, of a passage that ends with unit ``i`` and has ``k + 1`` units; infinite where too long."""
+        """Return at ``[i][k]`` the cost of a passage of ``k + 1`` units that ends with unit ``i``; inf if too long."""
         prices, limit, count = self._prices, budget.limit, len(units)
         tokens = np.array([unit.tokens for unit in units], np.float64)
         starts = np.array([unit.start for unit in units], np.int64)
@@ -174,7 +179,7 @@ class SemanticChunker(SectionChunker):
                 sums = sums[:-1] + vectors[size - 1 :]
             fits = (length <= limit) & (ends[size - 1 :] - starts[: count - size + 1] <= budget.max_characters)
             if size == 1:
-                fits[:] = True  # also a single character with more tokens than there is budget for
+                fits[:] = True  # even a single character with more tokens than the budget
             elif not fits.any():
                 return costs[:, : size - 1].tolist()
             scatter = (weight - np.sqrt(np.einsum("ij,ij->i", sums, sums))) / best
@@ -184,20 +189,10 @@ class SemanticChunker(SectionChunker):
         return costs.tolist()
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """What is never cut. `price` is of a cut before it."""
-
-    start: int
-    end: int
-    tokens: int
-    price: float
-
-
 def _contrasted(vectors: Floats) -> Floats:
-    """Fragment vectors less what all have in common: what a text is about as a whole hides where its subject changes.
+    """Subtract the common part of the vectors: the subject of the whole text hides changes within it.
 
-    Of a few units that is not known, and little is taken off.
+    The common part of a few units is uncertain, so less of it is subtracted.
     """
     common: Floats = vectors.sum(axis=0) / np.float32(len(vectors) + _UNITS_IN_DOUBT)
     apart: Floats = vectors - common
@@ -209,7 +204,7 @@ def _contrasted(vectors: Floats) -> Floats:
 
 
 def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCosts) -> list[_Unit]:
-    """Cut a fragment into units, the first of at most `limit` tokens. A cut before the first has no price yet."""
+    """Split a fragment into units, the first of at most `limit` tokens; the price of the first is not set."""
     text = budget.text
     if fragment.kind is BlockKind.PARAGRAPH:
         cuts = sentence_starts(text, fragment.start, fragment.end)
@@ -240,7 +235,7 @@ def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCost
 
 
 def _cost(text: str, kind: BlockKind, end: int, start: int, prices: CutCosts) -> float:
-    """What a cut between two pieces of a block costs."""
+    """Return the cost of a cut between two pieces of a block."""
     if kind is BlockKind.LIST:
         return prices.item
     if kind is not BlockKind.PARAGRAPH:
@@ -251,7 +246,7 @@ def _cost(text: str, kind: BlockKind, end: int, start: int, prices: CutCosts) ->
 
 
 def _joined(units: Sequence[_Unit], budget: TokenBudget) -> list[_Unit]:
-    """The units, each tiny joined to the neighbour from which a cut would part it at the higher price."""
+    """Join each tiny unit to the neighbour from which a cut would be more expensive."""
     tiny = budget.limit // _TINY_SHARE
     joined: list[_Unit] = []
     for number, unit in enumerate(units):

@@ -1,37 +1,33 @@
-"""Static vectors of sentences, looked up by token. Distilling them is in `models.static_vectors`."""
-
-from __future__ import annotations
+"""Vectors of sentences, summed from static vectors of tokens, which `models.static_vectors` distils."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+import numpy.typing as npt
 
 TOKENS_PER_GROUP: Final = 8192
-"""Tokens whose vectors are gathered at once: eight megabytes, which the caches hold."""
+"""Tokens whose vectors are gathered at once: 8 MB fit into the CPU's caches."""
 
 
 class StaticVectors:
-    """One vector for each token of a vocabulary, weighted: sums of them compare texts by cosine."""
+    """One weighted vector per token of a vocabulary; the cosine of their sums compares texts."""
 
     def __init__(self, matrix: npt.NDArray[np.float16], sha256: str) -> None:
         self.matrix = matrix
         """Shape ``(tokens, dimensions)``."""
         self.version = sha256[:8]
-        """Other vectors find other boundaries."""
+        """A part of the chunker's version, because the vectors determine the cuts."""
 
     @cached_property
     def _rows(self) -> npt.NDArray[np.float32]:
-        # The last row stands for tokens that were added to the vocabulary later.
+        # The last row is for tokens that were added to the vocabulary later.
         return np.vstack([self.matrix.astype(np.float32), np.zeros((1, self.matrix.shape[1]), np.float32)])
 
     def units(self, ids: npt.NDArray[np.int64], starts: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Unit vectors, shape ``(len(starts), dimensions)``, of the stretches of `ids` that begin at `starts`.
+        """Return unit vectors, shape ``(len(starts), dimensions)``, of the spans of `ids` that begin at `starts`.
 
-        A stretch without tokens, or without any that has a vector, is all zeros.
+        The vector of a span without tokens, or without any that has a vector, is zero.
         """
         rows = self._rows
         known = np.minimum(ids, len(rows) - 1)

@@ -1,26 +1,22 @@
-"""Packs whole blocks into passages, filling each up to the window."""
-
-from __future__ import annotations
+"""Pack whole blocks into passages, filling each up to the window."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final
+
+from tokenizers import Tokenizer
 
 from rag_assets.chunking.sections import Fragment, SectionChunker, TokenBudget, cut_fragment
 from rag_assets.options import ContextName
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
 
 DEFAULT_MIN_TOKENS: Final = 64
 
 
 class StructureChunker(SectionChunker):
-    """Packs whole blocks of a section into passages of at most `max_tokens`, special tokens included.
+    """Packs whole blocks of a section into passages of at most `max_tokens`, including special tokens.
 
-    Blocks larger than the window are cut at their own cuts (list items, lines, sentences), then at white
-    space, then between tokens. A heading stays with what follows it, as does a short line that ends in a
-    colon; sections under `min_tokens` join the next ones under the same parent.
+    Blocks larger than the window are cut at list items, lines or sentences, then at white space, then between tokens. A
+    heading or a lead-in stays with the text after it.
     """
 
     def __init__(
@@ -32,56 +28,51 @@ class StructureChunker(SectionChunker):
         window: int | None = None,
         context: ContextName = "none",
     ) -> None:
-        """`window` is what the model reads, context included; without it, `max_tokens`."""
         super().__init__(
             "structure-1", tokenizer, max_tokens=max_tokens, min_tokens=min_tokens, window=window, context=context
         )
 
     def cut(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[tuple[int, int]]:
-        return _pack(fragments, budget, self.min_tokens)
-
-
-def _pack(fragments: Iterable[Fragment], budget: TokenBudget, min_tokens: int) -> list[tuple[int, int]]:
-    """Spans of consecutive fragments, filled up to the budget."""
-    packed: list[list[Fragment]] = []
-    waiting = deque(fragments)
-    current: list[Fragment] = []
-    size = 0
-    while waiting:
-        fragment = waiting.popleft()
-        if budget.fit([*current[:1], fragment], size + fragment.tokens):
-            current.append(fragment)
-            size += fragment.tokens
-            continue
-        carried = _first_carried(current, fragment, budget)
-        if carried == 0:
-            # Nothing is open, or only headings, which wait for as much of the fragment as there is budget for.
-            pieces = cut_fragment(fragment, budget, budget.limit - size) if size <= budget.limit // 2 else []
-            if len(pieces) > 1 and budget.fit([*current[:1], pieces[0]], size + pieces[0].tokens):
-                waiting.extendleft(reversed(pieces))
+        """Return spans of consecutive fragments, filled up to the budget."""
+        packed: list[list[Fragment]] = []
+        waiting = deque(fragments)
+        current: list[Fragment] = []
+        size = 0
+        while waiting:
+            fragment = waiting.popleft()
+            if budget.fit([*current[:1], fragment], size + fragment.tokens):
+                current.append(fragment)
+                size += fragment.tokens
                 continue
-            # Headings as long as half a window, or a single character: it stands alone.
-            carried = len(current)
-            if not current:
-                packed.append([fragment])
-                continue
-        packed.append(current[:carried])
-        current = current[carried:]
-        size = sum(kept.tokens for kept in current)
-        waiting.appendleft(fragment)
-    if current:
-        packed.append(current)
-    _mend_tail(packed, budget, min_tokens)
-    return [(passage[0].start, passage[-1].end) for passage in packed]
+            carried = _first_carried(current, fragment, budget)
+            if carried == 0:
+                # Nothing is open, or only headings, which take as much of the fragment as fits.
+                pieces = cut_fragment(fragment, budget, budget.limit - size) if size <= budget.limit // 2 else []
+                if len(pieces) > 1 and budget.fit([*current[:1], pieces[0]], size + pieces[0].tokens):
+                    waiting.extendleft(reversed(pieces))
+                    continue
+                # A heading as long as half a window, or a single character, is a passage of its own.
+                carried = len(current)
+                if not current:
+                    packed.append([fragment])
+                    continue
+            packed.append(current[:carried])
+            current = current[carried:]
+            size = sum(kept.tokens for kept in current)
+            waiting.appendleft(fragment)
+        if current:
+            packed.append(current)
+        _fill_tail(packed, budget, self.min_tokens)
+        return [(passage[0].start, passage[-1].end) for passage in packed]
 
 
 def _first_carried(current: Sequence[Fragment], following: Fragment, budget: TokenBudget) -> int:
-    """The index in `current` from which on the fragments move to the next passage, with `following`."""
+    """Return the index in `current` from which the fragments move to the next passage, with `following`."""
     first = len(current)
     if current and current[-1].is_lead_in:
         first = _before_headings(current, first - 1)
         moved = sum(fragment.tokens for fragment in current[first:])
-        # One that does not fit but fills a passage of its own stays whole; a larger one is cut in any case.
+        # A fragment that does not fit but fits into a passage of its own stays whole; a larger one is cut anyway.
         fits = budget.fit([current[first], following], moved + following.tokens)
         return first if fits or following.tokens > budget.limit else len(current)
     return _before_headings(current, first)
@@ -93,8 +84,8 @@ def _before_headings(fragments: Sequence[Fragment], index: int) -> int:
     return index
 
 
-def _mend_tail(packed: list[list[Fragment]], budget: TokenBudget, min_tokens: int) -> None:
-    """Move fragments from the last passage but one into a last one that is left with next to nothing."""
+def _fill_tail(packed: list[list[Fragment]], budget: TokenBudget, min_tokens: int) -> None:
+    """Move fragments from the second to last passage into the last if that is nearly empty."""
     if len(packed) < 2:
         return
     before, tail = packed[-2:]

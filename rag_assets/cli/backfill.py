@@ -1,4 +1,4 @@
-"""The commands that index shards and show how they stand."""
+"""The commands that index shards and show their state."""
 
 import click
 
@@ -9,21 +9,21 @@ from rag_serving.lake.shards import Shard
 
 
 @click.command()
-@click.option("--region", "regions", multiple=True, help="Only this region; may be repeated.")
-@click.option("--department", "departments", multiple=True, help="Only this department; may be repeated.")
+@click.option("--region", "regions", multiple=True, help="Only this region; repeatable.")
+@click.option("--department", "departments", multiple=True, help="Only this department; repeatable.")
 @click.option("--all", "which", flag_value=Selection.ALL.value, help="Every shard.")
 @click.option("--missing", "which", flag_value=Selection.MISSING.value, help="Shards that were never published.")
 @click.option("--failed", "which", flag_value=Selection.FAILED.value, help="Shards whose latest run failed.")
-@click.option("--here", is_flag=True, help="Index in this process, one run a shard, without a daemon.")
+@click.option("--here", is_flag=True, help="Index in this process, one run per shard, without a daemon.")
 @click.option(
     "-j",
     "--jobs",
     type=click.IntRange(1, 256),
-    help="With --here: processes that index at once (default: one for little work, else one a core).",
+    help="With --here: parallel processes (default: one for little work, else one per core).",
 )
-@click.option("--wait", is_flag=True, help="Wait for the daemon's backfill, with a progress bar.")
-@click.option("--allow-mass-delete", is_flag=True, help="Let a run delete most or all of a shard's documents.")
-@click.option("--accept-worse-retrieval", is_flag=True, help="Publish even what answers golden questions worse.")
+@click.option("--wait", is_flag=True, help="Wait for the daemon's backfill and show its progress.")
+@click.option("--allow-mass-delete", is_flag=True, help="Allow runs to delete most or all documents of a shard.")
+@click.option("--accept-worse-retrieval", is_flag=True, help="Publish even if golden questions score lower.")
 @click.option("--dry-run", is_flag=True, help="Print the shards and stop.")
 @click.option("-v", "--verbose", is_flag=True, help="With --here: print each step's log.")
 def backfill(
@@ -38,10 +38,12 @@ def backfill(
     dry_run: bool,
     verbose: bool,
 ) -> None:
-    """Index shards: those that differ from the source, or --all, --missing, --failed of the regions and departments.
+    """Index shards that differ from the source.
 
-    The backfill is handed to the running Dagster daemon, which retries crashed runs. With --here this process does
-    the work itself: a few warm processes, one Dagster run per shard, each under its lease.
+    --all, --missing and --failed select shards by state, --region and --department by name. The running Dagster daemon
+    executes the backfill and retries crashed runs; with --here, this process and its children do.
+
+    Example: rag-assets backfill --region london --missing --wait
     """
     from rag_assets.defs.build import build_definitions
     from rag_assets.pipeline import Pipeline
@@ -61,11 +63,11 @@ def backfill(
         shards = select_shards(chosen, state.listed, state.published, failed, regions=regions, departments=departments)
         click.echo(
             f"{settings.source_uri}: {state.objects} objects in {len(state.listed)} shards; "
-            f"{len(shards)} chosen ({chosen.value})"
+            f"{len(shards)} selected ({chosen.value})"
         )
         if state.outside:
             examples = ", ".join(repr(key) for key in state.outside_examples)
-            click.echo(f"{state.outside} keys outside region/department/ are left alone, such as {examples}")
+            click.echo(f"ignoring {state.outside} keys outside region/department/, such as {examples}")
         if dry_run or not shards:
             click.echo("\n".join(shard.key for shard in shards) if shards else "nothing to do")
             return
@@ -73,11 +75,11 @@ def backfill(
         if not here:
             runs.require_daemon(instance)
         if not runs.model_is_exported(settings):
-            click.echo(f"exporting the embedding model {settings.embedding_model} into the lake, once")
+            click.echo(f"exporting the embedding model {settings.embedding_model} into the lake (once)")
             runs.export_model_here(instance, settings, build_definitions(settings))
         if here:
             sizes = {shard: listed_objects(state.listed.get(shard)) for shard in shards}
-            shards.sort(key=lambda shard: -sizes[shard])  # a large one last would end alone
+            shards.sort(key=lambda shard: -sizes[shard])  # a large shard started last would run alone at the end
             jobs = jobs or processes_for(len(shards), sum(sizes.values()))
             result = run_with_progress(instance, settings, shards, tags, verbose, jobs)
             problem = None
@@ -85,22 +87,25 @@ def backfill(
                 problem = runs.refresh_company_index_here(instance, settings, build_definitions(settings))
             if problem is not None:
                 click.echo(
-                    f"the company index is behind ({problem}); questions over many shards are answered all the same, "
-                    "if slower. Materialize company_index",
+                    f"the company index is out of date ({problem}): questions over many shards are slower until "
+                    "company_index is materialized",
                     err=True,
                 )
             report_result(result)
             return
         names.add_shards(instance, shards)
         backfill_id = runs.launch_backfill(instance, names, shards, tags)
-        click.echo(f"backfill {backfill_id} of {len(shards)} shards is with the daemon")
+        click.echo(f"started backfill {backfill_id} of {len(shards)} shards in the daemon")
         if wait:
             watch_with_progress(instance, backfill_id)
 
 
 @click.command()
 def status() -> None:
-    """Show every shard: published, changed since, missing, gone from the source, or of another embedding model."""
+    """List shards and their state.
+
+    The state is published, changed, missing, gone from the source, or of another embedding model.
+    """
     from rag_assets.pipeline import Pipeline
     from rag_assets.sources.listing_digest import listing_digest
 

@@ -1,6 +1,4 @@
-"""What commands print: progress bars, totals, and who ran them."""
-
-from __future__ import annotations
+"""Output that commands share: progress bars, totals and the user's name."""
 
 import getpass
 import os
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def user_name() -> str:
-    """Who is at the keyboard, for the history that others read."""
+    """Return the user's name, for holders of leases and the history of shards."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
@@ -28,14 +26,14 @@ def user_name() -> str:
 
 
 def run_with_progress(
-    instance: dg.DagsterInstance,
+    instance: "dg.DagsterInstance",
     settings: PipelineSettings,
     shards: Sequence[Shard],
     tags: dict[str, str],
     verbose: bool,
     jobs: int,
-) -> BulkResult:
-    """Index the shards in this process or its children, with a progress bar."""
+) -> "BulkResult":
+    """Index the shards in this process or its children and show a progress bar."""
     from rag_assets.defs.build import build_definitions
     from rag_assets.runs.bulk import run_here
 
@@ -59,26 +57,26 @@ def run_with_progress(
         )
 
 
-def report_result(result: BulkResult) -> None:
-    """Print the totals; raise an error that names the shards that failed."""
+def report_result(result: "BulkResult") -> None:
+    """Print the totals; raise an error that lists the failed shards."""
     totals = result.totals
-    documents = totals.get("added", 0) + totals.get("changed", 0)
+    documents = totals["added"] + totals["changed"]
     click.echo(
-        f"{len(result.succeeded)} shards indexed in {result.seconds:.1f} s: {totals.get('added', 0)} documents added, "
-        f"{totals.get('changed', 0)} changed, {totals.get('deleted', 0)} deleted, {totals.get('unchanged', 0)} "
-        f"unchanged, {totals.get('newly_quarantined', 0)} newly quarantined; {totals.get('embedded', 0)} chunks "
-        f"embedded ({totals.get('tokens', 0)} tokens), {totals.get('reused', 0)} reused; "
+        f"{len(result.succeeded)} shards indexed in {result.seconds:.1f} s: {totals['added']} documents added, "
+        f"{totals['changed']} changed, {totals['deleted']} deleted, {totals['unchanged']} unchanged, "
+        f"{totals['newly_quarantined']} newly quarantined; {totals['embedded']} chunks embedded "
+        f"({totals['tokens']} tokens), {totals['reused']} reused; "
         f"{documents / max(result.seconds, 1e-9):.1f} documents/s"
     )
     if result.failed:
         raise NamedClickError(
             f"{len(result.failed)} shards failed: {', '.join(shard.key for shard in sorted(result.failed))}; "
-            "mend the cause, then run rag-assets backfill --failed"
+            "fix the cause, then run rag-assets backfill --failed"
         )
 
 
-def watch_with_progress(instance: dg.DagsterInstance, backfill_id: str) -> None:
-    """Follow a backfill of the daemon until it ends; raise an error that names the shards that failed."""
+def watch_with_progress(instance: "dg.DagsterInstance", backfill_id: str) -> None:
+    """Show the progress of the daemon's backfill until it ends; raise an error that lists the failed shards."""
     from rag_assets.runs.backfill import watch_backfill
 
     failed: tuple[str, ...] = ()
@@ -89,31 +87,26 @@ def watch_with_progress(instance: dg.DagsterInstance, backfill_id: str) -> None:
                 failed = seen.failed
                 progress.update(task, total=seen.total, completed=seen.succeeded + len(failed))
         except KeyboardInterrupt:
-            click.echo(f"\nbackfill {backfill_id} goes on in the daemon; stop it in the UI", err=True)
+            click.echo(f"\nbackfill {backfill_id} continues in the daemon; cancel it in the UI", err=True)
             raise SystemExit(130) from None
     if failed:
-        raise NamedClickError(f"{len(failed)} shards failed: {', '.join(failed)}; then: rag-assets backfill --failed")
+        raise NamedClickError(
+            f"{len(failed)} shards failed: {', '.join(failed)}; fix the cause, then run rag-assets backfill --failed"
+        )
     click.echo("all shards are published")
 
 
 def _progress() -> Any:
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("shards"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("shards"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
         console=Console(stderr=True),
     )

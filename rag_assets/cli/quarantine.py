@@ -1,4 +1,4 @@
-"""The commands about documents that could not be read."""
+"""The commands for unreadable documents."""
 
 import json
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from rag_serving.lake.shards import Shard
 
 @click.group()
 def quarantine() -> None:
-    """Documents that could not be read: which, why, and how to have them tried again."""
+    """List, inspect and retry unreadable documents."""
 
 
 @quarantine.command("list")
 @click.argument("shards", nargs=-1, metavar="[REGION/DEPARTMENT]...")
 @click.option("--reason", type=click.Choice([reason.value for reason in QuarantineReason]), help="Only this reason.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool) -> None:
-    """List the quarantined documents of those shards, or of all published ones."""
-    rows = [row for _, row in _quarantined(shards) if reason in (None, row["reason"])]
-    for row in rows:
+    """List the quarantined documents of all published shards, or of those named."""
+    rows = [(name, row) for _, name, row in _quarantined(shards) if reason in (None, row["reason"])]
+    for name, row in rows:
         if as_json:
             click.echo(json.dumps(row, default=str, ensure_ascii=False))
         else:
-            click.echo(f"{row['reason']:<17} {row['attempts']:>3}x  {_name_of(row)}")
+            click.echo(f"{row['reason']:<17} {row['attempts']:>3}x  {name}")
     if not as_json:
         click.echo(f"{len(rows)} quarantined", err=True)
 
@@ -37,29 +37,34 @@ def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool)
 @quarantine.command("show")
 @click.argument("key")
 def show_quarantined(key: str) -> None:
-    """Show all that is known of one quarantined document; KEY is its key in the source."""
-    for name, value in _one_quarantined(key)[1].items():
+    """Show the details of one quarantined document, by its key in the source."""
+    for name, value in _one_quarantined(key)[-1].items():
         if name not in ("doc_id", "object_id"):
             click.echo(f"{name:<11} {value}")
 
 
 @quarantine.command("retry")
 @click.argument("keys", nargs=-1)
-@click.option("--shard", "shards", multiple=True, metavar="REGION/DEPARTMENT", help="All of this shard's.")
+@click.option("--shard", "shards", multiple=True, metavar="REGION/DEPARTMENT", help="All documents of this shard.")
 @click.option("--reason", type=click.Choice([reason.value for reason in QuarantineReason]), help="Only this reason.")
-@click.option("--here", is_flag=True, help="Try them again now, in this process, without a daemon.")
+@click.option("--here", is_flag=True, help="Retry in this process, without a daemon.")
 def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: str | None, here: bool) -> None:
-    """Have documents tried again: those KEYS, or all of a shard. The next run of their shards does it."""
+    """Retry documents, by their KEYS or all of a shard.
+
+    Starts a backfill of their shards in the daemon.
+
+    Example: rag-assets quarantine retry --shard london/people --reason encrypted
+    """
     from rag_assets.pipeline import Pipeline
     from rag_assets.runs import backfill as runs
     from rag_assets.runs.names import Names
     from rag_assets.stages.document_state import retry_documents
 
     if not keys and not shards:
-        raise click.UsageError("name the keys to try again, or a --shard")
+        raise click.UsageError("specify the keys to retry, or a --shard")
     chosen = [_one_quarantined(key) for key in keys] + (_quarantined(shards) if shards else [])
     by_shard: dict[Shard, set[str]] = {}
-    for shard, row in chosen:
+    for shard, _, row in chosen:
         if reason in (None, row["reason"]):
             by_shard.setdefault(shard, set()).add(row["object_id"])
     if not by_shard:
@@ -74,36 +79,35 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
             with pipeline.writer(shard, holder=f"quarantine retry by {user_name()}") as writer:
                 retry_documents(writer, sorted(object_ids))
         count = sum(map(len, by_shard.values()))
-        click.echo(f"{count} documents of {len(by_shard)} shards will be tried again")
+        click.echo(f"marked {count} documents of {len(by_shard)} shards for a retry")
         if here:
             report_result(run_with_progress(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
             return
         names = Names.of(settings)
         names.add_shards(instance, by_shard)
         backfill_id = runs.launch_backfill(instance, names, sorted(by_shard), {})
-        click.echo(f"backfill {backfill_id} of {len(by_shard)} shards is with the daemon")
+        click.echo(f"started backfill {backfill_id} of {len(by_shard)} shards in the daemon")
 
 
-def _quarantined(keys: Sequence[str]) -> list[tuple[Shard, dict[str, Any]]]:
+def _quarantined(keys: Sequence[str]) -> list[tuple[Shard, str, dict[str, Any]]]:
+    """Return shard, name and row of the quarantined documents of those shards, or of all published ones."""
     from rag_assets.pipeline import Pipeline
-    from rag_assets.stages.document_state import quarantined_documents
+    from rag_assets.stages.document_state import document_name, quarantined_documents
 
     pipeline = Pipeline(PipelineSettings.from_env())
     shards = [Shard.parse(key) for key in keys] or sorted(pipeline.catalog().snapshot().entries)
-    return [(shard, row) for shard in shards for row in quarantined_documents(pipeline.lake(), shard)]
+    return [
+        (shard, document_name(row), row) for shard in shards for row in quarantined_documents(pipeline.lake(), shard)
+    ]
 
 
-def _one_quarantined(key: str) -> tuple[Shard, dict[str, Any]]:
+def _one_quarantined(key: str) -> tuple[Shard, str, dict[str, Any]]:
     from rag_assets.sources.base import shard_of
 
     shard = shard_of(key.partition("#")[0])
     if shard is None:
-        raise NamedClickError(f"{key!r} is no key of a document: region/department/name")
-    for _, row in _quarantined([shard.key]):
-        if _name_of(row) == key:
-            return shard, row
+        raise NamedClickError(f"{key!r} is not a document's key: expected region/department/name")
+    for found in _quarantined([shard.key]):
+        if found[1] == key:
+            return found
     raise NamedClickError(f"{key} is not quarantined; see rag-assets quarantine list {shard.key}")
-
-
-def _name_of(row: dict[str, Any]) -> str:
-    return row["key"] + (f"#{row['part']}" if row["part"] else "")

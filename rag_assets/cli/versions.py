@@ -1,4 +1,4 @@
-"""The commands about published versions: history, rollback, release, maintenance."""
+"""The commands for published versions: history, rollback, release, maintain."""
 
 import shlex
 
@@ -13,7 +13,10 @@ from rag_serving.lake.shards import Shard
 @click.command()
 @click.argument("shard", metavar="REGION/DEPARTMENT")
 def history(shard: str) -> None:
-    """Show what was published of a shard: when, by whom, with how many documents; the versions to go back to."""
+    """Show the published versions of a shard.
+
+    Versions that are marked as kept can be rolled back to.
+    """
     from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.retention import kept_versions
     from rag_serving.lake.catalog_entry import read_catalog_entry
@@ -39,9 +42,14 @@ def history(shard: str) -> None:
 
 @click.command()
 @click.argument("shard", metavar="REGION/DEPARTMENT")
-@click.option("--to", type=int, metavar="VERSION", help="The version to go back to (see history); else the last one.")
+@click.option("--to", type=int, metavar="VERSION", help="A kept version, see history (default: the previous one).")
 def rollback(shard: str, to: int | None) -> None:
-    """Send readers of a shard back to an older published version, and hold it there until it is released."""
+    """Roll a shard back to an older published version.
+
+    The shard stays on hold until it is released: runs continue to build it but publish nothing.
+
+    Example: rag-assets rollback london/people --to 17
+    """
     from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.rollback import rollback as roll_back
 
@@ -50,15 +58,15 @@ def rollback(shard: str, to: int | None) -> None:
         entry = roll_back(writer, by=user_name(), to=to)
     current = entry.current
     click.echo(
-        f"{shard} is at version {current.version} again ({current.documents} documents), and held there: runs go on "
-        f"building, and publish after rag-assets release {shlex.quote(shard)}"
+        f"{shard} is rolled back to version {current.version} ({current.documents} documents) and on hold: runs "
+        f"publish nothing until rag-assets release {shlex.quote(shard)}"
     )
 
 
 @click.command()
 @click.argument("shard", metavar="REGION/DEPARTMENT")
 def release(shard: str) -> None:
-    """Let runs publish a held shard again."""
+    """Let runs publish a shard on hold again."""
     from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.rollback import release as let_go
 
@@ -66,31 +74,24 @@ def release(shard: str) -> None:
     with pipeline.writer(Shard.parse(shard), holder=f"release by {user_name()}") as writer:
         entry = let_go(writer)
     if entry is None:
-        click.echo(f"{shard} is not held")
+        click.echo(f"{shard} is not on hold")
         return
-    click.echo(f"{shard} is released; its next run publishes what was built (or: rag-assets backfill)")
+    click.echo(f"{shard} is released; its next run publishes what was built (start one with rag-assets backfill)")
 
 
 @click.command()
 def maintain() -> None:
-    """Compact and clean up the tables of every published shard now, in this process."""
-    from rag_assets.pipeline import Pipeline
-    from rag_assets.publishing.maintenance import maintain_shards
+    """Compact and clean up the tables of every published shard.
 
-    pipeline = Pipeline(PipelineSettings.from_env())
-    report = maintain_shards(
-        sorted(pipeline.catalog().snapshot().entries),
-        lambda shard: pipeline.writer(shard, holder=f"maintenance by {user_name()}", wait=0),
-        pipeline.identity(),
-        run_id=f"maintenance by {user_name()}",
-        keep=pipeline.settings.keep_published,
-        pin_seconds=pipeline.settings.reader_pin_seconds,
-        log=click.echo,
-        quality=pipeline.quality(),
-    )
+    Works in this process; shards with an active run are skipped.
+    """
+    from rag_assets.pipeline import Pipeline
+
+    holder = f"maintenance by {user_name()}"
+    report = Pipeline(PipelineSettings.from_env()).maintain(holder, run_id=holder, log=click.echo)
     click.echo(
         f"{report.shards} shards, {report.tables} tables: {report.versions_removed} old versions removed, "
-        f"{report.indexes_rebuilt} indexes rebuilt; {len(report.skipped)} shards were busy"
+        f"{report.indexes_rebuilt} indexes rebuilt; {len(report.skipped)} shards skipped"
     )
     if report.failed:
         raise NamedClickError(f"{len(report.failed)} shards failed: {', '.join(sorted(report.failed))}")

@@ -1,4 +1,4 @@
-"""Asset checks: the blocking ones stand between the shard's table and its publish, the quarantine one only warns."""
+"""Asset checks: the blocking ones must pass before a shard is published; `nothing_quarantined` only warns."""
 
 import dataclasses
 import warnings
@@ -35,11 +35,12 @@ def _result(verdict: CheckResult) -> dg.AssetCheckResult:
 
 
 def _looked_at(context: dg.AssetCheckExecutionContext, lake: Lake, shard: Shard) -> Sequence[str] | None:
-    """Documents that the check looks at; None for all."""
+    """Return the ids of the documents to check; None for all."""
     return None if flag(context.run.tags, WHOLE_TAG) else dirty_documents(lake, shard)
 
 
 def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
+    """Check that the passages of each document come from its current version and cover all of its text."""
     lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
         return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
@@ -57,7 +58,7 @@ def _vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelinePar
 
 
 def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
-    # Whoever executes checks by themselves wants to see figures, of whatever the table is.
+    # A user who executes the checks alone wants figures even if this version was measured before.
     alone = not context.job_def.asset_layer.executable_asset_keys
     return _assessed(
         assess(
@@ -71,7 +72,7 @@ def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineP
     )
 
 
-_OF_THE_TABLE = {
+_TABLE_CHECKS = {
     "rows_reconcile": _rows_reconcile,
     "vectors_sound": _vectors_sound,
     "retrieval_holds": _retrieval_holds,
@@ -79,10 +80,11 @@ _OF_THE_TABLE = {
 
 
 def table_is_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> Iterator[dg.AssetCheckResult]:
+    """Run the selected checks of the search table."""
     chosen = {key.name: key.asset_key for key in context.selected_asset_check_keys}
     with named_failures():
-        # All before the first is told: a step that is tried again would tell it twice.
-        found = {name: look(context, pipeline) for name, look in _OF_THE_TABLE.items() if name in chosen}
+        # Run all of them before yielding the first: a retried step would report it twice.
+        found = {name: check(context, pipeline) for name, check in _TABLE_CHECKS.items() if name in chosen}
     for name, result in found.items():
         yield result._replace(asset_key=chosen[name], check_name=name)
 
@@ -148,11 +150,12 @@ def _history(evaluations: Sequence[Evaluation]) -> dg.TableMetadataValue:
 def _invalid(lines: Sequence[InvalidLine]) -> dg.TableMetadataValue:
     return dg.TableMetadataValue(
         records=[dg.TableRecord({"file": at.file, "line": at.line, "problem": at.problem}) for at in lines],
-        schema=dg.TableSchema.from_name_type_dict({"file": "string", "line": "int", "problem": "string"}),
+        schema=None,
     )
 
 
 def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
+    """Warn if documents are quarantined; the others are published anyway."""
     with named_failures():
         refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key))
     return dg.AssetCheckResult(
@@ -164,7 +167,7 @@ def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: Pipeli
 
 
 def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
-    """Return the checks of one shard: those that block its publish, and the one that only warns."""
+    """Return the checks of a shard's assets."""
 
     def spec(name: str, description: str) -> dg.AssetCheckSpec:
         return dg.AssetCheckSpec(
@@ -176,33 +179,26 @@ def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
         )
 
     with warnings.catch_warnings():
-        # Dagster marks partitioned checks as a preview, which is for us to know, not for every process.
+        # Dagster warns in every process that partitioned checks are a preview.
         warnings.simplefilter("ignore", dg.PreviewWarning)
         shard_check = partial(dg.asset_check, partitions_def=names.partitions, retry_policy=step_retries)
         return [
-            shard_check(
-                asset=names.asset("raw_documents"),
-                description="No document of the shard is quarantined. Warns; the other documents are published anyway.",
-            )(nothing_quarantined),
-            shard_check(
-                asset=names.asset("chunks"),
-                blocking=True,
-                description="The passages of each document hold all of its text, and come from its current version.",
-            )(passages_cover_documents),
-            # One step for all three: in a shard with nothing to do, Dagster's steps are nearly all of the cost.
+            shard_check(asset=names.asset("raw_documents"))(nothing_quarantined),
+            shard_check(asset=names.asset("chunks"), blocking=True)(passages_cover_documents),
+            # One step for all three: for an unchanged shard, Dagster's steps are nearly all of the cost.
             dg.multi_asset_check(
                 name=names.op("table_is_sound"),
                 specs=[
-                    spec("rows_reconcile", "The table holds exactly the documents read and the chunks cut, each once."),
+                    spec("rows_reconcile", "The table holds exactly the current documents and chunks, each once."),
                     spec(
                         "vectors_sound",
-                        "Vectors come from the configured embedder, have unit length and, in a sample of new ones, "
+                        "Vectors come from the configured embedder, have unit length and (in a sample of new rows) "
                         "match their texts; the indexes cover the rows.",
                     ),
                     spec(
                         "retrieval_holds",
                         "The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about "
-                        "as well as the published one, and its vector index finds what it should.",
+                        "as well as the published one, and its vector index has the required recall.",
                     ),
                 ],
                 can_subset=True,

@@ -1,8 +1,7 @@
-"""The asset graph, from arriving objects to what readers see. Each asset reads what changed in the one before it.
+"""The asset graph, from arriving objects to published tables. Each asset processes what changed upstream.
 
-source_objects → raw_documents → chunks → embeddings → shards → published, all partitioned by shard; beside them
-embedding_model and boundary_vectors, made once. `@asset_template` names the assets that are read; `build` adds the
-prefix of the deployment.
+source_objects → raw_documents → chunks → embeddings → shards → published are partitioned by shard; embedding_model and
+boundary_vectors are built once. `@asset_template` lists the upstream assets; Dagster's UI shows the docstrings.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from rag_assets.runs.failures import named_failures
 from rag_assets.runs.names import Names
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG, flag
 from rag_assets.stages.chunks import sync_chunks
-from rag_assets.stages.document_state import quarantined_documents
+from rag_assets.stages.document_state import document_name, quarantined_documents
 from rag_assets.stages.documents import sync_documents
 from rag_assets.stages.embeddings import sync_embeddings
 from rag_assets.stages.search_table import sync_shard
@@ -36,10 +35,11 @@ _PACKAGED_DIMENSIONS = 384  # shown in the UI only; the tables take the model's 
 
 
 def build_source_objects(names: Names) -> dg.AssetSpec:
+    """Return the external asset that the graph starts from."""
     return dg.AssetSpec(
         names.asset("source_objects"),
-        description="Documents as they arrive under region/department/ in the source bucket. Written by others; the "
-        "sensor s3_arrivals and the schedule reconcile watch it.",
+        description="Documents under region/department/ in the source bucket, uploaded by others. Watched by the "
+        "sensor s3_arrivals and the schedule reconcile.",
         partitions_def=names.partitions,
         group_name=names.group,
         owners=list(names.owners),
@@ -51,11 +51,13 @@ def build_source_objects(names: Names) -> dg.AssetSpec:
     partitioned=False,
     kinds={"python", "openvino"},
     code_version="1",
-    description="The embedding model, exported once into the lake: OpenVINO graph with pooling, tokenizer, identity. "
-    "Pipeline and serving load these same files. Materialize it again after changing RAG_EMBEDDING_MODEL; a shard's "
-    "run exports a missing model by itself.",
 )
 def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
+    """Export the embedding model into the lake: OpenVINO graph with pooling, tokenizer, identity.
+
+    Pipeline and serving load the same files. Materialize it after changing RAG_EMBEDDING_MODEL; otherwise the next
+    shard's run exports the model.
+    """
     with named_failures():
         export = ensure_exported(pipeline.lake().objects, pipeline.settings.embedding_model, force=True)
     context.log.info("exported %s as %s", export.identity.model, export.identity.fingerprint)
@@ -77,11 +79,12 @@ def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineParam) 
     partitioned=False,
     kinds={"python", "numpy"},
     code_version="1",
-    description="One static vector for each token of the embedding model's vocabulary, distilled once from the model: "
-    "by them the chunker finds where a text changes its subject. Sound ones are kept; a shard's run distils missing "
-    "ones by itself.",
 )
 def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
+    """Distil a static vector per token of the embedding model, by which the chunker detects changes of subject.
+
+    Valid vectors are kept; if they are missing, the next shard's run distils them.
+    """
     with named_failures():
         distillation = ensure_distilled(pipeline.lake().objects, pipeline.identity())
     manifest = distillation.manifest
@@ -101,11 +104,11 @@ def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineParam)
 
 
 class DocumentsConfig(dg.Config):
-    """What a run of `raw_documents` looks at."""
+    """Run configuration of `raw_documents`."""
 
     keys: list[str] = Field(
         default_factory=list[str],
-        description="objects of the shard that a feed named; without any, the whole shard is listed",
+        description="compare only these objects of the shard, as named by an event feed; empty: list the whole shard",
     )
 
 
@@ -116,7 +119,7 @@ def _columns(schema: pa.Schema) -> dict[str, Any]:
 
 
 def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
-    """A step's report as metadata; `rows` becomes the headline of the partition in the UI."""
+    """Return a step's report as metadata; the UI shows `rows` as the partition's row count."""
     numbers = {name: value for name, value in dataclasses.asdict(report).items() if isinstance(value, int | float)}
     numbers["seconds"] = round(numbers["seconds"], 3)
     return {**numbers, "dagster/partition_row_count": rows}
@@ -127,8 +130,6 @@ def _metadata(report: Any, *, rows: int) -> dict[str, Any]:
     kinds={"python", "lancedb"},
     code_version=EXTRACTOR_VERSION,
     metadata=_columns(RAW_SCHEMA),
-    description="Text and structure of each document: only new and changed objects are fetched, deleted ones go, "
-    "unreadable ones are quarantined with the reason.",
 )
 def raw_documents(
     context: dg.AssetExecutionContext,
@@ -136,6 +137,10 @@ def raw_documents(
     shard_writer: dg.ResourceParam[ShardWriter],
     config: DocumentsConfig,
 ) -> dg.MaterializeResult[Any]:
+    """Extract text and structure of the shard's documents.
+
+    Only new and changed objects are fetched. Deleted objects are removed, unreadable ones quarantined with the reason.
+    """
     allow = flag(context.run.tags, ALLOW_MASS_DELETE_TAG)
     with named_failures():
         report = sync_documents(
@@ -154,7 +159,7 @@ def raw_documents(
             records=[
                 dg.TableRecord(
                     {
-                        "document": row["key"] + (f"#{row['part']}" if row["part"] else ""),
+                        "document": document_name(row),
                         "reason": row["reason"],
                         "detail": row["detail"],
                         "attempts": row["attempts"],
@@ -165,13 +170,7 @@ def raw_documents(
                 )
                 for row in refused
             ],
-            schema=dg.TableSchema.from_name_type_dict(
-                {
-                    **dict.fromkeys(("document", "reason", "detail"), "string"),
-                    "attempts": "int",
-                    **dict.fromkeys(("first_seen", "last_seen", "etag"), "string"),
-                }
-            ),
+            schema=None,
         )
     return dg.MaterializeResult(metadata=metadata)
 
@@ -182,12 +181,11 @@ def raw_documents(
     kinds={"python", "lancedb"},
     code_version="2",
     metadata=_columns(CHUNK_SCHEMA),
-    description="Passages that fit the model's window, cut along the document's own structure and where it changes its "
-    "subject; only documents whose content changed are cut again.",
 )
 def chunks(
     context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
+    """Cut changed documents into passages that fit the model's window, by structure and at changes of subject."""
     with named_failures():
         chunker = pipeline.chunker()
         report = sync_chunks(shard_writer, chunker, context.log.info)
@@ -200,11 +198,11 @@ def chunks(
     kinds={"openvino", "lancedb"},
     code_version="1",
     metadata=_columns(embedding_schema(_PACKAGED_DIMENSIONS)),
-    description="One vector for every distinct passage; a passage that is there already is never embedded again.",
 )
 def embeddings(
     context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
+    """Embed each distinct passage that has no vector yet."""
     with named_failures():
         identity = pipeline.identity()
         report = sync_embeddings(shard_writer, identity, pipeline.embedder, context.log.info)
@@ -220,12 +218,11 @@ def embeddings(
     kinds={"lancedb"},
     code_version="1",
     metadata=_columns(shard_schema(_PACKAGED_DIMENSIONS, "")),
-    description="The shard's search table: a changed document's chunks are replaced in one commit, full-text and "
-    "vector indexes are kept covering the rows.",
 )
 def shards(
     context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
+    """Update the shard's search table, a changed document in one commit, and its full-text and vector indexes."""
     with named_failures():
         identity = pipeline.identity()
         report = sync_shard(shard_writer, identity, pipeline.settings.vector_index_rows, context.log.info)
@@ -237,23 +234,21 @@ def shards(
     "shards",
     kinds={"lancedb", "json"},
     code_version="1",
-    description="What readers see: the shard's catalog object names the version to read. Written only after the "
-    "blocking checks of shards have passed, and only when something changed.",
 )
 def published(
     context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
+    """Make the table's new version current in the shard's catalog object, if it passed the blocking checks."""
     with named_failures():
         result = publish(
             shard_writer,
             pipeline.identity(),
+            pipeline.retention(),
             run_id=context.run.run_id,
-            keep=pipeline.settings.keep_published,
-            pin_seconds=pipeline.settings.reader_pin_seconds,
             quality=pipeline.quality(accept_worse=flag(context.run.tags, ACCEPT_WORSE_TAG)),
         )
     if result.held is not None:
-        context.log.warning("held by %s since %s; not published", result.held.by, result.held.since)
+        context.log.warning("not published: on hold by %s since %s", result.held.by, result.held.since)
     publication = result.publication
     return dg.MaterializeResult(
         metadata={
@@ -275,7 +270,7 @@ def published(
 
 
 def quality_numbers(evaluation: Evaluation | None) -> dict[str, float]:
-    """What was measured of a shard's head, so that the UI plots it over time; nothing where nothing was."""
+    """Return the scores of the evaluated version as metadata that the UI plots over time; empty if not measured."""
     if evaluation is None:
         return {}
     scores = {} if evaluation.head is None else dataclasses.asdict(evaluation.head.hybrid)

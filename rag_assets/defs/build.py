@@ -1,4 +1,4 @@
-"""Put the Dagster objects together: for this code location, for another project's, and for tests."""
+"""Build the `Definitions` of the pipeline: for this code location, for another project, and for tests."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,14 +24,14 @@ from rag_assets.settings import PipelineSettings
 def build_definitions(
     settings: PipelineSettings | None = None, resource_overrides: Mapping[str, Any] | None = None
 ) -> dg.Definitions:
-    """Return everything in one `Definitions`; settings come from the environment unless given."""
+    """Return all definitions; settings default to the environment."""
     settings = settings or PipelineSettings.from_env()
     names = Names.of(settings)
     jobs = build_asset_jobs(names)
     maintain = build_maintenance_job(names)
     resources: dict[str, Any] = {
-        # Keys, region and endpoint come from the usual AWS_* variables. The client retries with backoff and jitter;
-        # longer outages are left to the retries of steps.
+        # Credentials, region and endpoint come from the AWS_* variables. The client retries with backoff and jitter;
+        # the retries of steps cover longer outages.
         "pipeline": Pipeline(settings, S3Resource(max_attempts=5).get_client),
         "shard_writer": shard_writer,
     }
@@ -56,21 +56,22 @@ def build_definitions(
 
 @dg.definitions
 def pipeline() -> dg.Definitions:
-    """The pipeline of this code location, with settings from the environment."""
+    """Return the pipeline of this code location, with settings from the environment."""
     return build_definitions()
 
 
 class RagShardsComponent(dg.Component, dg.Model, dg.Resolvable):
-    """The whole pipeline as a component of another dg project. Unset attributes come from the RAG_* variables."""
+    """The whole pipeline as a component of another dg project. Unset attributes default to the RAG_* variables."""
 
     source_uri: str | None = Field(None, description="folder or s3://bucket/prefix where documents arrive")
     lake_uri: str | None = Field(None, description="folder or s3://bucket/prefix of the lake")
-    asset_prefix: str | None = Field(None, description="prefix of asset keys, jobs and partitions, as in eu or prod/eu")
+    asset_prefix: str | None = Field(None, description="prefix of asset keys, jobs and partitions, such as prod/eu")
     settings: dict[str, Any] = Field(
-        default_factory=dict[str, Any], description="further settings, by their names without RAG_, in lower case"
+        default_factory=dict[str, Any], description="other settings by their lower-case names without RAG_"
     )
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """Build the component's definitions."""
         named = {"source_uri": self.source_uri, "lake_uri": self.lake_uri, "asset_prefix": self.asset_prefix}
         given = {name: value for name, value in named.items() if value is not None}
         return build_definitions(PipelineSettings.from_env(**self.settings, **given))

@@ -1,4 +1,4 @@
-"""The company index in Dagster: the asset, and the sensor that keeps it up to date."""
+"""The company index in Dagster: the asset, and the sensor that requests its runs."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from rag_serving.lake.company_index import COMPANY
 
 
 def _pool(names: Names) -> str:
-    """One run at a time: two would only wait for each other."""
+    """Return the pool that admits one run at a time: two would only wait for each other."""
     return names.job("company_index")
 
 
@@ -27,57 +27,56 @@ def _pool(names: Names) -> str:
     kinds={"lancedb"},
     pool=_pool,
     code_version="1",
-    description="One table for each embedding model over the published rows of all shards, for questions over many "
-    "shards. Updated shard by shard; shards whose copy is out of date are searched directly.",
 )
 def company_index(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
-    lake = pipeline.lake()
+    """Copy the published rows of all shards into one table per embedding model, for questions over many shards.
+
+    Updated shard by shard; shards whose copy is out of date are searched directly.
+    """
+    lake, settings = pipeline.lake(), pipeline.settings
+    holder = f"run {context.run.run_id}"
     with (
         named_failures(),
-        acquire_company_index(
-            lake,
-            f"run {context.run.run_id}",
-            seconds=pipeline.settings.lease_seconds,
-            wait=pipeline.settings.lease_wait,
-        ) as lease,
+        acquire_company_index(lake, holder, seconds=settings.lease_seconds, wait=settings.lease_wait) as lease,
     ):
         report = sync_company_index(
             lake,
             lease,
             pipeline.catalog().snapshot(),
-            vector_index_rows=pipeline.settings.vector_index_rows,
-            pin_seconds=pipeline.settings.reader_pin_seconds,
+            vector_index_rows=settings.vector_index_rows,
+            pin_seconds=settings.reader_pin_seconds,
             log=context.log.info,
         )
         behind = stale_shards(pipeline.catalog().snapshot())
-    metadata = dataclasses.asdict(report)
     return dg.MaterializeResult(
         metadata={
-            **metadata,
+            **dataclasses.asdict(report),
             "seconds": round(report.seconds, 3),
             "versions": dg.JsonMetadataValue(report.versions),
             "behind": len(behind),
-            "uri": f"{pipeline.settings.lake_uri}/{COMPANY}",
+            "uri": f"{settings.lake_uri}/{COMPANY}",
             "dagster/row_count": report.rows,
         }
     )
 
 
 def build_company_sensor(settings: PipelineSettings, names: Names, job: AssetJob) -> dg.SensorDefinition:
+    """Return the sensor `company_index_follows`."""
+
     @dg.sensor(
         name=names.job("company_index_follows"),
         job=job,
         minimum_interval_seconds=settings.company_interval,
-        description="Requests one run of company_index when it is out of date and no run of it is active.",
+        description="Requests a run of company_index if the index is out of date and no such run is active.",
     )
     def company_index_follows(
         context: dg.SensorEvaluationContext, pipeline: PipelineParam
     ) -> dg.RunRequest | dg.SkipReason:
         behind = stale_shards(pipeline.catalog().snapshot())
         if not behind:
-            return dg.SkipReason("the company index holds what is published")
+            return dg.SkipReason("the company index is up to date")
         if context.instance.get_runs(filters=dg.RunsFilter(job_name=job.name, statuses=ACTIVE), limit=1):
-            return dg.SkipReason(f"{len(behind)} shards behind; a run is under way")
+            return dg.SkipReason(f"{len(behind)} shards behind; a run is already active")
         context.log.info("%d shards behind, such as %s", len(behind), ", ".join(behind[:3]))
         return dg.RunRequest()
 

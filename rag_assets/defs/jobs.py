@@ -1,4 +1,4 @@
-"""The jobs over assets and checks, and what executes their steps."""
+"""The jobs over assets and checks, and the executor of their steps."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from rag_assets.options import ExecutorName
 from rag_assets.runs.names import EXPORT_MODEL, INDEX_SHARD, REFRESH, SHARD_ASSETS, WATCH, Names
 
 AssetJob = Any
-"""What `dg.define_asset_job` returns; Dagster has no public name for it."""
+"""The result of `dg.define_asset_job`, whose type is not public."""
 
 
 def build_asset_jobs(names: Names) -> dict[str, AssetJob]:
-    """Return the jobs by their name without the prefix."""
+    """Return the jobs by their names without the prefix."""
 
     def job(name: str, assets: tuple[str, ...], description: str) -> AssetJob:
         selection = dg.AssetSelection.assets(*(names.asset(asset) for asset in assets))
@@ -23,28 +23,28 @@ def build_asset_jobs(names: Names) -> dict[str, AssetJob]:
         INDEX_SHARD: job(
             INDEX_SHARD,
             SHARD_ASSETS,
-            "Bring one shard from its source objects to its published table. Safe to run again at any time.",
+            "Index one shard, from its source objects to its published table. Idempotent.",
         ),
         EXPORT_MODEL: job(
             EXPORT_MODEL,
             ("embedding_model", "boundary_vectors"),
-            "Export the configured embedding model into the lake, and distil its static vectors.",
+            "Export the configured embedding model into the lake and distil its static vectors.",
         ),
         REFRESH: job(
             REFRESH,
             ("company_index",),
-            "Bring the company index to what is published. Safe to run again at any time.",
+            "Update the company index to the published versions. Idempotent.",
         ),
         WATCH: dg.define_asset_job(
             names.job(WATCH),
             selection=dg.AssetSelection.checks(watched),
-            description="Check that no shard is left behind, without changing anything.",
+            description="Check that no shard is left behind. Changes nothing.",
         ),
     }
 
 
 def executor(name: ExecutorName) -> dg.ExecutorDefinition:
-    """The executor of every job. In-process is the default: a process per step costs more than the steps."""
+    """Return the executor of every job. The default is in-process: a process per step costs more than the steps."""
     if name == "k8s":
         from dagster_k8s import k8s_job_executor
 

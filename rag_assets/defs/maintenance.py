@@ -1,4 +1,4 @@
-"""What runs over all shards at once: the upkeep of their tables, and the standing check that none is left behind."""
+"""Work over all shards: the maintenance of their tables, and the check that no shard is left behind."""
 
 import dataclasses
 
@@ -6,7 +6,6 @@ import dagster as dg
 
 from rag_assets.defs.jobs import AssetJob
 from rag_assets.defs.resources import PipelineParam
-from rag_assets.publishing.maintenance import maintain_shards
 from rag_assets.runs.failures import named_failures, step_retries
 from rag_assets.runs.names import MAINTAIN, WATCH, Names
 from rag_assets.runs.status import failed_shards
@@ -15,23 +14,15 @@ from rag_assets.settings import PipelineSettings
 _MOST_NAMED = 50
 
 
-@dg.op(
-    retry_policy=step_retries,
-    description="Compacts the tables of every published shard, rebuilds worn indexes, and removes versions that no "
-    "reader can be on any more. A shard that a run is on is left for the next time.",
-)
+@dg.op(retry_policy=step_retries)
 def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineParam) -> None:
+    """Compact the tables of every published shard, rebuild fragmented indexes, and remove versions without readers.
+
+    Shards with an active run are skipped.
+    """
+    holder = f"maintenance, run {context.run_id}"
     with named_failures():
-        report = maintain_shards(
-            sorted(pipeline.catalog().snapshot().entries),
-            lambda shard: pipeline.writer(shard, holder=f"maintenance, run {context.run_id}", wait=0),
-            pipeline.identity(),
-            run_id=context.run_id,
-            keep=pipeline.settings.keep_published,
-            pin_seconds=pipeline.settings.reader_pin_seconds,
-            log=context.log.info,
-            quality=pipeline.quality(),
-        )
+        report = pipeline.maintain(holder, run_id=context.run_id, log=context.log.info)
     context.add_output_metadata(dataclasses.asdict(report))
     if report.failed:
         raise dg.Failure(
@@ -42,6 +33,8 @@ def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineParam) -> 
 
 
 def build_maintenance_job(names: Names) -> dg.JobDefinition:
+    """Return the job `maintain`."""
+
     @dg.job(name=names.job(MAINTAIN), description="Maintain every shard's tables; see maintain_tables.")
     def maintain() -> None:
         maintain_tables()
@@ -50,10 +43,12 @@ def build_maintenance_job(names: Names) -> dg.JobDefinition:
 
 
 def build_standing_check(names: Names) -> dg.AssetChecksDefinition:
+    """Return the check `no_shard_left_behind`."""
+
     @dg.asset_check(
         asset=names.asset("source_objects"),
-        description="No shard is left behind: none whose latest run failed, none that differs from the source or is "
-        "held at an older version, none whose catalog object is broken. Names those that are.",
+        description="No shard's latest run failed, and no shard differs from the source, is on hold, or has an invalid "
+        "catalog object. Lists the shards that do.",
     )
     def no_shard_left_behind(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
         with named_failures():
@@ -74,7 +69,7 @@ def build_standing_check(names: Names) -> dg.AssetChecksDefinition:
             description="; ".join(
                 f"{len(keys)} {what}: {', '.join(keys[:_MOST_NAMED])}" for what, keys in found.items()
             )
-            or f"all {len(known)} shards are published as the source has them",
+            or f"all {len(known)} shards are published and match the source",
             metadata={
                 "shards": len(known),
                 **{f"shards_{what}": len(keys) for what, keys in named.items()},
@@ -88,6 +83,7 @@ def build_standing_check(names: Names) -> dg.AssetChecksDefinition:
 def build_maintenance_schedules(
     settings: PipelineSettings, names: Names, maintain: dg.JobDefinition, watch: AssetJob
 ) -> list[dg.ScheduleDefinition]:
+    """Return the schedules of the maintenance job and of the standing check."""
     return [
         dg.ScheduleDefinition(
             name=names.job("maintenance"),
@@ -101,6 +97,6 @@ def build_maintenance_schedules(
             job=watch,
             cron_schedule=settings.watch_cron,
             execution_timezone="UTC",
-            description="Evaluates no_shard_left_behind, which names shards that failed, lag behind or are held.",
+            description="Evaluates no_shard_left_behind, which lists shards that failed, are stale or on hold.",
         ),
     ]

@@ -1,4 +1,4 @@
-"""The resources of the assets: the pipeline, which is plain Python, and the writer of the run's shard."""
+"""The resources of the assets: the pipeline, and the writer of the run's shard."""
 
 from collections.abc import Generator
 
@@ -10,21 +10,22 @@ from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.shards import Shard
 
 PipelineParam = dg.ResourceParam[Pipeline]
-"""How assets, checks, sensors and schedules ask for the pipeline."""
+"""Type of the parameter by which assets, checks, sensors and schedules request the pipeline."""
 
 
 @dg.resource(
     required_resource_keys={"pipeline"},
-    description="Writes to the run's shard, under its lease, from the run's first step to its last (or in each step's "
-    "process).",
+    description="Writes to the run's shard. Holds its lease for the whole run, or for each step that has a process of "
+    "its own.",
 )
 def shard_writer(context: dg.InitResourceContext) -> Generator[ShardWriter]:
+    """Yield the writer of the run's shard."""
     pipeline: Pipeline = context.resources.pipeline
     run = context.run
     key = run.tags.get(PARTITION_TAG) if run is not None else None
     if run is None or key is None:
         raise dg.DagsterInvariantViolationError(
-            "a run of this asset is for one shard: choose one partition (region/department), or a backfill of several"
+            "a run of this asset indexes one shard: select one partition (region/department), or start a backfill"
         )
     with pipeline.writer(Shard.parse(key), holder=f"run {run.run_id}", whole=flag(run.tags, WHOLE_TAG)) as writer:
         if writer.rolled_back and context.log is not None:

@@ -1,4 +1,4 @@
-"""The schedule that reconciles every shard with the source, whatever the sensor saw or missed."""
+"""The schedule that reconciles every shard with the source, in case the sensor missed a change."""
 
 from collections.abc import Iterator
 
@@ -13,19 +13,20 @@ from rag_assets.sources.base import has_documents
 
 
 def build_reconcile_schedule(settings: PipelineSettings, names: Names, job: AssetJob) -> dg.ScheduleDefinition:
+    """Return the schedule `reconcile`."""
+
     @dg.schedule(
         name=names.job("reconcile"),
         job=job,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        description="Runs every shard: those that the source lists now and those that are known from before. Whole "
-        "tables are compared and checked, not only what is known to have changed. A shard with nothing to do fetches, "
-        "embeds and writes nothing.",
+        description="Runs every shard that is listed in the source or already known. Compares and checks whole tables "
+        "instead of known changes only. Runs of unchanged shards fetch, embed and write nothing.",
     )
     def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineParam) -> Iterator[dg.RunRequest]:
         source = pipeline.source()
         known = set(context.instance.get_dynamic_partitions(names.partition_set))
-        # By their names alone: a tick has no time to walk through a large bucket, whose last shards it would miss.
+        # Only list the folders: a tick is too short to list a large bucket, and would miss its last shards.
         new = [shard for shard in source.shards() if shard.key not in known and has_documents(source, shard)]
         names.add_shards(context.instance, new)
         at = context.scheduled_execution_time.isoformat()

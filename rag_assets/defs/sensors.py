@@ -1,4 +1,4 @@
-"""The sensor that turns arrivals into runs: a thin shell over `rag_assets.arrivals`."""
+"""The sensor that requests runs for arrivals: a thin shell over `rag_assets.arrivals`."""
 
 import secrets
 import time
@@ -26,7 +26,7 @@ SENSOR = "s3_arrivals"
 
 @dataclass(frozen=True)
 class _Tick:
-    """What one evaluation found: the runs to request, the next cursor, and a line for the operator."""
+    """The result of one evaluation: the runs to request, the next cursor, and a summary for the log."""
 
     requests: Sequence[RunRequest]
     cursor: str
@@ -34,14 +34,14 @@ class _Tick:
 
 
 def build_arrivals_sensor(settings: PipelineSettings, names: Names, job: AssetJob) -> dg.SensorDefinition:
-    """Return the sensor `s3_arrivals`, which lists the source or reads the feed that the settings name."""
+    """Return the sensor `s3_arrivals`, which lists the source or reads the configured feed."""
     listing = settings.arrivals == "listing"
     look = _list_source if listing else _read_feed
     what = (
-        "Lists the source and requests one run of every shard whose listing differs from the published one."
+        "Lists the source and requests a run of every shard whose listing differs from the published one."
         if listing
         else f"Reads events from {settings.arrivals} and requests a run of each shard that they name, limited to the "
-        "named objects when they are few."
+        "named objects if they are few."
     )
 
     @dg.sensor(
@@ -70,7 +70,7 @@ def build_arrivals_sensor(settings: PipelineSettings, names: Names, job: AssetJo
 def _list_source(context: dg.SensorEvaluationContext, settings: PipelineSettings, names: Names) -> _Tick:
     pipeline: Pipeline = context.resources.pipeline
     cursor = Cursor.loads(context.cursor)
-    # List first: a run that ends meanwhile is then judged by a listing older than its publish.
+    # List first, so that the listing is older than every publish that it is compared with.
     seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
     active = active_shards(context.instance, names)
     published = published_listing_digests(pipeline.catalog().snapshot().entries, pipeline.fingerprint())
@@ -84,10 +84,10 @@ def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings, 
     cursor = FeedCursor.loads(context.cursor, feed.name)
     delivery = feed.poll(cursor.position, seconds=settings.arrivals_tick_seconds)
     news = read_messages(delivery.bodies, watched)
-    # Messages that were deleted before they were read may have been about any shard.
+    # Messages that expired unread may have named any shard.
     missed = known_shards(context.instance, names) if delivery.gap else []
     runs = runs_of(context.instance, names, cursor.pending)
-    # Random: a tick that is evaluated again after a crash may see other messages and must not reuse the keys.
+    # Random: a tick that is repeated after a crash may receive other messages and must not reuse the run keys.
     tick = f"{time.time():.0f}-{secrets.token_hex(4)}"
 
     def run_key(shard: Shard, _: PendingShard) -> str:
@@ -103,7 +103,7 @@ def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings, 
     )
     if delivery.gap:
         context.log.warning(
-            f"{delivery.gap}; every known shard is listed instead, and the schedule reconcile finds new ones"
+            f"{delivery.gap}; listing every known shard instead (the schedule reconcile finds new shards)"
         )
     after = FeedCursor(feed.name, delivery.position, decision.pending)
     return _Tick(decision.requests, after.dumps(), _feed_summary(len(delivery.bodies), news, decision, delivery.note))

@@ -1,1 +1,1 @@
-"""Golden questions, retrieval metrics, and the verdict that a quality gate acts on."""
+"""Golden questions, retrieval metrics, and the verdict of the quality gate."""

@@ -1,23 +1,20 @@
-"""How well a shard's table is searched: metrics on golden questions and of the vector index, and what they forbid.
+"""Evaluate the retrieval of a shard's table: golden questions, the recall of the vector index, and the verdict.
 
-The table's head and the published version answer the same questions, by vectors, by words and by both, as serving
-searches. The last `records.KEPT` evaluations of every shard are kept in the lake.
+The table's head and the published version answer the same questions by vector, text and hybrid search, like in serving.
+The last `records.KEPT` evaluations of every shard are kept in the lake.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from rag_assets.evaluation.golden_questions import GoldenSet, read_golden
-from rag_assets.evaluation.index_recall import MeasuredIndex, index_recall
+from rag_assets.evaluation.index_recall import MeasuredIndex, Vector, index_recall
 from rag_assets.evaluation.metrics import Places, ResolvedQuestion, expectations, summarize
 from rag_assets.evaluation.ranking import places
 from rag_assets.evaluation.records import Evaluation, Record, read_record, replace_evaluations, update_record
 from rag_assets.evaluation.verdict import Quality, judge
-from rag_assets.storage.lake import Lake
+from rag_assets.storage.lake import Lake, Table
 from rag_assets.storage.schemas import RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import table_fingerprint
 from rag_serving.errors import RagError, first_line
@@ -29,37 +26,32 @@ from rag_serving.lake.search.plan import Target
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
-if TYPE_CHECKING:
-    from lancedb.table import Table
-
-    from rag_assets.evaluation.index_recall import Vector
-
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
-    """What a look at a shard's retrieval came to. Problems keep the head from readers, warnings do not."""
+    """The result of an evaluation. Problems prevent publishing, warnings do not."""
 
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
-    """None where nothing was to be measured; `reason` says why."""
+    """None if there was nothing to measure; `reason` says why."""
     reason: str = ""
     golden: GoldenSet = field(default_factory=GoldenSet)
     gone: tuple[str, ...] = ()
-    """Documents that golden questions name and the source no longer has."""
+    """Documents of golden questions that are no longer in the source."""
     lost: tuple[str, ...] = ()
-    """Questions that the published version answers within the first ten passages, and the head does not."""
+    """Questions that the published version answers in the first ten passages, but the head does not."""
     history: tuple[Evaluation, ...] = ()
-    """Newest first, this one included."""
+    """Newest first, including this one."""
 
 
 def assess(
     lake: Lake, shard: Shard, identity: EmbedderIdentity, quality: Quality, *, run_id: str, again: bool = False
 ) -> Assessment:
-    """Measure the head of the shard's table beside the published version, and judge it.
+    """Measure the head of the shard's table and the published version, and judge the head.
 
-    Nothing is read or embedded where the head is what is published, or was measured and found good already, unless
-    `again`. Raises `SourceUnavailable` when the golden questions cannot be read.
+    If the head is published or has passed before, nothing is measured unless `again`. Raises `SourceUnavailable` if the
+    golden questions cannot be read.
     """
     table = lake.open(SHARDS, shard)
     if table is None:
@@ -67,22 +59,22 @@ def assess(
     found = read_catalog_entry(lake.objects, shard)
     current = found[0].current if found is not None else None
     if current is not None and current.version == table.version and not again:
-        return Assessment(reason="the table is what is published")
+        return Assessment(reason="the table's head is published")
     if table_fingerprint(table) != identity.fingerprint:
-        return Assessment(reason="its vectors are of another embedder")
+        return Assessment(reason="its vectors come from another embedder")
     older = None if current is None or current.version == table.version else current
     record = read_record(lake, shard)
     last = record.evaluations[0] if record.evaluations else None
     if last is not None and not again and _is_of(last, table, older):
         problems, warnings = judge(last, quality)
-        # One that was refused is measured again: the questions may have been put right.
+        # A rejected version is measured again: the questions may have been corrected.
         if not problems:
             return Assessment((), warnings, last, history=record.evaluations)
     return _measured(lake, shard, table, older, identity, quality, record, run_id)
 
 
 def _is_of(evaluation: Evaluation, table: Table, older: Publication | None) -> bool:
-    """Whether it was measured of the table as it is now, beside what is published now."""
+    """Return whether the evaluation is of the table's head, compared with the published version."""
     compared_with = None if older is None else older.version
     return (evaluation.version, evaluation.compared_with, evaluation.fingerprint) == (
         table.version,
@@ -137,7 +129,7 @@ def _measured(
     measured = index_recall(table, vectors, earlier)
     evaluation = replace(evaluation, index_recall=measured.recall, index=measured.index)
     problems, judged = judge(evaluation, quality)
-    # Kept also where there was little to measure: who publishes then need not look again.
+    # Recorded even if little was measured, so that `publish` does not repeat it.
     kept = update_record(lake, shard, lambda old: replace_evaluations(old, evaluation))
     return Assessment(problems, warnings + judged, evaluation, "", golden, gone, lost, kept.evaluations)
 
@@ -154,7 +146,7 @@ def _places_before(
     asked: Sequence[ResolvedQuestion],
     vectors: Sequence[Vector],
 ) -> list[Places] | str | None:
-    """What the published version finds; None where there is none, or why it cannot be asked."""
+    """Return what the published version finds; None if there is none, or the reason why it cannot be searched."""
     if older is None:
         return None
     table = lake.open(SHARDS, shard)
@@ -162,11 +154,11 @@ def _places_before(
         return None
     try:
         table.checkout(older.version)
-        if older.fingerprint != identity.fingerprint:  # each version by the model that readers search it with
+        if older.fingerprint != identity.fingerprint:  # readers search each version with its own model
             vectors = _embedded(load_embedder(lake.objects, older.fingerprint), asked)
         return _places(lake, shard, table, older.fingerprint, older.table_format, asked, vectors)
     except (*LANCE_ERRORS, RagError) as error:
-        return f"version {older.version}, which is published, cannot be searched to compare with: {first_line(error)}"
+        return f"cannot compare with the published version {older.version}: {first_line(error)}"
 
 
 def _places(

@@ -1,7 +1,7 @@
-"""Golden questions: how a shard's are written, and reading them. They lie beside the documents and are untrusted.
+"""Read the golden questions of a shard. Like documents, they are untrusted.
 
-``region/department/_eval/*.jsonl`` holds one JSON object a line: a question, the document or documents that answer it,
-and, if wanted, a quote that a passage must contain to count as found. What cannot be read is named, and left out.
+``region/department/_eval/*.jsonl`` has one JSON object per line: a question, the document or documents that answer it,
+and optionally a quote that a passage must contain to count as a hit. Invalid lines are reported and skipped.
 """
 
 import re
@@ -26,16 +26,16 @@ from rag_serving.lake.shards import Shard
 
 MOST_FILES = 20
 MOST_BYTES = 2**20
-"""Of one file."""
+"""Per file."""
 MOST_QUESTIONS = 200
-"""Of one shard. Each costs an embedding and, on a shard that changed, four searches."""
+"""Per shard. Each costs an embedding and, if the shard changed, four searches."""
 MOST_CHARACTERS = 1_000
-_MOST_KEY_BYTES = 1024  # S3's own bound
+_MOST_KEY_BYTES = 1024  # S3's limit
 MOST_DOCUMENTS = 10
 MOST_INVALID = 200
-"""Lines that are wrong, after which the rest of a shard's files is not read: they hold something else."""
+"""Invalid lines after which a shard's files are not read further."""
 _MOST_OBJECTS = 1_000
-"""Objects of the folder that are looked at to find those files."""
+"""Objects of the folder that are listed."""
 
 _Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MOST_KEY_BYTES)]
 _Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_CHARACTERS)]
@@ -44,7 +44,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class _Line(BaseModel):
-    """One line as it is written. Further fields are the author's own."""
+    """One line of a file. Additional fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -63,18 +63,18 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class GoldenQuestion:
-    """A question, and where its answer is."""
+    """A question and the documents that answer it."""
 
     question: str
     documents: tuple[str, ...]
-    """Keys of source objects, ``#`` and a name appended for something attached to one."""
+    """Keys of source objects, or of attachments as ``key#name``."""
     quote: str = ""
-    """What a passage must contain to be the answer, white space being all one; any passage without one."""
+    """Text that a passage must contain (ignoring white space) to count as a hit; empty: any passage does."""
 
 
 @dataclass(frozen=True, slots=True)
 class InvalidLine:
-    """A line that is not read, or with line 0 a whole file, and why."""
+    """A skipped line and the reason; line 0 is a whole file."""
 
     file: str
     line: int
@@ -83,17 +83,16 @@ class InvalidLine:
 
 @dataclass(frozen=True, slots=True)
 class GoldenSet:
-    """What a shard's files came to."""
+    """The golden questions of a shard, and the lines that were skipped."""
 
     questions: tuple[GoldenQuestion, ...] = ()
     invalid: tuple[InvalidLine, ...] = ()
 
 
 def read_golden(source: Source, shard: Shard) -> GoldenSet:
-    """The shard's golden questions, file by file in the order of their keys.
+    """Read the shard's golden questions in the order of the files' keys.
 
-    Lists the shard's folder of them and nothing else. Raises `SourceUnavailable` when the source does not answer;
-    whatever is wrong with a file or a line is in the result.
+    Raises `SourceUnavailable`; problems of single files and lines are in the result.
     """
     questions: list[GoldenQuestion] = []
     invalid: list[InvalidLine] = []
@@ -105,7 +104,7 @@ def read_golden(source: Source, shard: Shard) -> GoldenSet:
     ]
     for number, entry in enumerate(files):
         if number == MOST_FILES:
-            invalid.append(InvalidLine(entry.key, 0, f"not read, nor those after it: {MOST_FILES} files at most"))
+            invalid.append(InvalidLine(entry.key, 0, f"this and all further files are ignored (limit {MOST_FILES})"))
             break
         data = _fetch(source, entry)
         if isinstance(data, InvalidLine):
@@ -115,11 +114,10 @@ def read_golden(source: Source, shard: Shard) -> GoldenSet:
             if isinstance(found, str):
                 invalid.append(InvalidLine(entry.key, line, found))
                 if len(invalid) >= MOST_INVALID:
-                    return GoldenSet(
-                        tuple(questions), (*invalid, InvalidLine(entry.key, line, "what follows is not read"))
-                    )
+                    invalid.append(InvalidLine(entry.key, line, f"further lines are ignored (limit {MOST_INVALID})"))
+                    return GoldenSet(tuple(questions), tuple(invalid))
             elif len(questions) == MOST_QUESTIONS:
-                problem = f"not read, nor what follows: {MOST_QUESTIONS} questions a shard at most"
+                problem = f"this and all further questions are ignored (limit {MOST_QUESTIONS} per shard)"
                 return GoldenSet(tuple(questions), (*invalid, InvalidLine(entry.key, line, problem)))
             else:
                 questions.append(found)
@@ -127,7 +125,7 @@ def read_golden(source: Source, shard: Shard) -> GoldenSet:
 
 
 def parse_lines(data: bytes, shard: Shard) -> Iterator[tuple[int, GoldenQuestion | str]]:
-    """Number and content of each line that is not blank; for a line that is wrong, what is wrong with it."""
+    """Yield the number and the question of each line that is not blank, or the problem of an invalid line."""
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             yield number, _parsed(line, shard)
@@ -148,13 +146,13 @@ def _parsed(line: bytes, shard: Shard) -> GoldenQuestion | str:
 
 
 def _fetch(source: Source, entry: SourceObject) -> bytes | InvalidLine:
-    too_large = InvalidLine(entry.key, 0, f"more than {MOST_BYTES} bytes, not read")
+    too_large = InvalidLine(entry.key, 0, f"ignored: more than {MOST_BYTES} bytes")
     if entry.size > MOST_BYTES:
         return too_large
     try:
         data = source.fetch(entry.key).data
     except ObjectGone:
-        return InvalidLine(entry.key, 0, "deleted while it was read")
+        return InvalidLine(entry.key, 0, "deleted before it was read")
     except ObjectUnreadable as error:
         return InvalidLine(entry.key, 0, str(error)[:200])
     return too_large if len(data) > MOST_BYTES else data

@@ -1,48 +1,44 @@
-"""How many of the true nearest rows a search by a table's vector index finds."""
-
-from __future__ import annotations
+"""Measure how many of the true nearest rows a table's vector index finds."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from rag_assets.storage.lake import scan
+import numpy as np
+import numpy.typing as npt
+
+from rag_assets.storage.lake import Table, scan
 from rag_serving.lake.search.parameters import PROBES, REFINE
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from lancedb.table import Table
-
-    Vector = npt.NDArray[np.float32]
+Vector = npt.NDArray[np.float32]
 
 CUTOFF = 10
-"""Nearest rows that count, and passages of a ranking."""
+"""Nearest rows to find, and passages of a ranking."""
 _QUERIES = 32
 _FEWEST_QUERIES = 4
 _COMPARED = 2_000_000
-"""Vectors that a measurement compares at most: a few seconds' work, so that large tables get fewer queries."""
+"""Vectors to compare, a few seconds of work; large tables get fewer queries."""
 _DRIFT = 0.02
 """Share of an index's rows that may change before it is measured again."""
 _TIE = 1e-6
-"""Distances no further apart are equal: of passages that are there twice, an index may find either."""
+"""Distances that differ by less are equal: an index may find either of two identical passages."""
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredIndex:
-    """What a search by a vector index finds, and which index it was."""
+    """The recall of a vector index."""
 
     index: str
-    """Empty where there is none, and every vector is compared."""
+    """Identifies the index and its state; empty if there is none, so that every vector is compared."""
     recall: float | None
-    """Share of the true ten nearest that is found; None where the table has no rows."""
+    """Share of the true ten nearest rows that is found; None for an empty table."""
 
 
 def index_recall(table: Table, vectors: Sequence[Vector], earlier: Iterable[MeasuredIndex]) -> MeasuredIndex:
-    """Recall of the table's vector index for those queries and vectors of its own; without one none is missed.
+    """Return the recall of the table's vector index for the queries and some of its own vectors.
 
-    What was measured earlier holds as long as the index has the same segments and covers nearly the same rows: a
-    changed document or two are not worth comparing every vector of a large shard.
+    An earlier measurement is reused if the index has the same segments and nearly the same rows, because it compares
+    every vector.
     """
     rows = table.count_rows()
     found = [index for index in table.list_indices() if index.columns == ["vector"]]
@@ -51,7 +47,7 @@ def index_recall(table: Table, vectors: Sequence[Vector], earlier: Iterable[Meas
     index = f"{found[0].index_uuid}:{found[0].num_segments}:{found[0].num_indexed_rows}"
     for measured in earlier:
         if measured.recall is not None and _nearly(measured.index, index):
-            return measured  # named by what was measured, so that small changes add up
+            return measured  # with the rows at that time, so that small changes add up
     count = max(_FEWEST_QUERIES, min(_QUERIES, _COMPARED // rows))
     queries = [*vectors[:count], *_own_vectors(table, rows, max(0, count - len(vectors)))]
     found_of = zip(queries, _furthest(table, queries), strict=True)
@@ -59,13 +55,13 @@ def index_recall(table: Table, vectors: Sequence[Vector], earlier: Iterable[Meas
 
 
 def nearest(table: Table, vector: Vector) -> Any:
-    """LanceDB's query for the rows nearest to the vector by cosine, with as many probes as serving has."""
+    """Return a query for the rows nearest to the vector by cosine, with the probes of serving."""
     query: Any = table.search(vector, vector_column_name="vector", query_type="vector")
     return query.distance_type("cosine").nprobes(PROBES).refine_factor(REFINE)
 
 
 def _nearly(left: str, right: str) -> bool:
-    """Whether both name the same index but for a small share of its rows."""
+    """Return whether both identify the same index, except for a small share of its rows."""
     (one, _, some), (other, _, more) = left.rpartition(":"), right.rpartition(":")
     if one != other or not some.isdecimal() or not more.isdecimal():
         return False
@@ -73,9 +69,7 @@ def _nearly(left: str, right: str) -> bool:
 
 
 def _own_vectors(table: Table, rows: int, count: int) -> list[Vector]:
-    """Vectors of the table itself, spread over it: the same of the same version."""
-    import numpy as np
-
+    """Return vectors from all over the table, the same for the same version."""
     count = min(count, rows)
     if not count:
         return []
@@ -84,12 +78,10 @@ def _own_vectors(table: Table, rows: int, count: int) -> list[Vector]:
 
 
 def _furthest(table: Table, queries: Sequence[Vector]) -> list[float]:
-    """Cosine distance of the last of each query's `CUTOFF` nearest rows.
+    """Return the cosine distance of the last of each query's `CUTOFF` nearest rows.
 
-    Compares every vector, in one pass for all queries: a query of the engine for each reads the table as often, and
-    much of it at once.
+    Compares every vector in one pass for all queries, where LanceDB would read the table once per query.
     """
-    import numpy as np
 
     def unit(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         return matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), np.float32(1e-12))
@@ -105,6 +97,6 @@ def _furthest(table: Table, queries: Sequence[Vector]) -> list[float]:
 
 
 def _recall(table: Table, vector: Vector, furthest: float) -> float:
-    """The share of the nearest rows, the last of which is so far, that the vector index finds."""
+    """Return the share of the rows within that distance that the vector index finds."""
     found = nearest(table, vector).limit(CUTOFF).select(["_distance"]).to_list()
     return sum(row["_distance"] <= furthest + _TIE for row in found) / min(CUTOFF, table.count_rows())

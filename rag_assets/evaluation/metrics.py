@@ -1,68 +1,62 @@
-"""Retrieval metrics over golden questions. Pure, apart from resolving the documents that a question names."""
-
-from __future__ import annotations
+"""Retrieval metrics over golden questions. Pure, except for `expectations`."""
 
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
 
 from rag_assets.evaluation.golden_questions import GoldenQuestion
 from rag_assets.evaluation.index_recall import CUTOFF
 from rag_assets.sources.base import Source
-from rag_assets.storage.lake import read
+from rag_assets.storage.lake import Table, read
 from rag_assets.storage.schemas import document_id
 from rag_serving.lake.search.fusion import Candidate
 from rag_serving.lake.sql import sql_in
-
-if TYPE_CHECKING:
-    from lancedb.table import Table
 
 _LOOKED_FOR_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Means over questions, each from 0 to 1, of rankings of ten passages."""
+    """Means over questions, from 0 to 1, for rankings of ten passages."""
 
     hit_at_1: float
     hit_at_5: float
     hit_at_10: float
-    """Share of questions with an expected passage among the first ten."""
+    """Share of questions with an expected passage in the first ten."""
     mrr_at_10: float
-    """Reciprocal of the first such passage's place."""
+    """Reciprocal rank of the first expected passage."""
     ndcg_at_10: float
-    """Of documents: each counts once, at the place of its first such passage."""
+    """Of documents: each counts once, at the rank of its first expected passage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """One version of a table, searched by vectors, by words and by both."""
+    """The scores of one version of a table by kind of search."""
 
     vector: Scores
     hybrid: Scores
     text: Scores | None = None
-    """None in records that were written before words were measured."""
+    """None in old records."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedQuestion:
-    """A golden question as the tables know it."""
+    """A golden question with the ids of its documents."""
 
     question: str
     documents: tuple[frozenset[str], ...]
-    """Ids that each expected document goes by in the table: its own, and those of what is attached to it."""
+    """The ids of each expected document: its own and those of its attachments."""
     quote: str = ""
 
 
 def expectations(
     documents: Table | None, questions: Sequence[GoldenQuestion], source: Source
 ) -> tuple[tuple[ResolvedQuestion, ...], tuple[str, ...]]:
-    """The questions to ask, and the keys of documents that are gone from shard and source.
+    """Return the questions to ask, and the keys of documents that are neither in the shard nor in the source.
 
-    One that the source has and the shard has not is expected all the same: it is missing, not gone.
+    A document that is only in the source is expected, too: the shard should have it.
     """
     keys = {key for question in questions for key in question.documents}
     ids = _ids_by_key(documents, keys)
@@ -81,7 +75,7 @@ def expectations(
 
 
 def _parted(key: str) -> tuple[str, str]:
-    """Key of the source object, and the name of something attached to it."""
+    """Split a key into that of the source object and the name of the attachment."""
     name, _, part = key.partition("#")
     return name, part
 
@@ -91,7 +85,7 @@ def _is_in_source(source: Source, key: str) -> bool:
 
 
 def _ids_by_key(documents: Table | None, keys: set[str]) -> dict[str, frozenset[str]]:
-    """The ids of those of the documents that the shard has read. A part is named alone; a whole has all its parts."""
+    """Return the ids of the documents that are in the shard; those of an object include its attachments."""
     if documents is None or not keys:
         return {}
     wanted = sorted({document_id(key) for key in keys} | {document_id(_parted(key)[0]) for key in keys})
@@ -105,7 +99,7 @@ def _ids_by_key(documents: Table | None, keys: set[str]) -> dict[str, frozenset[
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where, from 1, the first passage of each expected document ranks among the first ten; missing ones left out."""
+    """The ranks (from 1) of the first passage of each expected document in the first ten, without missing ones."""
 
     vector: tuple[int, ...]
     text: tuple[int, ...]
@@ -113,7 +107,7 @@ class Places:
 
 
 def places_in(ranking: Sequence[Candidate], asked: ResolvedQuestion) -> tuple[int, ...]:
-    """Return the ranks of the expected documents. A copy that a ranking dropped counts where its twin stands."""
+    """Return the ranks of the expected documents; a copy that the ranking dropped has the rank of its twin."""
     quote = " ".join(asked.quote.split())
     at: dict[frozenset[str], int] = {}
     for place, candidate in enumerate(ranking[:CUTOFF], start=1):
@@ -127,7 +121,7 @@ def places_in(ranking: Sequence[Candidate], asked: ResolvedQuestion) -> tuple[in
 
 
 def scores(found: Sequence[tuple[tuple[int, ...], int]]) -> Scores:
-    """The means over questions, of each the places found and how many documents were expected. Pure."""
+    """Return the means over questions, given the ranks found and the number of expected documents of each."""
     count = max(len(found), 1)
 
     def hits(k: int) -> float:
@@ -146,7 +140,7 @@ def scores(found: Sequence[tuple[tuple[int, ...], int]]) -> Scores:
 
 
 def summarize(asked: Sequence[ResolvedQuestion], found: Sequence[Places]) -> Retrieval:
-    """Return the scores of each way of searching."""
+    """Return the scores of each kind of search."""
     expected = [len(question.documents) for question in asked]
     return Retrieval(
         vector=scores([(at.vector, count) for at, count in zip(found, expected, strict=True)]),

@@ -1,12 +1,9 @@
-"""Rank golden questions over one version of a shard's table, with the search that serving uses."""
-
-from __future__ import annotations
+"""Rank golden questions over one version of a shard's table, with the search of serving."""
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from rag_assets.evaluation.index_recall import CUTOFF
+from rag_assets.evaluation.index_recall import CUTOFF, Vector
 from rag_assets.evaluation.metrics import Places, ResolvedQuestion, places_in
 from rag_serving.errors import LakeUnavailable, first_line
 from rag_serving.lake.search.engine import SearchEngine
@@ -14,15 +11,12 @@ from rag_serving.lake.search.fusion import Candidate, distinct, fuse
 from rag_serving.lake.search.plan import Target
 from rag_serving.lake.search.query import Mode, Query
 
-if TYPE_CHECKING:
-    from rag_assets.evaluation.index_recall import Vector
-
 _CACHE_BYTES = 64 * 2**20
 _MODES: tuple[Mode, ...] = ("vector", "text", "hybrid")
 
 
 def places(lake_uri: str, target: Target, asked: Sequence[ResolvedQuestion], vectors: Sequence[Vector]) -> list[Places]:
-    """Return where each question's documents rank. Raises `LakeUnavailable` if the version cannot be searched."""
+    """Return the ranks of each question's documents; raise `LakeUnavailable` if the version cannot be searched."""
     pairs = [(question.question, vector) for question, vector in zip(asked, vectors, strict=True)]
     return [
         Places(**{mode: places_in(ranking, question) for mode, ranking in found.items()})
@@ -33,7 +27,7 @@ def places(lake_uri: str, target: Target, asked: Sequence[ResolvedQuestion], vec
 def rankings(
     lake_uri: str, target: Target, questions: Sequence[tuple[str, Vector]]
 ) -> list[dict[Mode, list[Candidate]]]:
-    """Return the ten best passages for each question and its vector, by each mode of search."""
+    """Return the ten best passages for each question, by mode of search."""
 
     async def search_all() -> list[dict[Mode, list[Candidate]]]:
         engine = SearchEngine(lake_uri, cache_bytes=_CACHE_BYTES)

@@ -1,4 +1,4 @@
-"""Where the evaluations of a shard are kept in the lake."""
+"""The record of a shard's evaluations in the lake."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,25 +20,24 @@ _PUTS = 10
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was measured of one version of a shard's table."""
+    """The measurements of one version of a shard's table."""
 
     at: datetime
     run_id: str
     version: int
     fingerprint: str
     compared_with: int | None = None
-    """The version that was published at the time; None where there was none, or the same."""
+    """The version that was published at the time; None if there was none, or it was this one."""
     questions: int = 0
     """Golden questions asked."""
     gone: int = 0
-    """Those left out because their documents are no longer in the source."""
+    """Golden questions skipped because their documents are no longer in the source."""
     invalid: int = 0
     head: Retrieval | None = None
     published: Retrieval | None = None
     index: str = ""
-    """Which vector index it was; empty where there is none, and every vector is compared."""
+    """See `MeasuredIndex`."""
     index_recall: float | None = None
-    """Share of the true ten nearest that a search by the index finds."""
 
 
 class Record(BaseModel):
@@ -54,18 +53,18 @@ class Record(BaseModel):
 
 
 def read_record(lake: Lake, shard: Shard) -> Record:
-    """Return the evaluations kept of the shard; an unreadable record counts as empty."""
+    """Return the shard's record; an unreadable record counts as empty."""
     found = lake.objects.get(_key(shard))
     return Record() if found is None else _parsed(found.data)
 
 
 def replace_evaluations(record: Record, newest: Evaluation) -> Record:
-    """The record with one evaluation more, and without those that are too old."""
+    """Return the record with a new evaluation and without the oldest ones."""
     return record.model_copy(update={"evaluations": (newest, *record.evaluations)[:KEPT]})
 
 
 def update_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) -> Record:
-    """Change the shard's record; a concurrent change is not lost. Raises `WriteConflict`."""
+    """Change the shard's record without losing a concurrent change; raise `WriteConflict` after some retries."""
     key = _key(shard)
 
     def put() -> Record:

@@ -1,4 +1,4 @@
-"""Whether a measured version may be published: thresholds and the comparison with the published version."""
+"""Decide whether an evaluated version may be published, by thresholds and by comparison with the published version."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,29 +8,26 @@ from rag_assets.sources.base import Source
 from rag_serving.lake.embedders.base import Embedder
 
 FEWEST_QUESTIONS = 5
-"""Fewer only warn: one of four is a quarter of the score, so that a single answer that moves down a place, which may
-be chance, would keep a shard from its readers."""
+"""Fewer questions only warn: one of four is a quarter of the score, so a single answer that moves down by chance would
+block a publish."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What a shard's evaluation needs beyond its tables, and what it must come to."""
+    """What an evaluation needs besides the tables, and its thresholds."""
 
     embedder: Callable[[], Embedder] | None = None
-    """Loads the configured embedder; without it nothing is embedded."""
+    """Loads the configured embedder; None: embed nothing."""
     source: Callable[[], Source] | None = None
-    """Where golden questions lie; without it none are asked."""
+    """Opens the source of golden questions; None: ask none."""
     max_drop: float = 0.05
-    """By how much the head's hit@10 and nDCG@10 may be below the published version's."""
+    """Maximum difference of hit@10 and nDCG@10 below the published version's."""
     min_recall: float = 0.9
-    """The least recall of the vector index; 0 lets any pass."""
+    """Minimum recall of the vector index; 0 disables it."""
 
 
 def judge(evaluation: Evaluation, quality: Quality) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the problems that stop a publish, and the warnings that do not. Pure.
-
-    `assess` calls it; `publish` and the check `retrieval_holds` act on it.
-    """
+    """Return the problems, which prevent a publish, and the warnings. Pure."""
     drops: list[str] = []
     if evaluation.head is not None and evaluation.published is not None:
         head, before = evaluation.head.hybrid, evaluation.published.hybrid
@@ -49,7 +46,7 @@ def judge(evaluation: Evaluation, quality: Quality) -> tuple[tuple[str, ...], tu
             f"the vector index finds {evaluation.index_recall:.3f} of the nearest passages "
             f"(RAG_QUALITY_MIN_RECALL is {quality.min_recall:g})"
         )
-    warnings = [f"{evaluation.invalid} lines of golden questions are not read"] if evaluation.invalid else []
+    warnings = [f"{evaluation.invalid} lines of golden questions are invalid"] if evaluation.invalid else []
     if evaluation.questions < FEWEST_QUESTIONS:
         return tuple(recall), tuple(warnings + [f"{drop}; too few questions to block" for drop in drops])
     return tuple(drops + recall), tuple(warnings)

@@ -1,4 +1,4 @@
-"""Bytes to clean text: finding the encoding, and the one normalisation for every extracted text."""
+"""Decode bytes of unknown encoding, and normalise every extracted text."""
 
 import codecs
 import re
@@ -12,7 +12,7 @@ from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 MAX_TEXT_BYTES: Final = 64 * 1024 * 1024
 _SAMPLE_BYTES: Final = 256 * 1024
 
-# utf-32 first: its little-endian mark begins with the mark of utf-16.
+# utf-32 comes first: its little-endian mark starts with that of utf-16.
 _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -21,10 +21,10 @@ _BYTE_ORDER_MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-# Controls, lone surrogates (no tokenizer takes them), the byte order mark and the invisible soft hyphen.
+# Control characters, lone surrogates (which tokenizers reject), the byte order mark and the soft hyphen.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ud800-\udfff\ufeff\xad]")
 _SEVEN_BIT = re.compile(r"utf-?7\Z|hz|iso-?2022", re.IGNORECASE)
-# What text is still written in. Asked about all that it knows, the detector finds mainframe code pages in a short note.
+# Encodings in use. With all that it knows, the detector would find mainframe code pages in short texts.
 _DETECTED: Final = [
     "cp1251", "cp1252", "cp1250", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "cp850", "cp852",
     "cp866", "koi8_r", "koi8_u", "iso8859_2", "iso8859_5", "iso8859_7", "iso8859_8", "mac_roman", "mac_cyrillic",
@@ -34,7 +34,7 @@ _LATIN: Final = frozenset(
     {"cp1252", "cp1250", "cp1254", "cp1257", "cp1258", "cp850", "cp852", "iso8859_2", "mac_roman"}
 )
 _MULTI_BYTE: Final = frozenset({"cp932", "euc_jp", "gb18030", "big5", "cp949"})
-# The letters beyond a to z of the languages that each Latin code page was made for; the likelier page comes first.
+# The non-ASCII letters of the languages of each Latin code page, the likelier page first.
 _ALPHABETS: Final = {
     "cp1252": (
         "äöüß", "àâæçéèêëîïôœùûüÿ", "áéíóúüñ", "áâãàçéêíóôõúü", "àèéìíîòóùú", "åäöéæøü", "áéíóúýþæöð", "éëïèöüçêá",
@@ -51,21 +51,21 @@ _CONTROL_BYTES: Final = bytes(b for b in range(32) if b not in b"\t\n\r\x0b\x0c\
 
 
 def normalise(text: str) -> str:
-    """NFC text with "\\n" line ends and without control characters, lone surrogates or invisible hyphens."""
+    """Return NFC text with newlines as line ends and without control characters, lone surrogates and soft hyphens."""
     text = _UNWANTED.sub("", _LINE_BREAKS.sub("\n", text))
-    # After the removal: taking a character out can put a letter and its accent side by side.
+    # Last, because removing a character can bring a letter and its accent together.
     return unicodedata.normalize("NFC", text)
 
 
 def refuse_oversized(data: bytes) -> None:
-    """Raise ExtractionError(too_large) for a text input of more than `MAX_TEXT_BYTES`."""
+    """Raise ExtractionError(too_large) if a text file has more than `MAX_TEXT_BYTES`."""
     if len(data) > MAX_TEXT_BYTES:
         detail = f"text of {len(data) / 2**20:.0f} MiB; the limit is {MAX_TEXT_BYTES // 2**20} MiB, split the file"
         raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
 
 
 def looks_binary(data: bytes) -> bool:
-    """Whether the first kilobytes hold more control bytes than text does."""
+    """Return whether the first kilobytes have more control bytes than text has."""
     if any(data.startswith(mark) for mark, _ in _BYTE_ORDER_MARKS):
         return False
     head = data[:4096]
@@ -74,11 +74,10 @@ def looks_binary(data: bytes) -> bool:
 
 
 def decode(data: bytes, *, declared: str | None = None) -> str:
-    """The text of `data`, not yet normalised.
+    """Decode `data`, without normalising it.
 
-    Tried in order: a byte order mark, the encodings of seven-bit bytes where they show, utf-8, the encoding
-    that the document itself declares, utf-8 with a few broken bytes, detection.
-    Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed when nothing fits.
+    Tries in order: the byte order mark, seven-bit encodings, utf-8, the `declared` encoding, utf-8 with a few broken
+    bytes, detection. Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed if nothing fits.
     """
     refuse_oversized(data)
     for mark, encoding in _BYTE_ORDER_MARKS:
@@ -92,7 +91,7 @@ def decode(data: bytes, *, declared: str | None = None) -> str:
 
 
 def _seven_bit(data: bytes, declared: str | None) -> tuple[str, ...]:
-    """Encodings whose bytes are all valid utf-8 too, so that they have to be tried before it."""
+    """Return the encodings to try before utf-8, because their bytes are valid utf-8, too."""
     if b"\x1b$" in data or b"\x1b(" in data:
         return (declared or "iso2022_jp_2", "iso2022_jp_2")
     return (declared,) if declared is not None and _SEVEN_BIT.match(declared) else ()
@@ -101,16 +100,13 @@ def _seven_bit(data: bytes, declared: str | None) -> tuple[str, ...]:
 def _decode_strictly(data: bytes, encoding: str) -> str | None:
     try:
         return data.decode(encoding)
-    except (LookupError, UnicodeDecodeError):
-        # Documents often declare an encoding that does not exist or is not theirs; the next candidate
-        # decides.
+    except (LookupError, UnicodeDecodeError):  # documents often declare an unknown or wrong encoding
         return None
 
 
 def _decode_detected(data: bytes) -> str:
-    # One bad byte in a utf-8 page must not turn all its accents into another alphabet. Text of other
-    # encodings practically never forms valid multi-byte sequences, so a large majority of valid ones is
-    # proof enough.
+    # One bad byte in a utf-8 page must not turn all its accents into another alphabet. Text in other encodings hardly
+    # ever forms valid multi-byte sequences, so a large majority of valid ones is sufficient proof.
     repaired = data.decode("utf-8", errors="replace")
     broken = repaired.count("\ufffd")
     beyond_ascii = len(repaired) - len(repaired.encode("ascii", errors="ignore"))
@@ -120,13 +116,13 @@ def _decode_detected(data: bytes) -> str:
     import charset_normalizer
 
     kana = _decode_strictly(data, "euc_jp")
-    # Half of all Japanese characters are kana, whose bytes hardly mean anything in the encodings of its neighbours.
+    # Half of all Japanese characters are kana, whose bytes are rarely valid in the Chinese and Korean encodings.
     if kana is not None and len(_HIRAGANA.findall(kana)) * 5 > len(kana) - len(kana.encode("ascii", errors="ignore")):
         return kana
 
     sample = data
     if len(sample) > _SAMPLE_BYTES:
-        # Cut at a line end, so that no character of several bytes is torn.
+        # Cut at a line end, so that no multi-byte character is split.
         end = sample.rfind(b"\n", 0, _SAMPLE_BYTES)
         sample = sample[: end if end > 0 else _SAMPLE_BYTES]
     mostly_latin = _is_mostly_latin(sample)
@@ -138,23 +134,23 @@ def _decode_detected(data: bytes) -> str:
         if text is not None:
             return text
     if best is None:
-        detail = "the text is in no encoding that could be recognised; save it as UTF-8"
+        detail = "the encoding of the text could not be detected; save it as UTF-8"
         raise ExtractionError(QuarantineReason.MALFORMED, detail)
     return data.decode(best.encoding, errors="replace")
 
 
 def _is_mostly_latin(sample: bytes) -> bool:
-    """Whether letters from a to z are at least half as many as bytes beyond ASCII: every language of Latin script."""
+    """Return whether there is an ASCII letter for every two non-ASCII bytes, as in any language of Latin script."""
     ascii_letters = len(sample) - len(sample.translate(None, string.ascii_letters.encode()))
     beyond_ascii = len(sample) - len(sample.translate(None, bytes(range(128, 256))))
     return 2 * ascii_letters >= beyond_ascii
 
 
 def _latin_code_page(sample: bytes) -> str | None:
-    """The code page whose letters all but fit one European language, if there is one.
+    """Return the code page in which nearly all non-ASCII letters belong to one European language; None if none does.
 
-    The detector weighs how often letters stand together, which a note of a few lines does not show, and then prefers
-    Central Europe. That all accents of a text belong to one alphabet shows from the first line on.
+    The detector relies on letter pairs, which are too few in short texts, and then prefers Central European pages. The
+    alphabet of a text shows from its first line.
     """
     best, found = _ALPHABET_COVERS, None
     for encoding, alphabets in _ALPHABETS.items():

@@ -1,8 +1,4 @@
-"""What every format is turned into: one text with its blocks, and the builder for formats that write that
-text anew.
-
-Nothing here knows a file format.
-"""
+"""The result of every parser: one text with its blocks, and a builder for it. Independent of file formats."""
 
 import re
 from collections.abc import Iterable
@@ -13,13 +9,14 @@ from typing import Final
 from rag_assets.extraction.decoding import normalise
 
 TITLE_CHARACTERS: Final = 300
+_MAX_INDENT: Final = 8
 
 _SPACE_AT_LINE_END = re.compile(r"(?<![^\S\n])[^\S\n]+$", re.MULTILINE)
 _WHITE_SPACE = re.compile(r"\s+")
 
 
 class BlockKind(StrEnum):
-    """The structure that a stretch of text had in its source."""
+    """The structure of a block in its source."""
 
     HEADING = "heading"
     PARAGRAPH = "paragraph"
@@ -30,10 +27,9 @@ class BlockKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One structural piece of a document's text.
+    """One structural piece of a document's text, from character `start` to `end` (exclusive).
 
-    `start` and `end` are character offsets into the text, end exclusive. `level` is 1 to 6 for a heading,
-    else 0. `page` counts from 1 and is None where the format has no pages.
+    `level` is 1 to 6 for a heading, else 0. `page` counts from 1 and is None for formats without pages.
     """
 
     kind: BlockKind
@@ -44,55 +40,71 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file inside an object. Its name is unique within the object and depends only on the object's bytes."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ExtractedDocument:
     """The text of one source object and its structure.
 
-    Blocks are in order, never overlap and are never empty; `text[start:end]` has no white space at either
-    end, and whatever in `text` is not white space lies in some block. The text is NFC, its line ends are
-    "\\n", and it has no control characters besides newline and tab.
+    Blocks are in order, do not overlap and are not empty; their text has no white space at either end, and together
+    they cover everything but white space. The text is NFC with newlines as line ends, and its only control characters
+    are newline and tab.
     """
 
     text: str
     title: str
     media_type: str
     blocks: tuple[Block, ...]
+    attachments: tuple[Attachment, ...] = ()
+    """Files inside, until `registry.read_object` has parsed them."""
 
 
 def one_line(text: str, limit: int = TITLE_CHARACTERS) -> str:
-    """`text` with every run of white space as one space, cut to at most `limit` characters."""
-    # Only a bounded prefix is looked at, so that a title of megabytes costs nothing.
+    """Return the text with every run of white space as one space, cut to at most `limit` characters."""
+    # Only a prefix is processed, so that a title of megabytes costs nothing.
     return _WHITE_SPACE.sub(" ", text[: 4 * limit]).strip()[:limit].rstrip()
 
 
 def table_row(cells: Iterable[str]) -> str:
-    """One line for one row of any table: cells set apart by ` | `, white space inside them as one space.
-
-    A row without words is an empty line.
-    """
+    """Return a table's row as one line with ` | ` between the cells; empty if no cell has words."""
     words = [" ".join(cell.split()) for cell in cells]
     return " | ".join(words) if any(words) else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Attachment:
-    """A file inside an object. Its name is unique within the object and stays the same while the bytes do."""
-
-    name: str
-    data: bytes
-
-
 @dataclass(slots=True)
 class DocumentBuilder:
-    """Collects blocks in reading order and writes the text that their offsets point into."""
+    """Collects blocks in reading order and writes the text that their offsets refer to."""
 
     media_type: str
     title: str = ""
     _parts: list[str] = field(default_factory=list[str])
     _blocks: list[Block] = field(default_factory=list[Block])
     _length: int = 0
+    _items: list[str] = field(default_factory=list[str])
+    _items_page: int | None = None
+
+    def add_item(self, text: str, *, depth: int = 0, mark: str = "- ", page: int | None = None) -> None:
+        """Append an item to the current list; a list ends with the next block or `end_list`."""
+        indent = "  " * min(depth, _MAX_INDENT)
+        self._items.append(indent + mark + text.replace("\n", "\n" + indent + " " * len(mark)))
+        self._items_page = page
+
+    def end_list(self) -> None:
+        """Append the items since the last block as one list."""
+        items, self._items = self._items, []
+        self._append(BlockKind.LIST, "\n".join(items), 0, self._items_page)
 
     def add(self, kind: BlockKind, text: str, *, level: int = 0, page: int | None = None) -> None:
-        """Append one block after an empty line; text that is only white space adds nothing."""
+        """Append a block after an empty line; a blank text only ends the current list."""
+        self.end_list()
+        self._append(kind, text, level, page)
+
+    def _append(self, kind: BlockKind, text: str, level: int, page: int | None) -> None:
         text = _SPACE_AT_LINE_END.sub("", normalise(text)).strip()
         if not text:
             return
@@ -105,7 +117,8 @@ class DocumentBuilder:
         self._blocks.append(Block(kind, start, self._length, level, page))
 
     def build(self) -> ExtractedDocument:
-        """The document; without a title of its own it takes the first heading, if there is one."""
+        """Return the document; its title defaults to the first heading."""
+        self.end_list()
         text = "".join(self._parts)
         title = self.title
         if not title.strip():

@@ -1,17 +1,18 @@
-"""Which formats can be read, and how a source object's format is detected.
+"""The supported formats, and how a source object's format is detected.
 
 To add a format, write `extract_NAME(data: bytes) -> ExtractedDocument` in `formats/NAME.py` and add a `Format` to
-`FORMATS`: with `recognise` if its content identifies it (they are asked in order), else with `suffixes`. Increase
-`EXTRACTOR_VERSION`, which makes every document be read again. `DocumentBuilder` assembles text and blocks; a format in
-a zip container opens it with `ooxml.open_package`, which bounds what it inflates.
+`FORMATS`: with `recognise` if the content identifies it, else with `suffixes`. Increase `EXTRACTOR_VERSION`, so that
+every document is read again. `DocumentBuilder` assembles text and blocks; `ooxml.open_package` opens zip containers
+safely.
 
-The function may raise whatever its parser raises: `extract` makes an ExtractionError of it. It returns an empty title
-if the content has none. A format that holds other files names a second function, `open`, which returns those too.
+The function may raise any exception, which `read_object` turns into an ExtractionError. It returns an empty title if
+the content has none, and the `attachments` of a format that contains other files.
 """
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Final
 
@@ -19,22 +20,21 @@ from rag_assets.extraction.decoding import looks_binary
 from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats.csv import CSV_MEDIA_TYPE, extract_csv
-from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx, looks_like_docx
-from rag_assets.extraction.formats.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml, open_eml
+from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx
+from rag_assets.extraction.formats.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml
 from rag_assets.extraction.formats.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
 from rag_assets.extraction.formats.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
-from rag_assets.extraction.formats.ooxml import ZIP_SIGNATURE, zip_names
+from rag_assets.extraction.formats.ooxml import ZIP_SIGNATURE, holds_part, zip_names
 from rag_assets.extraction.formats.pdf import PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf
 from rag_assets.extraction.formats.plain import TEXT_MEDIA_TYPE, extract_text
-from rag_assets.extraction.formats.pptx import PPTX_MEDIA_TYPE, extract_pptx, looks_like_pptx
+from rag_assets.extraction.formats.pptx import PPTX_MEDIA_TYPE, extract_pptx
 from rag_assets.extraction.formats.rtf import RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf
-from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx, looks_like_xlsx
+from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx
 
-# Raise it with every change that gives another text or other blocks for the same bytes: documents are then
-# read anew.
+# Increase it with every change of the text or blocks of existing documents, so that they are read again.
 EXTRACTOR_VERSION: Final = "2"
 
-# Of all attachments of one object together, at any depth.
+# For all attachments of one object together, at any depth.
 MAX_ATTACHMENTS: Final = 200
 MAX_ATTACHED_BYTES: Final = 256 * 1024 * 1024
 MAX_ATTACHMENT_DEPTH: Final = 5
@@ -42,10 +42,10 @@ MAX_ATTACHMENT_DEPTH: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One format: how it is told and how it is read.
+    """One format: how it is detected and parsed.
 
-    `recognise` tells it by content, `suffixes` (lower case, with dot) where content cannot. `heading` turns
-    a heading block's text into what a reader sees of it. `open` reads the files inside as well.
+    `recognise` detects it by content, `suffixes` (lower case, with dot) by name if no content is recognised. `heading`
+    removes the markup of a heading block's text.
     """
 
     name: str
@@ -54,32 +54,25 @@ class Format:
     recognise: Callable[[bytes], bool] | None = None
     suffixes: frozenset[str] = frozenset()
     heading: Callable[[str], str] = one_line
-    open: Callable[[bytes], tuple[ExtractedDocument, tuple[Attachment, ...]]] | None = None
 
 
-# Content is asked in this order, then the name.
+# The content is tested in this order, then the name.
 FORMATS: Final = (
     Format("PDF", PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf),
-    Format("Word (docx)", DOCX_MEDIA_TYPE, extract_docx, looks_like_docx),
-    Format("PowerPoint (pptx)", PPTX_MEDIA_TYPE, extract_pptx, looks_like_pptx),
-    Format("Excel (xlsx)", XLSX_MEDIA_TYPE, extract_xlsx, looks_like_xlsx),
+    Format("Word (docx)", DOCX_MEDIA_TYPE, extract_docx, partial(holds_part, start="word/document")),
+    Format("PowerPoint (pptx)", PPTX_MEDIA_TYPE, extract_pptx, partial(holds_part, start="ppt/presentation")),
+    Format("Excel (xlsx)", XLSX_MEDIA_TYPE, extract_xlsx, partial(holds_part, start="xl/workbook")),
     Format("rich text (rtf)", RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf),
     Format("HTML", HTML_MEDIA_TYPE, extract_html, looks_like_html, frozenset({".html", ".htm", ".xhtml"})),
-    Format("e-mail (eml)", EML_MEDIA_TYPE, extract_eml, looks_like_eml, frozenset({".eml"}), open=open_eml),
-    Format(
-        "Markdown",
-        MARKDOWN_MEDIA_TYPE,
-        extract_markdown,
-        suffixes=frozenset({".md", ".markdown"}),
-        heading=heading_words,
-    ),
+    Format("e-mail (eml)", EML_MEDIA_TYPE, extract_eml, looks_like_eml, frozenset({".eml"})),
+    Format("Markdown", MARKDOWN_MEDIA_TYPE, extract_markdown, None, frozenset({".md", ".markdown"}), heading_words),
     Format("csv", CSV_MEDIA_TYPE, extract_csv, suffixes=frozenset({".csv", ".tsv", ".tab"})),
     Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ""})),
 )
 
 _OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
-# Names of streams in the old binary container.
+# Streams in the binary container of old Office formats.
 _OLE_CONTENTS: Final = tuple(
     (stream.encode("utf-16-le"), kind)
     for stream, kind in (
@@ -113,49 +106,38 @@ _ZIP_CONTENTS: Final = (
 )
 
 
-def extract(data: bytes, key: str) -> ExtractedDocument:
-    """The text and structure of one source object; `key` is its name in the bucket.
-
-    Raises ExtractionError and nothing else that depends on the content.
-    """
-    found = _format_of(data, key)
-    with _parsing(found):
-        document = found.extract(data)
-    return _finished(document, found, key)
-
-
 @contextmanager
 def _parsing(found: Format) -> Generator[None]:
-    """Whatever a parser raises, as an ExtractionError."""
+    """Turn any exception of a parser into an ExtractionError."""
     try:
         yield
     except ExtractionError:
         raise
     except MemoryError as error:
-        detail = f"reading it as {found.name} takes more memory than there is; split the file"
+        detail = f"there is not enough memory to read it as {found.name}; split the file"
         raise ExtractionError(QuarantineReason.OUT_OF_MEMORY, detail) from error
     except Exception as error:
-        # Parsers raise almost anything on broken input, and what they say may quote it at length.
+        # Parsers raise almost anything on defective input, and their messages may quote it at length.
         reason = one_line(f"{type(error).__name__}: {error}", 100)
-        detail = f"cannot be read as {found.name} ({reason}); open it and save it anew"
+        detail = f"cannot be read as {found.name} ({reason}); open it and save it again"
         raise ExtractionError(QuarantineReason.MALFORMED, detail) from error
 
 
 def _finished(document: ExtractedDocument, found: Format, key: str) -> ExtractedDocument:
-    """The document with a title. Raises where it has no words."""
+    """Return the document with a title and without its attachments; raise ExtractionError if it has no words."""
     if not any(map(str.isalnum, document.text)):
         detail = f"read as {found.name}, it has no letters or digits"
         if found.media_type == PDF_MEDIA_TYPE:
             detail += "; if it is a scan, run text recognition (OCR) on it first"
         raise ExtractionError(QuarantineReason.EMPTY, detail)
-    return document if document.title else replace(document, title=title_of_key(key))
+    return replace(document, title=document.title or title_of_key(key), attachments=())
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One document of an object: the object itself (`name` is empty), or something attached to it.
+    """One document of an object: the object itself (with an empty name), or an attachment.
 
-    Names are unique within the object and stay the same while its bytes do.
+    Names are unique within the object and depend only on its bytes.
     """
 
     name: str
@@ -164,7 +146,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class RefusedPart:
-    """Something attached to an object that cannot be read."""
+    """An unreadable attachment of an object."""
 
     name: str
     reason: QuarantineReason
@@ -173,16 +155,16 @@ class RefusedPart:
 
 @dataclass(frozen=True, slots=True)
 class ParsedObject:
-    """All that was read of one object, and what was not."""
+    """The documents of one object, and its unreadable attachments."""
 
     parts: tuple[Part, ...]
     refused: tuple[RefusedPart, ...] = ()
 
 
 def read_object(data: bytes, key: str) -> ParsedObject:
-    """The documents of one source object: itself, and its attachments as documents of their own.
+    """Parse a source object and its attachments, which become separate documents; `key` is the object's name.
 
-    Raises ExtractionError, and nothing else that depends on the content, where the object itself cannot be read.
+    Raises ExtractionError, and nothing else that depends on the content, if the object itself is unreadable.
     """
     reader = _ObjectReader()
     reader.read(data, key, "", 0)
@@ -191,7 +173,7 @@ def read_object(data: bytes, key: str) -> ParsedObject:
 
 @dataclass(slots=True)
 class _ObjectReader:
-    """Reads an object and what is attached to it, depth first, within the limits for all of it together."""
+    """Parses an object and its attachments, depth first, within the limits for all of them together."""
 
     parts: list[Part] = field(default_factory=list[Part])
     refused: list[RefusedPart] = field(default_factory=list[RefusedPart])
@@ -199,15 +181,12 @@ class _ObjectReader:
     attached_bytes: int = 0
 
     def read(self, data: bytes, key: str, name: str, depth: int) -> None:
+        """Parse one object or attachment and those attached to it."""
         found = _format_of(data, key)
-        attachments: tuple[Attachment, ...] = ()
         with _parsing(found):
-            if found.open is None:
-                document = found.extract(data)
-            else:
-                document, attachments = found.open(data)
+            document = found.extract(data)
         self.parts.append(Part(name, _finished(document, found, key)))
-        for attachment in attachments:
+        for attachment in document.attachments:
             path = f"{name}/{attachment.name}" if name else attachment.name
             try:
                 self._count(attachment, depth + 1)
@@ -219,24 +198,24 @@ class _ObjectReader:
         self.attached += 1
         self.attached_bytes += len(attachment.data)
         exceeded = (
-            (depth > MAX_ATTACHMENT_DEPTH, f"{MAX_ATTACHMENT_DEPTH} messages inside one another"),
-            (self.attached > MAX_ATTACHMENTS, f"{MAX_ATTACHMENTS} attachments of one object"),
-            (self.attached_bytes > MAX_ATTACHED_BYTES, f"{MAX_ATTACHED_BYTES // 2**20} MiB attached to one object"),
+            (depth > MAX_ATTACHMENT_DEPTH, f"{MAX_ATTACHMENT_DEPTH} nested messages"),
+            (self.attached > MAX_ATTACHMENTS, f"{MAX_ATTACHMENTS} attachments per object"),
+            (self.attached_bytes > MAX_ATTACHED_BYTES, f"{MAX_ATTACHED_BYTES // 2**20} MiB of attachments per object"),
         )
         limit = next((words for over, words in exceeded if over), None)
         if limit is not None:
-            detail = f"the limit is {limit}; upload it as a file of its own"
+            detail = f"the limit is {limit}; upload it as a separate file"
             raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
 
 
 def heading_text(document: ExtractedDocument, block: Block) -> str:
-    """The words of a heading block on one line, without the markup of its format."""
+    """Return the text of a heading block on one line, without the markup of its format."""
     clean = next((known.heading for known in FORMATS if known.media_type == document.media_type), one_line)
     return clean(document.text[block.start : block.end])
 
 
 def title_of_key(key: str) -> str:
-    """A readable title from a file's name, or its folder's where the name says nothing (`index`)."""
+    """Return a title made from the file's name, or from its folder's if the name is generic (`index`)."""
     path = PurePosixPath(key)
     stem = path.stem.strip("_-. ")
     if stem.lower() in ("", "index", "readme") and path.parent.name:
@@ -252,7 +231,7 @@ def _format_of(data: bytes, key: str) -> Format:
     by_name = next((known for known in FORMATS if suffix in known.suffixes), None)
     for known in FORMATS:
         if known.recognise is not None and known.recognise(data):
-            # Prose about PDF files may mention their header; in a file named as text it has to come first.
+            # Text about PDF files may contain their header, so in a file named as text it must come first.
             if known.media_type == PDF_MEDIA_TYPE and by_name is not None and not data.lstrip().startswith(b"%PDF-"):
                 continue
             return known
@@ -268,17 +247,17 @@ def _format_of(data: bytes, key: str) -> Format:
 
 
 def _name_what_it_is(data: bytes) -> str | None:
-    """Words for content that is certainly not text, else None. Raises where a password or damage shows."""
+    """Describe content that is certainly not text, else return None; raise ExtractionError if encrypted or damaged."""
     if data.startswith(_OLE_SIGNATURE):
         if _ENCRYPTED_PACKAGE in data:
-            detail = "the Office file opens with a password only; upload a copy without it"
+            detail = "the Office file needs a password; upload a copy without it"
             raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
         kinds = (kind for stream, kind in _OLE_CONTENTS if stream in data)
         return next(kinds, "an Office file of the old binary kind, which Office can save as docx, xlsx or pptx")
     if data.startswith(ZIP_SIGNATURE):
         names = zip_names(data)
         if not names:
-            detail = "a zip container that is cut off or damaged; upload it again"
+            detail = "a truncated or damaged zip container; upload it again"
             raise ExtractionError(QuarantineReason.MALFORMED, detail)
         kinds = (kind for start, kind in _ZIP_CONTENTS if any(name.startswith(start) for name in names))
         return next(kinds, "a zip archive")

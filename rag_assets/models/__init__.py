@@ -1,1 +1,1 @@
-"""Models of the pipeline: export into the lake, distillation, GPU runtime, and the models a process has loaded."""
+"""Export embedding models into the lake, distil static vectors, run models on a GPU, and keep them loaded."""

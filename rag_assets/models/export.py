@@ -1,10 +1,7 @@
-"""Exports a sentence-transformers model into the lake, once: OpenVINO graph, tokenizer, manifest with fingerprint.
+"""Export a sentence-transformers model into the lake: OpenVINO graph, tokenizer, manifest with fingerprint.
 
-The graph holds the whole model, pooling and normalisation included, so whoever runs it needs neither torch nor
-sentence-transformers.
+The graph includes pooling and normalisation, so running it needs neither torch nor sentence-transformers.
 """
-
-from __future__ import annotations
 
 import hashlib
 import tempfile
@@ -38,7 +35,7 @@ if TYPE_CHECKING:
 
 POINTER = f"{MODELS}/by-name"
 HOSTED_WINDOW = 512
-"""Most tokens of a passage for a hosted model: the models read more, but long passages are found worse."""
+"""Maximum tokens of a passage for a hosted model: it reads more, but retrieval is worse with long passages."""
 
 _PROBE = (
     SELF_TEST_TEXT,
@@ -51,7 +48,7 @@ _PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An embedder in the lake, and whether this call put it there."""
+    """An embedder in the lake, and whether this call exported it."""
 
     identity: EmbedderIdentity
     created: bool
@@ -60,10 +57,10 @@ class Export:
 
 
 def ensure_exported(objects: ObjectStore, model: str, *, force: bool = False) -> Export:
-    """The embedder of `model` in the lake, exported now if it is not there yet.
+    """Return the embedder of `model` in the lake; export it if it is missing, or with `force`.
 
-    The manifest is written last and everything under a fingerprint is the same whoever writes it, so that two
-    exporters at once, or one killed midway, do no harm. Raises `ExportError`.
+    Concurrent or interrupted exports are harmless: the files of a fingerprint are reproducible, and the manifest is
+    written last. Raises `ExportError`.
     """
     if not force:
         identity = find_exported(objects, model)
@@ -73,7 +70,7 @@ def ensure_exported(objects: ObjectStore, model: str, *, force: bool = False) ->
 
 
 def find_exported(objects: ObjectStore, model: str) -> EmbedderIdentity | None:
-    """The embedder that `model` was last exported as, or None."""
+    """Return the embedder that `model` was last exported as, or None."""
     fingerprint = exported_fingerprint(objects, model)
     return None if fingerprint is None else read_manifest(objects, fingerprint)
 
@@ -99,6 +96,8 @@ def _export(objects: ObjectStore, model: str) -> Export:
         files = {name: (Path(scratch) / name).read_bytes() for name in (GRAPH, WEIGHTS)}
     files[TOKENIZER] = _backend_tokenizer(reference).to_str().encode()
     prompts = {name: prompt for name, prompt in (reference.prompts or {}).items() if prompt}
+    document_prompt = prompts.get("document", "") or prompts.get("passage", "")
+    self_test = reference.encode([document_prompt + SELF_TEST_TEXT], normalize_embeddings=True, convert_to_numpy=True)
     identity = EmbedderIdentity(
         format=1,
         model=model,
@@ -108,12 +107,12 @@ def _export(objects: ObjectStore, model: str) -> Export:
         pooling=" > ".join(type(module).__name__ for module in reference),
         normalized=True,
         query_prompt=prompts.get("query", ""),
-        document_prompt=prompts.get("document", "") or prompts.get("passage", ""),
+        document_prompt=document_prompt,
         precision="float",
         runtime="openvino",
         inputs=inputs,
         files={name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        self_test=tuple(float(value) for value in _self_test_vector(reference, prompts)),
+        self_test=tuple(float(value) for value in self_test[0]),
     )
     exported = OpenVinoEmbedder(
         identity.model_copy(update={"document_prompt": ""}), files[GRAPH], files[WEIGHTS], files[TOKENIZER]
@@ -121,16 +120,16 @@ def _export(objects: ObjectStore, model: str) -> Export:
     cosines = (exported.embed_documents(_PROBE) * expected).sum(axis=1)
     if float(cosines.min()) < SELF_TEST_COSINE:
         raise ExportError(
-            f"the exported graph of {model} differs from the reference (lowest cosine {cosines.min():.4f}, "
-            f"{SELF_TEST_COSINE} needed); this model cannot be exported to OpenVINO faithfully"
+            f"the exported graph of {model} does not reproduce the model's vectors (lowest cosine {cosines.min():.4f}, "
+            f"minimum {SELF_TEST_COSINE}); choose another RAG_EMBEDDING_MODEL"
         )
     return _store(objects, identity, files, float(cosines.min()))
 
 
 def _export_hosted(objects: ObjectStore, model: str) -> Export:
-    """A manifest for a model behind an API: nothing but its name says what it is, and one vector tells if it changes.
+    """Write the manifest of a hosted model, identified by its name; a stored vector detects later changes.
 
-    Passages are cut by the packaged model's tokenizer, whose counts come near to any other's.
+    Passages are cut with the packaged model's tokenizer, whose counts are similar to any other's.
     """
     vector = embed_hosted(model, [SELF_TEST_TEXT])[0]
     tokenizer = _backend_tokenizer(load_reference(PACKAGED_MODEL)).to_str().encode()
@@ -159,13 +158,8 @@ def _store(objects: ObjectStore, identity: EmbedderIdentity, files: dict[str, by
     return Export(identity, True, sum(len(data) for data in files.values()), lowest)
 
 
-def _self_test_vector(reference: SentenceTransformer, prompts: dict[str, str]) -> Any:
-    text = (prompts.get("document", "") or prompts.get("passage", "")) + SELF_TEST_TEXT
-    return reference.encode([text], normalize_embeddings=True, convert_to_numpy=True)[0]
-
-
-def load_reference(model: str) -> SentenceTransformer:
-    """The sentence-transformers model of that name or folder, on the CPU; raises `ExportError`."""
+def load_reference(model: str) -> "SentenceTransformer":
+    """Load the sentence-transformers model of that name or folder on the CPU; raise `ExportError`."""
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -180,20 +174,20 @@ def load_reference(model: str) -> SentenceTransformer:
         return SentenceTransformer(location, device="cpu")
     except (OSError, ValueError) as error:
         raise ExportError(
-            f"cannot load the model {model!r}: {first_line(error)}; RAG_EMBEDDING_MODEL takes a "
-            "sentence-transformers name or the folder of one"
+            f"cannot load the model {model!r}: {first_line(error)}; set RAG_EMBEDDING_MODEL to the name or folder of "
+            "a sentence-transformers model"
         ) from error
 
 
-def _backend_tokenizer(reference: SentenceTransformer) -> Any:
+def _backend_tokenizer(reference: "SentenceTransformer") -> Any:
     backend = getattr(reference.tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ExportError("the model has no fast tokenizer; only models with a tokenizer.json can be exported")
     return backend
 
 
-def weights_hash(reference: SentenceTransformer) -> str:
-    """sha256 of all weights by name, in fp32."""
+def weights_hash(reference: "SentenceTransformer") -> str:
+    """Return the sha256 of all weights, sorted by name, in fp32."""
     digest = hashlib.sha256()
     for name, tensor in sorted(reference.state_dict().items()):
         digest.update(name.encode())
@@ -201,7 +195,7 @@ def weights_hash(reference: SentenceTransformer) -> str:
     return digest.hexdigest()
 
 
-def _write_graph(reference: SentenceTransformer, folder: Path) -> tuple[str, ...]:
+def _write_graph(reference: "SentenceTransformer", folder: Path) -> tuple[str, ...]:
     import openvino
     import torch
 
@@ -220,13 +214,13 @@ def _write_graph(reference: SentenceTransformer, folder: Path) -> tuple[str, ...
             return torch.nn.functional.normalize(output["sentence_embedding"], p=2, dim=1)
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns about every shape it fixes; the probe judges the result
+        warnings.simplefilter("ignore")  # tracing warns about every fixed shape; the probes check the result
         model = openvino.convert_model(Whole().eval(), example_input=tuple(features[name] for name in names))
     for name, port in zip(names, model.inputs, strict=True):
         port.get_tensor().set_names({name})
         port.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
     model.validate_nodes_and_infer_types()
-    # OpenVINO numbers nodes by a counter of the process; the file must be the same whoever writes it.
+    # OpenVINO names nodes by a counter of the process, but the file must be reproducible.
     model.set_friendly_name("embedder")
     for number, node in enumerate(model.get_ordered_ops()):
         node.set_friendly_name(f"{node.get_type_name()}_{number}")

@@ -1,7 +1,6 @@
-"""Models that this process has loaded, so that runs in one process share them.
+"""The models that this process has loaded, so that its runs share them.
 
-They are kept by fingerprint. Which fingerprint a model has is read from the lake each time, so that a living process
-sees a new export.
+They are cached by fingerprint, which is read from the lake each time, so that a running process uses a new export.
 """
 
 import os
@@ -27,7 +26,7 @@ from rag_serving.lake.embedders.loading import load_embedder
 
 
 def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
-    """Return the identity of the model's embedder, exported into the lake if it is not there yet."""
+    """Return the identity of the model's embedder; export it into the lake if needed."""
     objects = open_lake(lake_uri).objects
     fingerprint = exported_fingerprint(objects, model)
     if fingerprint is not None:
@@ -39,18 +38,12 @@ def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
 
 
 def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto") -> Embedder:
-    """Return the model's embedder, loaded once.
-
-    `auto` takes torch where there is a GPU. Hosted models have one runtime only.
-    """
+    """Return the model's embedder; `auto` uses torch if there is a GPU. Hosted models ignore `runtime`."""
     return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, runtime)
 
 
 def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions = DEFAULT_CHUNKER) -> Chunker:
-    """Return the chunker that fits the model's window, in the model's own tokens.
-
-    The static vectors of the semantic chunker are distilled into the lake if they are not there yet.
-    """
+    """Return the chunker for the model's window and tokens; distil its static vectors into the lake if needed."""
     return _chunker(lake_uri, warm_identity(lake_uri, model).fingerprint, options)
 
 
@@ -58,7 +51,7 @@ def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions = DEFAULT_CH
 def _identity(lake_uri: str, fingerprint: str) -> EmbedderIdentity:
     identity = read_manifest(open_lake(lake_uri).objects, fingerprint)
     if identity is None:
-        raise EmbedderUnavailable(f"the lake {lake_uri} holds no embedder {fingerprint}")
+        raise EmbedderUnavailable(f"the lake {lake_uri} does not contain embedder {fingerprint}")
     return identity
 
 

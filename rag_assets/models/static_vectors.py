@@ -1,21 +1,22 @@
-"""Static token vectors, distilled once from the embedding model and kept beside its graph in the lake.
+"""Static token vectors, distilled once from the embedding model and stored beside its graph in the lake.
 
-The sum of a sentence's token vectors says what it is about at a hundredth of the model's cost, which is enough to find
-where a text changes its subject. The recipe is model2vec's (Minish Lab, 2024: each token of the vocabulary embedded
-alone, then PCA and weights by frequency), with the weights of SIF (Arora et al., 2017) and frequencies that follow from
-the rank in the vocabulary by Zipf's law.
+The sum of a sentence's token vectors represents its subject at a hundredth of the model's cost, which is enough to
+detect changes of subject. The method is that of model2vec (Minish Lab, 2024): embed each token of the vocabulary alone,
+then apply PCA and weights by frequency. The weights are those of SIF (Arora et al., 2017), with frequencies estimated
+from the rank in the vocabulary by Zipf's law.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tokenizers import Tokenizer
 
 from rag_assets.chunking.static_vectors import StaticVectors
 from rag_assets.models.export import ensure_exported, find_exported
@@ -26,13 +27,7 @@ from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.embedders.openvino import OpenVinoEmbedder
 from rag_serving.lake.object_store import ABSENT, ObjectStore
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy.typing as npt
-    from tokenizers import Tokenizer
-
-    Make = Callable[[ObjectStore, EmbedderIdentity], npt.NDArray[np.float32]]
+Make = Callable[[ObjectStore, EmbedderIdentity], npt.NDArray[np.float32]]
 
 VECTORS_MANIFEST: Final = "boundary_vectors.json"
 DIMENSIONS: Final = 256
@@ -42,7 +37,7 @@ _STREAMS: Final = 2
 
 
 class VectorsManifest(BaseModel):
-    """What the lake says of one model's static vectors: the file that holds them, named by its content."""
+    """The manifest of a model's static vectors; their file is named by its content."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -54,12 +49,13 @@ class VectorsManifest(BaseModel):
 
     @property
     def file(self) -> str:
+        """The name of the file."""
         return f"boundary_vectors-{self.sha256[:16]}.npy"
 
 
 @dataclass(frozen=True, slots=True)
 class Distillation:
-    """A model's static vectors in the lake, and whether this call put them there."""
+    """A model's static vectors in the lake, and whether this call distilled them."""
 
     manifest: VectorsManifest
     created: bool
@@ -68,10 +64,10 @@ class Distillation:
 
 
 def ensure_distilled(objects: ObjectStore, identity: EmbedderIdentity, make: Make | None = None) -> Distillation:
-    """The static vectors of the model, distilled now if they are not in the lake or not as they were written.
+    """Return the static vectors of the model; distil them if they are missing or altered.
 
-    The file is named by its content and the manifest is written last, only where there is none yet: of two makers at
-    once the first decides, and one that is killed midway leaves nothing that is read.
+    Concurrent or interrupted calls are harmless: the file is named by its content, and the manifest is written last,
+    conditionally, so that the first call wins.
     """
     started = time.monotonic()
     identity = _distillable(objects, identity)
@@ -102,13 +98,13 @@ def ensure_distilled(objects: ObjectStore, identity: EmbedderIdentity, make: Mak
 
 
 def are_distilled(objects: ObjectStore, identity: EmbedderIdentity) -> bool:
-    """Whether the lake holds the model's static vectors."""
+    """Return whether the lake contains the model's static vectors."""
     source = identity if identity.runtime == "openvino" else find_exported(objects, PACKAGED_MODEL)
     return source is not None and objects.get(_key(source)) is not None
 
 
 def load_vectors(objects: ObjectStore, identity: EmbedderIdentity) -> StaticVectors:
-    """The model's static vectors, made now if there are none; raises `LakeCorrupt` where the file is altered."""
+    """Load the model's static vectors; distil them if there are none. Raises `LakeCorrupt` if they are altered."""
     identity = _distillable(objects, identity)
     stored = objects.get(_key(identity))
     manifest = ensure_distilled(objects, identity).manifest if stored is None else _manifest(stored.data, identity)
@@ -117,10 +113,10 @@ def load_vectors(objects: ObjectStore, identity: EmbedderIdentity) -> StaticVect
 
 
 def distil(objects: ObjectStore, identity: EmbedderIdentity) -> npt.NDArray[np.float32]:
-    """One weighted vector for each token of the model's vocabulary, shape ``(tokens, DIMENSIONS)`` at most."""
+    """Return a weighted vector per token of the model's vocabulary, with at most `DIMENSIONS` dimensions."""
     embedder = load_embedder(objects, identity.fingerprint, streams=_STREAMS)
     if not isinstance(embedder, OpenVinoEmbedder):
-        raise TypeError(f"{identity.model} runs elsewhere; its vocabulary is not embedded through an API")
+        raise TypeError(f"{identity.model} is a hosted model; its vocabulary is not embedded through an API")
     tokenizer = load_tokenizer(objects, identity)
     count = max(tokenizer.get_vocab().values()) + 1
     before, after = _around(tokenizer)
@@ -130,15 +126,15 @@ def distil(objects: ObjectStore, identity: EmbedderIdentity) -> npt.NDArray[np.f
 
 
 def reduced(vectors: npt.NDArray[np.float32], dimensions: int) -> npt.NDArray[np.float32]:
-    """The vectors less their mean, along their principal axes."""
+    """Project the centred vectors onto their principal axes."""
     centred = vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     covariance = (centred.T @ centred).astype(np.float64) / len(centred)
-    _, axes = np.linalg.eigh(covariance)  # by rising variance
+    _, axes = np.linalg.eigh(covariance)  # by increasing variance
     return centred @ axes[:, ::-1][:, :dimensions].astype(np.float32)
 
 
 def weighted(vectors: npt.NDArray[np.float32], *, unseen: set[int]) -> npt.NDArray[np.float32]:
-    """The vectors by SIF's weights ``a / (a + p)``, where vocabularies are sorted by frequency; none for `unseen`."""
+    """Apply SIF's weights ``a / (a + p)`` to a vocabulary sorted by frequency; `unseen` tokens get 0."""
     ranks = np.arange(1, len(vectors) + 1, dtype=np.float64)
     probabilities = (1 / ranks) / (1 / ranks).sum()
     weights = _SIF / (_SIF + probabilities)
@@ -147,19 +143,19 @@ def weighted(vectors: npt.NDArray[np.float32], *, unseen: set[int]) -> npt.NDArr
 
 
 def _distillable(objects: ObjectStore, identity: EmbedderIdentity) -> EmbedderIdentity:
-    """The embedder to distil; a hosted model's passages are cut by the packaged one's tokenizer, so by its vectors."""
+    """Return the embedder to distil: for a hosted model the packaged one, whose tokenizer cuts the passages."""
     return identity if identity.runtime == "openvino" else ensure_exported(objects, PACKAGED_MODEL).identity
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The special tokens that the model sees before and after every text."""
+    """Return the special tokens before and after every text."""
     encoding = tokenizer.encode("a")
     words = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
     return encoding.ids[: words[0]], encoding.ids[words[-1] + 1 :]
 
 
 def _markers(tokenizer: Tokenizer) -> set[int]:
-    """Tokens that no text means anything by."""
+    """Return the special tokens, which have no meaning in a text."""
     added = tokenizer.get_added_tokens_decoder()
     return {number for number, token in added.items() if token.special}
 
@@ -184,7 +180,7 @@ def _manifest(data: bytes, identity: EmbedderIdentity) -> VectorsManifest:
     except ValidationError as error:
         raise LakeCorrupt(f"{VECTORS_MANIFEST} of embedder {identity.fingerprint} is malformed; {_MEND}") from error
     if manifest.fingerprint != identity.fingerprint:
-        raise LakeCorrupt(f"{VECTORS_MANIFEST} of embedder {identity.fingerprint} is of another; {_MEND}")
+        raise LakeCorrupt(f"{VECTORS_MANIFEST} of embedder {identity.fingerprint} belongs to another embedder; {_MEND}")
     return manifest
 
 

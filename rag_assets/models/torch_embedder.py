@@ -1,35 +1,31 @@
-"""Embedding by torch, for machines with a GPU: the reference model itself, in half precision, in large batches.
+"""Embed with torch on a GPU: the original model in half precision and large batches.
 
-It makes the vectors of the exported graph (fp16 on a GPU agrees with fp32 to 0.9999), so it shares its fingerprint; a
-self-test at load holds it to that.
+Its vectors equal those of the exported graph (fp16 on a GPU agrees with fp32 to 0.9999), so it shares the fingerprint;
+a self-test at load checks that.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rag_assets.errors import ExportError
 from rag_assets.models.export import load_reference, weights_hash
 from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.lake.embedders.batching import batches_by_length
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
 _BATCH_TOKENS = 65_536
-"""A GPU is fed by the ten thousand tokens; CPU caches are not, and keep to a few."""
+"""A GPU needs tens of thousands of tokens per batch; a CPU's caches only hold a few thousand."""
 _CPU_BATCH_TOKENS = 4_096
 _BATCH_ROWS = 1_024
 _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def gpu_is_there() -> bool:
-    """Whether torch can compute on a GPU here. Without a driver torch, which takes seconds to import, is not asked."""
+    """Return whether torch can use a GPU; imports torch, which takes seconds, only if there is a driver."""
     if not any(Path(driver).exists() for driver in _DRIVERS):
         return False
     import torch
@@ -38,7 +34,7 @@ def gpu_is_there() -> bool:
 
 
 class TorchEmbedder:
-    """The sentence-transformers model that was exported; raises `ExportError` if it is another now."""
+    """The sentence-transformers model that was exported; raises `ExportError` if its weights have changed."""
 
     def __init__(self, identity: EmbedderIdentity, *, device: str | None = None) -> None:
         import torch
@@ -48,7 +44,7 @@ class TorchEmbedder:
         self._model = load_reference(identity.model)
         if weights_hash(self._model) != identity.weights_sha256:
             raise ExportError(
-                f"the weights of {identity.model!r} are not those that were exported; materialize embedding_model again"
+                f"the weights of {identity.model!r} have changed since the export; materialize embedding_model again"
             )
         self._model = self._model.to(self._device).eval()
         if self._device != "cpu":
@@ -57,19 +53,23 @@ class TorchEmbedder:
 
     @property
     def identity(self) -> EmbedderIdentity:
+        """The identity of the exported embedder."""
         return self._identity
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return unit vectors of passages, shape ``(len(texts), dimensions)``."""
         return self._embed([self._identity.document_prompt + text for text in texts])
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
+        """Return the unit vector of a question."""
         return self.embed_queries([text])[0]
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return unit vectors of questions, shape ``(len(texts), dimensions)``."""
         return self._embed([self._identity.query_prompt + text for text in texts])
 
     def fits(self, text: str) -> bool:
-        """Whether the question is read whole, or would be cut at the window."""
+        """Return whether the question fits into the window, so that it is not truncated."""
         tokens: Any = self._model.tokenizer(self._identity.query_prompt + text)["input_ids"]
         return len(tokens) <= self._identity.window
 
@@ -82,7 +82,7 @@ class TorchEmbedder:
             tokenizer(texts, truncation=True, max_length=self._identity.window)["input_ids"] if texts else []
         )
         most = _CPU_BATCH_TOKENS if self._device == "cpu" else _BATCH_TOKENS
-        # One thread at a time: a GPU runs one batch after another anyway. Batches are sent while others are computed.
+        # One thread at a time: a GPU runs batches one after another. The next batch is sent while one is computed.
         with self._lock, torch.inference_mode():
             made: list[tuple[list[int], Any]] = []
             for rows in batches_by_length(encoded, most_tokens=most, most_rows=_BATCH_ROWS):

@@ -1,6 +1,6 @@
 """Conditional writes of catalog entries.
 
-The epoch in an entry keeps out a writer whose lease was taken over; `storage.fence` does that for tables.
+The epoch in an entry rejects writers whose lease was taken over; `storage.fence` does the same for tables.
 """
 
 from rag_assets.errors import LeaseLost
@@ -13,18 +13,14 @@ from rag_serving.lake.shards import Shard
 
 
 def fence(lake: Lake, shard: Shard, epoch: int) -> None:
-    """Write the epoch into the catalog object, so that a publish prepared under an older one no longer goes through."""
+    """Write the epoch into the catalog object, so that a publish prepared under an older epoch fails."""
     found = read_catalog_entry(lake.objects, shard)
     if found is not None and found[0].epoch < epoch:
-        try:
-            lake.objects.put(
-                catalog_key(shard), found[0].model_copy(update={"epoch": epoch}).to_json(), expect=found[1]
-            )
-        except WriteConflict as error:
-            raise LeaseLost(f"shard {shard} was published by another writer meanwhile; run it again") from error
+        _put(lake, shard, found[0].model_copy(update={"epoch": epoch}), expect=found[1])
 
 
 def next_entry(writer: ShardWriter, entry: CatalogEntry | None, publication: Publication) -> CatalogEntry:
+    """Return an entry that makes the publication current and moves the one before it to the history."""
     return CatalogEntry(
         format=1,
         region=writer.shard.region,
@@ -38,13 +34,15 @@ def next_entry(writer: ShardWriter, entry: CatalogEntry | None, publication: Pub
 
 
 def put_entry(writer: ShardWriter, entry: CatalogEntry, found: tuple[CatalogEntry, str] | None) -> None:
-    """Write the catalog object in place of the one found; raises `LeaseLost` when another writer was quicker."""
+    """Replace the catalog object that was found; raise `LeaseLost` if another writer changed it."""
     if found is not None and found[0].epoch > writer.epoch:
         raise LeaseLost(f"shard {writer.shard} was published by a later writer; run it again")
     writer.check()
+    _put(writer.lake, writer.shard, entry, expect=ABSENT if found is None else found[1])
+
+
+def _put(lake: Lake, shard: Shard, entry: CatalogEntry, *, expect: str) -> None:
     try:
-        writer.lake.objects.put(
-            catalog_key(writer.shard), entry.to_json(), expect=ABSENT if found is None else found[1]
-        )
+        lake.objects.put(catalog_key(shard), entry.to_json(), expect=expect)
     except WriteConflict as error:
-        raise LeaseLost(f"shard {writer.shard} was published by another writer meanwhile; run it again") from error
+        raise LeaseLost(f"shard {shard} was published by another writer in the meantime; run it again") from error

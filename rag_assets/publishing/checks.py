@@ -1,22 +1,19 @@
-"""Checks of a built search table: rows, coverage of documents, vectors.
+"""Checks of a built search table: its rows, the coverage of documents, its vectors.
 
-Retrieval is judged in `evaluation`; `publish` runs both.
+The checks of retrieval are in `evaluation`; `publish` runs both.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rag_assets.evaluation.records import read_record, update_record
-from rag_assets.storage.id_indexes import id_ranges
-from rag_assets.storage.lake import Lake, columns, read, row_count, scan, values
+from rag_assets.storage.id_indexes import document_filters
+from rag_assets.storage.lake import Lake, Table, column_values, read, row_count, rows_of
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import UNINDEXED_ROWS, table_fingerprint, unindexed_rows
 from rag_serving.lake.catalog_entry import read_catalog_entry
@@ -25,24 +22,21 @@ from rag_serving.lake.shards import Shard
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS
 
-if TYPE_CHECKING:
-    from lancedb.table import Table
-
 _SAMPLED_VECTORS = 1000
 _COMPARED_ROWS = 32
-"""Rows of a new table whose vectors are compared with those that `embeddings` has of their texts."""
+"""Rows of a new table whose vectors are compared with those in `embeddings`."""
 _EMBEDDED_ROWS = 8
-"""Those whose texts are embedded again: a tenth of a second here, one call where the model is behind an API."""
+"""Rows whose texts are embedded again: 0.1 s for a local model, one call for a hosted one."""
 _SAME_TEXT = 0.98
-"""Least cosine of two vectors of one text. Batches, precisions and runtimes of one model agree to 0.999, an API's model
-from day to day nearly so; two different passages come this near only if they say the same."""
+"""Minimum cosine between two vectors of one text. Batches, precisions and runtimes of one model agree to 0.999, and a
+hosted model almost so from day to day; different passages only reach it if they mean the same."""
 _TEXTS_AT_ONCE = 64
 _MOST_NAMED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What a check found; no problems means that it passed."""
+    """The result of a check; it passed if there are no problems."""
 
     problems: tuple[str, ...]
     documents: int = 0
@@ -50,51 +44,49 @@ class CheckResult:
 
 
 def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> CheckResult:
-    """Whether the table holds exactly the documents read and the chunks cut, each once.
+    """Check that the table holds exactly the current documents and chunks, each once.
 
-    With `doc_ids`, ids are compared for those documents alone, and for the rest the numbers of rows.
+    With `doc_ids`, ids are compared for those documents only; otherwise for all. Row counts are always compared.
     """
     raw, cut, table = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard), lake.open(SHARDS, shard)
     counted: Counter[str] = Counter()
-    if doc_ids is None:
-        ranges = id_ranges("doc_id", max(row_count(raw), row_count(cut), row_count(table)))
-    else:
-        ranges = [sql_in("doc_id", doc_ids)] if doc_ids else []
-    for where in ranges:
-        documents = _ids(raw, "doc_id", where)
-        chunks = _ids(cut, "chunk_id", where)
-        rows = _ids(table, "chunk_id", where)
-        counted["documents more than once"] += documents.total() - len(documents)
-        counted["chunks cut more than once"] += chunks.total() - len(chunks)
-        counted["chunk ids more than once"] += rows.total() - len(rows)
+    for where in document_filters(doc_ids, raw, cut, table):
+        documents = Counter(column_values(raw, "doc_id", where=where))
+        chunks = Counter(column_values(cut, "chunk_id", where=where))
+        rows = Counter(column_values(table, "chunk_id", where=where))
+        indexed = set(column_values(table, "doc_id", where=where))
+        counted["duplicate documents"] += documents.total() - len(documents)
+        counted["duplicate chunks"] += chunks.total() - len(chunks)
+        counted["duplicate chunk ids in the table"] += rows.total() - len(rows)
         counted["chunks missing from the table"] += len(chunks.keys() - rows.keys())
-        counted["rows in the table that are no chunk"] += len(rows.keys() - chunks.keys())
-        counted["documents on one side only"] += len(documents.keys() ^ _ids(table, "doc_id", where).keys())
-    counted["rows more or less than there are chunks"] = abs(row_count(cut) - row_count(table))
-    problems = tuple(f"{count} {what}" for what, count in counted.items() if count)
-    return CheckResult(problems, row_count(raw), row_count(table))
+        counted["rows in the table without a chunk"] += len(rows.keys() - chunks.keys())
+        counted["documents missing from the table or from raw_documents"] += len(documents.keys() ^ indexed)
+    problems = [f"{count} {what}" for what, count in counted.items() if count]
+    difference = abs(row_count(cut) - row_count(table))
+    if difference:
+        problems.append(f"row count differs from chunk count by {difference}")
+    return CheckResult(tuple(problems), row_count(raw), row_count(table))
 
 
 def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> CheckResult:
-    """Whether the passages of each document hold all of its text but white space, and were cut from that text.
+    """Check that the passages of each document were cut from its current text and cover it, except for white space.
 
-    `rows_reconcile` cannot tell: it takes what was cut for granted. With `doc_ids`, only those documents are read.
+    `check_rows` cannot detect lost text: it compares with the passages. With `doc_ids`, only those documents are read.
     """
     raw, cut = lake.open(RAW_DOCUMENTS, shard), lake.open(CHUNKS, shard)
     documents = 0
     lost: list[tuple[str, int]] = []
-    if doc_ids is None:
-        ranges = id_ranges("doc_id", max(row_count(raw), row_count(cut)))
-    else:
-        ranges = [sql_in("doc_id", doc_ids)] if doc_ids else []
-    for where in ranges:
-        spans = _spans(cut, where)
-        for batch in _texts(raw, where):
-            for doc_id, key, text, content in columns(batch, "doc_id", "key", "text", "content_hash"):
-                documents += 1
-                missing = uncovered(text, sorted(spans.get((doc_id, content), ())))
-                if missing:
-                    lost.append((key, missing))
+    names = ("doc_id", "key", "text", "content_hash")
+    for where in document_filters(doc_ids, raw, cut):
+        spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
+        for doc_id, content, start, end in rows_of(cut, "doc_id", "content_hash", "start", "end", where=where):
+            spans.setdefault((doc_id, content), []).append((start, end))
+        # A few at a time: a text may be as long as a book.
+        for doc_id, key, text, content in rows_of(raw, *names, where=where, batch_rows=_TEXTS_AT_ONCE):
+            documents += 1
+            missing = uncovered(text, sorted(spans.get((doc_id, content), ())))
+            if missing:
+                lost.append((key, missing))
     if not lost:
         return CheckResult((), documents, row_count(cut))
     named = ", ".join(f"{key} ({missing} characters)" for key, missing in sorted(lost)[:_MOST_NAMED])
@@ -102,7 +94,7 @@ def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = Non
 
 
 def uncovered(text: str, spans: Iterable[tuple[int, int]]) -> int:
-    """Characters of the text, white space not counted, outside the spans, which come in the order of their starts."""
+    """Count the characters outside the spans, except white space; the spans are sorted by their starts."""
     lost = end = 0
     for start, stop in spans:
         if start > end:
@@ -118,10 +110,10 @@ def check_vectors(
     load: Callable[[], Embedder] | None = None,
     doc_ids: Sequence[str] | None = None,
 ) -> CheckResult:
-    """Whether the vectors are of the configured embedder and of unit length (a sample), and the indexes cover them.
+    """Check that the vectors come from the configured embedder, have unit length (sampled), and are indexed.
 
-    Of a table that is not what is published, a few rows are compared with `chunks` and `embeddings`, and with `load`
-    some of their texts embedded again: at least half of them of the documents `doc_ids`, where any are named.
+    If the head is not published yet, a sample of rows is compared with `chunks` and `embeddings`; with `load`, some of
+    their texts are embedded again. At least half of the sample comes from the documents `doc_ids`, if there are any.
     """
     table = lake.open(SHARDS, shard)
     if table is None:
@@ -129,16 +121,16 @@ def check_vectors(
     problems: list[str] = []
     found = table_fingerprint(table)
     if found != identity.fingerprint:
-        problems.append(f"vectors of embedder {found or 'unknown'}, not of {identity.fingerprint}")
+        problems.append(f"vectors come from embedder {found or 'unknown'} instead of {identity.fingerprint}")
     sampled: list[Any] = table.search().select(["vector"]).limit(_SAMPLED_VECTORS).to_arrow()["vector"].to_pylist()
     sample = np.asarray(sampled, dtype=np.float32).reshape(len(sampled), -1 if sampled else identity.dimensions)
     lengths = np.linalg.norm(sample, axis=1)
     wrong = int((np.abs(lengths - 1) > 0.02).sum()) if identity.normalized else 0
     if wrong:
-        problems.append(f"{wrong} of {len(sample)} sampled vectors are not of unit length")
+        problems.append(f"{wrong} of {len(sample)} sampled vectors do not have unit length")
     outside = unindexed_rows(table)
     if outside > UNINDEXED_ROWS:
-        problems.append(f"{outside} rows outside an index, {UNINDEXED_ROWS} at most")
+        problems.append(f"{outside} rows are not indexed (limit {UNINDEXED_ROWS})")
     if not problems and not _is_sampled(lake, shard, table.version):
         problems += _sample_problems(lake, shard, table, identity, load, doc_ids or ())
         if not problems and load is not None:
@@ -147,7 +139,7 @@ def check_vectors(
 
 
 def _is_sampled(lake: Lake, shard: Shard, version: int) -> bool:
-    """Whether that version of the table is published, or its sample was found good already."""
+    """Return whether the version is published, or passed this check before."""
     found = read_catalog_entry(lake.objects, shard)
     if found is not None and found[0].current.version == version:
         return True
@@ -164,7 +156,7 @@ def _sample_problems(
 ) -> list[str]:
     cut, embeddings = lake.open(CHUNKS, shard), lake.open(EMBEDDINGS, shard, fingerprint=identity.fingerprint)
     rows = _sampled_rows(table, doc_ids)
-    if not rows or cut is None or embeddings is None:  # `check_rows` has more to say of that
+    if not rows or cut is None or embeddings is None:  # `check_rows` reports that
         return []
     where = sql_in("doc_id", {row["doc_id"] for row in rows})
     where += f" AND {sql_in('chunk_id', [row['chunk_id'] for row in rows])}"
@@ -177,37 +169,37 @@ def _sample_problems(
     problems: list[str] = []
     texts = sum(row["text"] != chunks[row["chunk_id"]]["text"] for row in rows)
     if texts:
-        problems.append(f"{texts} of {len(rows)} sampled rows have another text than their chunk")
+        problems.append(f"{texts} of {len(rows)} sampled rows differ in text from their chunk")
     strange = sum(row["vector"] != vectors.get(chunks[row["chunk_id"]]["embed_hash"]) for row in rows)
     if strange:
-        problems.append(f"{strange} of {len(rows)} sampled rows have another vector than embeddings has of their text")
+        problems.append(f"{strange} of {len(rows)} sampled rows differ in vector from embeddings")
     if rows and load is not None and not problems:
-        # The shorter half of twice as many costs a third, and shows a mix-up as well.
+        # The shorter half of twice as many rows costs a third, and reveals mixed-up vectors just as well.
         shortest = sorted(rows[: 2 * _EMBEDDED_ROWS], key=lambda row: len(row["text"]))[:_EMBEDDED_ROWS]
         embedded = [chunks[row["chunk_id"]]["context"] + row["text"] for row in shortest]
         lowest = _lowest_cosine(load(), embedded, [row["vector"] for row in shortest])
         if lowest < _SAME_TEXT:
-            problems.append(f"a sampled vector is not that of its text (cosine {lowest:.3f}, {_SAME_TEXT} at least)")
+            problems.append(f"a sampled vector does not match its text (cosine {lowest:.3f}, minimum {_SAME_TEXT})")
     return problems
 
 
 def _lowest_cosine(embedder: Embedder, texts: Sequence[str], vectors: Sequence[Sequence[float]]) -> float:
-    """Compare the vectors with those of their texts, embedded again."""
-    anew = embedder.embed_documents(texts)
-    have = np.asarray(vectors, dtype=np.float32)
-    lengths = np.linalg.norm(anew, axis=1) * np.linalg.norm(have, axis=1)
-    return float(((anew * have).sum(axis=1) / np.maximum(lengths, 1e-9)).min())
+    """Embed the texts again and return the lowest cosine with the stored vectors."""
+    fresh = embedder.embed_documents(texts)
+    stored = np.asarray(vectors, dtype=np.float32)
+    lengths = np.linalg.norm(fresh, axis=1) * np.linalg.norm(stored, axis=1)
+    return float(((fresh * stored).sum(axis=1) / np.maximum(lengths, 1e-9)).min())
 
 
 def _sampled_rows(table: Table, doc_ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Some rows, the same of the same version: those of a few of the documents in turn with others from everywhere."""
+    """Return the same sample for the same version: rows of a few of the documents alternate with rows of the rest."""
     names = ["chunk_id", "doc_id", "text", "vector"]
     count = min(_COMPARED_ROWS, table.count_rows())
     offsets = [table.count_rows() * number // count for number in range(count)]
     if not offsets:
         return []
     everywhere: list[dict[str, Any]] = table.take_offsets(offsets).select(names).to_arrow().to_pylist()
-    # The first are embedded, and must not all be of the oldest rows.
+    # The first rows are embedded again; they must not all be the oldest ones.
     everywhere.sort(key=lambda row: row["chunk_id"])
     some = sorted(doc_ids)[:: max(1, len(doc_ids) // _EMBEDDED_ROWS)][:_EMBEDDED_ROWS]
     touched: dict[str, dict[str, Any]] = {}
@@ -215,28 +207,3 @@ def _sampled_rows(table: Table, doc_ids: Sequence[str]) -> list[dict[str, Any]]:
         touched.setdefault(row["doc_id"], row)
     mixed = [row for pair in zip_longest(touched.values(), everywhere) for row in pair if row is not None]
     return list({row["chunk_id"]: row for row in mixed}.values())[:_COMPARED_ROWS]
-
-
-def _ids(table: Table | None, column: str, where: str | None) -> Counter[str]:
-    counted: Counter[str] = Counter()
-    for batch in scan(table, [column], where=where):
-        counted.update(values(batch, column))
-    return counted
-
-
-def _spans(chunks: Table | None, where: str | None) -> dict[tuple[str, str], list[tuple[int, int]]]:
-    """Where the chunks of documents begin and end, by document and by the text that they were cut from."""
-    spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
-    names = ["doc_id", "content_hash", "start", "end"]
-    for batch in scan(chunks, names, where=where):
-        for doc_id, content, start, end in columns(batch, *names):
-            spans.setdefault((doc_id, content), []).append((start, end))
-    return spans
-
-
-def _texts(documents: Table | None, where: str | None) -> Iterator[pa.RecordBatch]:
-    """Few at a time: a text may be as long as a book."""
-    if documents is None:
-        return
-    query = documents.search().select(["doc_id", "key", "text", "content_hash"])
-    yield from (query if where is None else query.where(where)).to_batches(_TEXTS_AT_ONCE)

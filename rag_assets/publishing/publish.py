@@ -1,4 +1,4 @@
-"""Publish a shard: repeat the checks, then send readers to the new version by one write of the catalog object."""
+"""Publish a shard: run the checks, then make the new version current with a single write of the catalog object."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from rag_assets.evaluation.records import Evaluation
 from rag_assets.evaluation.verdict import Quality
 from rag_assets.publishing.catalog_writes import next_entry, put_entry
 from rag_assets.publishing.checks import check_coverage, check_rows, check_vectors
-from rag_assets.publishing.retention import drop_old_tags, tag_version
+from rag_assets.publishing.retention import Retention, drop_old_tags, tag_version
 from rag_assets.storage.content_digest import content_digest
 from rag_assets.storage.lake import row_count
 from rag_assets.storage.schemas import QUARANTINE
@@ -21,31 +21,28 @@ from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """The publication that readers now see, and whether this call changed it; `held` says what keeps it from that."""
+    """The current publication, and whether this call changed it; `held` is the hold that prevented a change."""
 
     publication: Publication
     changed: bool
     content_changed: bool
     held: Hold | None = None
     evaluation: Evaluation | None = None
-    """What was measured of it, if anything was."""
 
 
 def publish(
     writer: ShardWriter,
     identity: EmbedderIdentity,
+    retention: Retention,
     *,
     run_id: str,
-    keep: int,
-    pin_seconds: float,
     quality: Quality | None = None,
 ) -> Published:
-    """Put the head of the shard's table before readers, unless they have exactly that already, or a hold forbids it.
+    """Publish the table's head unless it is already published or the shard is on hold.
 
-    All checks are made here too, for whoever publishes without them; what they found of this very head is not measured
-    or embedded again. Without `quality` nothing is embedded or searched. Raises `ChecksFailed` when the head is not
-    consistent, or worse than what is published, and `LeaseLost` when a writer of a later epoch has published; readers
-    keep the old version in both cases.
+    Runs every check, for callers that skip the asset checks; measurements of this version are not repeated. With
+    `quality` None, nothing is embedded or searched. Raises `ChecksFailed` if the head is inconsistent or worse than
+    the published version, and `LeaseLost` if a later writer has published; the old version then stays current.
     """
     lake, shard = writer.lake, writer.shard
     table = writer.table(SHARDS)
@@ -90,10 +87,10 @@ def publish(
         table_format=TABLE_FORMAT,
     )
     new = next_entry(writer, entry, publication)
-    # The tag comes first: a version that readers are sent to must already be safe from cleanup.
+    # Tag first: cleanup must not remove a version that readers can open.
     tag_version(table, publication.version)
     put_entry(writer, new, found)
-    drop_old_tags(table, new, keep=keep, pin_seconds=pin_seconds)
+    drop_old_tags(table, new, retention)
     writer.update_progress(dirty=())
     changed = current is None or current.content_digest != publication.content_digest
     return Published(publication, changed=True, content_changed=changed, evaluation=evaluation)

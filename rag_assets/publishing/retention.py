@@ -1,42 +1,50 @@
-"""Which published versions are tagged and kept."""
+"""Which published versions are tagged, so that cleanup keeps them for readers and for a rollback."""
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from rag_assets.storage.lake import Table
 from rag_serving.lake.catalog_entry import HISTORY_LENGTH, CatalogEntry
-
-if TYPE_CHECKING:
-    from lancedb.table import Table
 
 _TAG = "published-"
 
 
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """The last `versions` are kept, and every version that was current within the last `pin_seconds`."""
+
+    versions: int
+    pin_seconds: float
+    """How long a reader may keep using a version after its successor is published."""
+
+    @property
+    def pin(self) -> timedelta:
+        """`pin_seconds` as a timedelta."""
+        return timedelta(seconds=self.pin_seconds)
+
+
 def kept_versions(table: Table) -> dict[int, str]:
-    """Versions of the table that a tag keeps, with the tag."""
+    """Return the tagged versions of the table with their tags."""
     return {tag["version"]: name for name, tag in table.tags.list().items() if name.startswith(_TAG)}
 
 
-def drop_old_tags(table: Table, entry: CatalogEntry, *, keep: int, pin_seconds: float) -> None:
-    """Untag versions beyond the last `keep`, but none that a reader may still be on.
-
-    A reader may stay on a version for `pin_seconds` after the catalog has named another.
-    """
+def drop_old_tags(table: Table, entry: CatalogEntry, retention: Retention) -> None:
+    """Untag the versions that `retention` no longer keeps."""
     publications = (entry.current, *entry.history)
-    last = list(dict.fromkeys(publication.version for publication in publications))[:keep]
-    since = datetime.now(UTC) - timedelta(seconds=pin_seconds)
-    # A version was readers' until its successor came.
+    last = list(dict.fromkeys(publication.version for publication in publications))[: retention.versions]
+    since = datetime.now(UTC) - retention.pin
+    # A version was current until its successor was published.
     pinned = {older.version for newer, older in pairwise(publications) if newer.published_at > since}
     if len(publications) > HISTORY_LENGTH and publications[-1].published_at > since:
-        return  # what came before the history may still be read as well
+        return  # versions too old for the history may still have readers
     for version, name in kept_versions(table).items():
         if version not in pinned and version not in last:
             table.tags.delete(name)
 
 
 def tag_version(table: Table, version: int) -> None:
+    """Tag the version as published, unless it is tagged already."""
     name = f"{_TAG}{version}"
     if name not in table.tags.list():
         table.tags.create(name, version)

@@ -18,7 +18,6 @@ from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import open_lake
 from rag_serving.lake.shards import Shard
 
-LOCATION = "rag_assets"
 _BACKFILL_TAG = "dagster/backfill"
 _LAUNCH = """
 mutation Launch($params: LaunchBackfillParams!) {
@@ -33,7 +32,7 @@ mutation Launch($params: LaunchBackfillParams!) {
 
 @contextmanager
 def open_instance() -> Generator[dg.DagsterInstance]:
-    """The instance of $DAGSTER_HOME; raises `OrchestrationError` without one."""
+    """Open the instance of $DAGSTER_HOME; raise `OrchestrationError` if there is none."""
     from alembic.util import CommandError
     from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
     from sqlalchemy.exc import SQLAlchemyError
@@ -42,39 +41,39 @@ def open_instance() -> Generator[dg.DagsterInstance]:
         instance = dg.DagsterInstance.get()
     except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
         raise OrchestrationError(
-            "DAGSTER_HOME names no folder; make one, put dagster.yaml into it and export DAGSTER_HOME=/its/full/path"
+            "DAGSTER_HOME is not set to an existing directory: create one, copy dagster.yaml into it, then "
+            "`export DAGSTER_HOME=/absolute/path`"
         ) from error
     except (CommandError, SQLAlchemyError) as error:
-        # Two processes that open a new DAGSTER_HOME at once both make its database; one of them loses.
+        # If two processes open a new DAGSTER_HOME at once, both create its database and one fails.
         raise OrchestrationError(
-            f"Dagster's database in DAGSTER_HOME cannot be opened ({type(error).__name__}); another process may be "
-            "making it now: try again in some seconds"
+            f"cannot open Dagster's database in DAGSTER_HOME ({type(error).__name__}); another process may be creating "
+            "it: retry in a few seconds"
         ) from error
     with instance:
         yield instance
 
 
 def require_daemon(instance: dg.DagsterInstance) -> None:
-    """Raise `OrchestrationError` unless a daemon that launches backfills and runs has been heard of lately."""
+    """Raise `OrchestrationError` unless a daemon that launches backfills and runs sent a recent heartbeat."""
     statuses = instance.get_daemon_statuses()
     silent = [
         name for name in ("BACKFILL", "QUEUED_RUN_COORDINATOR") if name in statuses and not statuses[name].healthy
     ]
     if silent:
         raise OrchestrationError(
-            f"no Dagster daemon is running for DAGSTER_HOME (silent: {', '.join(silent).lower()}). Start one with "
-            "'make dev', 'dg dev' or 'dagster-daemon run -w workspace.yaml' under the same DAGSTER_HOME, or index in "
-            "this process with --here"
+            f"no Dagster daemon is running for DAGSTER_HOME (no heartbeat: {', '.join(silent).lower()}). Start one "
+            "with 'make dev', 'dg dev' or 'dagster-daemon run -w workspace.yaml' and the same DAGSTER_HOME, or index "
+            "in this process with --here"
         )
 
 
 def launch_backfill(
     instance: dg.DagsterInstance, names: Names, shards: Sequence[Shard], tags: Mapping[str, str]
 ) -> str:
-    """Ask the daemon for a backfill of `index_shard` over those shards, and return its id.
+    """Start a backfill of `index_shard` over those shards in the daemon, and return its id.
 
-    Unlike `dagster job backfill`, which submits runs itself and is then over, this one belongs to the daemon, so
-    crashed runs are retried.
+    The daemon retries crashed runs; `dagster job backfill` would submit the runs and exit.
     """
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import ModuleTarget
@@ -101,17 +100,14 @@ def launch_backfill(
 
 
 def model_is_exported(settings: PipelineSettings) -> bool:
-    """Whether the lake holds the configured embedding model, and what the chunker needs of it."""
+    """Return whether the lake contains the configured embedding model and, if the chunker needs them, its vectors."""
     objects = open_lake(settings.lake_uri).objects
     identity = find_exported(objects, settings.embedding_model)
     return identity is not None and (settings.chunker != "semantic" or are_distilled(objects, identity))
 
 
 def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings, definitions: dg.Definitions) -> None:
-    """Materialize `embedding_model` and `boundary_vectors` in this process, so that no shard's run waits for them.
-
-    Raises `OrchestrationError` with the reason when it fails.
-    """
+    """Materialize `embedding_model` and `boundary_vectors` in this process; raise `OrchestrationError` on failure."""
     problem = _run_job(instance, definitions, Names.of(settings).job(EXPORT_MODEL))
     if problem is not None:
         raise OrchestrationError(f"the embedding model was not exported: {problem}")
@@ -120,7 +116,7 @@ def export_model_here(instance: dg.DagsterInstance, settings: PipelineSettings, 
 def refresh_company_index_here(
     instance: dg.DagsterInstance, settings: PipelineSettings, definitions: dg.Definitions
 ) -> str | None:
-    """Materialize `company_index` in this process; return the reason if it fails."""
+    """Materialize `company_index` in this process; return the reason on failure."""
     return _run_job(instance, definitions, Names.of(settings).job(REFRESH))
 
 
@@ -133,7 +129,7 @@ def _run_job(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str
 
 @dataclass(frozen=True)
 class BackfillProgress:
-    """How far a backfill is."""
+    """The progress of a backfill: counts of shards, and the keys of those that failed."""
 
     total: int
     succeeded: int
@@ -144,11 +140,11 @@ class BackfillProgress:
 def watch_backfill(
     instance: dg.DagsterInstance, backfill_id: str, *, poll_seconds: float = 2.0
 ) -> Iterator[BackfillProgress]:
-    """Yield the backfill's progress until it is over."""
+    """Yield the backfill's progress until it has ended."""
     while True:
         backfill = instance.get_backfill(backfill_id)
         if backfill is None:
-            raise OrchestrationError(f"backfill {backfill_id} is gone from the instance")
+            raise OrchestrationError(f"backfill {backfill_id} no longer exists in this Dagster instance")
         latest: dict[str, dg.DagsterRun] = {}
         for run in instance.get_runs(filters=dg.RunsFilter(tags={_BACKFILL_TAG: backfill_id})):  # newest first
             latest.setdefault(run.tags.get("dagster/partition", run.run_id), run)
@@ -165,6 +161,6 @@ def watch_backfill(
 
 
 def permission_tags(*, mass_delete: bool, worse_retrieval: bool) -> dict[str, str]:
-    """Tags of runs that may delete most of a shard, and that may publish what answers golden questions worse."""
+    """Return the tags of runs that may delete most of a shard, or publish a version with lower scores."""
     allowed = {ALLOW_MASS_DELETE_TAG: mass_delete, ACCEPT_WORSE_TAG: worse_retrieval}
     return {tag: "true" for tag, allow in allowed.items() if allow}

@@ -1,11 +1,8 @@
 """The bulk path: many shards in a few warm processes, one Dagster run each, without a daemon.
 
-A process that indexes shard after shard keeps Dagster, the model and its inference streams alive between them. Several
-such processes work at once, so that one reads while another embeds. They are processes and not threads because Dagster
-sets up the logging of its whole process anew for every run.
+A process keeps Dagster, the model and its inference streams loaded from shard to shard. Several work in parallel, so
+that one reads while another embeds. They are processes because every Dagster run reconfigures the process's logging.
 """
-
-from __future__ import annotations
 
 import contextlib
 import multiprocessing
@@ -13,7 +10,7 @@ import os
 import signal
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -29,37 +26,36 @@ from rag_assets.settings import PipelineSettings
 from rag_serving.lake.shards import Shard
 
 _WORTH_PROCESSES = 500
-"""Objects from which the seconds that processes take to start are soon made up for."""
+"""With fewer objects, starting processes takes longer than they save."""
 
 Build = Callable[[PipelineSettings], dg.Definitions]
 
 
-@dataclass
-class BulkResult:
-    """What the bulk path did."""
-
-    succeeded: list[Shard] = field(default_factory=list[Shard])
-    failed: dict[Shard, str] = field(default_factory=dict[Shard, str])
-    totals: dict[str, int] = field(default_factory=dict[str, int])
-    seconds: float = 0.0
-
-    def add(self, done: ShardDone) -> None:
-        """Count one shard."""
-        if done.reason is None:
-            self.succeeded.append(done.shard)
-        else:
-            self.failed[done.shard] = done.reason
-        for name, value in done.totals.items():
-            self.totals[name] = self.totals.get(name, 0) + value
-
-
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """What became of one shard: the reason if it failed, and what its assets counted."""
+    """The result of one shard: the reason if it failed, and the counts of its assets."""
 
     shard: Shard
     reason: str | None
     totals: Mapping[str, int]
+
+
+@dataclass
+class BulkResult:
+    """The results of all shards."""
+
+    succeeded: list[Shard] = field(default_factory=list[Shard])
+    failed: dict[Shard, str] = field(default_factory=dict[Shard, str])
+    totals: Counter[str] = field(default_factory=Counter[str])
+    seconds: float = 0.0
+
+    def add(self, done: ShardDone) -> None:
+        """Add the result of one shard."""
+        if done.reason is None:
+            self.succeeded.append(done.shard)
+        else:
+            self.failed[done.shard] = done.reason
+        self.totals.update(done.totals)
 
 
 _TOTALS = {
@@ -71,10 +67,7 @@ _TOTALS = {
 
 
 def processes_for(shards: int, objects: int) -> int:
-    """How many processes serve so much work best: one a core, so that one reads while another embeds.
-
-    Little work is done sooner in this process than others start.
-    """
+    """Return the number of processes to use: one per core, or this process alone for little work."""
     return min(shards, os.cpu_count() or 1) if objects >= _WORTH_PROCESSES else 1
 
 
@@ -89,12 +82,11 @@ def run_here(
     build: Build,
     done: Callable[[Shard, str | None], None],
 ) -> BulkResult:
-    """Index the shards in that order, one Dagster run each, in this process or in `at_once` others.
+    """Index the shards in that order, one Dagster run each, in this process or in `at_once` child processes.
 
-    A shard that fails is named in the result and does not stop the others; so is one whose process died. An interrupt
-    (Ctrl-C) ends the runs that are under way, as failed, and raises KeyboardInterrupt. `done` is told
-    of each shard, with the reason if it failed. `build` makes the definitions; it must be importable by
-    name when `at_once` is more than one.
+    A failed run or a dead process is reported in the result and does not stop the other shards. An interrupt (Ctrl-C)
+    fails the active runs and raises KeyboardInterrupt. `done` is called for each shard, with the reason if it failed.
+    `build` makes the definitions; child processes import it by name.
     """
     started = time.monotonic()
     result = BulkResult()
@@ -121,7 +113,7 @@ def run_here(
 
 @dataclass(frozen=True)
 class _Work:
-    """What a process must know to index shards."""
+    """What a process needs to index shards."""
 
     settings: PipelineSettings
     build: Build
@@ -129,7 +121,7 @@ class _Work:
     verbose: bool
 
     def runner(self, instance: dg.DagsterInstance) -> Callable[[Shard], ShardDone]:
-        """A function that indexes one shard by one run."""
+        """Return a function that indexes one shard in one run."""
         job = self.build(self.settings).resolve_job_def(Names.of(self.settings).job(INDEX_SHARD))
 
         def run(shard: Shard) -> ShardDone:
@@ -162,7 +154,7 @@ def _totals(materializations: Sequence[dg.DagsterEvent]) -> dict[str, int]:
 
 
 class _Process:
-    """A process that indexes the shards it is given, one after another."""
+    """A child process that indexes one shard after another."""
 
     def __init__(self, instance: dg.DagsterInstance, work: _Work, first: Shard) -> None:
         context = multiprocessing.get_context("spawn")
@@ -173,25 +165,25 @@ class _Process:
         self.give(first)
 
     def give(self, shard: Shard) -> None:
-        """Let it index that shard next."""
+        """Send the process its next shard."""
         self.shard = shard
-        with contextlib.suppress(OSError):  # it died; the pipe is readable then, and says so
+        with contextlib.suppress(OSError):  # it died; the pipe then becomes readable and `outcome` returns None
             self.pipe.send(shard)
 
     def outcome(self) -> ShardDone | None:
-        """What became of its shard, once the pipe is readable; None if the process died."""
+        """Receive the result of its shard once the pipe is readable; None if the process died."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
             return None
 
     def interrupt(self) -> None:
-        """Have it stop as by Ctrl-C; a run that is under way ends as one that was interrupted."""
+        """Stop the process like Ctrl-C does; an active run fails as interrupted."""
         if self.process.is_alive() and self.process.pid is not None:
             os.kill(self.process.pid, signal.SIGINT)
 
     def join(self) -> int | None:
-        """Wait for its end; gives the exit code."""
+        """Wait until the process ends, and return its exit code."""
         self.pipe.close()
         self.process.join()
         return self.process.exitcode
@@ -225,7 +217,7 @@ def _run_in_processes(
                     busy.remove(process)
                     process.join()
     finally:
-        # After an interrupt: each ends its run, gives its lease back and leaves.
+        # After an interrupt, each process ends its run, releases its lease and exits.
         for process in busy:
             process.interrupt()
         for process in busy:
@@ -233,10 +225,10 @@ def _run_in_processes(
 
 
 def _serve(pipe: Connection, ref: Any, work: _Work) -> None:
-    """Index what the pipe names until it is closed, or until the parent interrupts."""
-    os.setpgid(0, 0)  # so that an interrupt at the terminal comes from the parent alone, and once
+    """Index the shards that the pipe delivers, until it is closed or the parent sends an interrupt."""
+    os.setpgid(0, 0)  # so that only the parent, not the terminal too, sends the interrupt
     warnings.filterwarnings("ignore", module="dagster")
-    # There is nothing more to do, or the parent died, or it was interrupted.
+    # These errors mean that there is no more work, the parent died, or it was interrupted.
     with (
         contextlib.suppress(EOFError, ConnectionError, KeyboardInterrupt),
         dg.DagsterInstance.from_ref(ref) as instance,

@@ -1,4 +1,4 @@
-"""How steps fail and are retried: deliberate errors by name, interrupts, and what another try can mend."""
+"""How steps fail: named errors, interrupts, and which failures are retried."""
 
 import re
 from collections.abc import Generator
@@ -10,7 +10,7 @@ import dagster as dg
 from rag_assets.errors import LeaseLost, ShardLocked, SourceRefused, SourceUnavailable
 from rag_serving.errors import LakeUnavailable, RagError, WriteConflict, first_line
 
-INTERRUPTED = "Interrupted: it goes on from there when it is run again"
+INTERRUPTED = "Interrupted: the next run continues from here"
 _INTERRUPTS_END_RUNS: ContextVar[bool] = ContextVar("interrupts_end_runs", default=False)
 
 TRANSIENT = (SourceUnavailable, LakeUnavailable, WriteConflict, ShardLocked)
@@ -20,7 +20,7 @@ step_retries = dg.RetryPolicy(max_retries=3, delay=2, backoff=dg.Backoff.EXPONEN
 
 @contextmanager
 def interrupts_end_runs() -> Generator[None]:
-    """Have an interrupted step fail for good, as `INTERRUPTED`, instead of being retried."""
+    """Let an interrupted step fail as `INTERRUPTED`, without retries."""
     token = _INTERRUPTS_END_RUNS.set(True)
     try:
         yield
@@ -30,16 +30,16 @@ def interrupts_end_runs() -> Generator[None]:
 
 @contextmanager
 def named_failures() -> Generator[None]:
-    """Show a deliberate error as a Dagster failure with its message, retried only where trying again can help."""
+    """Turn the project's errors into Dagster failures with a short message, retried only if a retry may succeed."""
     try:
         yield
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
-        # Dagster counts an interrupt as a failure to be retried, which suits a daemon's run and no one at a terminal.
+        # Dagster retries an interrupted step, which is right for a daemon's run but not for a user's Ctrl-C.
         if not _INTERRUPTS_END_RUNS.get():
             raise
         raise dg.Failure(description=INTERRUPTED, allow_retries=False) from interrupt
     except (OSError, RuntimeError) as error:
-        # Lance's own errors, met in the middle of a read or a commit; it has retried what it can.
+        # Lance raises these in the middle of a read or a commit, after its own retries.
         if "LanceError(IO)" not in str(error):
             raise
         code = re.search(r"<Code>(\w+)</Code>", str(error))

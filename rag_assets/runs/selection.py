@@ -1,4 +1,4 @@
-"""Which shards a backfill is about: pure selection by filter and by state."""
+"""Select the shards of a backfill by state, region and department. Pure."""
 
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -9,10 +9,10 @@ from rag_serving.lake.shards import Shard, check_name, same_name
 
 
 class Selection(StrEnum):
-    """The states that a backfill can be asked for."""
+    """The states by which a backfill selects shards."""
 
     CHANGED = "changed"
-    """The source differs from what is published (so also: never published)."""
+    """The source differs from the published version, or nothing was published."""
     MISSING = "missing"
     """Never published."""
     FAILED = "failed"
@@ -29,10 +29,10 @@ def select_shards(
     regions: Sequence[str] = (),
     departments: Sequence[str] = (),
 ) -> list[Shard]:
-    """The shards of that state and those regions and departments, sorted.
+    """Return the shards in that state, sorted; empty filters match every region and department.
 
-    `listed` and `published` give source digests. Raises `InvalidShardName` and, for a region or department that
-    neither side has, `UnknownScope`.
+    `listed` and `published` map shards to source digests. Raises `InvalidShardName`, and `UnknownScope` for a region or
+    department that neither of them contains.
     """
     known = listed.keys() | published.keys()
     _check_known("region", regions, {shard.region for shard in known})
@@ -57,4 +57,4 @@ def _check_known(kind: str, names: Sequence[str], known: set[str]) -> None:
         if not any(same_name(name, other) for other in known):
             close = get_close_matches(name, known, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise UnknownScope(f"neither the source nor the lake has the {kind} {name!r}{hint}")
+            raise UnknownScope(f"no {kind} {name!r} in the source or the lake{hint}")

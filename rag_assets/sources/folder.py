@@ -2,7 +2,8 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
@@ -14,67 +15,69 @@ from rag_serving.lake.shards import Shard
 
 
 class FolderSource:
-    """A folder laid out like the bucket. The etag of a file is its size, modification time and inode."""
+    """A folder with the layout of the bucket. A file's etag consists of its size, modification time and inode."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
-        if not self._root.is_dir():
-            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+        """Yield pages of 1000 files whose key starts with `prefix`."""
         start = self._root / prefix.rpartition("/")[0]
-        try:
-            page: list[SourceObject] = []
-            within = start.relative_to(self._root).as_posix()
+        page: list[SourceObject] = []
+        within = start.relative_to(self._root).as_posix()
+        with self._listing():
             for path, key in _walk(str(start), "" if within == "." else f"{within}/"):
                 if not key.startswith(prefix) or key.encode() <= start_after.encode():
                     continue
                 try:
-                    stat = os.stat(path)  # noqa: PTH116  # a Path for each of many files takes longer than the look
+                    stat = os.stat(path)  # noqa: PTH116  # creating a Path takes longer than the call
                 except FileNotFoundError:  # deleted since its folder was read
                     continue
-                page.append(SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime)))
+                page.append(_entry(key, stat))
                 if len(page) == 1000:
                     yield page
                     page = []
             if page:
                 yield page
-        except OSError as error:
-            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
 
     def shards(self) -> Iterator[Shard]:
-        if not self._root.is_dir():
-            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
-        try:
+        """Yield the shards whose folder exists."""
+        with self._listing():
             for region in _folders(self._root):
                 for department in _folders(self._root / region):
                     if (shard := shard_of_folders(region, department)) is not None:
                         yield shard
-        except OSError as error:
-            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
 
     def head(self, key: str) -> SourceObject | None:
+        """Return the entry of one file; None if it does not exist or is reached through a link."""
         path = self._root / key
         if path.relative_to(self._root).as_posix() != key:  # `a//b` would be a second name of the file `a/b`
             return None
+        with self._listing():
+            try:
+                folders = path.parents[: len(path.relative_to(self._root).parts) - 1]
+                if any(folder.is_symlink() for folder in folders):  # the listing does not follow links
+                    return None
+                stat = path.lstat()
+            except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the key contains NUL
+                return None
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    return None
+                raise
+        return _entry(key, stat) if S_ISREG(stat.st_mode) else None
+
+    @contextmanager
+    def _listing(self) -> Generator[None]:
+        if not self._root.is_dir():
+            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
         try:
-            if not self._root.is_dir():
-                raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
-            folders = path.parents[: len(path.relative_to(self._root).parts) - 1]
-            if any(folder.is_symlink() for folder in folders):  # which the listing does not follow
-                return None
-            stat = path.lstat()
-        except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a NUL, which no name has
-            return None
+            yield
         except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:
-                return None
-            raise SourceUnavailable(f"cannot look at {path}: {error.strerror}; check RAG_SOURCE_URI") from error
-        if not S_ISREG(stat.st_mode):
-            return None
-        return SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime))
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
 
     def fetch(self, key: str) -> FetchedObject:
+        """Read a file."""
         try:
             with (self._root / key).open("rb") as file:
                 data = file.read()
@@ -88,17 +91,18 @@ class FolderSource:
         return FetchedObject(data, file_etag(stat), _time(stat.st_mtime))
 
     def uri(self, key: str) -> str:
+        """Return the file's ``file://`` URI."""
         return (self._root / key).as_uri()
 
 
 def _walk(folder: str, key: str) -> Iterator[tuple[str, str]]:
-    """Files below `folder` with their keys, which begin with `key`, in the order of the keys' bytes, as S3 lists.
+    """Yield the files below `folder` with their keys, which start with `key`, in key order like S3.
 
-    Links are not followed out.
+    Links are not followed.
     """
     if not os.path.isdir(folder):  # noqa: PTH112
         return
-    names: list[bytes] = []  # a folder may hold very many
+    names: list[bytes] = []
     with os.scandir(folder) as found:
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
@@ -109,7 +113,7 @@ def _walk(folder: str, key: str) -> Iterator[tuple[str, str]]:
     for encoded in names:
         try:
             name = encoded.decode()
-        except UnicodeDecodeError:  # a name that is not UTF-8 cannot be a key, nor be part of one
+        except UnicodeDecodeError:  # keys are UTF-8
             continue
         path = f"{folder}/{name}"
         if name.endswith("/"):
@@ -119,9 +123,13 @@ def _walk(folder: str, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Names of the folders in it, in the order of their bytes."""
+    """Return the names of the subfolders in the order of their bytes."""
     with os.scandir(folder) as found:
         return sorted((entry.name for entry in found if entry.is_dir(follow_symlinks=False)), key=os.fsencode)
+
+
+def _entry(key: str, stat: os.stat_result) -> SourceObject:
+    return SourceObject(key, file_etag(stat), stat.st_size, _time(stat.st_mtime))
 
 
 def _time(seconds: float) -> datetime:

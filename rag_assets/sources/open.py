@@ -1,7 +1,5 @@
 """Open the source that a URI names."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from rag_assets.sources.base import Source
@@ -14,16 +12,16 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 
-def open_source(uri: str | None, client: S3Client | None = None) -> Source:
-    """The source that `RAG_SOURCE_URI` names. `client` is needed for ``s3://`` only."""
+def open_source(uri: str | None, client: "S3Client | None" = None) -> Source:
+    """Open the source of `RAG_SOURCE_URI`; `client` is for ``s3://`` and defaults to boto3's."""
     if uri is None:
-        raise SettingsError("RAG_SOURCE_URI is not set; name the folder or s3://bucket/prefix where documents arrive")
+        raise SettingsError("RAG_SOURCE_URI is not set; set it to the folder or s3://bucket/prefix of the documents")
     if is_s3(uri):
         if client is None:
             import boto3
             from botocore.config import Config
 
-            # A session of its own: boto3's default one keeps the credentials that it first found.
+            # boto3's default session would keep the first credentials that it found.
             config = Config(retries={"max_attempts": 5, "mode": "standard"})
             client = boto3.session.Session().client("s3", config=config)
         bucket, prefix = split_s3(uri)

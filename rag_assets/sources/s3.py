@@ -1,7 +1,5 @@
 """An S3 bucket as the source of documents."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -21,14 +19,15 @@ _BODY_TRIES = 4
 
 
 class S3Source:
-    """A bucket, or a prefix of one. boto3 retries what is transient; what it gives up on is named here."""
+    """A bucket, or a prefix of one. boto3 retries transient failures; this class names those that remain."""
 
-    def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
+    def __init__(self, client: "S3Client", bucket: str, prefix: str) -> None:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix + "/" if prefix else ""
 
     def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
+        """Yield pages of the objects whose key starts with `prefix`."""
         for answer in self._answers(prefix, {"StartAfter": self._prefix + start_after} if start_after else {}):
             page = [
                 SourceObject(
@@ -44,19 +43,20 @@ class S3Source:
                 yield page
 
     def shards(self) -> Iterator[Shard]:
+        """Yield the shards whose prefix has objects."""
         for region in self._folders(""):
             for department in self._folders(f"{region}/"):
                 if (shard := shard_of_folders(region, department)) is not None:
                     yield shard
 
     def _folders(self, prefix: str) -> Iterator[str]:
-        """What stands between the prefix and the next slash, in keys that have one."""
+        """Yield the names between the prefix and the next slash of keys."""
         for answer in self._answers(prefix, {"Delimiter": "/"}):
             for found in answer.get("CommonPrefixes", []):
                 yield found.get("Prefix", "").removeprefix(self._prefix + prefix).removesuffix("/")
 
-    def _answers(self, prefix: str, options: Mapping[str, Any]) -> Iterator[ListObjectsV2OutputTypeDef]:
-        """Pages of a listing as S3 answers them."""
+    def _answers(self, prefix: str, options: Mapping[str, Any]) -> "Iterator[ListObjectsV2OutputTypeDef]":
+        """Yield the responses of a paginated listing."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
@@ -65,10 +65,10 @@ class S3Source:
             ):
                 yield answer
                 if answer.get("IsTruncated") and not answer.get("NextContinuationToken"):
-                    # The paginator would end here, and what was left out would look deleted.
+                    # The paginator would stop here, and the remaining objects would look deleted.
                     raise SourceUnavailable(
-                        f"cannot list s3://{self._bucket}/{self._prefix}: a page says that more follows, but not "
-                        "how to ask for it"
+                        f"cannot list s3://{self._bucket}/{self._prefix}: the server sent a truncated page without a "
+                        "continuation token"
                     )
         except (BotoCoreError, ClientError) as error:
             raise _error_class(error)(
@@ -77,18 +77,19 @@ class S3Source:
             ) from error
 
     def head(self, key: str) -> SourceObject | None:
+        """Return the entry of one object; None if it does not exist."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
         except ClientError as error:
-            # An answer to HEAD has no body, so a missing bucket and a missing key look alike.
-            if error.response.get("Error", {}).get("Code", "") in ("404", "NoSuchKey", "NotFound"):
+            # A HEAD response has no body, so a missing bucket and a missing key look alike.
+            if _code(error) in ("404", "NoSuchKey", "NotFound"):
                 self._require_bucket()
                 return None
-            raise _error_class(error)(f"cannot look at {self.uri(key)}: {_reason(error)}") from error
+            raise _error_class(error)(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
         except BotoCoreError as error:
-            raise SourceUnavailable(f"cannot look at {self.uri(key)}: {_reason(error)}") from error
+            raise SourceUnavailable(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
         return SourceObject(
             key, answer["ETag"].strip('"'), answer["ContentLength"], answer["LastModified"].astimezone(UTC)
         )
@@ -104,12 +105,13 @@ class S3Source:
             ) from error
 
     def fetch(self, key: str) -> FetchedObject:
+        """Read an object."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return self._read(key)
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
+            code = _code(error)
             if code in ("NoSuchKey", "404", "NotFound"):
                 raise ObjectGone(key) from error
             if code in ("AccessDenied", "InvalidObjectState", "403"):
@@ -119,7 +121,7 @@ class S3Source:
             raise SourceUnavailable(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
 
     def _read(self, key: str) -> FetchedObject:
-        """One whole object. boto3 notices a body that ends early, but retries nothing once the answer has begun."""
+        """Read one object. boto3 detects a truncated body, but does not retry once the response has begun."""
         from botocore.exceptions import BotoCoreError
 
         def read() -> FetchedObject:
@@ -130,6 +132,7 @@ class S3Source:
         return with_retries(lambda error: isinstance(error, BotoCoreError), tries=_BODY_TRIES)(read)
 
     def uri(self, key: str) -> str:
+        """Return the object's ``s3://`` URI."""
         return f"s3://{self._bucket}/{quote(self._prefix + key, safe='/ -_.&+()@')}"
 
 
@@ -143,18 +146,16 @@ _REFUSALS = frozenset(
 
 
 def _error_class(error: Exception) -> type[SourceUnavailable]:
-    from botocore.exceptions import (
-        ClientError,
-        NoCredentialsError,
-        ParamValidationError,
-        PartialCredentialsError,
-    )
+    from botocore.exceptions import NoCredentialsError, ParamValidationError, PartialCredentialsError
 
-    if isinstance(error, ClientError):
-        refused = error.response.get("Error", {}).get("Code", "") in _REFUSALS
-    else:
-        refused = isinstance(error, NoCredentialsError | PartialCredentialsError | ParamValidationError)
-    return SourceRefused if refused else SourceUnavailable
+    hopeless = isinstance(error, NoCredentialsError | PartialCredentialsError | ParamValidationError)
+    return SourceRefused if hopeless or _code(error) in _REFUSALS else SourceUnavailable
+
+
+def _code(error: Exception) -> str:
+    """Return the error code of a `ClientError`; empty for errors of the client itself."""
+    response: Any = getattr(error, "response", None) or {}
+    return response.get("Error", {}).get("Code", "")
 
 
 def _reason(error: Exception) -> str:

@@ -1,37 +1,33 @@
-"""The step from `raw_documents` to `chunks`: cut the documents whose content or chunker changed, and only those.
+"""The step from `raw_documents` to `chunks`: cut only the documents whose content or chunker changed.
 
-A chunk's id is made from its document, the text that is embedded and which occurrence of that text it is, so that a
-paragraph put in above does not rename what follows.
+A chunk's id depends on its document, the embedded text and the number of that text's occurrence, so a paragraph
+inserted above does not change the ids below.
 """
-
-from __future__ import annotations
 
 import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from rag_assets.chunking.passage import Chunker
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
-from rag_assets.storage.id_indexes import dirty_filters, ensure_id_indexes
-from rag_assets.storage.lake import Log, columns, row_count, scan
+from rag_assets.storage.batches import batches
+from rag_assets.storage.id_indexes import document_filters, ensure_id_indexes
+from rag_assets.storage.lake import Log, Table, row_count, rows_of, scan
 from rag_assets.storage.schemas import CHUNK_SCHEMA, CHUNKS, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.sql import sql_in
-
-if TYPE_CHECKING:
-    from lancedb.table import Table
 
 _BATCH_DOCUMENTS = 200
 
 
 @dataclass(slots=True)
 class ChunkingReport:
-    """What a run of the step did. `chunks` counts what the table holds afterwards."""
+    """What a run of the step did; `chunks` counts the rows afterwards."""
 
     documents_chunked: int = 0
     documents_unchanged: int = 0
@@ -43,26 +39,25 @@ class ChunkingReport:
 
 
 def sync_chunks(writer: ShardWriter, chunker: Chunker, log: Log) -> ChunkingReport:
-    """Bring `chunks` of the shard to what `raw_documents` holds."""
+    """Update the shard's `chunks` to match its `raw_documents`."""
     started = time.monotonic()
     report = ChunkingReport()
     _keep_schema(writer)
     if writer.progress.chunker != chunker.version:
         writer.mark_dirty(None)
-    for where in dirty_filters(writer, RAW_DOCUMENTS, CHUNKS):
+    for where in document_filters(writer.dirty, writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)):
         _cut(writer, chunker, where, report, log)
     if writer.progress.chunker != chunker.version:
         writer.update_progress(chunker=chunker.version)
     ensure_id_indexes(writer, CHUNKS)
-    documents, table = writer.table(RAW_DOCUMENTS), writer.table(CHUNKS)
-    report.documents_unchanged = row_count(documents) - report.documents_chunked
-    report.chunks = row_count(table)
+    report.documents_unchanged = row_count(writer.table(RAW_DOCUMENTS)) - report.documents_chunked
+    report.chunks = row_count(writer.table(CHUNKS))
     report.seconds = time.monotonic() - started
     return report
 
 
 def _keep_schema(writer: ShardWriter) -> None:
-    """Empty a table of an older schema, as the next version: its documents are cut again."""
+    """Replace a table of an older schema by an empty one, so that its documents are cut again."""
     table = writer.table(CHUNKS)
     if table is not None and not table.schema.equals(CHUNK_SCHEMA, check_metadata=False):
         writer.mark_dirty(None)
@@ -70,8 +65,8 @@ def _keep_schema(writer: ShardWriter) -> None:
 
 
 def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: ChunkingReport, log: Log) -> None:
-    """Bring the chunks of some documents to what `raw_documents` holds of them."""
-    wanted = _content_hashes(writer.table(RAW_DOCUMENTS), where)
+    """Update the chunks of the documents that match the filter."""
+    wanted: dict[str, str] = dict(rows_of(writer.table(RAW_DOCUMENTS), "doc_id", "content_hash", where=where))
     have = _chunked(writer.table(CHUNKS), where)
     todo = [
         doc_id
@@ -79,7 +74,7 @@ def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: Chunk
         if doc_id not in have or have[doc_id] != _Chunked(content, chunker.version, repeated=False)
     ]
     gone = [doc_id for doc_id in have if doc_id not in wanted]
-    # A merge would leave a row that is there twice where it is.
+    # A merge would not remove duplicate rows.
     repeated = [doc_id for doc_id, known in have.items() if known.repeated]
     report.documents_deleted += len(gone)
     if todo or gone:
@@ -87,8 +82,7 @@ def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: Chunk
         writer.delete(CHUNKS, "doc_id", sorted({*gone, *repeated}))
     documents = writer.table(RAW_DOCUMENTS)
     names = ["doc_id", "title", "type", "text", "blocks", "content_hash"]
-    for start in range(0, len(todo), _BATCH_DOCUMENTS):
-        batch = todo[start : start + _BATCH_DOCUMENTS]
+    for batch in batches(todo, _BATCH_DOCUMENTS):
         rows = [
             row
             for records in scan(documents, names, where=sql_in("doc_id", batch))
@@ -111,28 +105,21 @@ def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: Chunk
 
 @dataclass(frozen=True, slots=True)
 class _Chunked:
-    """What the chunks of a document were made of, and by what; `repeated` if an id is there more than once."""
+    """The content and the chunker that a document's chunks were made from; `repeated` if a chunk id is duplicated."""
 
     content_hash: str
     chunker: str
     repeated: bool
 
 
-def _content_hashes(table: Table | None, where: str | None) -> dict[str, str]:
-    names = ["doc_id", "content_hash"]
-    return {doc_id: content for batch in scan(table, names, where=where) for doc_id, content in columns(batch, *names)}
-
-
 def _chunked(table: Table | None, where: str | None) -> dict[str, _Chunked]:
-    names = ["doc_id", "chunk_id", "content_hash", "chunker"]
     found: dict[str, _Chunked] = {}
     seen: set[str] = set()
-    for batch in scan(table, names, where=where):
-        for doc_id, chunk_id, content, chunker in columns(batch, *names):
-            known = found.get(doc_id)
-            repeated = chunk_id in seen or (known is not None and known.repeated)
-            seen.add(chunk_id)
-            found[doc_id] = _Chunked(content, chunker, repeated)
+    for doc_id, chunk_id, *facts in rows_of(table, "doc_id", "chunk_id", "content_hash", "chunker", where=where):
+        known = found.get(doc_id)
+        repeated = chunk_id in seen or (known is not None and known.repeated)
+        seen.add(chunk_id)
+        found[doc_id] = _Chunked(*facts, repeated=repeated)
     return found
 
 
@@ -146,7 +133,7 @@ def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:
         ),
     )
     passages = chunker.chunk(document)
-    # By what is embedded, so that a row whose vector is another has another id.
+    # Hash the embedded text, so that a row with another vector has another id.
     ids = chunk_ids(record["doc_id"], [passage.embedded_text for passage in passages])
     return [
         {
@@ -169,7 +156,7 @@ def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:
 
 
 def chunk_ids(doc_id: str, texts: Sequence[str]) -> list[str]:
-    """One id of 32 hex digits per text, distinct within the document."""
+    """Return an id of 32 hex digits for each text, unique within the document."""
     seen: Counter[str] = Counter()
     ids: list[str] = []
     for text in texts:
@@ -180,5 +167,5 @@ def chunk_ids(doc_id: str, texts: Sequence[str]) -> list[str]:
 
 
 def embed_hash(embedded_text: str) -> str:
-    """Address of a text's vector under one embedder: 32 hex digits."""
+    """Return the key of a text's vector: 32 hex digits."""
     return hashlib.sha256(embedded_text.encode()).hexdigest()[:32]

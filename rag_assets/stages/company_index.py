@@ -1,22 +1,32 @@
-"""The company index: one wide table for each embedder over the published rows of all shards, for wide questions.
+"""The company index: one table per embedder with the published rows of all shards, for questions over many shards.
 
-It is brought after the catalog shard by shard, each replaced in one commit, under a lease of its own. What it holds of
-each shard is noted in a record that readers go by, so that it may lag behind without anybody seeing an old row: a shard
-of which the record does not hold what is published is searched directly.
+It is updated one shard per commit, under its own lease. A record lists which published version of each shard it
+contains. Readers search shards whose copy is out of date directly, so the index may lag behind.
 """
-
-from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
+from rag_assets.storage.batches import batches
 from rag_assets.storage.fence import Fence
-from rag_assets.storage.lake import KEEP_VERSIONS, Lake, Log, columns, made_at, read, scan, small_fragments
+from rag_assets.storage.lake import (
+    KEEP_VERSIONS,
+    Lake,
+    Log,
+    Table,
+    columns,
+    made_at,
+    read,
+    replace_rows,
+    scan,
+    small_fragments,
+)
 from rag_assets.storage.lease import Lease, acquire_lease
 from rag_assets.storage.search_indexes import (
     UNINDEXED_ROWS,
@@ -25,6 +35,7 @@ from rag_assets.storage.search_indexes import (
     table_fingerprint,
     unindexed_rows,
 )
+from rag_assets.storage.shard_writer import FILTER_VALUES
 from rag_serving.errors import LakeCorrupt
 from rag_serving.lake.catalog import Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry
@@ -42,45 +53,30 @@ from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
-if TYPE_CHECKING:
-    from collections.abc import Generator
-    from contextlib import AbstractContextManager
-
-    from lancedb.table import Table
-
 _BATCH_ROWS = 100_000
-"""Rows of shards that are new to the index and come in with one commit, but for a larger shard."""
-_FILTER_VALUES = 2_000
+"""Most rows of new shards in one commit, unless a single shard is larger."""
 _NOTED_AT_ONCE = 200
-"""Shards with nothing to write whose new versions are noted together."""
+"""Shards without changed rows whose new versions are recorded together."""
 _REMOVED_AT_ONCE = 20
-"""Versions that no reader can be on, from which on they are removed."""
+"""Versions without readers are removed once there are more."""
 _NAME = "the company index"
 _MOST_SEGMENTS = 8
 _SMALL_FRAGMENTS = 40
 _FACTS = ("chunk_id", "ordinal", "path", "title", "start", "end", "content_hash", "etag", "modified_at", "stale")
-"""Columns by which a row of the index is compared with the shard's."""
+"""Columns by which a row of the index is compared with the shard's row."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompanyTable:
-    """Owner of an embedder's company table in the lake."""
+    """Owner of one embedder's company table, which is named by its fingerprint, or of the lease of them all."""
 
-    fingerprint: str
-
-    @property
-    def table_name(self) -> str:
-        return self.fingerprint
-
-
-@dataclass(frozen=True, slots=True)
-class _Lock:
-    """What the lease of the company index is of. Tables of shards have a dot in their names."""
-
-    table_name: str = "company_index"
+    table_name: str
 
     def __str__(self) -> str:
         return self.table_name
+
+
+_LEASED = CompanyTable("company_index")  # no shard has this name: their table names contain a dot
 
 
 @dataclass(slots=True)
@@ -90,10 +86,10 @@ class CompanyReport:
     added: int = 0
     replaced: int = 0
     noted: int = 0
-    """Shards whose rows were right already, but of an older version."""
+    """Shards with a new version but unchanged rows."""
     removed: int = 0
     skipped: int = 0
-    """Shards whose published version could not be read: published anew meanwhile, or of an older form."""
+    """Shards whose published version could not be read: it was just replaced, or has an older table format."""
     rows_written: int = 0
     rows_deleted: int = 0
     shards: int = 0
@@ -101,11 +97,11 @@ class CompanyReport:
     unindexed_rows: int = 0
     seconds: float = 0.0
     versions: dict[str, int] = field(default_factory=dict[str, int])
-    """Version of each table, by fingerprint."""
+    """Version of each table by fingerprint."""
 
 
 def stale_shards(snapshot: Snapshot) -> list[str]:
-    """Keys of shards of which the company index differs from what is published, or that are no longer published."""
+    """Return the keys of shards whose copy in the company index differs from the published version."""
     published = {shard.key: entry for shard, entry in snapshot.entries.items()}
     behind = {
         key
@@ -135,17 +131,16 @@ def _indexed(entry: CatalogEntry) -> IndexedShard:
 
 
 def acquire_company_index(lake: Lake, holder: str, *, seconds: float, wait: float) -> AbstractContextManager[Lease]:
-    """The lease of the company index for the length of a block; raises `ShardLocked`."""
-    return acquire_lease(lake.objects, _Lock(), holder, seconds=seconds, wait=wait)
+    """Hold the lease of the company index for the length of a block; raise `ShardLocked` after `wait` seconds."""
+    return acquire_lease(lake.objects, _LEASED, holder, seconds=seconds, wait=wait)
 
 
 def sync_company_index(
     lake: Lake, lease: Lease, snapshot: Snapshot, *, vector_index_rows: int, pin_seconds: float, log: Log
 ) -> CompanyReport:
-    """Bring the company tables to what the snapshot says is published.
+    """Update the company tables to match the published versions in the snapshot.
 
-    Every commit is recorded as it is made, so that a run that is killed goes on where it was. Raises `LeaseLost`,
-    `LakeUnavailable`.
+    Every commit is recorded, so that the next run continues after a crash. Raises `LeaseLost` and `LakeUnavailable`.
     """
     started = time.monotonic()
     report = CompanyReport()
@@ -171,11 +166,12 @@ def sync_company_index(
 
 
 class _CompanyWriter:
-    """Writes to one company table; opening it rolls back commits that a dead or sleeping writer did not record."""
+    """Writes to one company table. Opening it rolls back commits that were not recorded."""
 
     def __init__(self, lake: Lake, lease: Lease, fingerprint: str, log: Log) -> None:
         self._lake = lake
         self._epoch = lease.epoch
+        self._fingerprint = fingerprint
         self._log = log
         self._owner = CompanyTable(fingerprint)
         self._changed = False
@@ -186,7 +182,7 @@ class _CompanyWriter:
             try:
                 record = read_record(fingerprint, self._fence.stored)
             except LakeCorrupt as error:
-                log(f"the company index is made anew: {error}")
+                log(f"rebuilding the company index: {error}")
         table = lake.open(COMPANY, self._owner)
         if record is None or table is None or not self._as_recorded(table, record):
             self.table, self.record = self._blank(there=table is not None)
@@ -194,11 +190,11 @@ class _CompanyWriter:
         else:
             self.table, self.record = table, record
             if table.version != record.version or lease.taken_over:
-                # Saved in any case after a takeover: a sleeper's conditional write of the record then fails.
+                # Always save after a takeover: it makes a sleeping writer's conditional write of the record fail.
                 self._save(table.version)
 
     def _as_recorded(self, table: Table, record: CompanyRecord) -> bool:
-        """Whether the table is at the recorded version, or could be brought back to it."""
+        """Roll the table back to the recorded version if needed; return whether it is at that version."""
         if table.version == record.version:
             return True
         restored = self._fence.restore(table, record.version)
@@ -207,22 +203,23 @@ class _CompanyWriter:
         return restored
 
     def _blank(self, *, there: bool) -> tuple[Table, CompanyRecord]:
-        """An empty table, in place of the one that is there, with its record."""
+        """Create an empty table, or overwrite the existing one; return it with its record."""
         self._fence.check()
-        fingerprint = self._owner.fingerprint
-        identity = read_manifest(self._lake.objects, fingerprint)
+        identity = read_manifest(self._lake.objects, self._fingerprint)
         if identity is None:
-            raise LakeCorrupt(f"the lake holds no embedder {fingerprint}, of which vectors are published; export it")
-        schema = company_schema(identity.dimensions, fingerprint)
+            raise LakeCorrupt(
+                f"vectors of embedder {self._fingerprint} are published, but the lake does not contain it; export it"
+            )
+        schema = company_schema(identity.dimensions, self._fingerprint)
         table = (self._lake.overwrite if there else self._lake.ensure)(COMPANY, self._owner, schema)
         return table, CompanyRecord(
-            format=1, fingerprint=fingerprint, version=table.version, epoch=self._epoch, shards={}
+            format=1, fingerprint=self._fingerprint, version=table.version, epoch=self._epoch, shards={}
         )
 
     def withdraw(self) -> None:
-        """No shard has vectors of this embedder any more: the record goes, and with it the table for readers."""
+        """Delete the record, which hides the table from readers: no shard has vectors of this embedder any more."""
         self._fence.check()
-        self._lake.objects.delete(record_key(self._owner.fingerprint))
+        self._lake.objects.delete(record_key(self._fingerprint))
 
     def bring_to(self, entries: Sequence[CatalogEntry], report: CompanyReport) -> None:
         """Make the table hold the published rows of exactly those shards."""
@@ -230,8 +227,7 @@ class _CompanyWriter:
         gone = sorted(self.record.shards.keys() - published.keys())
         if gone:
             before = self.table.count_rows()
-            for start in range(0, len(gone), _FILTER_VALUES):
-                keys = gone[start : start + _FILTER_VALUES]
+            for keys in batches(gone, FILTER_VALUES):
                 where = sql_in(SHARD_COLUMN, keys)
                 self._commit(lambda table, where=where: table.delete(where), {}, without=keys)
             report.removed += len(gone)
@@ -246,16 +242,16 @@ class _CompanyWriter:
         self._replace(known, report)
 
     def _add(self, entries: Sequence[CatalogEntry], report: CompanyReport) -> None:
-        """Bring in shards of which the table has no row."""
+        """Add shards that have no rows in the table."""
         done = 0
-        for group in _groups(entries):
+        for group in batches(entries, len(entries), weigh=_chunks, most_weight=_BATCH_ROWS):
             opened = [(entry, table) for entry in group if (table := self._published(entry, report)) is not None]
             if not opened:
                 continue
             rows = sum(table.count_rows() for _, table in opened)
             noted = {entry.shard.key: _indexed(entry) for entry, _ in opened}
             if rows:
-                reader = pa.RecordBatchReader.from_batches(self._schema, self._rows(opened))
+                reader = pa.RecordBatchReader.from_batches(self.table.schema, self._rows(opened))
                 self._commit(lambda table, reader=reader: table.add(reader), noted)
             else:
                 self._note(noted)
@@ -266,7 +262,7 @@ class _CompanyWriter:
         self._save_if_noted()
 
     def _replace(self, entries: Sequence[CatalogEntry], report: CompanyReport) -> None:
-        """Bring shards of which the table has rows to what is published of them."""
+        """Update shards that have rows in the table."""
         for number, entry in enumerate(entries, start=1):
             table = self._published(entry, report)
             if table is None:
@@ -281,7 +277,7 @@ class _CompanyWriter:
                 report.noted += 1
                 self._note(noted)
                 continue
-            few = len(changed) <= _FILTER_VALUES and len(gone) <= _FILTER_VALUES
+            few = len(changed) <= FILTER_VALUES and len(gone) <= FILTER_VALUES
             rows = self._rows([(entry, table)], sql_in("chunk_id", changed) if few else None)
             self._merge(rows, sql_in("chunk_id", gone) if few else where, noted, only_deletes=few and not changed)
             report.replaced += 1
@@ -293,51 +289,37 @@ class _CompanyWriter:
     def _merge(
         self, rows: Iterable[pa.RecordBatch], doomed: str, noted: Mapping[str, IndexedShard], *, only_deletes: bool
     ) -> None:
-        """Put rows in by their ids, and take out those that match `doomed` and are not among them, in one commit."""
+        """Upsert the rows and delete all others that match `doomed`, in one commit."""
         if only_deletes:
             self._commit(lambda table: table.delete(doomed), noted)
             return
-        source = pa.Table.from_batches(list(rows), schema=self._schema)
-
-        def merge(table: Table) -> None:
-            (
-                table.merge_insert("chunk_id")
-                .when_matched_update_all()
-                .when_not_matched_insert_all()
-                .when_not_matched_by_source_delete(doomed)
-                .use_index(False)  # a scalar index on the key would let concurrent merges duplicate rows
-                .execute(source)
-            )
-
-        self._commit(merge, noted)
-
-    @property
-    def _schema(self) -> pa.Schema:
-        return self.table.schema
+        source = pa.Table.from_batches(list(rows), schema=self.table.schema)
+        self._commit(lambda table: replace_rows(table, source, key="chunk_id", where=doomed), noted)
 
     def _published(self, entry: CatalogEntry, report: CompanyReport) -> Table | None:
-        """The shard's table at its published version; None if that is gone, so that the next run sees to it."""
+        """Open the shard's table at its published version; None if it cannot be read, for the next run to retry."""
         table = self._lake.open(SHARDS, entry.shard)
         try:
             if table is not None:
                 table.checkout(entry.current.version)
-                if table_fingerprint(table) == self._owner.fingerprint:
+                if table_fingerprint(table) == self._fingerprint:
                     return table
-        except LANCE_ERRORS:  # cleaned up after a newer one was published
+        except LANCE_ERRORS:  # cleaned up after a newer version was published
             pass
         report.skipped += 1
-        self._log(f"company index: {entry.shard} is left out, version {entry.current.version} cannot be read")
+        self._log(f"company index: skipped {entry.shard}, whose version {entry.current.version} cannot be read")
         return None
 
     def _rows(self, opened: Sequence[tuple[CatalogEntry, Table]], where: str | None = None) -> Iterator[pa.RecordBatch]:
-        names = [name for name in self._schema.names if name != SHARD_COLUMN]
+        schema = self.table.schema
+        names = [name for name in schema.names if name != SHARD_COLUMN]
         for entry, table in opened:
             for batch in scan(table, names, where=where):
                 shard = pa.array([entry.shard.key] * batch.num_rows, pa.string())
-                yield pa.RecordBatch.from_arrays([*batch.select(names).columns, shard], schema=self._schema)
+                yield pa.RecordBatch.from_arrays([*batch.select(names).columns, shard], schema=schema)
 
     def keep_indexes(self, vector_index_rows: int, pin: timedelta) -> None:
-        """Give the table the indexes that are due, fold in what lies outside, and remove versions without readers."""
+        """Create missing indexes, add unindexed rows to them, and remove versions without readers."""
         table = self.table
         rows = table.count_rows()
         if not rows:
@@ -353,12 +335,12 @@ class _CompanyWriter:
             self._maintain(lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
         if self._changed:
             cutoff = datetime.now(UTC) - pin
-            # What the record names is the newest version, and readers may be on those of the last hour.
+            # The record names the newest version; readers may use any that is younger than `pin`.
             if sum(made_at(version) < cutoff for version in table.list_versions()[:-1]) > _REMOVED_AT_ONCE:
                 self._maintain(lambda table: table.optimize(cleanup_older_than=pin))
 
     def _maintain(self, work: Callable[[Table], object]) -> None:
-        """Index or compact, which changes no row and may take several commits."""
+        """Index or compact the table, which changes no row."""
         version = self._fence.maintain(self.table, work, _NAME)
         if version != self.record.version:
             self._save(version)
@@ -366,14 +348,14 @@ class _CompanyWriter:
     def _commit(
         self, operation: Callable[[Table], object], noted: Mapping[str, IndexedShard], *, without: Sequence[str] = ()
     ) -> None:
-        """Make one commit to the table, and record it."""
+        """Make one commit to the table and record it."""
         version = self._fence.commit(self.table, operation, _NAME)
         shards = {key: indexed for key, indexed in self.record.shards.items() if key not in set(without)}
         self.record = self.record.model_copy(update={"shards": {**shards, **noted}})
         self._save(version)
 
     def _note(self, noted: Mapping[str, IndexedShard]) -> None:
-        """Have the record say something that the table holds already; saved after some of them."""
+        """Record versions whose rows the table already holds; saved in batches."""
         self.record = self.record.model_copy(update={"shards": {**self.record.shards, **noted}})
         self._unsaved += 1
         if self._unsaved >= _NOTED_AT_ONCE:
@@ -390,18 +372,8 @@ class _CompanyWriter:
         self._changed = True
 
 
-def _groups(entries: Sequence[CatalogEntry]) -> Generator[list[CatalogEntry]]:
-    """Shards to bring in with one commit each time."""
-    group: list[CatalogEntry] = []
-    rows = 0
-    for entry in entries:
-        if group and rows + entry.current.chunks > _BATCH_ROWS:
-            yield group
-            group, rows = [], 0
-        group.append(entry)
-        rows += entry.current.chunks
-    if group:
-        yield group
+def _chunks(entry: CatalogEntry) -> int:
+    return entry.current.chunks
 
 
 def _facts(table: Table, where: str | None) -> dict[str, tuple[Any, ...]]:

@@ -1,43 +1,38 @@
-"""What the tables store of each source object, and which objects a run must fetch or delete."""
-
-from __future__ import annotations
+"""The stored state of each source object, and which objects a run must fetch or delete."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rag_assets.extraction.errors import QuarantineReason
 from rag_assets.sources.base import SourceObject
-from rag_assets.storage.lake import Lake, scan
-from rag_assets.storage.schemas import QUARANTINE, QUARANTINE_SCHEMA, RAW_DOCUMENTS, document_id
+from rag_assets.storage.lake import Lake, Table, scan
+from rag_assets.storage.schemas import QUARANTINE, QUARANTINE_SCHEMA, document_id
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.sql import sql_in
-
-if TYPE_CHECKING:
-    from lancedb.table import Table
 
 _NEVER = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectState:
-    """What the tables hold of one source object."""
+    """The rows of one source object in `raw_documents` and `quarantine`."""
 
     key: str
     etag: str = ""
     size: int = 0
     extractor: str = ""
     documents: frozenset[str] = frozenset()
-    """Ids of its documents in `raw_documents`; none where the object was never read."""
+    """Ids of its documents in `raw_documents`; empty if it was never read."""
     stale: bool = False
-    refusals: Mapping[str, QuarantineState] = field(default_factory=dict[str, "QuarantineState"])
-    """Its rows in `quarantine`, by part."""
+    refusals: "Mapping[str, QuarantineState]" = field(default_factory=dict[str, "QuarantineState"])
+    """Its rows in `quarantine` by part."""
 
     @property
     def seen(self) -> tuple[str, int, str]:
-        """Etag, size and extractor of the last attempt to read it; the etag is empty before there was one."""
+        """Etag, size and extractor of the last attempt to read it; the etag is empty before the first attempt."""
         refusal = self.refusals.get("")
         if refusal is not None:
             return refusal.etag, refusal.size, refusal.extractor
@@ -45,15 +40,15 @@ class ObjectState:
 
     @property
     def entry(self) -> SourceObject:
-        """The line of the listing that it was made from."""
+        """The listing entry that it was read from."""
         etag, size, _ = self.seen
         return SourceObject(self.key, etag, size, _NEVER)
 
     @property
     def retried(self) -> bool:
-        """Whether it is tried again though nothing changed.
+        """Whether it must be read again although neither it nor the extractor changed.
 
-        Its fetch alone failed, somebody asked for it, or a writer died between marking it stale and refusing it.
+        Its fetch failed, a user requested a retry, or a writer died between marking it stale and quarantining it.
         """
         if self.documents and self.stale != ("" in self.refusals):
             return True
@@ -78,19 +73,18 @@ class QuarantineState:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the listing asks for, against what the tables hold."""
+    """The difference between a listing and the tables."""
 
     fetch: tuple[SourceObject, ...]
     delete: tuple[str, ...]
-    """Ids of objects that left the listing."""
+    """Ids of objects that are no longer listed."""
     unchanged: int
 
 
 def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], extractor: str) -> Plan:
-    """Compare a shard's listing with its tables; keys of `stored` are object ids. Pure.
+    """Compare a shard's listing with its tables; the keys of `stored` are object ids. Pure.
 
-    A quarantined document is tried again when its etag or the extractor changed, when somebody asked for it, and always
-    when only its fetch failed.
+    An object is fetched if it is new, if its etag or the extractor changed, or if it is `retried`.
     """
     fetch: list[SourceObject] = []
     unchanged = 0
@@ -106,12 +100,8 @@ def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], ext
     return Plan(tuple(fetch), tuple(sorted(stored.keys() - listed)), unchanged)
 
 
-def stored_objects(lake: Lake, shard: Shard, where: str | None = None) -> dict[str, ObjectState]:
-    """What the tables hold of the shard's objects, by object id."""
-    return read_object_states(lake.open(RAW_DOCUMENTS, shard), lake.open(QUARANTINE, shard), where)
-
-
 def read_object_states(documents: Table | None, quarantine: Table | None, where: str | None) -> dict[str, ObjectState]:
+    """Return the state of the objects that match the filter, by object id."""
     stored: dict[str, ObjectState] = {}
     names = ["doc_id", "object_id", "key", "etag", "size", "extractor", "stale"]
     for batch in scan(documents, names, where=where):
@@ -127,9 +117,14 @@ def read_object_states(documents: Table | None, quarantine: Table | None, where:
     return stored
 
 
-def quarantined_documents(lake: Lake, shard: Shard, where: str | None = None) -> list[dict[str, Any]]:
-    """The rows of the shard's quarantine, newest first."""
-    return _quarantine_rows(lake.open(QUARANTINE, shard), where)
+def quarantined_documents(lake: Lake, shard: Shard) -> list[dict[str, Any]]:
+    """Return the rows of the shard's quarantine, newest first."""
+    return _quarantine_rows(lake.open(QUARANTINE, shard), None)
+
+
+def document_name(row: Mapping[str, Any]) -> str:
+    """Return what users call the document of a row: its key, and the part if it is an attachment."""
+    return row["key"] + (f"#{row['part']}" if row["part"] else "")
 
 
 def _quarantine_rows(table: Table | None, where: str | None) -> list[dict[str, Any]]:
@@ -138,6 +133,6 @@ def _quarantine_rows(table: Table | None, where: str | None) -> list[dict[str, A
 
 
 def retry_documents(writer: ShardWriter, object_ids: Sequence[str]) -> None:
-    """Have the next run of the shard read these quarantined objects again, though they did not change."""
+    """Make the next run of the shard read these quarantined objects again even if they did not change."""
     if object_ids:
         writer.update(QUARANTINE, sql_in("object_id", object_ids), {"retry": True})

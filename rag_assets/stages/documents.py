@@ -1,14 +1,13 @@
-"""The step from the source's listing to `raw_documents`: fetch and extract what is new or changed, delete what is gone.
+"""The step from the source to `raw_documents`: extract new and changed objects, and delete those no longer listed.
 
-What cannot be read goes to the quarantine table with its reason. An older good version of such a document stays, and is
-marked as stale.
+An unreadable object goes to the quarantine table with the reason. Its last readable version stays, marked as stale.
 """
 
 import hashlib
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,11 +22,13 @@ from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import EXTRACTOR_VERSION, ParsedObject
 from rag_assets.sources.base import ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard, shard_of
-from rag_assets.sources.listing_digest import ListingDigest
+from rag_assets.sources.listing_digest import listing_line
 from rag_assets.stages.document_state import ObjectState, QuarantineState, plan, read_object_states
+from rag_assets.storage.batches import batches
 from rag_assets.storage.id_indexes import ensure_id_indexes, id_bounds, id_ranges
 from rag_assets.storage.lake import Log, row_count
 from rag_assets.storage.schemas import QUARANTINE, QUARANTINE_SCHEMA, RAW_DOCUMENTS, RAW_SCHEMA, document_id
+from rag_assets.storage.set_digest import DigestSum
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.sql import sql_in
@@ -39,7 +40,7 @@ _BATCH_DELETES = 1000
 
 @dataclass(frozen=True, slots=True)
 class IngestionLimits:
-    """What one run may do unasked."""
+    """Limits of one run."""
 
     max_document_bytes: int = 256 * 2**20
     max_delete_share: float = 0.5
@@ -49,7 +50,7 @@ class IngestionLimits:
 
 @dataclass(slots=True)
 class IngestionReport:
-    """What a run of the step did. `documents` and `quarantined` count what the tables hold afterwards."""
+    """What a run of the step did; `documents` and `quarantined` count the rows afterwards."""
 
     listed: int = 0
     added: int = 0
@@ -66,7 +67,7 @@ class IngestionReport:
 
 
 Parse = Callable[[bytes, str], ParsedObject]
-"""Reads the documents of one object: its bytes and key. Raises ExtractionError; must be safe between threads."""
+"""Parses the bytes and key of one object into its documents. Raises ExtractionError; must be thread-safe."""
 
 
 def sync_documents(
@@ -78,18 +79,18 @@ def sync_documents(
     *,
     keys: Sequence[str] = (),
 ) -> IngestionReport:
-    """Bring `raw_documents` and `quarantine` of the shard to what the source lists now.
+    """Update the shard's `raw_documents` and `quarantine` to match the source.
 
-    With `keys`, only those objects are looked at, each by itself; keys outside the shard are ignored, and the whole
-    shard is listed after all when nothing sure is known of it. Raises `SourceUnavailable` before anything is written
-    when the listing fails, and `MassDeleteRefused` when it would delete all of the shard or more than
-    `limits.max_delete_share` of it.
+    With `keys`, only those objects are compared, unless the state of the tables is uncertain; then, and without `keys`,
+    the whole shard is listed. Keys outside the shard are ignored. Raises `SourceUnavailable` if the listing fails, and
+    `MassDeleteRefused` if the run would delete the whole shard or more than `limits.max_delete_share` of it; nothing is
+    written in either case.
     """
     started = time.monotonic()
     shard = writer.shard
     named = sorted({key for key in keys if shard_of(key) == shard})
     if keys and writer.dirty is not None and writer.progress.source_digest:
-        digest = ListingDigest.parse(writer.progress.source_digest)
+        digest = DigestSum.parse(writer.progress.source_digest)
         listing = [entry for entry in map(source.head, named) if entry is not None]
         todo = _compare(writer, [(sql_in("object_id", map(document_id, named)), listing)])
     else:
@@ -102,7 +103,7 @@ def sync_documents(
     tables.delete(todo.delete)
     done = 0
     with ThreadPoolExecutor(limits.fetch_concurrency, thread_name_prefix="fetch") as pool:
-        for batch in _batches(todo.fetch):
+        for batch in batches(todo.fetch, _BATCH_DOCUMENTS, weigh=lambda entry: entry.size, most_weight=_BATCH_BYTES):
             found = list(pool.map(partial(_fetch, source, read, limits.max_document_bytes), batch))
             tables.look_up(document_id(entry.key) for entry in batch)
             tables.store([item for item in found if item is not None], source, report)
@@ -122,34 +123,34 @@ def sync_documents(
 
 @dataclass(slots=True)
 class _Diff:
-    """What a listing asks for, against tables that are looked at a part at a time."""
+    """The difference between a listing and the tables, collected range by range."""
 
     fetch: list[SourceObject] = field(default_factory=list[SourceObject])
     delete: list[str] = field(default_factory=list[str])
-    """Ids of objects that left the listing."""
+    """Ids of objects that are no longer listed."""
     known: set[str] = field(default_factory=set[str])
-    """Return the ids of those of both that the tables have."""
+    """Ids in `fetch` and `delete` that have rows in the tables."""
     unchanged: int = 0
     deleted: int = 0
-    """Objects to delete that were read before, and their documents."""
+    """Objects to delete that have documents."""
     deleted_documents: int = 0
-    digest: ListingDigest = field(default_factory=ListingDigest)
-    """Of all that was looked at."""
+    digest: DigestSum = field(default_factory=DigestSum)
+    """Digest of the stored objects that were compared."""
     stale: int = 0
-    """Stale documents of the objects looked at, kept up to date by `_Tables`; so are the reasons."""
+    """Stale documents of the compared objects. `_Tables` keeps this and `reasons` up to date."""
     reasons: Counter[str] = field(default_factory=Counter[str])
     stored: dict[str, ObjectState] | None = None
-    """What the tables hold, where one part was all."""
+    """The stored objects, if a single range covers all."""
 
     def count(self, stored: ObjectState, times: int) -> None:
-        """Count an object in, or with -1 out."""
+        """Add an object to the counts (`times` 1) or remove it (-1)."""
         self.stale += times * stored.stale * len(stored.documents)
         for refusal in stored.refusals.values():
             self.reasons[refusal.reason] += times
 
 
 def _parted(writer: ShardWriter, listing: Sequence[SourceObject]) -> Iterable[tuple[str | None, list[SourceObject]]]:
-    """The listing and the filter of the tables, by ranges of object ids, so that no part is larger than another."""
+    """Split the listing by ranges of object ids; return each part with the filter that selects its rows."""
     rows = max(len(listing), *(row_count(writer.table(stage)) for stage in (RAW_DOCUMENTS, QUARANTINE)))
     bounds = id_bounds(rows)
     parts: list[list[SourceObject]] = [[] for _ in range(len(bounds) + 1)]
@@ -159,7 +160,7 @@ def _parted(writer: ShardWriter, listing: Sequence[SourceObject]) -> Iterable[tu
 
 
 def _compare(writer: ShardWriter, parts: Iterable[tuple[str | None, list[SourceObject]]]) -> _Diff:
-    """Compare each part of the listing with what the tables hold of it."""
+    """Compare each part of the listing with its rows in the tables."""
     survey = _Diff()
     for number, (where, listing) in enumerate(parts):
         stored = read_object_states(writer.table(RAW_DOCUMENTS), writer.table(QUARANTINE), where)
@@ -174,7 +175,7 @@ def _compare(writer: ShardWriter, parts: Iterable[tuple[str | None, list[SourceO
         for known in stored.values():
             survey.count(known, 1)
             if known.seen[0]:
-                survey.digest.add(known.entry)
+                survey.digest.add(listing_line(known.entry))
         survey.stored = stored if number == 0 else None
     survey.fetch.sort(key=lambda entry: entry.key)
     return survey
@@ -185,31 +186,18 @@ def _guard_deletes(shard: Shard, total: int, todo: _Diff, limits: IngestionLimit
     if limits.allow_mass_delete or not deleted:
         return
     everything = deleted == total and not todo.fetch
-    # Below a handful of documents a share says nothing: one of two is half.
+    # The share of very few documents is meaningless: one of two is half.
     if everything or (deleted > 5 and deleted > limits.max_delete_share * total):
         raise MassDeleteRefused(
-            f"documents of shard {shard} are gone from the source; indexing that would delete {deleted} of {total}. If "
-            "this is meant, run it again with the run tag rag/allow_mass_delete=true (rag-assets backfill "
-            "--allow-mass-delete); RAG_MAX_DELETE_SHARE sets the share that passes unasked"
+            f"the run would delete {deleted} of {total} documents of shard {shard}, which are gone from the source. If "
+            "this is intended, run it again with the run tag rag/allow_mass_delete=true (rag-assets backfill "
+            "--allow-mass-delete); RAG_MAX_DELETE_SHARE sets the share that needs no permission"
         )
-
-
-def _batches(fetch: Sequence[SourceObject]) -> Iterator[list[SourceObject]]:
-    batch: list[SourceObject] = []
-    total = 0
-    for entry in fetch:
-        if batch and (len(batch) == _BATCH_DOCUMENTS or total + entry.size > _BATCH_BYTES):
-            yield batch
-            batch, total = [], 0
-        batch.append(entry)
-        total += entry.size
-    if batch:
-        yield batch
 
 
 @dataclass(frozen=True, slots=True)
 class _FetchResult:
-    """What became of one object: a reading, or the reason why there is none."""
+    """The parsed documents of one object, or the reason why it is unreadable."""
 
     entry: SourceObject
     reading: ParsedObject | None = None
@@ -223,7 +211,7 @@ class _FetchResult:
 
 
 def _fetch(source: Source, read: Parse, limit: int, entry: SourceObject) -> _FetchResult | None:
-    """Fetch and read one object; None if it was deleted since it was listed: the next listing no longer has it."""
+    """Fetch and parse one object; None if it was deleted after it was listed, which the next listing shows."""
     if entry.size > limit:
         detail = f"{entry.size} bytes; RAG_MAX_DOCUMENT_BYTES is {limit}"
         return _FetchResult(entry, reason=QuarantineReason.TOO_LARGE, detail=detail)
@@ -242,30 +230,29 @@ def _fetch(source: Source, read: Parse, limit: int, entry: SourceObject) -> _Fet
 
 
 class _Tables:
-    """`raw_documents` and `quarantine` of the shard, with what they hold of the objects at hand."""
+    """The shard's `raw_documents` and `quarantine`, with the stored state of the objects of the current batch."""
 
-    def __init__(self, writer: ShardWriter, digest: ListingDigest, survey: _Diff) -> None:
+    def __init__(self, writer: ShardWriter, digest: DigestSum, survey: _Diff) -> None:
         self._writer = writer
         self._digest = digest
         self._survey = survey
         self.stored = survey.stored or {}
 
     def look_up(self, object_ids: Iterable[str]) -> None:
-        """Have what the tables hold of these objects at hand."""
+        """Load the stored state of these objects."""
         if self._survey.stored is None:
             known = [object_id for object_id in object_ids if object_id in self._survey.known]
             documents, quarantine = self._writer.table(RAW_DOCUMENTS), self._writer.table(QUARANTINE)
             self.stored = read_object_states(documents, quarantine, sql_in("object_id", known)) if known else {}
 
     def note_digest(self) -> None:
-        """Note the digest also where nothing was written; it may be the first of this shard."""
+        """Save the digest even if nothing was written; it may be the shard's first."""
         if self._writer.progress.source_digest != str(self._digest):
             self._writer.update_progress(source_digest=str(self._digest))
 
     def delete(self, object_ids: Sequence[str]) -> None:
-        """Forget objects that left the source."""
-        for at in range(0, len(object_ids), _BATCH_DELETES):
-            batch = object_ids[at : at + _BATCH_DELETES]
+        """Delete objects that are no longer listed."""
+        for batch in batches(object_ids, _BATCH_DELETES):
             self.look_up(batch)
             self._delete(batch)
 
@@ -283,10 +270,10 @@ class _Tables:
             self.stored.pop(object_id, None)
 
     def store(self, found: Sequence[_FetchResult], source: Source, report: IngestionReport) -> None:
-        """Write what became of a batch of objects.
+        """Write the results of a batch.
 
-        An object is at worst one that was never read between the commits: what is refused is marked as stale before the
-        quarantine says that it was seen, and the quarantine goes before the documents.
+        A crash between the commits must leave each object to be read again, never as seen: unreadable objects are
+        marked as stale before they are quarantined, and the quarantine is written before the documents.
         """
         now = datetime.now(UTC)
         report.bytes_fetched += sum(item.fetched for item in found)
@@ -309,16 +296,7 @@ class _Tables:
         if not after:
             return
         known = any(object_id in self.stored and self.stored[object_id].refusals for object_id in after)
-        self._writer.ensure(QUARANTINE, QUARANTINE_SCHEMA)
-        self._writer.replace(
-            QUARANTINE,
-            pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA),
-            key="doc_id",
-            owner="object_id",
-            owners=list(after),
-            fresh=not known,
-            source_digest=self._become(after),
-        )
+        self._replace(QUARANTINE, QUARANTINE_SCHEMA, rows, after, fresh=not known)
 
     @staticmethod
     def _refusal(
@@ -358,19 +336,30 @@ class _Tables:
                 entry.key, entry.etag, entry.size, EXTRACTOR_VERSION, documents, refusals=before.refusals
             )
         known = any(object_id in self.stored and self.stored[object_id].documents for object_id in after)
-        self._writer.ensure(RAW_DOCUMENTS, RAW_SCHEMA)
+        self._replace(RAW_DOCUMENTS, RAW_SCHEMA, rows, after, fresh=not known)
+
+    def _replace(
+        self,
+        stage: str,
+        schema: pa.Schema,
+        rows: list[dict[str, Any]],
+        after: Mapping[str, ObjectState | None],
+        *,
+        fresh: bool,
+    ) -> None:
+        self._writer.ensure(stage, schema)
         self._writer.replace(
-            RAW_DOCUMENTS,
-            pa.Table.from_pylist(rows, schema=RAW_SCHEMA),
+            stage,
+            pa.Table.from_pylist(rows, schema=schema),
             key="doc_id",
             owner="object_id",
             owners=list(after),
-            fresh=not known,
+            fresh=fresh,
             source_digest=self._become(after),
         )
 
     def _mark_stale(self, object_ids: Collection[str]) -> None:
-        """Mark the older versions that stay because the newer ones cannot be read."""
+        """Mark the stored versions of objects whose newer versions are unreadable."""
         old = [i for i in object_ids if i in self.stored and self.stored[i].documents and not self.stored[i].stale]
         if old:
             self._writer.mark_dirty(doc_id for object_id in old for doc_id in self.stored[object_id].documents)
@@ -378,30 +367,30 @@ class _Tables:
             self._writer.update(RAW_DOCUMENTS, sql_in("object_id", old), {"stale": True}, source_digest=noted)
 
     def _become(self, after: Mapping[str, ObjectState | None]) -> str:
-        """Take over what a commit will make of these objects, and give the digest that belongs to it."""
+        """Update the stored state to what the next commit writes, and return the digest to record with it."""
         for object_id, stored in after.items():
             before = self.stored.pop(object_id, None)
             if before is not None:
                 self._survey.count(before, -1)
                 if before.seen[0]:
-                    self._digest.remove(before.entry)
+                    self._digest.remove(listing_line(before.entry))
             if stored is not None and (stored.documents or stored.refusals):
                 self.stored[object_id] = stored
                 self._survey.count(stored, 1)
                 if stored.seen[0]:
-                    self._digest.add(stored.entry)
+                    self._digest.add(listing_line(stored.entry))
         return str(self._digest)
 
 
 def _refused(item: _FetchResult) -> dict[str, tuple[QuarantineReason, str]]:
-    """What of an object goes to quarantine, by part."""
+    """Return the reasons to quarantine an object, by part."""
     if item.reading is None:
         return {"": (item.reason, item.detail)}
     return {part.name: (part.reason, part.detail) for part in item.reading.refused}
 
 
 def _document_rows(item: _FetchResult, source: Source, now: datetime) -> Iterable[dict[str, Any]]:
-    assert item.reading is not None  # noqa: S101  # chosen by that
+    assert item.reading is not None  # noqa: S101  # the caller checked it
     entry = item.entry
     for part in item.reading.parts:
         document = part.document
@@ -429,7 +418,7 @@ def _document_rows(item: _FetchResult, source: Source, now: datetime) -> Iterabl
 
 
 def content_hash(document: ExtractedDocument) -> str:
-    """Identity of what was read: title, text and structure, whatever format it came in."""
+    """Return the hash of title, text and structure, which is the same for every format."""
     digest = hashlib.sha256()
     for part in (document.title, document.text):
         digest.update(f"{len(part)}:".encode())

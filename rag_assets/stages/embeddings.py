@@ -1,46 +1,40 @@
-"""The step from `chunks` to `embeddings`: vectors by content, so that no text of a shard is ever embedded twice."""
-
-from __future__ import annotations
+"""The step from `chunks` to `embeddings`: vectors by content, so that no text of a shard is embedded twice."""
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from rag_assets.storage.id_indexes import ensure_id_indexes
-from rag_assets.storage.lake import Log, columns, row_count, scan, values
+from rag_assets.storage.lake import Log, Table, column_values, row_count, rows_of
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, embedding_schema
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 from rag_serving.lake.sql import sql_in
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from lancedb.table import Table
-
 _WINDOW_TOKENS = 100_000
-"""Tokens of the texts that are sorted by length together: enough for batches without padding, little enough to commit
-often and to hold in memory."""
+"""Tokens of the texts that are sorted by length together: enough to avoid padding, few enough to commit often."""
 _WINDOW_TEXTS = 2_048
-"""Texts of a window at most: of short ones, 100,000 tokens would be tens of megabytes of vectors."""
+"""Most texts in a window: 100,000 tokens of short texts would have tens of megabytes of vectors."""
 _AHEAD = 2
-"""Windows embedded at once: the streams go on with one while the other is tokenised, and a third is written."""
+"""Windows embedded concurrently: inference continues while the next is tokenised and the last is written."""
 _FILTERED = 2000
-"""Up to so many missing texts are asked for by name; more are found in one pass over the table."""
+"""Up to this many missing texts are selected by a filter; more are found in one pass over the table."""
 
 
 @dataclass(slots=True)
 class EmbeddingReport:
-    """What a run of the step did. `vectors` counts what the table holds afterwards."""
+    """What a run of the step did; `vectors` counts the rows afterwards."""
 
     embedded: int = 0
     reused: int = 0
-    """Distinct texts of the documents looked at that had a vector already."""
+    """Distinct texts of the compared documents that already had a vector."""
     dropped: int = 0
     vectors: int = 0
     tokens: int = 0
@@ -50,10 +44,9 @@ class EmbeddingReport:
 def sync_embeddings(
     writer: ShardWriter, identity: EmbedderIdentity, load: Callable[[], Embedder], log: Log
 ) -> EmbeddingReport:
-    """Bring `embeddings` of the shard to one vector for every distinct text in `chunks`.
+    """Update the shard's `embeddings` to hold one vector for every distinct text in `chunks`.
 
-    Vectors that no chunk needs any more are dropped when whole tables are compared. `load` gives the embedder of that
-    identity; it is called only when something must be embedded.
+    Unused vectors are dropped when whole tables are compared. `load` is called only if something must be embedded.
     """
     started = time.monotonic()
     report = EmbeddingReport()
@@ -62,8 +55,10 @@ def sync_embeddings(
         writer.mark_dirty(None)
     dirty = writer.dirty
     chunks, table = writer.table(CHUNKS), writer.table(EMBEDDINGS, fingerprint)
-    wanted = set(_hashes(chunks, None if dirty is None else sql_in("doc_id", dirty)))
-    found = _hashes(table, None if dirty is None else sql_in("embed_hash", sorted(wanted)))
+    among = None if dirty is None else sql_in("doc_id", dirty)
+    wanted: set[str] = set(column_values(chunks, "embed_hash", where=among))
+    among = None if dirty is None else sql_in("embed_hash", sorted(wanted))
+    found: Counter[str] = Counter(column_values(table, "embed_hash", where=among))
     repeated = {hashed for hashed, times in found.items() if times > 1}
     missing = wanted - (found.keys() - repeated)
     report.reused = len(wanted) - len(missing)
@@ -72,7 +67,7 @@ def sync_embeddings(
         report.dropped = len(unused)
         writer.delete(EMBEDDINGS, "embed_hash", sorted(unused), fingerprint=fingerprint)
     count = len(missing)
-    del wanted, found, repeated, unused  # of a large shard, tens of megabytes for as long as it is embedded
+    del wanted, found, repeated, unused  # tens of megabytes for a large shard
     if missing:
         embedder = load()
         schema = embedding_schema(identity.dimensions)
@@ -89,28 +84,20 @@ def sync_embeddings(
                 f"({report.embedded / spent:.0f}/s, {report.tokens / spent:.0f} tokens/s, {left:.0f} s left)"
             )
     ensure_id_indexes(writer, EMBEDDINGS, fingerprint)
-    table = writer.table(EMBEDDINGS, fingerprint)
-    report.vectors = row_count(table)
+    report.vectors = row_count(writer.table(EMBEDDINGS, fingerprint))
     report.seconds = time.monotonic() - started
     return report
 
 
-def _hashes(table: Table | None, where: str | None) -> Counter[str]:
-    counted: Counter[str] = Counter()
-    for batch in scan(table, ["embed_hash"], where=where):
-        counted.update(values(batch, "embed_hash"))
-    return counted
-
-
-def vector_array(vectors: npt.NDArray[np.float32]) -> pa.Array[Any]:
-    """A matrix of shape ``(rows, dimensions)`` as an Arrow column, without a copy."""
+def vector_array(vectors: npt.NDArray[np.float32]) -> "pa.Array[Any]":
+    """Return a matrix of shape ``(rows, dimensions)`` as an Arrow column, without a copy."""
     flat: Any = pa.array(vectors.ravel())
     return cast("pa.Array[Any]", pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]))
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Texts that are embedded together, with the addresses of their vectors and the sum of their tokens."""
+    """Texts that are embedded together, with the hashes of the texts and the sum of their tokens."""
 
     hashes: list[str]
     texts: list[str]
@@ -118,7 +105,7 @@ class Window:
 
 
 def embedded(embedder: Embedder, windows: Iterable[Window]) -> Iterator[tuple[Window, npt.NDArray[np.float32]]]:
-    """Each window with its vectors, in order, while the next are read and embedded already."""
+    """Yield each window with its vectors, in order, while the next ones are read and embedded."""
     with ThreadPoolExecutor(_AHEAD, thread_name_prefix="window") as threads:
         running: deque[tuple[Window, Future[npt.NDArray[np.float32]]]] = deque()
         try:
@@ -136,20 +123,18 @@ def embedded(embedder: Embedder, windows: Iterable[Window]) -> Iterator[tuple[Wi
 
 
 def _windows(chunks: Table | None, missing: set[str]) -> Iterator[Window]:
-    """The texts of the missing vectors, each once; empties `missing`."""
+    """Yield the texts of the missing vectors, each once; empties `missing`."""
     where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
     window = Window([], [], 0)
-    names = ["embed_hash", "context", "text", "tokens"]
-    for batch in scan(chunks, names, where=where):
-        for hashed, context, text, tokens in columns(batch, *names):
-            if hashed not in missing:
-                continue
-            missing.discard(hashed)
-            window.hashes.append(hashed)
-            window.texts.append(context + text)
-            window = replace(window, tokens=window.tokens + tokens)
-            if window.tokens >= _WINDOW_TOKENS or len(window.hashes) == _WINDOW_TEXTS:
-                yield window
-                window = Window([], [], 0)
+    for hashed, context, text, tokens in rows_of(chunks, "embed_hash", "context", "text", "tokens", where=where):
+        if hashed not in missing:
+            continue
+        missing.discard(hashed)
+        window.hashes.append(hashed)
+        window.texts.append(context + text)
+        window = replace(window, tokens=window.tokens + tokens)
+        if window.tokens >= _WINDOW_TOKENS or len(window.hashes) == _WINDOW_TEXTS:
+            yield window
+            window = Window([], [], 0)
     if window.hashes:
         yield window

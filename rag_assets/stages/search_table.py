@@ -1,29 +1,24 @@
-"""The step from `chunks` and `embeddings` to the shard's table: replace what differs, keep the indexes covering it."""
-
-from __future__ import annotations
+"""The step from `chunks` and `embeddings` to the shard's search table: replace what changed and update the indexes."""
 
 import hashlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
 from rag_assets.errors import ChecksFailed
+from rag_assets.storage.batches import batches
 from rag_assets.storage.content_digest import ContentDigest
-from rag_assets.storage.id_indexes import dirty_filters
-from rag_assets.storage.lake import Log, columns, read, row_count, scan, table_bytes, values
+from rag_assets.storage.id_indexes import document_filters
+from rag_assets.storage.lake import Log, Table, column_values, columns, read, row_count, table_bytes, values
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import BATCH_CHUNKS, keep_indexes, table_fingerprint, unindexed_rows
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS, shard_schema
-
-if TYPE_CHECKING:
-    from lancedb.table import Table
 
 _BATCH_DOCUMENTS = 4096
 
@@ -45,7 +40,7 @@ class IndexingReport:
 
 
 def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_rows: int, log: Log) -> IndexingReport:
-    """Bring the shard's table to what `chunks` and `embeddings` hold; raises `ChecksFailed` for a missing vector."""
+    """Update the shard's table to match `chunks` and `embeddings`; raise `ChecksFailed` if a vector is missing."""
     started = time.monotonic()
     report = IndexingReport()
     table = _table(writer, identity)
@@ -54,15 +49,13 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     dirty = writer.dirty
     digest = ContentDigest(identity.fingerprint, None if dirty is None else writer.progress.content_digest)
     if dirty is None:
-        digest.change((), (chunk_id for batch in scan(table, ["chunk_id"]) for chunk_id in values(batch, "chunk_id")))
-    for where in dirty_filters(writer, CHUNKS, SHARDS):
+        digest.change((), column_values(table, "chunk_id"))
+    for where in document_filters(dirty, writer.table(CHUNKS), table):
         _sync_documents(writer, table, identity, where, digest, report, log)
     writer.update_progress(content_digest=str(digest), fingerprint=identity.fingerprint)
-    rows_now = table.count_rows()
-    report.optimized = keep_indexes(writer, table, rows_now, vector_index_rows)
-    report.rows = rows_now
-    documents = writer.table(RAW_DOCUMENTS)
-    report.documents = row_count(documents)
+    report.rows = table.count_rows()
+    report.optimized = keep_indexes(writer, table, report.rows, vector_index_rows)
+    report.documents = row_count(writer.table(RAW_DOCUMENTS))
     report.version = table.version
     report.bytes = table_bytes(table)
     report.unindexed_rows = unindexed_rows(table)
@@ -79,7 +72,7 @@ def _sync_documents(
     report: IndexingReport,
     log: Log,
 ) -> None:
-    """Bring what the table holds of some documents to what `chunks` and `embeddings` hold of them."""
+    """Update the rows of the documents that match the filter."""
     wanted = _wanted(writer, where)
     have = _have(table, where)
     todo = [
@@ -88,13 +81,14 @@ def _sync_documents(
         if doc_id not in have or have[doc_id].signature != document.signature
     ]
     gone = [doc_id for doc_id in have if doc_id not in wanted]
-    # A merge would leave a row that is there twice where it is.
+    # A merge would not remove duplicate rows.
     repeated = [doc_id for doc_id, document in have.items() if len(set(document.chunk_ids)) < len(document.chunk_ids)]
     report.documents_deleted += len(gone)
-    for batch in _of_at_most(_BATCH_DOCUMENTS, sorted({*gone, *repeated})):
+    for batch in batches(sorted({*gone, *repeated}), _BATCH_DOCUMENTS):
         digest.change((chunk_id for doc_id in batch for chunk_id in have.pop(doc_id).chunk_ids), ())
         writer.delete(SHARDS, "doc_id", batch, content_digest=str(digest))
-    for batch in _batches(todo, wanted):
+    chunks_of = {doc_id: len(document.chunk_ids) for doc_id, document in wanted.items()}
+    for batch in batches(todo, _BATCH_DOCUMENTS, weigh=chunks_of.__getitem__, most_weight=BATCH_CHUNKS):
         rows = _rows(writer, identity, batch)
         known = [doc_id for doc_id in batch if doc_id in have]
         digest.change(
@@ -119,7 +113,7 @@ def _table(writer: ShardWriter, identity: EmbedderIdentity) -> Table:
     schema = shard_schema(identity.dimensions, identity.fingerprint)
     table = writer.ensure(SHARDS, schema)
     if not table.schema.equals(schema, check_metadata=False) or table_fingerprint(table) != identity.fingerprint:
-        # Vectors of two embedders never share a table; the published version stays readable meanwhile.
+        # A table never mixes vectors of two embedders; readers keep using the published version.
         writer.mark_dirty(None)
         return writer.overwrite(SHARDS, schema)
     if writer.progress.fingerprint != identity.fingerprint:
@@ -129,7 +123,7 @@ def _table(writer: ShardWriter, identity: EmbedderIdentity) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A document's chunks in order, and a hash of all that the rows of the table say of it."""
+    """A document's chunk ids in order, and a hash of every fact that its rows repeat."""
 
     chunk_ids: tuple[str, ...]
     signature: str
@@ -166,29 +160,8 @@ def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
 
 def _document(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> _Document:
     ordered = tuple(chunk_id for _, chunk_id in sorted(chunks))
-    said = "|".join(
-        (facts["content_hash"], facts["etag"], facts["modified_at"].isoformat(), str(facts["stale"]), *ordered)
-    )
-    return _Document(ordered, hashlib.sha256(said.encode()).hexdigest())
-
-
-def _batches(todo: list[str], wanted: dict[str, _Document]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    chunks = 0
-    for doc_id in todo:
-        count = len(wanted[doc_id].chunk_ids)
-        if batch and (chunks + count > BATCH_CHUNKS or len(batch) == _BATCH_DOCUMENTS):
-            yield batch
-            batch, chunks = [], 0
-        batch.append(doc_id)
-        chunks += count
-    if batch:
-        yield batch
-
-
-def _of_at_most(count: int, doc_ids: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(doc_ids), count):
-        yield doc_ids[start : start + count]
+    stated = (facts["content_hash"], facts["etag"], facts["modified_at"].isoformat(), str(facts["stale"]))
+    return _Document(ordered, hashlib.sha256("|".join((*stated, *ordered)).encode()).hexdigest())
 
 
 def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -> pa.Table:

@@ -1,31 +1,26 @@
-"""Writes that notice another writer: commits under a lease, each followed by a conditional write of a record.
+"""Writes that detect another writer: commits under a lease, each followed by a conditional write of a record.
 
-Lance lets compatible commits of two writers through, and a writer may sleep past its lease. So every commit must make
-exactly the next version, and the record is written only if nobody else wrote it meanwhile. What the record holds, and
-what is rolled back to it, is decided by `ShardWriter` and by the company index.
+Lance accepts compatible commits of two writers, and a writer may sleep past its lease. So every commit must make
+exactly the next version, and the record is written only if it has not changed. `ShardWriter` and the company index
+decide what the record holds and when tables are rolled back to it.
 """
-
-from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from rag_assets.errors import LeaseLost
+from rag_assets.storage.lake import Table
 from rag_assets.storage.lease import Lease
 from rag_serving.errors import WriteConflict
 from rag_serving.lake.lance_errors import LANCE_ERRORS, is_commit_conflict
 from rag_serving.lake.object_store import ABSENT, ObjectStore
 
-if TYPE_CHECKING:
-    from lancedb.table import Table
-
 
 class Fence:
-    """The record at `key`, and the commits that it records; `remedy` says what to run after a `LeaseLost`."""
+    """The record at `key` and the commits that it records; `remedy` tells the user what to do after a `LeaseLost`."""
 
     def __init__(self, objects: ObjectStore, key: str, lease: Lease, *, remedy: str) -> None:
         self._objects = objects
@@ -35,14 +30,14 @@ class Fence:
         found = objects.get(key)
         self._etag = ABSENT if found is None else found.etag
         self.stored = None if found is None else found.data
-        """The record as it was found."""
+        """The record when the fence was created."""
 
     def check(self) -> None:
         """Raise `LeaseLost` if another writer may hold the lease."""
         self._lease.check()
 
     def save(self, record: bytes) -> None:
-        """Write the record; raises `LeaseLost` if another writer wrote it meanwhile."""
+        """Write the record; raise `LeaseLost` if another writer changed it."""
         self._lease.check()
         try:
             self._etag = self._objects.put(self._key, record, expect=self._etag)
@@ -50,7 +45,7 @@ class Fence:
             raise self._other_writer(self._key) from error
 
     def commit(self, table: Table, operation: Callable[[Table], object], name: str) -> int:
-        """Run an operation that makes one commit, and return the table's version."""
+        """Run an operation that makes one commit, and return the table's new version."""
         self._lease.check()
         before = table.version
         with self._conflicts(name):
@@ -60,7 +55,7 @@ class Fence:
         return table.version
 
     def maintain(self, table: Table, work: Callable[[Table], object], name: str) -> int:
-        """Run work that changes no row, in any number of commits, and return the table's version."""
+        """Run work that changes no row, in any number of commits, and return the table's new version."""
         self._lease.check()
         before = table.version
         table.checkout_latest()
@@ -76,7 +71,7 @@ class Fence:
         return table.version
 
     def restore(self, table: Table, version: int) -> bool:
-        """Roll the table back; return False if that version is gone, because the table was recreated or cleaned up."""
+        """Roll the table back; return False if the version is gone because the table was recreated or cleaned up."""
         self._lease.check()
         try:
             table.restore(version)
@@ -98,7 +93,7 @@ class Fence:
 
 
 def _return_memory() -> None:
-    """Return freed memory to the system: Arrow and, by thread, glibc keep it; Lance compacts on many threads."""
+    """Return freed memory to the system: Arrow keeps it, and so does glibc for each of Lance's threads."""
     pa.default_memory_pool().release_unused()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:

@@ -1,26 +1,20 @@
-"""Finding a few rows by their ids: the scalar indexes of large tables, and whole tables a range of ids at a time.
+"""Find rows by id: scalar indexes for large tables, and filters that split a table into ranges of ids.
 
-A filter by ids reads the whole column where there is no index. That is quicker than an index in a small table and the
-bulk of a run's time in a large one, so a table gets its indexes when it has grown.
+Without an index, a filter by ids reads the whole column. That is faster for a small table, but takes most of a run for
+a large one, so a table gets its indexes once it has grown.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-from rag_assets.storage.lake import KEEP_VERSIONS, row_count, small_fragments
+from rag_assets.storage.lake import KEEP_VERSIONS, Table, row_count, small_fragments
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS
 
-if TYPE_CHECKING:
-    from lancedb.table import Table
-
 ID_INDEX_ROWS = 5_000
-"""Rows from which a table gets indexes of its ids, and rows beyond them from which they are made anew."""
+"""Rows at which a table gets its id indexes, and unindexed rows at which they are rebuilt."""
 
 ID_COLUMNS = {
     RAW_DOCUMENTS: ("doc_id", "object_id"),
@@ -29,14 +23,14 @@ ID_COLUMNS = {
     EMBEDDINGS: ("embed_hash",),
     SHARDS: ("doc_id",),
 }
-"""The columns by which rows of each stage's table are asked for."""
+"""The columns by which each stage's rows are looked up."""
 RANGE_ROWS = 16_384
-"""Rows of a table that are compared at once: what bounds the memory of comparing whole tables."""
+"""Rows compared at once; bounds the memory of comparing whole tables."""
 _SMALL_FRAGMENTS = 100
 
 
 def ensure_id_indexes(writer: ShardWriter, stage: str, fingerprint: str = "") -> bool:
-    """Give the stage's table the indexes that it is due, and make worn ones anew; whether anything was made."""
+    """Build the indexes that the stage's table is missing, and rebuild outdated ones; return whether it did."""
     table = writer.table(stage, fingerprint)
     if table is None or table.count_rows() < ID_INDEX_ROWS:
         return False
@@ -47,31 +41,31 @@ def ensure_id_indexes(writer: ShardWriter, stage: str, fingerprint: str = "") ->
 
 
 def index_ids(table: Table, column: str) -> None:
-    """Make the index of a column of ids anew, in one segment."""
+    """Build the index of a column of ids, in one segment."""
     from lancedb.index import BTree
 
-    # Only filters use it: merges must not, see `ShardWriter.replace`.
+    # Only filters use it: merges must not, see `lake.replace_rows`.
     table.create_index(column, config=BTree(), replace=True)
 
 
 def id_bounds(rows: int) -> list[str]:
-    """Where to part so many rows, so that about `RANGE_ROWS` lie between two bounds; none for few rows.
+    """Return the bounds that split so many rows into ranges of about `RANGE_ROWS`; empty for few rows.
 
-    Ids are the hex digits of hashes, and so spread evenly.
+    Ids are hex digits of hashes, so they are evenly distributed.
     """
     count = -(-rows // RANGE_ROWS)
     return [f"{2**32 * number // count:08x}" for number in range(1, count)]
 
 
-def dirty_filters(writer: ShardWriter, *stages: str) -> Iterable[str | None]:
-    """Return filters of the documents that a step must compare, each of few enough to do at once."""
-    if writer.dirty is not None:
-        return [sql_in("doc_id", writer.dirty)] if writer.dirty else []
-    return id_ranges("doc_id", max(row_count(writer.table(stage)) for stage in stages))
+def document_filters(doc_ids: Sequence[str] | None, *tables: Table | None) -> Iterable[str | None]:
+    """Return filters of the documents to compare in the tables, by bounded ranges; `doc_ids` None means all."""
+    if doc_ids is not None:
+        return [sql_in("doc_id", doc_ids)] if doc_ids else []
+    return id_ranges("doc_id", max(map(row_count, tables)))
 
 
 def id_ranges(column: str, rows: int) -> Iterator[str | None]:
-    """Filters that part a table of so many rows at `id_bounds` of a column, in order; None for the whole table."""
+    """Yield filters that split a table of so many rows at `id_bounds`, in order; None for a single range."""
     for low, high in pairwise(["", *id_bounds(rows), ""]):
         above = [f"{column} >= '{low}'"] if low else []
         below = [f"{column} < '{high}'"] if high else []
@@ -79,7 +73,7 @@ def id_ranges(column: str, rows: int) -> Iterator[str | None]:
 
 
 def _left_out(table: Table, column: str) -> int:
-    """Rows that the column's index does not cover; -1 without an index."""
+    """Return the number of rows that the column's index does not cover; -1 without an index."""
     for index in table.list_indices():
         if index.columns == [column]:
             stats = table.index_stats(index.name)
@@ -89,7 +83,7 @@ def _left_out(table: Table, column: str) -> int:
 
 def _rebuild(table: Table, stage: str) -> None:
     if small_fragments(table) > _SMALL_FRAGMENTS:
-        # The many batches of a first run: every later look at the table would open all their files.
+        # A first run leaves one file per batch; every later read of the table would open them all.
         table.optimize(cleanup_older_than=KEEP_VERSIONS)
     for column in ID_COLUMNS[stage]:
         index_ids(table, column)

@@ -1,9 +1,7 @@
-"""The pipeline's tables: where each stage's table of a shard lies, its schema, and the few ways rows get in and out.
+"""Open and read the pipeline's tables; rows are written through `shard_writer` and `stages.company_index`.
 
-Every stage keeps one LanceDB table per shard, in a folder of the lake of its own, under the shard's table name.
+Each stage has its own folder in the lake, with one LanceDB table per shard.
 """
-
-from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator
@@ -21,32 +19,35 @@ from rag_serving.lake.tables import database_uri, storage_options
 
 if TYPE_CHECKING:
     from lancedb.table import Table
+else:
+    Table = Any  # importing lancedb takes seconds, which loading the code location must not
 
 Log = Callable[[str], None]
 
 KEEP_VERSIONS = timedelta(days=36_500)
-"""An age at which no version is cleaned up; an indexing run leaves them all, for a reader may be on one."""
+"""An age that no version reaches: an indexing run must not remove versions that a reader may use."""
 _METADATA_CACHE_BYTES = 16 * 2**20
 _INDEX_CACHE_BYTES = 32 * 2**20
 
 
 class TableOwner(Protocol):
-    """What has tables of its own and one writer at a time: a shard, or an embedder's company table."""
+    """Something with its own tables and one writer at a time: a shard or the company index."""
 
     @property
     def table_name(self) -> str:
-        """Name of its tables and of its lease; no two owners of one folder have the same."""
+        """Name of its tables and its lease, unique in each folder."""
         ...
 
 
 @dataclass(frozen=True)
 class Lake:
-    """The lake at one URI: its small objects, and its tables by stage and shard."""
+    """The lake at one URI: small objects, and tables by stage and shard."""
 
     uri: str
 
     @cached_property
     def objects(self) -> ObjectStore:
+        """The store of the lake's small objects."""
         return open_object_store(self.uri)
 
     @cached_property
@@ -58,7 +59,7 @@ class Lake:
         import lancedb
 
         _return_large_blocks()
-        # Lance's own bounds are gigabytes: it would keep the list of files of every version that a long run makes.
+        # Lance's defaults are gigabytes: in a long run it would cache the file list of every version.
         return lancedb.Session(
             index_cache_size_bytes=_INDEX_CACHE_BYTES, metadata_cache_size_bytes=_METADATA_CACHE_BYTES
         )
@@ -75,7 +76,7 @@ class Lake:
         return self._connections[folder]
 
     def open(self, stage: str, shard: TableOwner, *, fingerprint: str = "") -> Table | None:
-        """The stage's table of the shard, or None before the stage first ran."""
+        """Return the stage's table of the shard; None before the stage first ran."""
         connection = self._connect(table_folder(stage, fingerprint))
         try:
             return connection.open_table(shard.table_name)
@@ -85,44 +86,41 @@ class Lake:
             raise LakeUnavailable(f"cannot open {stage} of {shard}: {first_line(error)}") from error
 
     def ensure(self, stage: str, shard: TableOwner, schema: pa.Schema, *, fingerprint: str = "") -> Table:
-        """The stage's table of the shard, made now if it is not there."""
+        """Return the stage's table of the shard; create it if it does not exist."""
         table = self.open(stage, shard, fingerprint=fingerprint)
         if table is not None:
             return table
         return self._connect(table_folder(stage, fingerprint)).create_table(shard.table_name, schema=schema)
 
     def overwrite(self, stage: str, shard: TableOwner, schema: pa.Schema) -> Table:
-        """An empty table of that schema as the next version; older versions stay readable."""
+        """Make an empty table of that schema the next version; older versions stay readable."""
         return self._connect(table_folder(stage, "")).create_table(shard.table_name, schema=schema, mode="overwrite")
 
     def drop(self, stage: str, shard: TableOwner, *, fingerprint: str = "") -> None:
-        """Remove the stage's table of the shard, with all its versions."""
+        """Drop the stage's table of the shard with all its versions."""
         self._connect(table_folder(stage, fingerprint)).drop_table(shard.table_name, ignore_missing=True)
 
 
 def open_lake(uri: str) -> Lake:
-    """Return this process's lake at that URI, with the connections that it has open.
-
-    Another endpoint or region in the environment is another lake.
-    """
+    """Return this process's lake at that URI with its open connections; a changed endpoint or region reopens it."""
     return _shared(uri, tuple(sorted((storage_options(uri) or {}).items())))
 
 
 @lru_cache(maxsize=8)
-def _shared(uri: str, options: tuple[tuple[str, str], ...]) -> Lake:  # noqa: ARG001 - a part of the key
+def _shared(uri: str, options: tuple[tuple[str, str], ...]) -> Lake:  # noqa: ARG001 - part of the cache key
     return Lake(uri)
 
 
-_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+_M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 _LARGE_BLOCK = 2**20
 
 
 @cache
 def _return_large_blocks() -> None:
-    """Have what Lance frees go back to the system.
+    """Make glibc return large freed blocks to the system.
 
-    glibc begins with that for 128 KiB and more, but raises the size with the blocks that it sees, and then keeps such
-    blocks for itself, by thread: an index of many vectors, made on many threads, takes a hundred MiB more.
+    By default glibc returns blocks of 128 KiB and more, but raises that threshold as it sees larger blocks, and keeps
+    the rest per thread: building a large vector index on many threads would hold 100 MiB more.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -130,24 +128,52 @@ def _return_large_blocks() -> None:
 
 
 def table_folder(stage: str, fingerprint: str = "") -> str:
-    """The folder of the lake in which a stage's tables lie."""
+    """Return the folder of the lake that holds a stage's tables."""
     return f"{stage}/{fingerprint}" if fingerprint else stage
 
 
-def scan(table: Table | None, columns: list[str], *, where: str | None = None) -> Iterator[pa.RecordBatch]:
-    """The table's rows, a batch at a time; nothing for a table that is not there."""
+def scan(
+    table: Table | None, columns: list[str], *, where: str | None = None, batch_rows: int | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the table's rows in batches; nothing if the table does not exist."""
     if table is None:
         return
     query = table.search().select(columns)
     if where is not None:
         query = query.where(where)
-    yield from query.to_batches()
+    yield from query.to_batches(batch_rows)
+
+
+def rows_of(
+    table: Table | None, *names: str, where: str | None = None, batch_rows: int | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the table's rows as tuples of Python values of those columns."""
+    for batch in scan(table, list(names), where=where, batch_rows=batch_rows):
+        yield from columns(batch, *names)
+
+
+def column_values(table: Table | None, name: str, *, where: str | None = None) -> Iterator[Any]:
+    """Yield one column of the table as Python values."""
+    for batch in scan(table, [name], where=where):
+        yield from values(batch, name)
 
 
 def read(table: Table, columns: list[str], *, where: str | None = None) -> pa.Table:
-    """The table's rows at once; for narrow columns or a bounded filter."""
+    """Return the table's rows at once; use it with narrow columns or a bounded filter."""
     query = table.search().select(columns)
     return (query.where(where) if where is not None else query).to_arrow()
+
+
+def replace_rows(table: Table, rows: pa.Table, *, key: str, where: str) -> None:
+    """Upsert the rows by `key` and delete all other rows that match `where`, in one commit."""
+    (
+        table.merge_insert(key)
+        .when_matched_update_all()
+        .when_not_matched_insert_all()
+        .when_not_matched_by_source_delete(where)
+        .use_index(False)  # a scalar index on the key would let concurrent merges duplicate rows
+        .execute(rows)
+    )
 
 
 def row_count(table: Table | None) -> int:
@@ -170,16 +196,16 @@ def _stats(table: Table) -> dict[str, Any]:
 
 
 def columns(rows: pa.RecordBatch | pa.Table, *names: str) -> Iterator[tuple[Any, ...]]:
-    """The rows as tuples of Python values of those columns."""
+    """Return the rows as tuples of Python values of those columns."""
     return zip(*(values(rows, name) for name in names), strict=True)
 
 
 def values(rows: pa.RecordBatch | pa.Table, name: str) -> list[Any]:
-    """One column as Python values."""
+    """Return one column as Python values."""
     return cast("Any", rows).column(name).to_pylist()
 
 
 def made_at(version: dict[str, Any]) -> datetime:
-    """When a version of a table was made."""
+    """Return the creation time of a table's version."""
     made: datetime = version["timestamp"]
-    return made.astimezone(UTC)  # Lance tells local time, without saying so
+    return made.astimezone(UTC)  # Lance returns naive local time

@@ -1,37 +1,30 @@
-"""Full-text and vector indexes of a search table: build them, and keep them covering its rows."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+"""Build the full-text and vector indexes of a search table, and update them with its rows."""
 
 from rag_assets.storage.id_indexes import ID_INDEX_ROWS, index_ids
-from rag_assets.storage.lake import KEEP_VERSIONS, small_fragments
+from rag_assets.storage.lake import KEEP_VERSIONS, Table, small_fragments
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.tables import FINGERPRINT, SHARDS
 
-if TYPE_CHECKING:
-    from lancedb.table import Table
-
 BATCH_CHUNKS = 4096
 UNINDEXED_ROWS = 512
-"""Rows beyond an index that a search may have to scan; more, and the index is brought up to date before publishing."""
+"""Unindexed rows that a search may have to scan; above, the index is updated before publishing."""
 _SMALL_FRAGMENTS = 20
-"""Files beyond those that a first run leaves, one for a batch, from which the table is compacted."""
+"""Files at which a table is compacted, besides those of its first run (one per batch)."""
 
 
 def table_fingerprint(table: Table) -> str:
-    """The embedder whose vectors the table holds; empty when the table does not say."""
+    """Return the fingerprint of the table's embedder; empty if its schema has none."""
     return (table.schema.metadata or {}).get(FINGERPRINT, b"").decode(errors="replace")
 
 
 def unindexed_rows(table: Table) -> int:
-    """The most rows that any index of the table leaves out."""
+    """Return the number of rows outside the index that covers the fewest."""
     stats = [table.index_stats(index.name) for index in table.list_indices()]
     return max((int(stat.num_unindexed_rows) for stat in stats if stat is not None), default=0)
 
 
 def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows: int) -> bool:
-    """Create the indexes that are due and fold new rows in when too many lie outside; whether it compacted."""
+    """Create missing indexes, and add new rows to them once there are many; return whether it compacted."""
     if rows == 0:
         return False
     indexed = {column for index in table.list_indices() for column in index.columns}
@@ -48,15 +41,15 @@ def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows
 
 
 def index_text(table: Table) -> None:
-    """Make the full-text index anew."""
+    """Build the full-text index."""
     from lancedb.index import FTS
 
-    # The ICU tokenizer finds words in Chinese and Japanese too, and still stems English.
+    # The ICU tokenizer also splits Chinese and Japanese into words, and still stems English.
     table.create_index("text", config=FTS(base_tokenizer="icu", with_position=False), replace=True)
 
 
 def index_vectors(table: Table) -> None:
-    """Make the vector index anew."""
+    """Build the vector index."""
     from lancedb.index import IvfRq
 
     table.create_index("vector", config=IvfRq(distance_type="cosine", num_bits=4), replace=True)

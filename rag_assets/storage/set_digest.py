@@ -1,18 +1,17 @@
-"""A digest of a set that can be kept up to date item by item: the sum of the items' hashes, and how many they are."""
-
-from __future__ import annotations
+"""A digest of a set that is updated item by item: the number of items and the sum of their hashes."""
 
 import hashlib
 import re
+from typing import Self
 
 _BITS = 160
 _FORM = re.compile(r"(\d{1,18}):([0-9a-f]{40})")
 
 
 class DigestSum:
-    """Equal for equal sets, whatever the order; different otherwise, short of a collision in 160 bits.
+    """Equal for equal sets in any order, otherwise different unless 160-bit sums collide.
 
-    It detects change. It is no defence against somebody who searches for a collision.
+    It detects changes; it is not secure against an attacker who searches for a collision.
     """
 
     def __init__(self) -> None:
@@ -20,22 +19,22 @@ class DigestSum:
         self._sum = 0
 
     @classmethod
-    def parse(cls, text: str) -> DigestSum:
-        """Read back `str(digest)`; raises ValueError for anything else."""
+    def parse(cls, text: str) -> Self:
+        """Parse `str(digest)`; raise ValueError for anything else."""
         found = _FORM.fullmatch(text)
         if found is None:
-            raise ValueError(f"{text[:80]!r} is no digest")
+            raise ValueError(f"{text[:80]!r} is not a digest")
         digest = cls()
         digest.items, digest._sum = int(found[1]), int(found[2], 16)
         return digest
 
     def add(self, item: str) -> None:
-        """Count an item in."""
+        """Add an item."""
         self.items += 1
         self._sum = (self._sum + _number(item)) % 2**_BITS
 
     def remove(self, item: str) -> None:
-        """Take out an item that was counted in."""
+        """Remove an item that was added before."""
         self.items -= 1
         self._sum = (self._sum - _number(item)) % 2**_BITS
 

@@ -36,7 +36,7 @@ from rag_assets.publishing.catalog_writes import fence
 from rag_assets.publishing.checks import check_rows
 from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
 from rag_assets.publishing.publish import publish
-from rag_assets.publishing.retention import kept_versions
+from rag_assets.publishing.retention import Retention, kept_versions
 from rag_assets.publishing.rollback import release, rollback
 from rag_assets.sources.base import FetchedObject, ObjectUnreadable, list_shard
 from rag_assets.sources.folder import FolderSource
@@ -92,6 +92,7 @@ CONTENTS = [
     UNREADABLE,
 ]
 PIN_SECONDS = 0.001
+RETENTION = Retention(3, PIN_SECONDS)
 """No reader is on an older version here, so that cleaning up cleans up."""
 NAMES = ["a.txt", "b.txt", "c.txt", "d/e.txt", "mail.eml"]
 names = st.sampled_from(NAMES)
@@ -215,13 +216,13 @@ def index(source: FolderSource, keys: Sequence[str] = (), *, embedder: HashEmbed
         if checked.problems:  # only a writer that is not alone may see any
             writer.check()
             raise LeaseLost("; ".join(checked.problems))
-        publish(writer, IDENTITY, run_id="a test", keep=3, pin_seconds=PIN_SECONDS)
+        publish(writer, IDENTITY, RETENTION, run_id="a test")
 
     return work
 
 
 def maintain(writer: ShardWriter) -> None:
-    maintain_shard(writer, IDENTITY, MaintenanceReport(), run_id="upkeep", keep=3, pin_seconds=PIN_SECONDS)
+    maintain_shard(writer, IDENTITY, RETENTION, MaintenanceReport(), run_id="upkeep")
 
 
 def roll_back(writer: ShardWriter) -> None:

@@ -1,6 +1,4 @@
-"""What the sensor keeps of a feed between ticks."""
-
-from __future__ import annotations
+"""The sensor's cursor of an event feed."""
 
 import json
 from collections.abc import Mapping
@@ -13,14 +11,15 @@ from rag_serving.lake.shards import Shard
 
 @dataclass(frozen=True, slots=True)
 class FeedCursor:
-    """The pending shards and the feed's position, written together so that no message is lost between them."""
+    """The pending shards and the feed's position, stored together so that no message is lost."""
 
     feed: str
     position: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """The feed's own: offsets, or handles of messages that may be deleted now."""
+    """Offsets, or handles of messages to delete."""
     pending: Pending = field(default_factory=dict[Shard, PendingShard])
 
     def dumps(self) -> str:
+        """Return the cursor as JSON."""
         return json.dumps(
             {"format": 1, "feed": self.feed, "position": dict(self.position), "hints": to_json(self.pending)},
             ensure_ascii=False,
@@ -28,8 +27,8 @@ class FeedCursor:
         )
 
     @classmethod
-    def loads(cls, text: str | None, feed: str) -> FeedCursor:
-        """Read a cursor. An unreadable one starts empty; another feed's keeps its shards, but not its position."""
+    def loads(cls, text: str | None, feed: str) -> "FeedCursor":
+        """Parse a cursor. An unreadable one starts empty; another feed's keeps its shards but not its position."""
         if not text:
             return cls(feed)
         try:

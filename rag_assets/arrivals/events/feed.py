@@ -1,4 +1,4 @@
-"""Open the event feed that the settings name. The protocol of feeds is in `base`."""
+"""Open the event feed of the settings; the protocol of feeds is in `base`."""
 
 from rag_assets.arrivals.events.base import Feed
 from rag_assets.arrivals.events.s3_records import WatchedPrefix
@@ -7,27 +7,27 @@ from rag_serving.errors import SettingsError
 from rag_serving.lake.object_store import is_s3, split_s3
 
 TICK_SECONDS = 60
-"""Dagster's own bound of one tick."""
+"""Dagster's time limit for a tick."""
 LEAST_VISIBILITY_SECONDS = 300
 
 
 def open_feed(settings: PipelineSettings) -> Feed:
-    """The feed that `RAG_ARRIVALS` names, other than the listing."""
+    """Create the feed of `RAG_ARRIVALS`."""
     if settings.arrivals == "sqs":
         from rag_assets.arrivals.events.sqs import SqsFeed
 
-        # A message must stay hidden until the tick after the one that received it has deleted it.
+        # A message must stay invisible until the next tick deletes it.
         tick = settings.arrivals_interval + TICK_SECONDS
         return SqsFeed(settings.sqs_queue_url, visibility_seconds=max(LEAST_VISIBILITY_SECONDS, 2 * tick))
     if settings.arrivals == "kafka":
         from rag_assets.arrivals.events.kafka import KafkaFeed
 
         return KafkaFeed(settings.kafka_brokers, settings.kafka_topic, settings.kafka_config)
-    raise SettingsError(f"RAG_ARRIVALS={settings.arrivals} reads no feed")
+    raise SettingsError(f"RAG_ARRIVALS={settings.arrivals} does not use an event feed")
 
 
 def watched_source(source_uri: str | None) -> WatchedPrefix:
-    """Bucket and prefix of the source; raises `SettingsError` where it has none, since events name buckets."""
+    """Return bucket and prefix of the source; raise `SettingsError` for a folder, since events name buckets."""
     if source_uri is None or not is_s3(source_uri):
         raise SettingsError(
             "RAG_ARRIVALS=sqs and RAG_ARRIVALS=kafka read events of a bucket: set RAG_SOURCE_URI to "

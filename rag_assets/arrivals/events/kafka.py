@@ -1,12 +1,9 @@
 """Arrivals from a Kafka topic that carries S3's event records.
 
-Partitions are assigned by hand and read from the offsets in the position, so there is no consumer group, no rebalance
-and no committed offset: the position alone says what was read. A partition that the position does not know, of a topic
-that grew or at first, is read from its earliest message. An offset that the brokers no longer have (retention overtook
-it, the topic was made anew) is reported as a gap, and the partition read from its earliest message at the next poll.
+Partitions are assigned manually and read from the offsets in the position, so there is no consumer group, rebalance or
+committed offset. New partitions are read from their earliest message. If the brokers no longer have an offset (expired
+by retention, topic recreated), this is reported as a gap, and the next poll starts at the earliest message.
 """
-
-from __future__ import annotations
 
 import importlib.util
 import time
@@ -29,15 +26,15 @@ MAX_BYTES = 32 * 2**20
 _AT_ONCE = 500
 _METADATA_SECONDS = 10.0
 _QUIET_SECONDS = 5.0
-"""Without a message or an end of a partition for so long, a poll is over: some partition has no leader now."""
+"""A poll ends after this time without a message or the end of a partition: some partition has no leader."""
 _DEFAULTS: dict[str, Any] = {
-    "group.id": "rag-shards",  # demanded by the client, joined by nobody
+    "group.id": "rag-shards",  # required by the client, but never joined
     "client.id": "rag-shards",
-    "log_level": 2,  # what the client prints below that reaches us through its error callback too
+    "log_level": 2,  # the error callback reports the rest
     "reconnect.backoff.ms": 500,
 }
 _FIXED: dict[str, Any] = {
-    # What the position rests on; RAG_KAFKA_CONFIG cannot change it.
+    # The position depends on these, so RAG_KAFKA_CONFIG cannot override them.
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "enable.partition.eof": True,
@@ -46,21 +43,21 @@ _FIXED: dict[str, Any] = {
 
 
 def kafka_properties(config: SecretStr | None) -> dict[str, str | int | float | bool]:
-    """Further librdkafka properties from `RAG_KAFKA_CONFIG`; raises `SettingsError`, which never shows them."""
+    """Parse `RAG_KAFKA_CONFIG`; raise `SettingsError`, which never contains its values."""
     if config is None:
         return {}
-    problem = SettingsError(
-        'RAG_KAFKA_CONFIG must be one JSON object of librdkafka properties, such as {"security.protocol": "SASL_SSL"}'
-    )
     try:
         return TypeAdapter(dict[str, str | int | float | bool]).validate_json(config.get_secret_value())
     except ValueError:
-        raise problem from None
+        raise SettingsError(
+            "RAG_KAFKA_CONFIG must be one JSON object of librdkafka properties, such as "
+            '{"security.protocol": "SASL_SSL"}'
+        ) from None
 
 
 @dataclass
 class _Read:
-    """What was read so far."""
+    """The messages and offsets of a poll so far."""
 
     offsets: dict[int, int]
     unfinished: set[int]
@@ -70,7 +67,7 @@ class _Read:
 
 
 class KafkaFeed:
-    """One topic, all its partitions."""
+    """All partitions of one topic."""
 
     name = "kafka"
 
@@ -90,7 +87,7 @@ class KafkaFeed:
         self._clock = clock
 
     def poll(self, position: Mapping[str, Any], *, seconds: float) -> Delivery:
-        """Read on from the offsets. The position is the topic, and the next offset of each of its partitions."""
+        """Read from the offsets in the position, which has the topic and the next offset of each partition."""
         if self._brokers is None or self._topic is None:
             missing = "RAG_KAFKA_BROKERS" if self._brokers is None else "RAG_KAFKA_TOPIC"
             raise SettingsError(f"{missing} is not set; RAG_ARRIVALS=kafka needs the brokers and the topic to read")
@@ -108,32 +105,32 @@ class KafkaFeed:
         )
 
     @contextmanager
-    def _consumer(self, brokers: str, topic: str) -> Generator[Consumer]:
+    def _consumer(self, brokers: str, topic: str) -> "Generator[Consumer]":
         from confluent_kafka import Consumer, KafkaException
 
-        said: list[str] = []  # what the client's threads report tells more than the timeout that follows
+        said: list[str] = []  # reports of the client's threads explain the timeout that follows
 
-        def note(error: KafkaError) -> None:
+        def note(error: "KafkaError") -> None:
             said.append(error.str())
 
         try:
             given = {**_DEFAULTS, **kafka_properties(self._config), "bootstrap.servers": brokers, **_FIXED}
             consumer = Consumer({**given, "error_cb": note})
-        except (KafkaException, TypeError, ValueError):  # whose words quote the property's value
+        except (KafkaException, TypeError, ValueError):  # their messages contain the property's value
             raise SettingsError(
-                "librdkafka refuses RAG_KAFKA_BROKERS or a property of RAG_KAFKA_CONFIG; see its CONFIGURATION.md"
+                "librdkafka rejects RAG_KAFKA_BROKERS or a property of RAG_KAFKA_CONFIG; see its CONFIGURATION.md"
             ) from None
         try:
             yield consumer
         except KafkaException as error:
             with suppress(KafkaException):
-                consumer.poll(0)  # which is when the client calls `note`
+                consumer.poll(0)  # lets the client call `note`
             raise _failure(topic, error.args[0], said) from error
         finally:
             consumer.close()
 
-    def _read(self, consumer: Consumer, topic: str, read: _Read, deadline: float) -> None:
-        """Read until every partition's end, the time is over, or it is enough for one tick."""
+    def _read(self, consumer: "Consumer", topic: str, read: _Read, deadline: float) -> None:
+        """Read until the end of every partition, the deadline, or the limits of one poll."""
         from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
         consumer.assign(
@@ -151,7 +148,7 @@ class KafkaFeed:
                 heard = self._clock()
 
 
-def _partitions(consumer: Consumer, topic: str) -> set[int]:
+def _partitions(consumer: "Consumer", topic: str) -> set[int]:
     from confluent_kafka import KafkaException
 
     described = consumer.list_topics(topic, timeout=_METADATA_SECONDS).topics[topic]
@@ -160,7 +157,7 @@ def _partitions(consumer: Consumer, topic: str) -> set[int]:
     return set(described.partitions)
 
 
-def _take(message: Message, read: _Read) -> None:
+def _take(message: "Message", read: _Read) -> None:
     from confluent_kafka import KafkaError, KafkaException
 
     number, offset, error = message.partition(), message.offset(), message.error()
@@ -178,12 +175,12 @@ def _take(message: Message, read: _Read) -> None:
         read.offsets[number] = (offset or 0) + 1
     else:
         read.unfinished.discard(number)
-        # The end may lie past what carries no message, such as the marks of transactions.
+        # The end may be after entries that are not messages, such as transaction markers.
         read.offsets[number] = max(read.offsets.get(number, 0), offset or 0)
 
 
 def _offsets(position: Mapping[str, Any], topic: str) -> dict[int, int]:
-    """The stored offsets; none where they are of another topic or no offsets."""
+    """Return the stored offsets; empty if they are invalid or of another topic."""
     if position.get("topic") != topic:
         return {}
     try:
@@ -192,7 +189,7 @@ def _offsets(position: Mapping[str, Any], topic: str) -> dict[int, int]:
         return {}
 
 
-def _failure(topic: str, error: KafkaError, said: list[str]) -> FeedUnavailable:
+def _failure(topic: str, error: "KafkaError", said: list[str]) -> FeedUnavailable:
     from confluent_kafka import KafkaError as Code
 
     refusals = (
@@ -207,5 +204,5 @@ def _failure(topic: str, error: KafkaError, said: list[str]) -> FeedUnavailable:
     reasons = "; ".join(dict.fromkeys([error.str(), *said[:2]]))[:400]
     return kind(
         f"cannot read the topic {topic}: {reasons}; check RAG_KAFKA_BROKERS, RAG_KAFKA_TOPIC and RAG_KAFKA_CONFIG. "
-        "The next tick goes on from the same offsets"
+        "The next tick continues from the same offsets"
     )

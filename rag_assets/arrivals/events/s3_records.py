@@ -1,8 +1,7 @@
-"""From the body of a message to the objects that it names. Everything in it is untrusted, and nothing in it raises.
+"""Parse S3's event records into the objects that they name. Messages are untrusted: no content raises.
 
-Read are S3's event records as AWS sends them (plain, through SNS, through EventBridge) and as MinIO does, in one
-envelope or bare. Only bucket and key are looked at: what happened to the object, and in which order, is not for an
-event to say.
+Supported are the records of AWS (plain, through SNS, through EventBridge) and of MinIO, with or without an envelope.
+Only bucket and key are used; the source itself tells what happened to the object.
 """
 
 import json
@@ -14,23 +13,23 @@ from urllib.parse import unquote_plus
 from rag_assets.sources.base import golden_shard_of, shard_of
 from rag_serving.lake.shards import Shard
 
-MAX_BODY_BYTES = 2 * 2**20  # SQS carries 1 MiB at most, a Kafka topic by default as much
-_MAX_KEY_BYTES = 1024  # S3's own bound
+MAX_BODY_BYTES = 2 * 2**20  # SQS and, by default, Kafka limit messages to 1 MiB
+_MAX_KEY_BYTES = 1024  # S3's limit
 _TEST_EVENT = "s3:TestEvent"
 
 
 @dataclass(frozen=True, slots=True)
 class WatchedPrefix:
-    """The part of the store that a feed is read for."""
+    """The part of the store that is the source."""
 
     bucket: str
     prefix: str
-    """Empty, or ends with a slash."""
+    """Empty or ending with a slash."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedObjects:
-    """An object that an event named; the key is relative to the source."""
+    """An object that an event names; the key is relative to the source."""
 
     shard: Shard
     key: str
@@ -38,74 +37,52 @@ class NamedObjects:
 
 @dataclass(frozen=True, slots=True)
 class DecodedMessages:
-    """What one message came to."""
+    """The objects that messages name, each once, and counts of everything else."""
 
     named: tuple[NamedObjects, ...] = ()
     outside: int = 0
-    """Keys of the bucket that belong to no document of any shard."""
+    """Keys of the bucket that are not documents."""
     foreign: int = 0
-    """Records of another bucket or of no S3 event; an unreadable message counts as one."""
+    """Records of another bucket or of another kind; an unreadable message counts as one."""
     tests: int = 0
-    """S3 sends one when notifications are set up."""
+    """Test events, which S3 sends when notifications are set up."""
     golden: int = 0
-    """Files of golden questions. They are read when a shard is published, so that nothing is to be done now."""
+    """Files of golden questions; they are read when a shard is published."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Mention:
-    """Bucket and key as the event means them, decoded."""
-
-    bucket: str
-    key: str
-
-
-_FOREIGN = DecodedMessages(foreign=1)
-
-
-def read_message(body: bytes | str | None, watched: WatchedPrefix) -> DecodedMessages:
-    """The documents that a message names. Never raises for what the message holds."""
-    envelope = _parse(body)
-    if _text(envelope, "Type") == "Notification":  # SNS wraps the event as text
-        envelope = _parse(_text(envelope, "Message"))
-    if _text(envelope, "Event") == _TEST_EVENT:
-        return DecodedMessages(tests=1)
-    mentions = list(_mentions(envelope))
-    return _judge(mentions, watched) if mentions else _FOREIGN
+_Mention = tuple[str, str]
+"""Bucket and decoded key of a record."""
 
 
 def read_messages(bodies: Iterable[bytes | str | None], watched: WatchedPrefix) -> DecodedMessages:
-    """Several messages as one; what they repeat is named once."""
-    named: dict[NamedObjects, None] = {}
+    """Return the objects of the watched prefix that the messages name."""
+    named: dict[NamedObjects, None] = {}  # ordered
     outside = foreign = tests = golden = 0
     for body in bodies:
-        reading = read_message(body, watched)
-        named.update(dict.fromkeys(reading.named))
-        outside, foreign, tests = outside + reading.outside, foreign + reading.foreign, tests + reading.tests
-        golden += reading.golden
+        envelope = _parse(body)
+        if _text(envelope, "Type") == "Notification":  # SNS wraps the event as text
+            envelope = _parse(_text(envelope, "Message"))
+        if _text(envelope, "Event") == _TEST_EVENT:
+            tests += 1
+            continue
+        for mention in list(_mentions(envelope)) or [None]:
+            if mention is None or mention[0] != watched.bucket:
+                foreign += 1
+                continue
+            key = mention[1].removeprefix(watched.prefix)
+            is_watched = mention[1].startswith(watched.prefix) and _storable(mention[1])
+            shard = shard_of(key) if is_watched else None
+            if shard is not None:
+                named[NamedObjects(shard, key)] = None
+            elif is_watched and golden_shard_of(key) is not None:
+                golden += 1
+            else:
+                outside += 1
     return DecodedMessages(tuple(named), outside, foreign, tests, golden)
 
 
-def _judge(mentions: Iterable[_Mention | None], watched: WatchedPrefix) -> DecodedMessages:
-    named: dict[NamedObjects, None] = {}  # in order, each once
-    outside = foreign = golden = 0
-    for mention in mentions:
-        if mention is None or mention.bucket != watched.bucket:
-            foreign += 1
-            continue
-        key = mention.key.removeprefix(watched.prefix)
-        watched_key = mention.key.startswith(watched.prefix) and _storable(mention.key)
-        shard = shard_of(key) if watched_key else None
-        if shard is not None:
-            named[NamedObjects(shard, key)] = None
-        elif watched_key and golden_shard_of(key) is not None:
-            golden += 1
-        else:
-            outside += 1
-    return DecodedMessages(tuple(named), outside, foreign, golden=golden)
-
-
 def _mentions(envelope: object) -> Iterator[_Mention | None]:
-    """One for each record of the envelope; None for a record that is no S3 event."""
+    """Yield one for each record of the envelope; None for a record that is not an S3 event."""
     if not isinstance(envelope, dict):
         return
     fields = cast("dict[str, object]", envelope)
@@ -126,23 +103,23 @@ def _of_record(record: object) -> _Mention | None:
     if bucket is None or key is None or not (source is None or source.endswith(":s3")):
         return None
     try:
-        return _Mention(bucket, unquote_plus(key, errors="strict"))
+        return bucket, unquote_plus(key, errors="strict")
     except UnicodeDecodeError:
         return None
 
 
 def _of_bridge(event: object) -> _Mention | None:
-    """EventBridge, alone among them, sends keys as they are."""
+    """Read an event of EventBridge, which does not URL-encode keys."""
     bucket, key = _text(event, "detail", "bucket", "name"), _text(event, "detail", "object", "key")
     if bucket is None or key is None or _text(event, "source") != "aws.s3":
         return None
-    return _Mention(bucket, key)
+    return bucket, key
 
 
 def _of_minio(event: object) -> _Mention | None:
-    """MinIO names ``bucket/key`` once more beside its records, as it is; some relays drop the records."""
+    """Read MinIO's additional, unencoded ``bucket/key``; some relays drop the records."""
     bucket, slash, key = (_text(event, "Key") or "").partition("/")
-    return _Mention(bucket, key) if slash else None
+    return (bucket, key) if slash else None
 
 
 def _parse(body: bytes | str | None) -> object:
@@ -163,7 +140,7 @@ def _text(value: object, *path: str) -> str | None:
 
 
 def _storable(key: str) -> bool:
-    """Whether S3 could hold an object of that key at all; a lone surrogate, which JSON can spell, is no text."""
+    """Return whether S3 could store an object with that key; JSON can contain lone surrogates, which UTF-8 cannot."""
     try:
         return len(key.encode()) <= _MAX_KEY_BYTES
     except UnicodeEncodeError:

@@ -1,11 +1,12 @@
-"""E-mail messages (eml, and pages saved as mht): subject, correspondents and body, and what is attached.
+"""E-mail messages (eml, and pages saved as mht): subject, correspondents, body and attachments.
 
-The standard library's parser is given only what it reads in bounded time: each header is cut, and lines times nested
-parts are counted first, because it compares every line with the boundary of every part that is open.
+The standard library's parser only gets what it reads in bounded time: headers are truncated, and the number of lines
+times parts is limited, because it compares every line with the boundary of every open part.
 """
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from email import policy
 from email.message import EmailMessage, Message
 from email.parser import BytesParser
@@ -31,7 +32,7 @@ _BY_PROGRAM: Final = frozenset({b"message-id", b"mime-version", b"received", b"r
 _MULTIPART = re.compile(rb"^content-type[ \t]*:", re.IGNORECASE | re.MULTILINE)
 
 _SHOWN_HEADERS: Final = ("From", "To", "Cc", "Date")
-# A signature says nothing to a reader.
+# Signatures have no text.
 _SIGNATURES: Final = frozenset({
     "application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature", "application/pgp-keys",
 })  # fmt: skip
@@ -41,7 +42,7 @@ _SUFFIXES: Final = {"text/html": ".html", "text/calendar": ".ics", "text/plain":
 
 
 def looks_like_eml(data: bytes) -> bool:
-    """Whether the content begins with the header of a message that a mail program wrote."""
+    """Return whether the content starts with the headers of a message that a mail program wrote."""
     names: set[bytes] = set()
     for line in data[:_HEAD_BYTES].splitlines():
         if not line:
@@ -56,15 +57,7 @@ def looks_like_eml(data: bytes) -> bool:
 
 
 def extract_eml(data: bytes) -> ExtractedDocument:
-    """The message itself. Raises ExtractionError as `open_eml` does."""
-    return open_eml(data)[0]
-
-
-def open_eml(data: bytes) -> tuple[ExtractedDocument, tuple[Attachment, ...]]:
-    """The message, and the files attached to it.
-
-    Raises ExtractionError: encrypted where only the recipient can read it, too_large beyond the limits.
-    """
+    """Parse a message; raise ExtractionError if it is too_large, or encrypted for its recipient."""
     refuse_oversized(data)
     if data.count(b"\n") * sum(1 for _ in _MULTIPART.finditer(data)) > _MAX_COMPARISONS:
         raise ExtractionError(QuarantineReason.TOO_LARGE, "the message has too many parts for its length; split it")
@@ -77,7 +70,7 @@ def open_eml(data: bytes) -> tuple[ExtractedDocument, tuple[Attachment, ...]]:
     attachments: dict[str, Attachment] = {}
     for part, is_body in _leaves(message):
         if is_body and part.get_content_type() in _SEALED:
-            detail = "the message is encrypted or sealed (S/MIME, PGP); upload a copy that is not"
+            detail = "the message is encrypted or sealed (S/MIME, PGP); upload a decrypted copy"
             raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
         if is_body:
             _add_body(document, part)
@@ -85,15 +78,16 @@ def open_eml(data: bytes) -> tuple[ExtractedDocument, tuple[Attachment, ...]]:
         attachment = _attachment(part, attachments)
         attachments[attachment.name] = attachment
         if len(attachments) > MAX_ATTACHMENTS:
-            detail = f"more than {MAX_ATTACHMENTS} attachments; upload them as files of their own"
+            detail = f"more than {MAX_ATTACHMENTS} attachments; upload them as separate files"
             raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
-    return document.build(), tuple(attachments.values())
+    return replace(document.build(), attachments=tuple(attachments.values()))
 
 
 class _BoundedHeaders(policy.EmailPolicy):
-    """The parser of addresses and parameters takes time quadratic in a header's length."""
+    """Truncates headers: parsing addresses and parameters takes time quadratic in their length."""
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        """Split a header into its name and its truncated value."""
         name, value = super().header_source_parse(sourcelines)
         return name, value[:_MAX_HEADER_CHARACTERS]
 
@@ -102,16 +96,16 @@ def _header(message: Message, name: str) -> str:
     try:
         value = message.get(name)
     except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
-        # The parser of structured headers stumbles over odd ones; as it came, the header still says who wrote.
+        # The parser of structured headers fails on odd ones; the raw header is still useful.
         value = next((raw for key, raw in message.raw_items() if key.lower() == name.lower()), None)
     return "" if value is None else normalise(str(value))
 
 
 def _leaves(message: Message) -> Iterator[tuple[Message, bool]]:
-    """The parts that are read, in their order; True for those that make up the body.
+    """Yield the parts to read in order, with True for those of the body.
 
-    Of alternatives one is the body: plain text that has words, else HTML. Parts that a body only refers to (its
-    pictures) and signatures are left out.
+    Of alternatives, the body is the plain text unless it is blank, else the HTML. Pictures of a body and signatures are
+    skipped.
     """
     pending: list[tuple[Message, bool, bool]] = [(message, True, False)]
     while pending:
@@ -146,7 +140,7 @@ def _children(part: Message) -> list[Message]:
 
 
 def _chosen(alternatives: Message) -> Message | None:
-    """The alternative to read, however deep its text lies (HTML comes with its pictures in a part of its own)."""
+    """Return the alternative to read; its text may be nested (HTML with pictures is a part of its own)."""
     best: dict[str, Message] = {}
     for child in _children(alternatives):
         for part in child.walk():
@@ -161,7 +155,7 @@ def _is_attached(part: Message) -> bool:
 
 
 def _is_decoration(part: Message, kind: str, related: bool) -> bool:
-    """A picture that the text shows by its id, or whatever else a page needs to look like itself."""
+    """Return whether the part is a picture or another resource that a body refers to."""
     if part.get_content_disposition() == "attachment":
         return False
     return related or (kind.startswith("image/") and part.get("Content-ID") is not None)
@@ -182,7 +176,7 @@ def _add_body(document: DocumentBuilder, part: Message) -> None:
     else:
         body = text_document(decode(data, declared=charset))
     for block in body.blocks:
-        # Below the subject, which is the heading of all of it.
+        # One level below the subject.
         level = min(block.level + 1, 6) if block.level else 0
         document.add(block.kind, body.text[block.start : block.end], level=level)
 
@@ -192,8 +186,7 @@ def _attachment(part: Message, taken: dict[str, Attachment]) -> Attachment:
     name = one_line(normalise(part.get_filename() or "").replace("/", "_").replace("\\", "_"), _MAX_NAME)
     if kind == "message/rfc822":
         forwarded = next(iter(_children(part)), None) or EmailMessage()
-        # Bytes again, so that a message in a message is read as any other attachment is. The old policy writes headers
-        # as they came instead of parsing them.
+        # As bytes, to be read like any other attachment. The old policy does not parse the headers.
         data = forwarded.as_bytes(policy=policy.compat32)
         subject = one_line(_header(forwarded, "Subject").replace("/", "_"), _MAX_NAME)
         name = name or (f"{subject}.eml" if subject else "message.eml")

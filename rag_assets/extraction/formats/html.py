@@ -1,6 +1,4 @@
-"""HTML: the words of a page in reading order and with their structure, without the navigation around them."""
-
-from __future__ import annotations
+"""HTML: the text of a page in reading order with its structure, without the navigation around it."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 HTML_MEDIA_TYPE: Final = "text/html"
 
-# The tree builder takes time quadratic in the depth; browsers stop at 512.
+# The parser takes time quadratic in the depth; browsers stop at 512.
 MAX_DEPTH: Final = 10_000
 
 _OPENING = re.compile(
@@ -35,36 +33,34 @@ _DROPPED: Final = frozenset({
 _HEADINGS: Final = {f"h{level}": level for level in range(1, 7)}
 _ARTICLES: Final = frozenset({"article", "main"})
 _LISTS: Final = frozenset({"ul", "ol", "menu", "dir"})
-# Elements that stand on lines of their own; the parts of tables are among them for tables that only lay out
-# the page.
+# Elements that break lines, including the parts of tables, for tables that only lay out the page.
 _LINES: Final = frozenset({
     "address", "article", "blockquote", "body", "center", "dd", "details", "div", "dl", "dt",
     "fieldset", "figcaption", "figure", "form", "hr", "html", "legend", "main", "p", "section",
     "summary", "caption", "td", "th", "tr", "li",
 })  # fmt: skip
-# Elements whose end tag is commonly left out say nothing about depth.
+# Elements that do not count towards the depth, because their end tag is optional.
 _UNCOUNTED: Final = frozenset({
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source",
     "track", "wbr", "p", "li", "dt", "dd", "tr", "td", "th", "thead", "tbody", "tfoot", "option",
     "optgroup", "colgroup", "caption", "html", "head", "body",
 })  # fmt: skip
-# What a table of data does not hold, and one that only lays out the page does.
+# A table with one of these lays out the page; a table of data has none.
 _NOT_IN_DATA: Final = frozenset({"table", "pre", *_HEADINGS})
-_MAX_INDENT: Final = 8
 _MAX_DIGITS: Final = 7
 
 
 def looks_like_html(data: bytes) -> bool:
-    """Whether the content opens like a page: a doctype or one of the outermost elements."""
+    """Return whether the content starts like a page: with a doctype or one of the outermost elements."""
     head = data[:4096]
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     return _OPENING.match(head.decode(encoding, errors="replace")) is not None
 
 
 def extract_html(data: bytes, *, declared: str | None = None) -> ExtractedDocument:
-    """`declared` is the encoding that whoever sent the page names, if somebody does.
+    """Parse a page; `declared` is the encoding that the sender names.
 
-    Raises ExtractionError where the page is too large, nested beyond reason or in no known encoding.
+    Raises ExtractionError if the page is too large, too deeply nested or in an unknown encoding.
     """
     from selectolax.lexbor import LexborHTMLParser
 
@@ -82,7 +78,7 @@ def extract_html(data: bytes, *, declared: str | None = None) -> ExtractedDocume
             writer.enter(node.tag or "", node)
         else:
             writer.leave(node.tag or "")
-    writer.close()
+    writer.end_line()
     for selector in ("head > title", "h1"):
         found = tree.css_first(selector)
         if found is not None and not writer.document.title:
@@ -99,15 +95,15 @@ def _refuse_deep_nesting(source: str) -> None:
             continue
         depth = max(0, depth - 1) if match[1] else depth + 1
         if depth > MAX_DEPTH:
-            detail = f"elements are nested more than {MAX_DEPTH} deep; check that they are closed"
+            detail = f"elements are nested more than {MAX_DEPTH} levels deep; check that they are closed"
             raise ExtractionError(QuarantineReason.MALFORMED, detail)
 
 
 class _PageWriter:
     """Turns the events of a walk through the tree into blocks.
 
-    Inline text gathers in `_inline` until something ends the line. What the line then becomes depends on
-    what is open: a table cell, a list, a heading or none of them.
+    Inline text is collected in `_inline` until the line ends. The line becomes part of whatever is open: a table cell,
+    a list, a heading or a paragraph.
     """
 
     def __init__(self, layout_tables: set[int]) -> None:
@@ -116,9 +112,9 @@ class _PageWriter:
         self._heading = 0
         self._preformatted = 0
         self._list_depth = 0
-        self._numbers: list[int | None] = []  # of each open list the number of its next item, None without numbers
+        self._numbers: list[int | None] = []  # the number of each open list's next item; None without numbers
         self._item_begins = False
-        self._list_lines: list[str] = []
+        self._list_has_lines = False
         self._layout_tables = layout_tables
         self._tables: list[bool] = []  # True for a table of data, False for one that only lays out the page
         self._data_tables = 0
@@ -126,61 +122,61 @@ class _PageWriter:
         self._rows: list[str] = []
 
     def text(self, text: str) -> None:
+        """Add the text of a text node."""
         self._inline.append(text if self._preformatted else _WHITE_SPACE.sub(" ", text))
 
-    def enter(self, tag: str, node: LexborNode) -> None:
+    def enter(self, tag: str, node: "LexborNode") -> None:
+        """Handle the start of an element."""
         if tag == "br":
             self._inline.append("\n")
         elif tag == "pre":
-            self._end_line()
+            self.end_line()
             self._preformatted += 1
         elif tag == "table":
-            self._end_line()
+            self.end_line()
             is_data = self._data_tables > 0 or node.mem_id not in self._layout_tables
             self._tables.append(is_data)
             self._data_tables += is_data
         elif self._data_tables:
             self._inline.append(" ")
         elif tag in _LISTS:
-            self._end_line()
+            self.end_line()
             self._list_depth += 1
             self._numbers.append(_first_number(node) if tag == "ol" else None)
         elif tag == "li":
-            self._end_line()
+            self.end_line()
             self._item_begins = self._list_depth > 0
         elif tag in _HEADINGS:
-            self._end_line()
+            self.end_line()
             self._heading = _HEADINGS[tag]
         elif tag in _LINES:
-            self._end_line()
+            self.end_line()
 
     def leave(self, tag: str) -> None:
+        """Handle the end of an element."""
         if tag == "pre":
-            self._end_line()
+            self.end_line()
             self._preformatted -= 1
         elif tag == "table":
             self._leave_table()
         elif self._data_tables:
             self._leave_inside_table(tag)
         elif tag in _LISTS:
-            self._end_line()
+            self.end_line()
             self._list_depth -= 1
             self._numbers.pop()
             if self._list_depth == 0:
                 self._end_list()
         elif tag in _HEADINGS:
-            self._end_line()
+            self.end_line()
             self._heading = 0
         elif tag in _LINES:
-            self._end_line()
-
-    def close(self) -> None:
-        self._end_line()
+            self.end_line()
 
     def _leave_table(self) -> None:
         is_data = self._tables.pop()
         if not is_data:
-            self._end_line()
+            self.end_line()
             return
         self._data_tables -= 1
         if self._data_tables:
@@ -196,7 +192,7 @@ class _PageWriter:
     def _leave_inside_table(self, tag: str) -> None:
         self._inline.append(" ")
         if self._data_tables > 1:
-            return  # the rows and cells of a table inside a cell are words of that cell
+            return  # a table inside a cell is text of that cell
         if tag in ("td", "th"):
             self._cells.append(self._take_inline(" "))
         elif tag in ("tr", "caption"):
@@ -216,7 +212,8 @@ class _PageWriter:
             return _WHITE_SPACE.sub(" ", text).strip()
         return _SPACES_AROUND_BREAK.sub("\n", _SPACES.sub(" ", text)).strip()
 
-    def _end_line(self) -> None:
+    def end_line(self) -> None:
+        """End the current line and add it to the open block."""
         if not self._inline or self._data_tables:
             return
         if self._preformatted:
@@ -237,39 +234,30 @@ class _PageWriter:
         text = text.strip("\n")
         if not text.strip():
             return
-        indent = "  " * min(self._list_depth - 1, _MAX_INDENT)
-        hanging = indent
+        mark = "  " if self._list_has_lines else ""
         if self._item_begins:
             number = self._numbers[-1]
             mark = "- " if number is None else f"{number}. "
             if number is not None:
                 self._numbers[-1] = number + 1
-            text = mark + text
-            # Lines after the first stand under the words of the item, not under its mark.
-            hanging += " " * len(mark)
             self._item_begins = False
-        elif self._list_lines:
-            indent += "  "
-            hanging = indent
-        first, *rest = text.split("\n")
-        self._list_lines.append(indent + first)
-        self._list_lines += [hanging + line for line in rest]
+        self._list_has_lines = True
+        self.document.add_item(text, depth=self._list_depth - 1, mark=mark)
 
     def _end_list(self) -> None:
-        lines, self._list_lines = self._list_lines, []
-        self._item_begins = False
-        self.document.add(BlockKind.LIST, "\n".join(lines))
+        self._item_begins = self._list_has_lines = False
+        self.document.end_list()
 
 
-def _first_number(node: LexborNode) -> int:
+def _first_number(node: "LexborNode") -> int:
     start = node.attributes.get("start") or ""
     return int(start) if start.isdecimal() and len(start) < _MAX_DIGITS else 1
 
 
-def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:
-    """The nodes in document order: (True, node) on entering one, (False, node) on leaving an element.
+def _walk(root: "LexborNode") -> "Iterator[tuple[bool, LexborNode]]":
+    """Yield the nodes in document order: (True, node) on entering a node, (False, node) on leaving an element.
 
-    Dropped elements are left out with all they hold. A loop, because pages nest deeper than Python recurses.
+    Skips dropped elements with their content. A loop, because pages may nest deeper than Python can recurse.
     """
     open_nodes: list[LexborNode] = []
     open_articles = 0
@@ -279,7 +267,7 @@ def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:
         child: LexborNode | None = None
         if node.is_text_node:
             yield True, node
-        # The header of an article carries its title; that of the page carries the menu.
+        # The header of an article has its title; that of the page has the menu.
         elif node.is_element_node and (tag not in _DROPPED or (tag == "header" and open_articles)):
             yield True, node
             child = node.first_child
@@ -297,15 +285,15 @@ def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:
         node = following
 
 
-def _layout_tables(root: LexborNode) -> set[int]:
-    """The tables (by `mem_id`) that hold headings, code or further tables."""
+def _layout_tables(root: "LexborNode") -> set[int]:
+    """Return the tables (by `mem_id`) that contain headings, code or tables."""
     found: set[int] = set()
     open_tables: list[int] = []
     for entering, node in _walk(root):
         if node.tag not in _NOT_IN_DATA:
             continue
         if entering:
-            # Whatever is around a table that is known already is known too.
+            # Every table around a known one is known, too.
             for table in reversed(open_tables):
                 if table in found:
                     break

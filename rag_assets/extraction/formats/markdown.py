@@ -1,9 +1,4 @@
-"""Markdown: the source stays the text, and the parser's line numbers say where its blocks are.
-
-Front matter is taken off the top; nothing else is removed or rendered.
-"""
-
-from __future__ import annotations
+"""Markdown: the text is the unrendered source without front matter, and the parser's line numbers give its blocks."""
 
 import html
 import re
@@ -19,8 +14,8 @@ if TYPE_CHECKING:
 
 MARKDOWN_MEDIA_TYPE: Final = "text/markdown"
 
-# The parser takes some 200 times the size of its input; what is longer than this was written by a program, and has its
-# paragraphs only.
+# The parser takes about 200 times the memory of its input. Longer texts, which programs write, are only split into
+# paragraphs.
 MAX_PARSED_CHARACTERS: Final = 8 * 1024 * 1024
 
 _FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -36,7 +31,7 @@ _KINDS: Final = {
     "code_block": BlockKind.CODE,
 }
 
-# What a heading's source may carry besides its words. Bounded input keeps the bracket patterns cheap.
+# Markup in the source of headings. The limit keeps the bracket patterns cheap.
 _HEADING_CHARACTERS: Final = 1000
 _SETEXT_LINE = re.compile(r"\n[ \t]*(?:=+|-+)[ \t]*\Z")
 _ATX_MARKS = re.compile(r"\A#{1,6}(?=\s|\Z)|(?:(?<=\s)|\A)#+\s*\Z")
@@ -48,7 +43,7 @@ _ESCAPE = re.compile(r"\\([!-/:-@\[-`{-~])")
 
 
 def extract_markdown(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError where the text is too large or in no known encoding."""
+    """Parse a file; raise ExtractionError if it is too large or its encoding is unknown."""
     source = normalise(decode(data))
     title, start = _front_matter(source)
     text = source[start:].strip("\n")
@@ -60,7 +55,7 @@ def extract_markdown(data: bytes) -> ExtractedDocument:
 
 
 def heading_words(source: str) -> str:
-    """A heading as a reader sees it: no `#`, underline, link target, attribute, tag or emphasis mark."""
+    """Return a heading without `#`, underline, link targets, attributes, tags and emphasis marks."""
     words = _SETEXT_LINE.sub("", source[:_HEADING_CHARACTERS])
     words = _ATX_MARKS.sub("", words.strip()).strip()
     words = _ATTRIBUTES.sub("", words)
@@ -71,9 +66,9 @@ def heading_words(source: str) -> str:
 
 
 def _front_matter(source: str) -> tuple[str, int]:
-    """The title in the YAML at the top ('' without one) and the offset where the document itself begins."""
+    """Return the title in the YAML at the top ('' if there is none) and the offset of the text after it."""
     match = _FRONT_MATTER.match(source)
-    # Two horizontal rules around prose look the same; only keys make it front matter.
+    # Prose between two horizontal rules looks the same but has no keys.
     if match is None or (match[1].strip() and not _YAML_KEY.search(match[1])):
         return "", 0
     title = _TITLE.search(match[1])
@@ -81,7 +76,7 @@ def _front_matter(source: str) -> tuple[str, int]:
 
 
 def _yaml_scalar(value: str) -> str:
-    """The text of a one-value YAML scalar: quoted, folded (`>`, `|`) or plain."""
+    """Return the text of a YAML scalar: quoted, folded (`>`, `|`) or plain."""
     first, _, rest = value.strip().partition("\n")
     if first[:1] in (">", "|") and len(first) <= 3:
         first = ""
@@ -94,12 +89,12 @@ def _yaml_scalar(value: str) -> str:
 
 
 @cache
-def _parser() -> MarkdownIt:
+def _parser() -> "MarkdownIt":
     from markdown_it import MarkdownIt
 
-    # Link definitions would cost time quadratic in their number, and are text like any other here.
+    # Parsing link definitions takes time quadratic in their number; here they are ordinary text.
     parser = MarkdownIt("commonmark").enable("table").disable("reference")
-    # Only the block structure is wanted: parsing what is inside the lines would take most of the time.
+    # Only the block structure is needed; parsing inline markup would take most of the time.
     parser.core.ruler.enableOnly(["normalize", "block"])
     return parser
 
@@ -116,7 +111,7 @@ def _blocks(text: str) -> list[Block]:
         end = line_starts[min(token.map[1], last)]
         if end <= start:
             continue
-        # Link definitions and the like make no token; their lines are still text of the document.
+        # Link definitions and the like have no token, but their lines are text of the document.
         blocks += paragraphs(text, covered, start)
         covered = end
         piece = text[start:end]

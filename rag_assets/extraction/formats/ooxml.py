@@ -1,6 +1,6 @@
-"""The zip container that Word, PowerPoint and Excel files share: what kind it is, and whether it is safe to open.
+"""The zip container of Word, PowerPoint and Excel files: its kind, and whether it is safe to open.
 
-A zip may claim any size for its entries, so the container is inflated and counted here before any library sees it.
+A zip may declare any size for its entries, so the container is inflated and measured before a library opens it.
 """
 
 import io
@@ -8,8 +8,8 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 
@@ -17,10 +17,10 @@ ZIP_SIGNATURE: Final = b"PK\x03\x04"
 
 MAX_INFLATED_BYTES: Final = 256 * 1024 * 1024
 MAX_MARKUP_BYTES: Final = 96 * 1024 * 1024
-"""Of one XML entry: the libraries make a tree of it, which takes some ten times its size."""
+"""Limit of one XML entry, because its tree takes about ten times as much memory."""
 MAX_ENTRIES: Final = 10_000
 MAX_RATIO: Final = 200
-# Small files reach high ratios honestly: a repetitive table of a few megabytes does no harm.
+# Smaller files may exceed the ratio: a repetitive table of a few megabytes is harmless.
 _RATIO_APPLIES_FROM: Final = 32 * 1024 * 1024
 
 _STEP: Final = 256 * 1024
@@ -28,15 +28,15 @@ _LOCAL_HEADER: Final = struct.Struct("<4s22xHH")
 _CONTENT_TYPES: Final = "[Content_Types].xml"
 _ROOT_RELATIONS: Final = "_rels/.rels"
 
-# Office never declares a document type; whoever does wants entities expanded.
+# Office never declares a document type; an attacker does, to expand entities.
 _DOCTYPES: Final = tuple("<!DOCTYPE".encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be"))
 _LONGEST_DOCTYPE: Final = max(map(len, _DOCTYPES))
 
 _STRICT: Final = b"http://purl.oclc.org/ooxml/"
 _STRICT_NAME = re.compile(rb"http://purl\.oclc\.org/ooxml/([A-Za-z]{1,40})/([A-Za-z]{1,40})(/[A-Za-z]{1,40})?")
-# The names that differ between the two in more than their beginning.
+# Names that differ between the dialects in more than their prefix.
 _HYPHENATED: Final = {b"extendedProperties": b"extended-properties", b"customProperties": b"custom-properties"}
-# Macros, templates and slide shows hold what an ordinary file holds; the libraries look at the name only.
+# Files with macros, templates and slide shows have ordinary content, but the libraries reject their content types.
 _ORDINARY_TYPES: Final = (
     (
         re.compile(rb"application/vnd\.(?:ms-word\.|openxmlformats-officedocument\.wordprocessingml\.)"
@@ -52,7 +52,7 @@ _ORDINARY_TYPES: Final = (
 
 
 def zip_names(data: bytes) -> list[str]:
-    """The entry names of a zip; none where its directory cannot be read."""
+    """Return the entry names of a zip; empty if its directory is unreadable."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return archive.namelist()
@@ -60,18 +60,35 @@ def zip_names(data: bytes) -> list[str]:
         return []
 
 
-def holds_part(data: bytes, start: str, end: str = ".xml") -> bool:
-    """Whether the content is a zip with an entry of that beginning and end, like `word/document` and `.xml`."""
+def holds_part(data: bytes, start: str) -> bool:
+    """Return whether the content is a zip with an XML entry whose name starts like that (`word/document`)."""
     return data.startswith(ZIP_SIGNATURE) and any(
-        name.startswith(start) and name.endswith(end) for name in zip_names(data)
+        name.startswith(start) and name.endswith(".xml") for name in zip_names(data)
     )
 
 
-def open_package(data: bytes) -> bytes:
-    """The container, measured and found harmless, in the dialect that the libraries read.
+def walk(root: Any, inside: Callable[[Any], Any]) -> Iterator[Any]:
+    """Yield the descendants of an XML element in order; `inside` returns the element to descend into, or None.
 
-    Files in the Strict dialect, with macros, and templates come back rewritten; every other comes back as it is.
-    Raises ExtractionError: too_large where it inflates beyond the limits, encrypted, malformed.
+    A loop, because documents may nest deeper than Python can recurse.
+    """
+    pending = [root.iterchildren()]
+    while pending:
+        element = next(pending[-1], None)
+        if element is None:
+            pending.pop()
+            continue
+        yield element
+        entered = inside(element)
+        if entered is not None:
+            pending.append(entered.iterchildren())
+
+
+def open_package(data: bytes) -> bytes:
+    """Return the container in the dialect that the libraries read, once it is measured and safe.
+
+    Files in the Strict dialect, files with macros and templates are rewritten. Raises ExtractionError: too_large if it
+    inflates beyond the limits, encrypted, malformed.
     """
     _measure(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -105,7 +122,7 @@ def _is_markup(name: str) -> bool:
 
 
 def _measure(data: bytes) -> None:
-    """Inflate every entry without keeping it, and count."""
+    """Inflate every entry to check the limits, without keeping it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
@@ -115,7 +132,8 @@ def _measure(data: bytes) -> None:
     total = 0
     for entry in entries:
         if entry.flag_bits & 1:
-            raise ExtractionError(QuarantineReason.ENCRYPTED, "an entry of the container is encrypted; save it without")
+            detail = "an entry of the container is encrypted; save the file without a password"
+            raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
         markup = _is_markup(entry.filename)
         size = 0
         before = b""
@@ -123,36 +141,37 @@ def _measure(data: bytes) -> None:
             size += len(piece)
             total += len(piece)
             if total > limit:
-                detail = f"{len(data)} bytes inflate to more than {limit // 2**20} MiB; save the document anew"
+                detail = f"{len(data)} bytes inflate to more than {limit // 2**20} MiB; save the document again"
                 raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
             if not markup:
                 continue
             if size > MAX_MARKUP_BYTES:
-                detail = f"one part of the file holds more than {MAX_MARKUP_BYTES // 2**20} MiB of XML; split the file"
+                detail = f"one part of the file has more than {MAX_MARKUP_BYTES // 2**20} MiB of XML; split the file"
                 raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
             seam = before + piece[:_LONGEST_DOCTYPE]
             if any(doctype in piece or doctype in seam for doctype in _DOCTYPES):
-                detail = "its XML declares a document type, which no Office program writes; save the document anew"
+                detail = "its XML declares a document type, which Office never writes; save the document again"
                 raise ExtractionError(QuarantineReason.MALFORMED, detail)
             before = piece[-_LONGEST_DOCTYPE:]
-        # Libraries allocate by the declared size and read past it: only an honest container goes on.
+        # Libraries allocate the declared size but read past it, so it must be true.
         if size != entry.file_size:
-            detail = f"an entry declares {entry.file_size} bytes and holds {size}; save the document anew"
+            detail = f"an entry declares {entry.file_size} bytes but has {size}; save the document again"
             raise ExtractionError(QuarantineReason.MALFORMED, detail)
 
 
 def _inflate(data: bytes, entry: zipfile.ZipInfo) -> Iterator[bytes]:
-    """What an entry inflates to, in pieces of at most `_STEP` bytes (a stored entry in one)."""
+    """Yield the content of an entry in pieces of at most `_STEP` bytes (a stored entry in one)."""
     signature, name_length, extra_length = _LOCAL_HEADER.unpack_from(data, entry.header_offset)
     start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     stop = start + entry.compress_size
     if signature != ZIP_SIGNATURE or stop > len(data):
-        raise ExtractionError(QuarantineReason.MALFORMED, "the container is cut off or damaged; upload it again")
+        raise ExtractionError(QuarantineReason.MALFORMED, "the container is truncated or damaged; upload it again")
     if entry.compress_type == zipfile.ZIP_STORED:
         yield data[start:stop]
         return
     if entry.compress_type != zipfile.ZIP_DEFLATED:
-        raise ExtractionError(QuarantineReason.MALFORMED, "the container uses a compression that Office does not")
+        detail = "the container uses a compression that Office does not; save the document again"
+        raise ExtractionError(QuarantineReason.MALFORMED, detail)
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     for position in range(start, stop, _STEP):
         waiting = data[position : min(stop, position + _STEP)]

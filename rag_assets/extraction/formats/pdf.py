@@ -1,7 +1,7 @@
-"""PDF: the text page by page, with lines put back together into headings, paragraphs and lists.
+"""PDF: the text page by page, with lines joined to headings, paragraphs and lists.
 
-PDF stores positions, not structure, so paragraphs are guessed from how lines end and how long they are, and headings
-from lines that are set larger than most of the text.
+PDF stores positions instead of structure, so paragraphs are guessed from the ends and lengths of lines, and headings
+from their font size.
 """
 
 import io
@@ -23,24 +23,24 @@ PDF_MEDIA_TYPE: Final = "application/pdf"
 _HEADER: Final = b"%PDF-"
 _HEADER_WITHIN: Final = 1024
 
-# PDFium's error codes for a document that wants a password, and for a security handler it does not know.
+# PDFium's error codes for a document with a password, and for an unknown security handler.
 _ERR_PASSWORD: Final = 4
 _ERR_SECURITY: Final = 5
 
-# PDFium marks a hyphen that it found at a line's end with the first, and joins the lines. The second survives
-# normalisation, which takes control characters out.
+# PDFium replaces the hyphen at the end of a line with the first, and joins the lines. The second is not removed by
+# normalisation.
 _PDFIUM_HYPHEN: Final = "\x02"
 _LINE_END_HYPHEN: Final = "\ufffe"
-_LOCKED: Final = "the PDF opens with a password only; upload a copy without it"
+_LOCKED: Final = "the PDF needs a password; upload a copy without it"
 
 MAX_PAGES: Final = 50_000
 MAX_CHARACTERS: Final = 64 * 1024 * 1024
 _MAX_SECOND_BYTES: Final = 32 * 1024 * 1024
 _MAX_SECOND_PAGES: Final = 1000
 
-# Lines that repeat from page to page: how many pages it takes, what share of them, how many lines at an edge.
+# Lines that repeat from page to page: minimum pages, minimum share of the pages, maximum lines at an edge.
 _RUNNING_FROM: Final = 4
-_RUNNING_SHARE: Final = 0.3  # of all pages where only left or only right ones have it, else twice that
+_RUNNING_SHARE: Final = 0.3  # of all pages if only left or only right pages have the line, else twice that
 _MAX_RUNNING: Final = 3
 _SHORT_LINE: Final = 40
 _DIGITS = re.compile(r"\d{1,6}")
@@ -48,7 +48,7 @@ _DIGITS_AT_ENDS = re.compile(
     r"(?<![^\W_])\d{1,6}(?=\W*\Z)|(?<=\A)\d{1,6}\b|(?<=\A-)\d{1,6}\b|\d{1,6}(?= (?:of|von|de|sur|di) \d)"
 )
 
-# A line set this much larger than most of the text is a heading, as long as not too much of the text is.
+# A line this much larger than most of the text is a heading, unless a large share of the text is.
 _HEADING_SCALE: Final = 1.1
 _MAX_HEADING: Final = 120
 _MAX_HEADING_LINES: Final = 3
@@ -62,9 +62,9 @@ _NUMBER = re.compile(r"(?:\d{1,3}|[A-Za-z])[.)]\s+(?=\S)")
 _SENTENCE_END = re.compile(r"[.!?:;。！？：；][\"'”’»)\]」』）]*\Z")
 _CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 
-# A line this much shorter than the full lines of its page did not end for want of room.
+# A line below this share of a full line did not end for lack of space.
 _SHORT: Final = 0.75
-# Titles that programs write by themselves: file names and what was never filled in.
+# Titles that programs write by default, such as file names.
 _NO_TITLE = re.compile(
     r"(?:microsoft \w+ - .*|untitled.*|powerpoint presentation|slide \d+"
     r"|.*\.(?:pdf|docx?|pptx?|xlsx?|od[tspg]|indd|tex|qxd|dvi))?\Z",
@@ -73,17 +73,17 @@ _NO_TITLE = re.compile(
 
 
 def looks_like_pdf(data: bytes) -> bool:
-    """Whether a PDF header stands in the first kilobyte, where readers look for it."""
+    """Return whether there is a PDF header in the first kilobyte, where readers expect it."""
     return _HEADER in data[:_HEADER_WITHIN]
 
 
 def extract_pdf(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError: encrypted where a password is needed, malformed where a page cannot be read."""
+    """Parse a file; raise ExtractionError: encrypted, too_large, or malformed if a page is unreadable."""
     title, found = _read(data)
     document = DocumentBuilder(PDF_MEDIA_TYPE, "" if _NO_TITLE.match(title) else title)
     pages = without_running_lines([page.text for page in found])
     levels = _heading_levels(found)
-    # A compound that stands unbroken somewhere keeps its hyphen where a line end broke it.
+    # A compound that occurs unbroken somewhere keeps its hyphen at the end of a line.
     compounds = {match.group().lower() for page in pages for match in _COMPOUND.finditer(page)}
     for number, page in enumerate(pages, start=1):
         _add_page(document, _join_hyphenated(page, compounds), number, levels[number - 1])
@@ -92,16 +92,16 @@ def extract_pdf(data: bytes) -> ExtractedDocument:
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """The text of a page, and the sizes (in points) of its lines that are larger than its usual text."""
+    """The text of a page, and the sizes (in points) of the lines that are larger than most of it."""
 
     text: str
     larger: dict[str, float] = field(default_factory=dict[str, float])
     characters: Counter[float] = field(default_factory=Counter[float])
-    """How many characters there are of each size."""
+    """Number of characters of each size."""
 
 
 def _read(data: bytes) -> tuple[str, list[_Page]]:
-    """The title, and the pages; from pypdf whatever PDFium cannot open."""
+    """Return the title and the pages; pypdf reads what PDFium cannot."""
     import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
 
     pdf: Any
@@ -110,8 +110,8 @@ def _read(data: bytes) -> tuple[str, list[_Page]]:
     except pypdfium2.PdfiumError as error:
         if getattr(error, "err_code", None) in (_ERR_PASSWORD, _ERR_SECURITY):
             raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED) from error
-        with _second_reader(data, error) as pages:
-            return "", _bounded(range(len(pages)), lambda index: _Page(_second_text(pages, index)))
+        with _second_reader(data, error) as pages:  # without sizes, and so without headings
+            return "", _bounded(range(len(pages)), lambda index: _Page(pages[index].extract_text()))
     with closing(pdf):
         title = one_line(normalise(pdf.get_metadata_value("Title")))
 
@@ -120,17 +120,16 @@ def _read(data: bytes) -> tuple[str, list[_Page]]:
                 return _read_page(pdf, index)
             except pypdfium2.PdfiumError as error:
                 with _second_reader(data, error) as pages:
-                    return _Page(_second_text(pages, index))
+                    return _Page(pages[index].extract_text())
 
         return title, _bounded(range(len(pdf)), read_page)
 
 
 def _bounded(pages: range, read: Callable[[int], _Page]) -> list[_Page]:
-    """The pages with their text normalised, as long as they are no more than a document has."""
+    """Return the pages with normalised text; raise ExtractionError beyond the limits."""
     if len(pages) > MAX_PAGES:
-        raise ExtractionError(
-            QuarantineReason.TOO_LARGE, f"{len(pages)} pages; the limit is {MAX_PAGES}, split the file"
-        )
+        detail = f"{len(pages)} pages; the limit is {MAX_PAGES}, split the file"
+        raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
     found: list[_Page] = []
     characters = 0
     for index in pages:
@@ -145,17 +144,17 @@ def _bounded(pages: range, read: Callable[[int], _Page]) -> list[_Page]:
 
 @contextmanager
 def _second_reader(data: bytes, error: Exception) -> Generator[Any]:
-    """The pages of a file that PDFium gave up on with `error`, read by pypdf.
+    """Yield the pages of a file that PDFium failed to read with `error`, read by pypdf.
 
-    It is slow, so that it gets no more than a file of moderate size, and its opinion ends the matter.
+    pypdf is slow, so it only gets files of moderate size.
     """
-    damaged = "neither PDFium nor pypdf can read the file; it may be cut off, open it in a reader and save it anew"
+    damaged = "neither PDFium nor pypdf can read the file; it may be truncated: open it in a reader and save it again"
     if len(data) > _MAX_SECOND_BYTES:
         raise ExtractionError(QuarantineReason.MALFORMED, damaged) from error
 
     import pypdf
 
-    # It logs every fault that it finds; that there are faults is why it was asked.
+    # It logs every defect of a file that is known to be defective.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
         with pypdf.PdfReader(io.BytesIO(data), strict=False) as reader:
@@ -167,27 +166,22 @@ def _second_reader(data: bytes, error: Exception) -> Generator[Any]:
     except (ExtractionError, MemoryError):
         raise
     except Exception as second:
-        # Deeply broken files make it raise almost anything, from KeyError to RecursionError.
+        # Defective files make it raise almost anything, from KeyError to RecursionError.
         raise ExtractionError(QuarantineReason.MALFORMED, damaged) from second
 
 
-def _second_text(pages: Any, index: int) -> str:
-    # The fallback has no sizes, and so no headings.
-    return pages[index].extract_text()
-
-
 def without_running_lines(pages: list[str]) -> list[str]:
-    """The pages without the lines that run along most of them: headers, footers, page numbers.
+    """Remove headers, footers and page numbers.
 
-    A line is one of them where it stands first or last (or next to another one of them) on most pages, the same each
-    time but for a number that counts with the pages. Its first occurrence stays, so that no words are lost.
+    These are the first or last lines (or lines next to such a line) that are equal on most pages, except for a number
+    that counts with the pages. The first occurrence stays unless it is only a number.
     """
     if len(pages) < _RUNNING_FROM:
         return pages
     lines = [page.split("\n") for page in pages]
     dropped: set[tuple[int, int]] = set()
     for backwards in (False, True):
-        # The lines with words of each page, from the edge inwards.
+        # The lines of each page that are not blank, from the edge inwards.
         inwards = [[index for index, line in enumerate(page) if line.strip()] for page in lines]
         for order in inwards if backwards else ():
             order.reverse()
@@ -200,7 +194,6 @@ def without_running_lines(pages: list[str]) -> list[str]:
             for found in series.values():
                 if not _is_running(found, len(pages)):
                     continue
-                # A number alone says nothing even the first time.
                 kept = 1 if any(map(str.isalpha, found[0][1])) else 0
                 dropped |= {(page, inwards[page][0]) for page, _ in found[kept:]}
                 for page, _ in found:
@@ -212,16 +205,16 @@ def without_running_lines(pages: list[str]) -> list[str]:
 
 
 def _is_running(found: list[tuple[int, str]], pages: int) -> bool:
-    # Left and right pages often have lines of their own.
+    # Left and right pages often have different lines.
     sides = len({page % 2 for page, _ in found})
     often = len(found) >= max(_RUNNING_FROM, _RUNNING_SHARE * sides * pages)
     return often and (len({line for _, line in found}) == 1 or _counts_pages(found))
 
 
 def _counts_pages(found: list[tuple[int, str]]) -> bool:
-    """Whether one number in all these lines goes up with the pages, where a page number stands.
+    """Return whether a number in these lines increases with the pages.
 
-    That is at either end of the line or anywhere in a short one ("Page 3 of 10"); numbers inside prose are its own.
+    Page numbers are at either end of the line, or anywhere in a short one ("Page 3 of 10").
     """
     candidates: set[int] | None = None
     for page, line in found:
@@ -240,14 +233,14 @@ def _read_page(pdf: Any, index: int) -> _Page:
         characters[size] += len(line)
     if not characters:
         return _Page(text)
-    # Only these are kept of thousands of pages; on a page of one size, which may hold a title alone, all.
+    # Keep the lines larger than usual, or all if the page has one size: it may be a title page.
     usual = max(characters, key=lambda size: (characters[size], -size)) if len(characters) > 1 else 0.0
     larger = {line: size for line, size in sizes.items() if size > usual and len(line) <= _MAX_HEADING}
     return _Page(text, larger, characters)
 
 
 def _line_sizes(text_page: Any) -> Iterator[tuple[str, float]]:
-    """The lines of a page that have words, each with the size of its smallest letters, to half a point."""
+    """Yield the lines of a page that have words, with the median size of three letters, to half a point."""
     import pypdfium2.raw  # pyright: ignore[reportMissingTypeStubs]
 
     raw: Any = pypdfium2.raw
@@ -257,7 +250,7 @@ def _line_sizes(text_page: Any) -> Iterator[tuple[str, float]]:
         letters = [position for position, character in enumerate(line) if character.isalnum()]
         if letters:
             sizes: list[float] = []
-            # A large initial or a small footnote mark is not the size of its line.
+            # The median of three ignores a large initial or a small footnote mark.
             for position in {letters[0], letters[len(letters) // 2], letters[-1]}:
                 character = raw.FPDFText_GetCharIndexFromTextIndex(text_page, start + position)
                 size = float(raw.FPDFText_GetFontSize(text_page, character))
@@ -269,7 +262,7 @@ def _line_sizes(text_page: Any) -> Iterator[tuple[str, float]]:
 
 
 def _heading_levels(pages: list[_Page]) -> list[dict[str, int]]:
-    """For each page the level of those lines that are headings: the larger they are set, the higher they stand."""
+    """Return the levels of the lines of each page that are headings; the largest size is level 1."""
     characters: Counter[float] = Counter()
     for page in pages:
         characters.update(page.characters)
@@ -277,7 +270,7 @@ def _heading_levels(pages: list[_Page]) -> list[dict[str, int]]:
         return [{} for _ in pages]
     body = max(characters, key=lambda size: (characters[size], -size))
     large = {size for size in characters if size >= _HEADING_SCALE * body}
-    # Where much of the text is large, as on slides, size says nothing.
+    # If much of the text is large, as on slides, size means nothing.
     if sum(characters[size] for size in large) > _MAX_HEADING_SHARE * characters.total():
         return [{} for _ in pages]
     found = [
@@ -301,7 +294,7 @@ def _join_hyphenated(text: str, compounds: set[str]) -> str:
             return f"{before}-{after}"
         if before[-1].islower() and after[0].islower():
             return before + after
-        # Names and numbers (Rolls-Royce, 2019-20): the hyphen is theirs.
+        # Names and numbers keep their hyphen (Rolls-Royce, 2019-20).
         return f"{before}-{after}"
 
     return _HYPHENATED.sub(join, text).replace(_LINE_END_HYPHEN, "")
@@ -315,7 +308,7 @@ def _add_page(document: DocumentBuilder, text: str, number: int, levels: dict[st
     full = lengths[len(lengths) * 9 // 10]
     for level, run in groupby(lines, key=lambda line: levels.get(line, 0)):
         piece = list(run)
-        # A heading breaks over a line or two; more large lines than that are an address, a table, a quotation.
+        # A heading has a few lines at most; more large lines are an address, a table or a quotation.
         if level and len(piece) <= _MAX_HEADING_LINES:
             document.add(BlockKind.HEADING, _join_lines(piece), level=level, page=number)
         else:
@@ -323,17 +316,14 @@ def _add_page(document: DocumentBuilder, text: str, number: int, levels: dict[st
 
 
 def _add_lines(document: DocumentBuilder, lines: list[str], full: int, number: int) -> None:
-    items: list[str] = []
     for paragraph in _paragraphs(lines, full):
         bullet = _BULLET.match(paragraph) or _NUMBER.match(paragraph)
         if bullet:
             mark = "- " if _BULLET.match(paragraph) else bullet.group()
-            items.append(mark + paragraph[bullet.end() :])
-            continue
-        document.add(BlockKind.LIST, "\n".join(items), page=number)
-        items.clear()
-        document.add(BlockKind.PARAGRAPH, paragraph, page=number)
-    document.add(BlockKind.LIST, "\n".join(items), page=number)
+            document.add_item(paragraph[bullet.end() :], mark=mark, page=number)
+        else:
+            document.add(BlockKind.PARAGRAPH, paragraph, page=number)
+    document.end_list()
 
 
 def _paragraphs(lines: list[str], full: int) -> list[str]:
@@ -351,15 +341,15 @@ def _paragraphs(lines: list[str], full: int) -> list[str]:
 
 
 def _is_break(line: str, following: str, full: int) -> bool:
-    """Whether a paragraph ends with `line`, on a page whose full lines have about `full` characters."""
+    """Return whether a paragraph ends with `line`; full lines of the page have about `full` characters."""
     if _BULLET.match(following) or _NUMBER.match(following):
         return True
     ended = _SENTENCE_END.search(line) is not None
-    starts_anew = not following[0].islower()
+    starts_sentence = not following[0].islower()
     if len(line) < _SHORT * full:
-        return ended or starts_anew
-    # A short line after a finished sentence is a heading more often than a last line.
-    return ended and starts_anew and len(following) < _SHORT * full and not _SENTENCE_END.search(following)
+        return ended or starts_sentence
+    # A short line after a finished sentence is more often a heading than a last line.
+    return ended and starts_sentence and len(following) < _SHORT * full and not _SENTENCE_END.search(following)
 
 
 def _join_lines(lines: list[str]) -> str:

@@ -1,21 +1,16 @@
-"""PowerPoint presentations (pptx, pptm, slide shows and templates): one page a slide, in reading order.
+"""PowerPoint presentations (pptx, pptm, slide shows and templates): one page per slide, in reading order.
 
-Shapes come in the order in which they are drawn, which is also the one that screen readers follow; the title comes
-first wherever it stands. Hidden slides are read, because they hold what a speaker keeps for questions.
+The title comes first, then the shapes in drawing order, which screen readers follow, too. Hidden slides are included,
+because they have the answers to expected questions.
 """
-
-from __future__ import annotations
 
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
-from rag_assets.extraction.formats.ooxml import holds_part, open_package
-
-if TYPE_CHECKING:
-    from pptx.presentation import Presentation
+from rag_assets.extraction.formats.ooxml import open_package, walk
 
 PPTX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
 
@@ -27,30 +22,26 @@ _R: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/relationship
 _MC: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
 
 _TITLES: Final = frozenset({"title", "ctrTitle"})
-# What stands on every slide alike.
+# Placeholders that repeat on every slide.
 _FURNITURE: Final = frozenset({"dt", "ftr", "hdr", "sldNum"})
-# Placeholders whose paragraphs have bullets unless something says otherwise.
+# Placeholders whose paragraphs have bullets by default.
 _BULLETED: Final = frozenset({"body", "obj", ""})
 _BULLETS: Final = (f"{_A}buChar", f"{_A}buAutoNum", f"{_A}buBlip")
-_MAX_INDENT: Final = 8
+_SHAPES: Final = frozenset({f"{_P}sp", f"{_P}graphicFrame", f"{_P}cxnSp"})
+_MAX_LEVEL: Final = 9
 _MAX_CHART_ROWS: Final = 1000
 _NO_TITLES: Final = frozenset({"", "powerpoint presentation", "powerpoint-präsentation", "presentation", "untitled"})
 
 
-def looks_like_pptx(data: bytes) -> bool:
-    """Whether the content is a zip that holds a PowerPoint presentation."""
-    return holds_part(data, "ppt/presentation")
-
-
 def extract_pptx(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError where the container is not safe to open (see `ooxml`)."""
+    """Parse a file; raise ExtractionError if its container is unsafe to open (see `ooxml`)."""
     package = open_package(data)
 
     import pptx
 
     presentation = pptx.Presentation(io.BytesIO(package))
     document = DocumentBuilder(PPTX_MEDIA_TYPE)
-    for number, slide in enumerate(_slides(presentation), start=1):
+    for number, slide in enumerate(_slides(presentation.part), start=1):
         _SlideReader(slide, number, document).read()
     core_title = one_line(presentation.core_properties.title or "")
     if core_title.lower() not in _NO_TITLES:
@@ -58,18 +49,16 @@ def extract_pptx(data: bytes) -> ExtractedDocument:
     return document.build()
 
 
-def _slides(presentation: Presentation) -> Iterator[Any]:
-    """The parts of the slides in their order; a slide that is listed and not there is passed over."""
-    part: Any = presentation.part
-    root: Any = part._element  # its own list of slides raises on the first one that is missing
-    for slide in root.iter(f"{_P}sldId"):
+def _slides(part: Any) -> Iterator[Any]:
+    """Yield the parts of a presentation's slides in order; skip slides that are listed but missing."""
+    for slide in part._element.iter(f"{_P}sldId"):  # `presentation.slides` raises if a slide is missing
         related = _related(part, slide.get(f"{_R}id"))
         if related is not None and getattr(related, "_element", None) is not None:
             yield related
 
 
 def _related(part: Any, identifier: str | None) -> Any:
-    """The part that a relationship leads to, or None where it leads nowhere or out of the file."""
+    """Return the part that a relationship refers to; None if it is missing or outside the file."""
     if identifier is None or identifier not in part.rels or part.rels[identifier].is_external:
         return None
     return part.rels[identifier].target_part
@@ -77,7 +66,7 @@ def _related(part: Any, identifier: str | None) -> Any:
 
 @dataclass(slots=True)
 class _SlideReader:
-    """Reads the shapes of one slide into blocks of its page."""
+    """Reads the shapes of one slide into the blocks of a page."""
 
     part: Any
     page: int
@@ -85,6 +74,7 @@ class _SlideReader:
     _layout: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def read(self) -> None:
+        """Add the title, the shapes and the notes of the slide."""
         tree = self.part._element.find(f"{_P}cSld/{_P}spTree")
         if tree is None:
             return
@@ -123,22 +113,17 @@ class _SlideReader:
             return
         lines = list(_paragraphs(shape))
         bulleted = kind in _BULLETED and len(lines) > 1
-        items: list[str] = []
         for paragraph, text in lines:
-            depth = min(_depth(paragraph), _MAX_INDENT)
             if self._has_bullet(shape, paragraph, index, bulleted):
-                indent = "  " * depth
-                items.append(f"{indent}- " + text.replace("\n", f"\n{indent}  "))
-                continue
-            self.document.add(BlockKind.LIST, "\n".join(items), page=self.page)
-            items.clear()
-            self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
-        self.document.add(BlockKind.LIST, "\n".join(items), page=self.page)
+                self.document.add_item(text, depth=_depth(paragraph), page=self.page)
+            else:
+                self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
+        self.document.end_list()
 
     def _has_bullet(self, shape: Any, paragraph: Any, index: str, default: bool) -> bool:
-        """What the paragraph says, else its shape's list style, else the layout's, else the `default`."""
+        """Return whether the paragraph, else its shape's list style, else the layout's sets a bullet."""
         said_by = [paragraph.find(f"{_A}pPr")]
-        level = f"{_P}txBody/{_A}lstStyle/{_A}lvl{min(_depth(paragraph), _MAX_INDENT) + 1}pPr"
+        level = f"{_P}txBody/{_A}lstStyle/{_A}lvl{min(_depth(paragraph) + 1, _MAX_LEVEL)}pPr"
         said_by += [holder.find(level) for holder in (shape, self._layout.get(index)) if holder is not None]
         for properties in said_by:
             if properties is None:
@@ -166,7 +151,7 @@ class _SlideReader:
                 self._diagram(data.blob)
 
     def _chart(self, chart: Any) -> None:
-        """The title, and what is drawn as a table: a row for each category, a column for each series."""
+        """Add the title and the data of a chart as a table with a row per category and a column per series."""
         title = chart.find(f"{_C}chart/{_C}title")
         if title is not None:
             text = "\n".join(text for _, text in _paragraphs(title))
@@ -184,30 +169,26 @@ class _SlideReader:
         self.document.add(BlockKind.TABLE, "\n".join(filter(None, rows)), page=self.page)
 
     def _diagram(self, blob: bytes) -> None:
-        """The words of a SmartArt, one line for each of its points."""
+        """Add the text of a SmartArt graphic, an item per point."""
         from pptx.oxml import parse_xml
 
         root = cast("Any", parse_xml(blob))
-        points = ("\n".join(text for _, text in _paragraphs(point)) for point in root.iter(f"{_DIAGRAM}pt"))
-        items = ["- " + point.replace("\n", "\n  ") for point in points if point]
-        self.document.add(BlockKind.LIST, "\n".join(items), page=self.page)
+        for point in root.iter(f"{_DIAGRAM}pt"):
+            text = "\n".join(text for _, text in _paragraphs(point))
+            if text:
+                self.document.add_item(text, page=self.page)
+        self.document.end_list()
 
 
 def _shapes(tree: Any) -> Iterator[Any]:
-    """Shapes with words, inside groups too; of alternatives the first, and the fallback where there is no other."""
-    pending = [tree.iterchildren()]
-    while pending:
-        element = next(pending[-1], None)
-        if element is None:
-            pending.pop()
-        elif element.tag in (f"{_P}sp", f"{_P}graphicFrame", f"{_P}cxnSp"):
-            yield element
-        elif element.tag == f"{_MC}AlternateContent":
-            chosen = _first(element, "Choice", "Fallback", namespace=_MC)
-            if chosen is not None:
-                pending.append(chosen.iterchildren())
-        elif element.tag == f"{_P}grpSp":
-            pending.append(element.iterchildren())
+    """Yield the shapes with text, also those in groups; of alternatives the first, else the fallback."""
+
+    def inside(element: Any) -> Any:
+        if element.tag == f"{_MC}AlternateContent":
+            return _first(element, "Choice", "Fallback", namespace=_MC)
+        return element if element.tag == f"{_P}grpSp" else None
+
+    return (element for element in walk(tree, inside) if element.tag in _SHAPES)
 
 
 def _first(element: Any, *names: str, namespace: str = _C) -> Any:
@@ -215,7 +196,7 @@ def _first(element: Any, *names: str, namespace: str = _C) -> Any:
 
 
 def _placeholder(shape: Any) -> tuple[str | None, str]:
-    """Kind and index of a placeholder ('' is the kind of one for any object); the kind of another shape is None."""
+    """Return kind and index of a placeholder; '' is the kind for any object, None that of other shapes."""
     found = shape.find(f"{_P}nvSpPr/{_P}nvPr/{_P}ph")
     return (None, "none") if found is None else (found.get("type", ""), found.get("idx", "0"))
 
@@ -227,7 +208,7 @@ def _depth(paragraph: Any) -> int:
 
 
 def _paragraphs(element: Any) -> Iterator[tuple[Any, str]]:
-    """The paragraphs below an element that have words, each with its text."""
+    """Yield the paragraphs below an element that are not blank, with their text."""
     for paragraph in element.iter(f"{_A}p"):
         runs = ("\n" if run.tag == f"{_A}br" else run.text or "" for run in paragraph.iter(f"{_A}t", f"{_A}br"))
         text = "".join(runs).replace("\v", "\n").strip()
@@ -236,7 +217,7 @@ def _paragraphs(element: Any) -> Iterator[tuple[Any, str]]:
 
 
 def _points(element: Any) -> dict[int, str]:
-    """Index to value of the points that a chart keeps beside the workbook it was drawn from."""
+    """Return the values of a chart's points, by index; charts keep a copy of their workbook's data."""
     if element is None:
         return {}
     found: dict[int, str] = {}

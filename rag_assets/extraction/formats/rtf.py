@@ -1,7 +1,7 @@
 """Rich text (rtf): paragraphs, headings by style or outline level, lists, and tables row by row.
 
-Read by one pass over its tokens, in time linear in its size whatever it holds: the packaged readers search it with
-patterns that are quadratic on hostile input, and keep neither headings nor tables.
+Parsed in one pass over the tokens, so the time is linear in the size. Existing libraries use patterns that take
+quadratic time on hostile input, and keep neither headings nor tables.
 """
 
 import codecs
@@ -15,15 +15,14 @@ from rag_assets.extraction.document import BlockKind, DocumentBuilder, Extracted
 RTF_MEDIA_TYPE: Final = "application/rtf"
 
 _SIGNATURE: Final = b"{\\rtf"
-# A control word with its number, a byte in hexadecimal, a control symbol, a brace, a line end (which means nothing),
-# a run of text. The last alternative is a backslash at the very end.
+# A control word with its number, a hexadecimal byte, a control symbol, a brace, a line end (ignored), a run of text.
+# The last alternative is a backslash at the end of the file.
 _TOKEN = re.compile(
     rb"\\([a-zA-Z]{1,32})(-?[0-9]{1,10})?[ ]?|\\'([0-9a-fA-F]{2})|\\([^a-zA-Z])|([{}])|[\r\n]+|([^\\{}\r\n]+)|\\",
     re.DOTALL,
 )
 _HEADING_STYLE = re.compile(r"heading ([1-9])\b", re.IGNORECASE)
 _OUTLINE_LEVELS: Final = 9
-_MAX_INDENT: Final = 8
 _MAX_GROUPS: Final = 100_000
 
 _CHARACTERS: Final = {
@@ -32,20 +31,20 @@ _CHARACTERS: Final = {
     "nestcell": " ", "nestrow": " ", "~": "\u00a0", "_": "\u2011", "{": "{", "}": "}", "\\": "\\", "\n": "\n",
     "\r": "\n",
 }  # fmt: skip
-# Groups that are not text of the document. A star before an unknown word says so of any other.
+# Groups that are not text of the document, besides those that start with a star and an unknown word.
 _NOT_TEXT: Final = frozenset({
     "colortbl", "header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf", "footnote",
     "pict", "fldinst", "datafield", "objdata", "nonshppict", "listtable", "listoverridetable", "revtbl", "rsidtbl",
     "filetbl", "themedata", "datastore", "xmlnstbl", "bkmkstart", "bkmkend", "annotation", "atnid", "atnauthor",
     "shprslt", "sp", "generator", "latentstyles", "pgdsctbl", "xe", "tc", "info", "nonesttables",
 })  # fmt: skip
-# Where text goes that is read for what it says about the document.
+# Destinations of text that describes the document.
 _FONTS: Final = "fonttbl"
 _STYLES: Final = "stylesheet"
 _TITLE: Final = "title"
 _SKIP: Final = "skip"
 
-# Code page by the character set of a font, and of a document by the word that names it.
+# Code pages by the character set of a font, and by the control word of a document.
 _CHARSETS: Final = {
     77: "mac_roman", 128: "cp932", 129: "cp949", 130: "johab", 134: "gbk", 136: "cp950", 161: "cp1253",
     162: "cp1254", 163: "cp1258", 177: "cp1255", 178: "cp1256", 186: "cp1257", 204: "cp1251", 222: "cp874",
@@ -55,7 +54,7 @@ _DOCUMENT_CHARSETS: Final = {"ansi": "cp1252", "mac": "mac_roman", "pc": "cp437"
 
 
 class _State(NamedTuple):
-    """What a closing brace brings back."""
+    """The state that a closing brace restores."""
 
     destination: str = ""
     unicode_skip: int = 1
@@ -69,12 +68,12 @@ class _State(NamedTuple):
 
 
 def looks_like_rtf(data: bytes) -> bool:
-    """Whether the content opens like rich text."""
+    """Return whether the content starts like rich text."""
     return data[:64].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_SIGNATURE)
 
 
 def extract_rtf(data: bytes) -> ExtractedDocument:
-    """Raises ExtractionError(too_large) beyond the limit of a text."""
+    """Parse a file; raise ExtractionError if it is too large."""
     refuse_oversized(data)
     reader = _Reader()
     position, end = 0, len(data)
@@ -88,7 +87,7 @@ def extract_rtf(data: bytes) -> ExtractedDocument:
 
 @dataclass(slots=True)
 class _Reader:
-    """Follows the state of an rtf file from token to token and writes the paragraphs that end on the way."""
+    """Follows the state from token to token and writes paragraphs as they end."""
 
     document: DocumentBuilder = field(default_factory=lambda: DocumentBuilder(RTF_MEDIA_TYPE))
     codec: str = "cp1252"
@@ -101,7 +100,6 @@ class _Reader:
     _text: list[str] = field(default_factory=list[str])
     _cells: list[str] = field(default_factory=list[str])
     _rows: list[str] = field(default_factory=list[str])
-    _items: list[str] = field(default_factory=list[str])
     _fonts: dict[int, str] = field(default_factory=dict[int, str])
     _font: int = -1
     _levels: dict[int, int] = field(default_factory=dict[int, int])
@@ -109,7 +107,7 @@ class _Reader:
     _title: list[str] = field(default_factory=list[str])
 
     def take(self, token: re.Match[bytes]) -> int:
-        """Act on one token; the number of bytes after it that are no tokens."""
+        """Process one token; return how many bytes after it are not tokens."""
         word, number, hexadecimal, symbol, brace, run = token.groups()
         if run is not None:
             self._take_bytes(run)
@@ -129,16 +127,15 @@ class _Reader:
         return 0
 
     def finish(self) -> ExtractedDocument:
+        """Return the document."""
         self._end_paragraph()
-        self._end_row()
         self._end_table()
-        self._end_list()
         self.document.title = one_line("".join(self._title))
         return self.document.build()
 
     def _open(self) -> None:
         self._starred = False
-        # Nothing that a program writes nests so deep; whatever lies deeper shares one state.
+        # No program nests groups so deeply; all deeper groups share one state.
         if len(self._stack) < _MAX_GROUPS:
             self._stack.append(self.state)
         else:
@@ -165,17 +162,16 @@ class _Reader:
             self._add(chr(value % 0x10000))
         elif word == "bin":
             return max(0, value)
-        elif word in (_FONTS, _STYLES) or (word == _TITLE and state.destination == "info"):
+        elif word in (_FONTS, _STYLES, "info") or (word == _TITLE and state.destination == "info"):
             self._change(destination=word)
-        elif word == "info":
-            self._change(destination="info")
         elif word in ("ud", "shptxt"):
-            # The Unicode form of what was given before in another, and the words of a text box.
+            # The Unicode version of the text before it, and the text of a text box.
             self._change(destination="")
         elif word in ("listtext", "pntext"):
-            # The mark of a list item, as a picture of it.
+            # The mark of a list item is in a group of its own, but makes an item of the paragraph around it.
             self._change(destination=_SKIP, listed=True)
-            self._mark_listed()
+            if self._stack:
+                self._stack[-1] = self._stack[-1]._replace(listed=True)
         elif word in _NOT_TEXT or starred:
             self._change(destination=_SKIP)
         elif word in _CHARACTERS:
@@ -222,7 +218,7 @@ class _Reader:
         elif word in ("ls", "pnlvlblt", "pnlvlbody"):
             self._change(listed=on)
         elif word == "ilvl":
-            self._change(indent=min(max(0, value), _MAX_INDENT))
+            self._change(indent=max(0, value))
         elif word == "intbl":
             self._change(in_table=on)
         elif word == "ansicpg" or word in _DOCUMENT_CHARSETS:
@@ -232,11 +228,6 @@ class _Reader:
     def _change(self, **changes: object) -> None:
         self._flush()
         self.state = self.state._replace(**changes)  # pyright: ignore[reportArgumentType]
-
-    def _mark_listed(self) -> None:
-        # The mark stands in a group of its own; what it says holds for the paragraph around it.
-        if self._stack:
-            self._stack[-1] = self._stack[-1]._replace(listed=True)
 
     def _take_bytes(self, run: bytes) -> None:
         if self._to_skip:
@@ -248,7 +239,7 @@ class _Reader:
             self._bytes += run
 
     def _flush(self) -> None:
-        """Decode the bytes that came since the last change of anything; a character may take several of them."""
+        """Decode the bytes since the last change of state; a character may take several of them."""
         if self._bytes:
             data = bytes(self._bytes)
             self._bytes.clear()
@@ -292,20 +283,17 @@ class _Reader:
             return
         self._end_table()
         level = min(self.state.outline, 6) or self._levels.get(self.state.style, 0)
-        if self.state.listed and not level:
-            indent = "  " * self.state.indent
-            self._items.append(f"{indent}- " + text.replace("\n", f"\n{indent}  "))
-            return
-        self._end_list()
         if level:
             self.document.add(BlockKind.HEADING, one_line(text, len(text)), level=level)
+        elif self.state.listed:
+            self.document.add_item(text, depth=self.state.indent)
         else:
             self.document.add(BlockKind.PARAGRAPH, text)
 
     def _end_row(self) -> None:
         if not self._cells:
             return
-        self._end_list()
+        self.document.end_list()
         row = table_row(_joined([cell]) for cell in self._cells)
         self._cells.clear()
         if row:
@@ -314,15 +302,12 @@ class _Reader:
     def _end_table(self) -> None:
         self._end_row()
         rows, self._rows = self._rows, []
-        self.document.add(BlockKind.TABLE, "\n".join(rows))
-
-    def _end_list(self) -> None:
-        items, self._items = self._items, []
-        self.document.add(BlockKind.LIST, "\n".join(items))
+        if rows:
+            self.document.add(BlockKind.TABLE, "\n".join(rows))
 
 
 def _joined(parts: list[str]) -> str:
-    """The parts as one text, with characters beyond the basic plane made of the two halves that rtf writes."""
+    """Join the parts, and combine the surrogates that rtf writes for characters beyond the basic plane."""
     text = "".join(parts)
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,1 +1,1 @@
-"""Limited processes that parse untrusted documents."""
+"""Parse untrusted documents in processes with limited time and memory."""

@@ -1,8 +1,8 @@
-"""Parsing in processes of their own, with limits: whatever a document does to its parser, it does to nobody else.
+"""Parse documents in limited processes, so that a document that crashes its parser affects no other document.
 
-One document at a time goes to one process. A crash, a hang or a blow-up of memory ends that process and costs that
-document; the next one starts another. `multiprocessing` and `concurrent.futures` do not fit: one crash breaks a whole
-executor, nothing in it can be killed alone, and what comes back is a pickle.
+Each process parses one document at a time. A crash, a hang or excessive memory use only ends that process. The standard
+library's executors do not fit: one crash breaks the whole executor, a single process cannot be killed, and results are
+pickles.
 """
 
 import atexit
@@ -33,26 +33,26 @@ _COMMAND = (sys.executable, "-m", "rag_assets.extraction.sandbox.worker")
 
 @dataclass(frozen=True, slots=True)
 class ParserLimits:
-    """What one document may take, and how long a process lives."""
+    """Limits of a parser process."""
 
     seconds: int = 120
-    """Of the clock, and of CPU."""
+    """Per document, for wall-clock and for CPU time."""
     memory: int = 1536 * 2**20
-    """Bytes of address space of the process."""
+    """Bytes of address space."""
     documents: int = 500
-    """After so many documents a process makes room for a fresh one, whatever its libraries have leaked."""
+    """Documents after which a process is replaced, because libraries leak."""
 
 
 class ParserPool:
-    """Up to `workers` parser processes, started when there is work. Safe between threads.
+    """Up to `workers` parser processes, started on demand. Thread-safe.
 
-    `command` starts one; it is given the limits as arguments. Close the pool, or its processes end with this one.
+    `command` starts a process, with the limits as arguments. Without `close`, the processes end with this one.
     """
 
     def __init__(self, limits: ParserLimits, workers: int, *, command: Sequence[str] = _COMMAND) -> None:
         self._limits = limits
         self._command = (*command, str(limits.memory), str(limits.seconds))
-        # The last used first: what is warm stays warm, and a small run starts one process only.
+        # The last used process comes first, so that a small run starts only one.
         self._slots: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(workers):
             self._slots.put(None)
@@ -60,39 +60,31 @@ class ParserPool:
         self.started = 0
 
     def read(self, data: bytes, key: str) -> ParsedObject:
-        """The documents of one object; raises ExtractionError with the reason where there are none."""
+        """Parse one object; raise ExtractionError if it is unreadable, `ParserUnavailable` if no process starts."""
         worker = self._slots.get()
+        reusable = False
         try:
             answer = None
             if worker is not None:
                 try:
                     answer = worker.exchange(data, key, self._limits)
-                except _NotStarted:  # it died while it had nothing to do, which is no document's fault
+                except _NotStarted:  # it died while idle, so the document is not the cause
                     worker.end()
-                    worker = None
             if worker is None or answer is None:
                 self.started += 1
                 worker = _Worker(self._command)
                 answer = worker.exchange(data, key, self._limits)
             worn = worker.served >= self._limits.documents or answer.memory > self._limits.memory // 2
-            if worn or answer.reason is QuarantineReason.OUT_OF_MEMORY:
-                worker.end()
-                worker = None
+            reusable = not worn and answer.reason is not QuarantineReason.OUT_OF_MEMORY
         except _NotStarted as error:
-            if worker is not None:
-                worker.end()
-                worker = None
             raise ParserUnavailable(
-                f"no parser process can be started ({error}); look at its memory limit (RAG_PARSE_MEMORY)"
+                f"no parser process can be started ({error}); check its memory limit (RAG_PARSE_MEMORY)"
             ) from error
-        except BaseException:
-            # A crash, or a stop of this very process between question and answer: that answer is nobody's.
-            if worker is not None:
-                worker.end()
-                worker = None
-            raise
         finally:
-            self._slots.put(worker)
+            # After a crash or an interrupt, the process must not deliver this document's reply to the next caller.
+            if worker is not None and not reusable:
+                worker.end()
+            self._slots.put(worker if reusable else None)
         if answer.reading is not None:
             return answer.reading
         reason = answer.reason or QuarantineReason.MALFORMED
@@ -100,7 +92,7 @@ class ParserPool:
         raise ExtractionError(reason, detail)
 
     def close(self) -> None:
-        """End the processes; a document under way is waited for."""
+        """End the processes, after the documents that they are parsing."""
         for _ in range(self._workers):
             worker = self._slots.get()
             if worker is not None:
@@ -111,22 +103,22 @@ class ParserPool:
 
 @cache
 def warm_parsers(limits: ParserLimits, workers: int) -> ParserPool:
-    """The pool of that size, kept for the life of this process."""
+    """Return the pool with these limits, which lives as long as this process."""
     pool = ParserPool(limits, workers)
     atexit.register(pool.close)
     return pool
 
 
 class _NotStarted(Exception):
-    """The process ended before it started on the document."""
+    """The process ended before it started to parse the document."""
 
 
 class _Worker:
-    """One parser process, with one document in it at a time."""
+    """One parser process."""
 
     def __init__(self, command: Sequence[str]) -> None:
         self.served = 0
-        # Pipes of our own: those of Popen are of a type that says less.
+        # Own pipes, because those of Popen are less precisely typed.
         theirs, ours = os.pipe()
         self._sending = os.fdopen(ours, "wb")
         ours, answers_to = os.pipe()
@@ -136,18 +128,18 @@ class _Worker:
                 command,
                 stdin=theirs,
                 stdout=answers_to,
-                stderr=subprocess.DEVNULL,  # what parsers complain about quotes documents
+                stderr=subprocess.DEVNULL,  # warnings of parsers quote documents
                 env=_environment(),
-                start_new_session=True,  # Ctrl-C is for the parent to handle
+                start_new_session=True,  # the parent handles Ctrl-C
             )
         finally:
             os.close(theirs)
             os.close(answers_to)
 
     def exchange(self, data: bytes, key: str, limits: ParserLimits) -> ParserReply:
-        """Send a document and wait for the answer.
+        """Send a document and wait for the reply.
 
-        Raises ExtractionError when the process dies of it, and _NotStarted when it was dead before.
+        Raises ExtractionError if the document kills the process, and _NotStarted if it was dead before.
         """
         overdue = threading.Event()
 
@@ -160,7 +152,7 @@ class _Worker:
         timer.start()
         started = False
         try:
-            # A process that refuses a document has answered before it took all of it.
+            # A process that rejects a document replies before it has received all of it.
             with contextlib.suppress(BrokenPipeError):
                 write_message(self._sending, key.encode(errors="replace"), data)
             started = read_message(self._receiving, 0) is not None
@@ -170,7 +162,7 @@ class _Worker:
                 return answers().validate_json(message)
         except (ValueError, ValidationError) as error:
             self._process.kill()
-            detail = "its parser answered what is no answer; report the file"
+            detail = "its parser sent an invalid reply; report the file"
             raise ExtractionError(QuarantineReason.CRASHED, detail) from error
         finally:
             timer.cancel()
@@ -180,33 +172,33 @@ class _Worker:
         raise _death(status, limits, overdue=overdue.is_set())
 
     def end(self) -> None:
+        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._sending, self._receiving):
-            # What was not sent has nobody to go to.
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
 def _death(status: int, limits: ParserLimits, *, overdue: bool) -> ExtractionError:
     if overdue or status in (-signal.SIGXCPU, -signal.SIGALRM):
-        detail = f"parsing took longer than {limits.seconds} s (RAG_PARSE_SECONDS); split the file or save it anew"
+        detail = f"parsing took longer than {limits.seconds} s (RAG_PARSE_SECONDS); split the file or save it again"
         return ExtractionError(QuarantineReason.TIMED_OUT, detail)
-    if status == -signal.SIGKILL:  # the kernel's answer to a machine without memory left
+    if status == -signal.SIGKILL:  # the kernel killed it because the machine ran out of memory
         return ExtractionError(QuarantineReason.OUT_OF_MEMORY, _memory_detail(limits))
     how = signal.Signals(-status).name if -status in set(signal.Signals) else f"exit status {status}"
-    detail = f"its parser crashed ({how}); open the file and save it anew"
+    detail = f"its parser crashed ({how}); open the file and save it again"
     return ExtractionError(QuarantineReason.CRASHED, detail)
 
 
 def _memory_detail(limits: ParserLimits) -> str:
-    return f"parsing needs more than {limits.memory // 2**20} MiB (RAG_PARSE_MEMORY); split the file or save it anew"
+    return f"parsing needs more than {limits.memory // 2**20} MiB (RAG_PARSE_MEMORY); split the file or save it again"
 
 
 def _environment() -> dict[str, str]:
-    """Variables of a parser process: how to start, and no secret of ours."""
+    """Return the variables that a parser process needs to start, and no secrets."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     package_root = str(Path(__file__).parents[1])
     paths = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    # Many arenas of malloc would use up the address space that is limited.
+    # Many malloc arenas would use up the limited address space.
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MALLOC_ARENA_MAX": "2"}

@@ -1,8 +1,7 @@
-"""The process in which documents are parsed: reads one at a time from its input, answers, and trusts nobody's content.
+"""The process that parses documents: it reads one at a time from its input and replies on its output.
 
-`sandbox.pool` starts it with ``python -m``. A message is its length in eight bytes, then that many bytes. The pool
-sends a key and the document; the worker answers with an empty message when it starts parsing, then with the
-result as JSON.
+`sandbox.pool` starts it with ``python -m``. A message has its length in eight bytes, then the content. The pool sends
+a key and the document; the worker sends an empty message when it starts parsing, then the reply as JSON.
 """
 
 import contextlib
@@ -26,23 +25,23 @@ LENGTH = struct.Struct(">Q")
 
 @dataclass(frozen=True, slots=True)
 class ParserReply:
-    """What became of one document: a reading, or the reason why there is none."""
+    """The parsed object, or the reason why it is unreadable."""
 
     reading: ParsedObject | None
     reason: QuarantineReason | None = None
     detail: str = ""
     memory: int = 0
-    """Bytes of address space that the process holds after it; 0 where the system does not say."""
+    """Bytes of address space that the process uses afterwards; 0 if unknown."""
 
 
 @cache
 def answers() -> TypeAdapter[ParserReply]:
-    """Writes and validates answers. JSON, because a pickle from a process gone astray would run in the reader."""
+    """Return the adapter of replies. They are JSON because a compromised process's pickle could run code."""
     return TypeAdapter(ParserReply)
 
 
 def limit_memory(limit: int) -> None:
-    """Bound the address space, and forbid core dumps and files: a parser needs neither."""
+    """Limit the address space, and forbid core dumps and files, which parsers do not need."""
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     for forbidden in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
         resource.setrlimit(forbidden, (0, 0))
@@ -51,7 +50,7 @@ def limit_memory(limit: int) -> None:
 def main() -> None:
     """Parse until the input ends; the arguments are MEMORY_BYTES and SECONDS."""
     memory, seconds = int(sys.argv[1]), int(sys.argv[2])
-    # What a library prints must not get between the answers.
+    # Replace stdin and stdout, so that a library's output does not mix with the replies.
     incoming, outgoing = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -65,13 +64,13 @@ def main() -> None:
             return
         if data is None:
             return
-        write_message(outgoing, b"")  # from here on, what happens is this document's doing
+        write_message(outgoing, b"")  # from here on, the document is the cause of a crash
         with _limited_time(seconds):
             answer = _answer(data, key.decode())
         del data
         write_message(outgoing, answers().dump_json(answer))
         if answer.reason is QuarantineReason.OUT_OF_MEMORY:
-            return  # what is left of it may be too little for the next
+            return  # the remaining memory may be too little for the next document
 
 
 def _answer(data: bytes, key: str) -> ParserReply:
@@ -85,10 +84,7 @@ def _answer(data: bytes, key: str) -> ParserReply:
 
 @contextlib.contextmanager
 def _limited_time(seconds: int) -> Generator[None]:
-    """End the process when one document takes more CPU than that.
-
-    The alarm is for the case that nobody is left to end it: a parent that was killed cannot.
-    """
+    """End the process if one document takes more CPU time; the alarm ends it if the parent was killed."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime) + seconds + 1
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
@@ -101,20 +97,20 @@ def _limited_time(seconds: int) -> Generator[None]:
 
 def _address_space() -> int:
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # read after each document
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  # faster, and called after each document
             return int(file.read().split()[0]) * resource.getpagesize()
     except OSError:
         return 0
 
 
 def read_message(source: BinaryIO, limit: int | None = None) -> bytes | None:
-    """The next message; None at the end of the input. Raises ValueError for one longer than `limit`."""
+    """Read the next message; None at the end of the input. Raises ValueError if it is longer than `limit`."""
     head = source.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None
     (length,) = LENGTH.unpack(head)
     if limit is not None and length > limit:
-        raise ValueError(f"a message of {length} bytes, {limit} at most")
+        raise ValueError(f"a message of {length} bytes exceeds the limit of {limit}")
     message = source.read(length)
     return message if len(message) == length else None
 

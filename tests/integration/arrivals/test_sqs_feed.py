@@ -151,7 +151,7 @@ def test_a_handle_that_is_worth_nothing_any_more_is_reported_and_forgotten(mailb
     position = feed.poll({}, seconds=20).position
     good = list(position["handles"])
     delivery = feed.poll({"handles": ["never given out", *good]}, seconds=20)
-    assert delivery.note == "1 messages could not be deleted and come again"
+    assert delivery.note == "1 messages could not be deleted and will be delivered again"
     assert (delivery.position, mailbox.messages()) == ({"handles": []}, 0)
 
 

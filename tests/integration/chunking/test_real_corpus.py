@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from rag_assets.chunking.structure import StructureChunker
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import extract
+from tests.documents import extract
 
 pytestmark = [pytest.mark.corpus, pytest.mark.slow]
 WINDOW = 256

@@ -146,12 +146,14 @@ def test_an_asked_for_shard_is_observed_upstream(bench: Bench) -> None:
 
 def test_what_was_not_for_us_is_counted_and_asks_for_nothing(bench: Bench) -> None:
     bodies = (event("Oslo/people/x.md", "another"), "?", '{"Event": "s3:TestEvent"}', event("loose.md"), None)
-    bench.feed.deliveries.append(Delivery(bodies, {}, note="2 messages could not be deleted and come again"))
+    bench.feed.deliveries.append(
+        Delivery(bodies, {}, note="2 messages could not be deleted and will be delivered again")
+    )
     found = bench.tick()
     assert asked(found) == {}
     assert found.skip_message == (
         "5 messages named 0 objects (3 foreign, 1 test, 1 of keys outside region/department/); "
-        "0 shards requested, 0 waiting; 2 messages could not be deleted and come again"
+        "0 shards requested, 0 waiting; 2 messages could not be deleted and will be delivered again"
     )
 
 

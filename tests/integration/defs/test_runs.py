@@ -228,7 +228,7 @@ def test_a_row_too_many_stops_the_publish_until_whole_tables_are_compared(
     source.put(f"{shard}/parking.txt", b"Parking is free.")
     result = run_shard(instance, settings, shard)
     assert_kept_from_readers(result, settings.lake_uri, shard, before)
-    assert checks_of(result)["rows_reconcile"] == (False, "1 rows more or less than there are chunks")
+    assert checks_of(result)["rows_reconcile"] == (False, "row count differs from chunk count by 1")
 
     succeeded(run_shard(instance, settings, shard, {WHOLE_TAG: "true"}))
     assert {row["text"] for row in published_rows(settings.lake_uri, shard)} == {
@@ -250,7 +250,7 @@ def test_a_vector_that_is_not_of_unit_length_stops_the_publish(
 
     result = run_shard(instance, settings, shard)
     assert_kept_from_readers(result, settings.lake_uri, shard, before)
-    assert checks_of(result)["vectors_sound"] == (False, "1 of 1 sampled vectors are not of unit length")
+    assert checks_of(result)["vectors_sound"] == (False, "1 of 1 sampled vectors do not have unit length")
 
 
 @pytest.mark.parametrize("stage", [RAW_DOCUMENTS, CHUNKS, SHARDS])

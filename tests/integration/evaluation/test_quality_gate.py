@@ -206,7 +206,7 @@ def test_rows_lost_from_the_table_stop_the_publish(
     ids = sorted(row["chunk_id"] for row in stage_rows(bench.lake, SHARDS, bench.shard))
     with writer_of(bench.lake, bench.shard) as writer:
         writer.delete(SHARDS, "chunk_id", ids[::2])
-    assert "rows more or less than there are chunks" in (stopped("rows_reconcile").description or "")
+    assert "row count differs from chunk count by" in (stopped("rows_reconcile").description or "")
     bench.run(tags={WHOLE_TAG: "true"})
     assert sorted(row["chunk_id"] for row in published_rows(bench.lake, bench.shard)) == ids
 
@@ -265,7 +265,7 @@ def test_vectors_mixed_up_among_rows_stop_the_publish(
             writer.maintain(EMBEDDINGS, lambda table: put_rows(table, "embed_hash", made), fingerprint=fingerprint)
     bench.put("new.txt", "The library is closed on Mondays.")
     said = stopped("vectors_sound").description or ""
-    assert ("is not that of its text" if also_in_embeddings else "another vector than embeddings") in said
+    assert ("does not match its text" if also_in_embeddings else "differ in vector from embeddings") in said
 
 
 @on_folders
@@ -283,7 +283,7 @@ def test_vectors_of_another_embedder_stop_the_publish(bench: Bench) -> None:
     for result in (alone(bench, "published"), alone(bench, check="vectors_sound")):
         found = checks(result).get("vectors_sound")
         said = failure_of(result) if found is None else found.description
-        assert "vectors of embedder another-embedder" in (said or "")
+        assert "vectors come from embedder another-embedder" in (said or "")
         assert not result.success
     assert current(bench) == before
     assert published_rows(bench.lake, bench.shard) == rows

@@ -16,7 +16,7 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.errors import ShardLocked, VersionNotKept
 from rag_assets.pipeline import Pipeline
 from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shards
-from rag_assets.publishing.retention import drop_old_tags, kept_versions
+from rag_assets.publishing.retention import Retention, drop_old_tags, kept_versions
 from rag_assets.publishing.rollback import release, rollback
 from rag_assets.sources.listing_digest import listing_digest
 from rag_assets.storage.lake import Lake
@@ -125,9 +125,8 @@ def maintained(bench: Bench, *, pin_seconds: float = 3600.0, keep: int = 5) -> M
         [Shard.parse(bench.shard)],
         lambda shard: pipeline.writer(shard, holder="maintenance", wait=0),
         pipeline.identity(),
+        Retention(keep, pin_seconds),
         run_id="maintenance",
-        keep=keep,
-        pin_seconds=pin_seconds,
         log=lambda _: None,
     )
 
@@ -259,7 +258,7 @@ def test_a_version_stays_while_it_is_among_the_last_or_a_reader_may_be_on_it(
         for n, age in zip(numbers, ages, strict=True)
     ]
     after = entry.model_copy(update={"current": made[-1], "history": tuple(made[-2::-1])})
-    drop_old_tags(table, after, keep=keep, pin_seconds=pin)
+    drop_old_tags(table, after, Retention(keep, pin))
     assert set(kept_versions(table)) == kept
 
 

@@ -203,7 +203,7 @@ def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.D
         assert isinstance(storage, WarmSqliteEventLogStorage)
         for number in range(40):
             warm.report_engine_event(f"note {number}", job_name="notes", run_id=f"run-{number}")
-        assert storage.open_databases == 32
+        assert len(storage._open) == 32
     for number in (0, 39):
         (entry,) = instance.all_logs(f"run-{number}")
         assert entry.message == f"note {number}"

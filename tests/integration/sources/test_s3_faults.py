@@ -16,6 +16,7 @@ import pytest
 from rag_assets.errors import SourceUnavailable
 from rag_assets.pipeline import Pipeline
 from rag_assets.publishing.publish import publish
+from rag_assets.publishing.retention import Retention
 from rag_assets.sources.base import Source
 from rag_assets.sources.open import open_source
 from rag_assets.stages.documents import IngestionLimits, sync_documents
@@ -432,11 +433,11 @@ def test_a_publish_that_cannot_be_written_is_named_and_readers_keep_what_they_ha
         writer.update_progress(source_digest="of another listing")
         faulty.inject(Rule(Fault.SLOW_DOWN, method="PUT", path="/catalog/"))
         with pytest.raises(LakeUnavailable, match="cannot write catalog/"):
-            publish(writer, pipeline.identity(), run_id="a run", keep=3, pin_seconds=60)
+            publish(writer, pipeline.identity(), Retention(3, 60), run_id="a run")
         assert faulty.injected
         faulty.inject()
         assert bench.state()["catalog"] == before
-        publish(writer, pipeline.identity(), run_id="a run", keep=3, pin_seconds=60)
+        publish(writer, pipeline.identity(), Retention(3, 60), run_id="a run")
     assert bench.state()["catalog"] != before
 
 

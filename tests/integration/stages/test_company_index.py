@@ -17,6 +17,7 @@ from rag_assets.defs.build import build_definitions
 from rag_assets.errors import LeaseLost, ShardLocked, VersionNotKept
 from rag_assets.models.registry import warm_identity
 from rag_assets.publishing.maintenance import maintain_shards
+from rag_assets.publishing.retention import Retention
 from rag_assets.publishing.rollback import release, rollback
 from rag_assets.runs.names import REFRESH
 from rag_assets.stages import company_index as module
@@ -168,9 +169,8 @@ def test_a_compacted_shard_costs_a_look_and_no_row(company: Company) -> None:
         sorted(entries),
         pipeline_of,
         warm_identity(company.uri, "all-MiniLM-L6-v2"),
+        Retention(5, 60),
         run_id="upkeep",
-        keep=5,
-        pin_seconds=60,
         log=lambda _line: None,
     )
     assert stale_shards(company.snapshot()) != []
@@ -218,7 +218,7 @@ def test_a_shard_of_another_embedder_is_in_no_table_of_this_one(company: Company
     fingerprint = company.record().fingerprint
     company.lake.objects.put(key, stored.data.replace(fingerprint.encode(), b"0" * 32))
     assert "oslo/people" in stale_shards(company.snapshot())
-    with pytest.raises(Exception, match="holds no embedder"):  # the table of this one was seen to all the same, or next
+    with pytest.raises(Exception, match="the lake does not contain it"):  # this one's table is updated before, or next
         company.refresh()
 
 
@@ -350,7 +350,7 @@ def test_the_job_and_the_sensor_follow_what_is_published(company: Company, insta
     company.assert_as_published()
     skipped = tick()
     assert isinstance(skipped, dg.SkipReason)
-    assert "holds what is published" in (skipped.skip_message or "")
+    assert "the company index is up to date" in (skipped.skip_message or "")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from rag_assets.defs.build import build_definitions
 from rag_assets.errors import ExportError
-from rag_assets.extraction.registry import extract
 from rag_assets.models.export import ensure_exported
 from rag_assets.options import PACKAGED_MODEL
 from rag_assets.runs.bulk import run_here
@@ -26,6 +25,7 @@ from rag_serving.errors import LakeCorrupt
 from rag_serving.lake.embedders.base import MANIFEST, MODELS
 from rag_serving.lake.object_store import open_object_store
 from rag_serving.lake.shards import Shard
+from tests.documents import extract
 from tests.pipelines import (
     assert_same_tables,
     failure_of,

@@ -72,7 +72,7 @@ def test_poison_is_not_tried_again_until_it_changes_or_somebody_asks(
     started = _POOLS[-1].started
     bench.run(poisoned)
     assert _POOLS[-1].started == started
-    assert "1 documents of 1 shards will be tried again" in quarantine("retry", f"{bench.shard}/crash.txt", "--here")
+    assert "marked 1 documents of 1 shards for a retry" in quarantine("retry", f"{bench.shard}/crash.txt", "--here")
     assert reasons(bench) == {}  # the command's own parsers are not poisoned
     assert bench.texts().keys() == {"crash.txt", "page.txt"}
 

@@ -18,12 +18,17 @@ from rag_assets.arrivals.events.s3_records import (
     DecodedMessages,
     NamedObjects,
     WatchedPrefix,
-    read_message,
     read_messages,
 )
 from rag_serving.lake.shards import Shard
 
 WATCHED = WatchedPrefix("company-docs", "incoming/")
+
+
+def read_message(body: bytes | str | None, watched: WatchedPrefix) -> DecodedMessages:
+    return read_messages([body], watched)
+
+
 KEY = "Malmö/it & web/a+b/Årsrapport 100%.md"
 
 
@@ -151,7 +156,7 @@ def test_a_foreign_record_does_not_hide_its_neighbours() -> None:
     ],
 )
 def test_a_message_of_something_else_is_foreign(body: bytes | str | None) -> None:
-    assert read_message(body, WATCHED) == DecodedMessages(foreign=1)
+    assert read_messages([body], WATCHED) == DecodedMessages(foreign=1)
 
 
 def test_several_messages_count_together_and_name_what_they_repeat_once() -> None:
@@ -177,7 +182,7 @@ def test_no_json_raises(message: object) -> None:
 
 @given(st.binary())
 def test_no_bytes_raise(body: bytes) -> None:
-    read_message(body, WATCHED)
+    read_messages([body], WATCHED)
 
 
 @given(st.text(), st.text(), anything)

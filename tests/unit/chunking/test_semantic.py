@@ -19,7 +19,7 @@ from rag_assets.chunking.structure import StructureChunker
 from rag_assets.chunking.tokens import TokenCounter
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError
-from rag_assets.extraction.registry import extract
+from tests.documents import extract
 from tests.unit.chunking.test_structure import (
     SENTENCE,
     STRUCTURED_TEXT,

@@ -14,7 +14,7 @@ from rag_assets.chunking.passage import Chunker, Passage
 from rag_assets.chunking.structure import StructureChunker
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError
-from rag_assets.extraction.registry import extract
+from tests.documents import extract
 
 
 @cache

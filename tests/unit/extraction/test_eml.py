@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import ParsedObject, extract, read_object
+from rag_assets.extraction.registry import ParsedObject, read_object
+from tests.documents import extract
 
 
 def pieces(document: ExtractedDocument) -> list[tuple[str, str]]:

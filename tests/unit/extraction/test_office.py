@@ -18,7 +18,7 @@ from pptx.util import Inches
 
 from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import extract
+from tests.documents import extract
 
 Rewrite = Callable[[str, bytes], bytes]
 

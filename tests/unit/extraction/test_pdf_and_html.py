@@ -12,7 +12,8 @@ from docx.document import Document
 
 from rag_assets.extraction.document import BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import extract, heading_text
+from rag_assets.extraction.registry import heading_text
+from tests.documents import extract
 
 
 def pieces(document: ExtractedDocument) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rag_assets.extraction.document import BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import extract
+from tests.documents import extract
 
 
 def pieces(document: ExtractedDocument) -> list[tuple[str, str]]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from rag_assets.extraction.document import BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import EXTRACTOR_VERSION, extract, heading_text
+from rag_assets.extraction.registry import EXTRACTOR_VERSION, heading_text
+from tests.documents import extract
 
 
 def assert_blocks_hold_the_text(document: ExtractedDocument) -> None:

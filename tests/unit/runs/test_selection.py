@@ -65,12 +65,12 @@ def test_a_region_that_only_the_lake_has_is_known() -> None:
 
 
 def test_an_unknown_region_is_an_error_that_names_the_nearest() -> None:
-    with pytest.raises(UnknownScope, match=r"the region 'Lisbonne'; did you mean Lisbon\?"):
+    with pytest.raises(UnknownScope, match=r"no region 'Lisbonne' in the source or the lake; did you mean Lisbon\?"):
         select(Selection.ALL, regions=["Oslo", "Lisbonne"])
 
 
 def test_an_unknown_department_is_an_error() -> None:
-    with pytest.raises(UnknownScope, match=r"the department 'catering'$"):
+    with pytest.raises(UnknownScope, match=r"no department 'catering' in the source or the lake$"):
         select(Selection.ALL, departments=["catering"])
 
 
