@@ -73,12 +73,13 @@ class NotInstalled(Exception):
 
 def cut(source: str, lake: str, size: int) -> Sample:
     """Chunks of the folder, drawn with a fixed seed; to be called in a fresh process."""
+    from rag_assets.chunking.options import ChunkerOptions
     from rag_assets.extraction.errors import ExtractionError
     from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
     from rag_assets.models.registry import warm_chunker
     from rag_assets.options import PACKAGED_MODEL
 
-    chunker = warm_chunker(lake, PACKAGED_MODEL)
+    chunker = warm_chunker(lake, PACKAGED_MODEL, ChunkerOptions())
     pool = ParserPool(ParserLimits(), 1)
     passages: dict[str, int] = {}
     for path in sorted(path for path in Path(source).rglob("*") if path.is_file()):

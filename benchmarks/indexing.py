@@ -14,6 +14,7 @@ from typing import Any
 
 import dagster as dg
 
+from rag_assets.chunking.options import ChunkerOptions
 from rag_assets.defs.build import build_definitions
 from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
 from rag_assets.pipeline import Pipeline
@@ -36,7 +37,7 @@ class PipelineWithModel(Pipeline):
         return warm_embedder(self.model_lake, self.settings.embedding_model)
 
     def chunker(self) -> Any:
-        return warm_chunker(self.model_lake, self.settings.embedding_model)
+        return warm_chunker(self.model_lake, self.settings.embedding_model, ChunkerOptions())
 
 
 class Indexer:

@@ -6,6 +6,7 @@ Assets, sensors and commands take a `Pipeline`; the work itself is in the packag
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from rag_assets.arrivals.shard_status import ShardStates, survey
@@ -118,7 +119,7 @@ class Pipeline:
 
     def retention(self) -> Retention:
         """Return which published versions stay readable."""
-        return Retention(self.settings.keep_published, self.settings.reader_pin_seconds)
+        return Retention(self.settings.keep_published, timedelta(seconds=self.settings.reader_pin_seconds))
 
     def limits(self, *, allow_mass_delete: bool) -> IngestionLimits:
         """Return the limits of one run of `raw_documents`."""

@@ -106,6 +106,7 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
 
     With a limit, so many pages only: those with an answer, and of the others what a hash of their keys puts first.
     """
+    from rag_assets.chunking.options import ChunkerOptions
     from rag_assets.extraction.errors import ExtractionError
     from rag_assets.extraction.registry import read_object
     from rag_assets.models.registry import warm_chunker
@@ -114,7 +115,7 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
     lines = [json.loads(line) for line in JAPANESE.read_text("utf-8").splitlines()]
     questions = [Question(line["question"], line["question"], {line["document"]: 1}) for line in lines]
     answers = {line["document"] for line in lines}
-    chunker = warm_chunker(lake, PACKAGED_MODEL)
+    chunker = warm_chunker(lake, PACKAGED_MODEL, ChunkerOptions())
     passages: dict[str, str] = {}
     document_of: dict[str, str] = {}
     keys = [path.relative_to(bucket).as_posix() for path in (bucket / "tokyo").rglob("*.md")]

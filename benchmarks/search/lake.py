@@ -151,7 +151,7 @@ class Builder:
             region=shard.region,
             department=shard.department,
             table=shard.table_name,
-            epoch=writer.epoch,
+            epoch=writer.lease.epoch,
             current=publication,
         )
         self.lake.objects.put(catalog_key(shard), entry.to_json())
@@ -253,7 +253,7 @@ class Upserts:
             maintain_shard(
                 writer,
                 self.builder.identity,
-                Retention(5, _PIN_SECONDS),
+                Retention(5, timedelta(seconds=_PIN_SECONDS)),
                 MaintenanceReport(),
                 run_id="benchmark",
             )

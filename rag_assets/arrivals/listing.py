@@ -159,11 +159,13 @@ def decide(
         for shard, digest in sorted(digests.items())
         if published.get(shard) != digest
     }
-
-    def run_key(shard: Shard, item: PendingShard) -> str:
-        return f"{shard.key}@{item.digest[-12:]}#{cursor.serial + 1}"
-
-    decision = pending.decide(dirty, active=active, now=now, max_requests=max_requests, run_key=run_key)
+    decision = pending.decide(
+        dirty,
+        active=active,
+        now=now,
+        max_requests=max_requests,
+        run_key=lambda shard, item: f"{shard.key}@{item.digest[-12:]}#{cursor.serial + 1}",
+    )
     requested |= {shard: item.requested for shard, item in decision.pending.items() if item.requested is not None}
     serial = cursor.serial + 1 if decision.requests else cursor.serial
     return decision, Cursor(serial, seen.resume_after, requested, frozenset(swept))

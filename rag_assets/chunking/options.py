@@ -24,9 +24,6 @@ class ChunkerOptions:
     context: ContextName = "none"
 
 
-DEFAULT_CHUNKER: Final = ChunkerOptions()
-
-
 def make_chunker(
     options: ChunkerOptions, tokenizer: Tokenizer, window: int, vectors: StaticVectors | None = None
 ) -> Chunker:

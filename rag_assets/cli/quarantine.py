@@ -23,7 +23,7 @@ def quarantine() -> None:
 @click.option("--reason", type=click.Choice([reason.value for reason in QuarantineReason]), help="Only this reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool) -> None:
-    """List the quarantined documents of all published shards, or of those named."""
+    """List quarantined documents, of all published shards or of those named."""
     rows = [(name, row) for _, name, row in _quarantined(shards) if reason in (None, row["reason"])]
     for name, row in rows:
         if as_json:
@@ -37,7 +37,7 @@ def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool)
 @quarantine.command("show")
 @click.argument("key")
 def show_quarantined(key: str) -> None:
-    """Show the details of one quarantined document, by its key in the source."""
+    """Show one quarantined document, by its KEY in the source."""
     for name, value in _one_quarantined(key)[-1].items():
         if name not in ("doc_id", "object_id"):
             click.echo(f"{name:<11} {value}")

@@ -11,7 +11,6 @@ import dagster as dg
 from rag_assets.defs.assets import quality_numbers
 from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.evaluate import Assessment, assess
-from rag_assets.evaluation.golden_questions import InvalidLine
 from rag_assets.evaluation.records import Evaluation
 from rag_assets.publishing.checks import CheckResult, check_coverage, check_rows, check_vectors
 from rag_assets.runs.failures import named_failures, step_retries
@@ -116,7 +115,8 @@ def _assessed(found: Assessment) -> dg.AssetCheckResult:
     if found.history:
         metadata["history"] = _history(found.history[:_MOST_SHOWN])
     if found.golden.invalid:
-        metadata["invalid_lines"] = _invalid(found.golden.invalid[:_MOST_INVALID_SHOWN])
+        lines = [dg.TableRecord(dataclasses.asdict(at)) for at in found.golden.invalid[:_MOST_INVALID_SHOWN]]
+        metadata["invalid_lines"] = dg.TableMetadataValue(lines, schema=None)
     for name, values in (("documents_gone", found.gone), ("questions_lost", found.lost)):
         if values:
             metadata[name] = dg.JsonMetadataValue(list(values[:_MOST_INVALID_SHOWN]))
@@ -145,13 +145,6 @@ def _history(evaluations: Sequence[Evaluation]) -> dg.TableMetadataValue:
     types = {"at": "string", **dict.fromkeys(("version", "compared_with", "questions"), "int")}
     schema = dg.TableSchema.from_name_type_dict({**types, **dict.fromkeys(numbers, "float")})
     return dg.TableMetadataValue(records=records, schema=schema)
-
-
-def _invalid(lines: Sequence[InvalidLine]) -> dg.TableMetadataValue:
-    return dg.TableMetadataValue(
-        records=[dg.TableRecord({"file": at.file, "line": at.line, "problem": at.problem}) for at in lines],
-        schema=None,
-    )
 
 
 def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:

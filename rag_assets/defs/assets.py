@@ -160,9 +160,7 @@ def raw_documents(
                 dg.TableRecord(
                     {
                         "document": document_name(row),
-                        "reason": row["reason"],
-                        "detail": row["detail"],
-                        "attempts": row["attempts"],
+                        **{name: row[name] for name in ("reason", "detail", "attempts")},
                         "first_seen": row["first_seen"].isoformat(timespec="seconds"),
                         "last_seen": row["last_seen"].isoformat(timespec="seconds"),
                         "etag": row["etag"],

@@ -13,13 +13,12 @@ from rag_assets.arrivals.events.cursor import FeedCursor
 from rag_assets.arrivals.events.feed import watched_source
 from rag_assets.arrivals.events.s3_records import DecodedMessages, read_messages
 from rag_assets.arrivals.listing import Cursor, Sweep, decide, published_listing_digests, sweep
-from rag_assets.arrivals.pending import Decision, PendingShard, RunRequest, add_named
+from rag_assets.arrivals.pending import Decision, RunRequest, add_named
 from rag_assets.defs.jobs import AssetJob
 from rag_assets.pipeline import Pipeline
 from rag_assets.runs.names import Names
 from rag_assets.runs.status import active_shards, known_shards, runs_of
 from rag_assets.settings import PipelineSettings
-from rag_serving.lake.shards import Shard
 
 SENSOR = "s3_arrivals"
 
@@ -89,17 +88,13 @@ def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings, 
     runs = runs_of(context.instance, names, cursor.pending)
     # Random: a tick that is repeated after a crash may receive other messages and must not reuse the run keys.
     tick = f"{time.time():.0f}-{secrets.token_hex(4)}"
-
-    def run_key(shard: Shard, _: PendingShard) -> str:
-        return f"{shard.key}@{tick}"
-
     decision = pending.decide(
         add_named(cursor.pending, news.named, missed),
         succeeded=runs.succeeded,
         active=runs.active,
         now=time.time(),
         max_requests=settings.arrivals_max_runs,
-        run_key=run_key,
+        run_key=lambda shard, _: f"{shard.key}@{tick}",
     )
     if delivery.gap:
         context.log.warning(

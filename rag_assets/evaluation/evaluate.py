@@ -65,22 +65,13 @@ def assess(
     older = None if current is None or current.version == table.version else current
     record = read_record(lake, shard)
     last = record.evaluations[0] if record.evaluations else None
-    if last is not None and not again and _is_of(last, table, older):
+    head = (table.version, None if older is None else older.version, identity.fingerprint)
+    if last is not None and not again and (last.version, last.compared_with, last.fingerprint) == head:
         problems, warnings = judge(last, quality)
         # A rejected version is measured again: the questions may have been corrected.
         if not problems:
             return Assessment((), warnings, last, history=record.evaluations)
     return _measured(lake, shard, table, older, identity, quality, record, run_id)
-
-
-def _is_of(evaluation: Evaluation, table: Table, older: Publication | None) -> bool:
-    """Return whether the evaluation is of the table's head, compared with the published version."""
-    compared_with = None if older is None else older.version
-    return (evaluation.version, evaluation.compared_with, evaluation.fingerprint) == (
-        table.version,
-        compared_with,
-        table_fingerprint(table),
-    )
 
 
 def _measured(

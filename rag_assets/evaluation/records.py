@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rag_assets.evaluation.metrics import Retrieval
 from rag_assets.storage.lake import Lake
 from rag_serving.errors import WriteConflict
-from rag_serving.lake.object_store import ABSENT
+from rag_serving.lake.object_store import ABSENT, StoredObject
 from rag_serving.lake.retries import with_retries
 from rag_serving.lake.shards import Shard
 
@@ -54,8 +54,7 @@ class Record(BaseModel):
 
 def read_record(lake: Lake, shard: Shard) -> Record:
     """Return the shard's record; an unreadable record counts as empty."""
-    found = lake.objects.get(_key(shard))
-    return Record() if found is None else _parsed(found.data)
+    return _parsed(lake.objects.get(_key(shard)))
 
 
 def replace_evaluations(record: Record, newest: Evaluation) -> Record:
@@ -69,7 +68,7 @@ def update_record(lake: Lake, shard: Shard, change: Callable[[Record], Record]) 
 
     def put() -> Record:
         found = lake.objects.get(key)
-        record = change(Record() if found is None else _parsed(found.data))
+        record = change(_parsed(found))
         expect = ABSENT if found is None else found.etag
         lake.objects.put(key, record.model_dump_json(indent=1).encode(), expect=expect)
         return record
@@ -81,8 +80,8 @@ def _key(shard: Shard) -> str:
     return f"{EVALUATIONS}/{shard.table_name}.json"
 
 
-def _parsed(data: bytes) -> Record:
+def _parsed(stored: StoredObject | None) -> Record:
     try:
-        return Record.model_validate_json(data)
+        return Record() if stored is None else Record.model_validate_json(stored.data)
     except ValidationError:
         return Record()

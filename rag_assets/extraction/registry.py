@@ -73,15 +73,12 @@ FORMATS: Final = (
 _OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
 # Streams in the binary container of old Office formats.
-_OLE_CONTENTS: Final = tuple(
-    (stream.encode("utf-16-le"), kind)
-    for stream, kind in (
-        ("WordDocument", "an old Word document (doc), which Word can save as docx"),
-        ("PowerPoint Document", "an old PowerPoint presentation (ppt), which PowerPoint can save as pptx"),
-        ("Workbook", "an old Excel workbook (xls), which Excel can save as xlsx"),
-        ("__properties_version1.0", "an Outlook message (msg), which Outlook can save as eml"),
-        ("VisioDocument", "an old Visio drawing (vsd)"),
-    )
+_OLE_CONTENTS: Final = (
+    ("WordDocument", "an old Word document (doc), which Word can save as docx"),
+    ("PowerPoint Document", "an old PowerPoint presentation (ppt), which PowerPoint can save as pptx"),
+    ("Workbook", "an old Excel workbook (xls), which Excel can save as xlsx"),
+    ("__properties_version1.0", "an Outlook message (msg), which Outlook can save as eml"),
+    ("VisioDocument", "an old Visio drawing (vsd)"),
 )
 _SIGNATURES: Final = (
     (b"\x89PNG", "a PNG image"),
@@ -181,7 +178,6 @@ class _ObjectReader:
     attached_bytes: int = 0
 
     def read(self, data: bytes, key: str, name: str, depth: int) -> None:
-        """Parse one object or attachment and those attached to it."""
         found = _format_of(data, key)
         with _parsing(found):
             document = found.extract(data)
@@ -252,7 +248,7 @@ def _name_what_it_is(data: bytes) -> str | None:
         if _ENCRYPTED_PACKAGE in data:
             detail = "the Office file needs a password; upload a copy without it"
             raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
-        kinds = (kind for stream, kind in _OLE_CONTENTS if stream in data)
+        kinds = (kind for stream, kind in _OLE_CONTENTS if stream.encode("utf-16-le") in data)
         return next(kinds, "an Office file of the old binary kind, which Office can save as docx, xlsx or pptx")
     if data.startswith(ZIP_SIGNATURE):
         names = zip_names(data)

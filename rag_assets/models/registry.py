@@ -6,7 +6,7 @@ They are cached by fingerprint, which is read from the lake each time, so that a
 import os
 from functools import lru_cache
 
-from rag_assets.chunking.options import DEFAULT_CHUNKER, ChunkerOptions, make_chunker
+from rag_assets.chunking.options import ChunkerOptions, make_chunker
 from rag_assets.chunking.passage import Chunker
 from rag_assets.models.export import ensure_exported, exported_fingerprint
 from rag_assets.models.static_vectors import load_vectors
@@ -42,7 +42,7 @@ def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto") -> E
     return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, runtime)
 
 
-def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions = DEFAULT_CHUNKER) -> Chunker:
+def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions) -> Chunker:
     """Return the chunker for the model's window and tokens; distil its static vectors into the lake if needed."""
     return _chunker(lake_uri, warm_identity(lake_uri, model).fingerprint, options)
 

@@ -80,8 +80,10 @@ def ensure_distilled(objects: ObjectStore, identity: EmbedderIdentity, make: Mak
             return Distillation(manifest, False, size, time.monotonic() - started)
         except LakeCorrupt:
             pass
-    data = _as_file((make or distil)(objects, identity))
-    matrix = np.load(io.BytesIO(data))
+    matrix = (make or distil)(objects, identity).astype(np.float16)
+    file = io.BytesIO()
+    np.save(file, matrix, allow_pickle=False)
+    data = file.getvalue()
     manifest = VectorsManifest(
         format=1,
         fingerprint=identity.fingerprint,
@@ -158,12 +160,6 @@ def _markers(tokenizer: Tokenizer) -> set[int]:
     """Return the special tokens, which have no meaning in a text."""
     added = tokenizer.get_added_tokens_decoder()
     return {number for number, token in added.items() if token.special}
-
-
-def _as_file(matrix: npt.NDArray[np.float32]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, matrix.astype(np.float16), allow_pickle=False)
-    return file.getvalue()
 
 
 def _key(identity: EmbedderIdentity) -> str:

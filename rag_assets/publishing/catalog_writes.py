@@ -26,7 +26,7 @@ def next_entry(writer: ShardWriter, entry: CatalogEntry | None, publication: Pub
         region=writer.shard.region,
         department=writer.shard.department,
         table=writer.shard.table_name,
-        epoch=writer.epoch,
+        epoch=writer.lease.epoch,
         current=publication,
         history=() if entry is None else (entry.current, *entry.history)[:HISTORY_LENGTH],
         hold=None,
@@ -35,9 +35,9 @@ def next_entry(writer: ShardWriter, entry: CatalogEntry | None, publication: Pub
 
 def put_entry(writer: ShardWriter, entry: CatalogEntry, found: tuple[CatalogEntry, str] | None) -> None:
     """Replace the catalog object that was found; raise `LeaseLost` if another writer changed it."""
-    if found is not None and found[0].epoch > writer.epoch:
+    if found is not None and found[0].epoch > writer.lease.epoch:
         raise LeaseLost(f"shard {writer.shard} was published by a later writer; run it again")
-    writer.check()
+    writer.lease.check()
     _put(writer.lake, writer.shard, entry, expect=ABSENT if found is None else found[1])
 
 

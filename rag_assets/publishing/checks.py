@@ -87,10 +87,9 @@ def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = Non
             missing = uncovered(text, sorted(spans.get((doc_id, content), ())))
             if missing:
                 lost.append((key, missing))
-    if not lost:
-        return CheckResult((), documents, row_count(cut))
     named = ", ".join(f"{key} ({missing} characters)" for key, missing in sorted(lost)[:_MOST_NAMED])
-    return CheckResult((f"text of {len(lost)} documents is in no passage: {named}",), documents, row_count(cut))
+    problems = (f"text of {len(lost)} documents is in no passage: {named}",) if lost else ()
+    return CheckResult(problems, documents, row_count(cut))
 
 
 def uncovered(text: str, spans: Iterable[tuple[int, int]]) -> int:

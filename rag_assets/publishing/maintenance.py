@@ -85,14 +85,11 @@ def maintain_shard(
     """
     found = read_catalog_entry(writer.lake.objects, writer.shard)
     head = writer.table(SHARDS)
-    as_published = (
-        found is not None
-        and head is not None
-        and found[0].hold is None
-        and (found[0].current.version, found[0].current.source_digest) == (head.version, writer.progress.source_digest)
-    )
+    as_published = False
     if found is not None and head is not None:
-        drop_old_tags(head, found[0], retention)
+        entry, built = found[0], (head.version, writer.progress.source_digest)
+        as_published = entry.hold is None and (entry.current.version, entry.current.source_digest) == built
+        drop_old_tags(head, entry, retention)
     for folder in sorted(writer.progress.versions):
         stage, _, fingerprint = folder.partition("/")
         if stage == EMBEDDINGS and fingerprint != identity.fingerprint:

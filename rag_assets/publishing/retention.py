@@ -12,16 +12,10 @@ _TAG = "published-"
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """The last `versions` are kept, and every version that was current within the last `pin_seconds`."""
+    """The last `versions` are kept, and those that readers may use until `pin` after their successor's publish."""
 
     versions: int
-    pin_seconds: float
-    """How long a reader may keep using a version after its successor is published."""
-
-    @property
-    def pin(self) -> timedelta:
-        """`pin_seconds` as a timedelta."""
-        return timedelta(seconds=self.pin_seconds)
+    pin: timedelta
 
 
 def kept_versions(table: Table) -> dict[int, str]:

@@ -43,6 +43,6 @@ def release(writer: ShardWriter) -> CatalogEntry | None:
     found = read_catalog_entry(writer.lake.objects, writer.shard)
     if found is None or found[0].hold is None:
         return None
-    released = found[0].model_copy(update={"hold": None, "epoch": writer.epoch})
+    released = found[0].model_copy(update={"hold": None, "epoch": writer.lease.epoch})
     put_entry(writer, released, found)
     return released

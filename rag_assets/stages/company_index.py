@@ -109,12 +109,9 @@ def stale_shards(snapshot: Snapshot) -> list[str]:
         if _can_be_indexed(entry) and not _is_indexed(snapshot.companies.get(entry.current.fingerprint), entry)
     }
     for fingerprint, record in snapshot.companies.items():
-        behind |= {key for key in record.shards if _of(published.get(key)) != fingerprint}
+        current = {key for key, entry in published.items() if entry.current.fingerprint == fingerprint}
+        behind |= record.shards.keys() - current
     return sorted(behind)
-
-
-def _of(entry: CatalogEntry | None) -> str | None:
-    return None if entry is None else entry.current.fingerprint
 
 
 def _can_be_indexed(entry: CatalogEntry) -> bool:

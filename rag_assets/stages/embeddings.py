@@ -4,13 +4,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from rag_assets.storage.batches import batches
 from rag_assets.storage.id_indexes import ensure_id_indexes
 from rag_assets.storage.lake import Log, Table, column_values, row_count, rows_of
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, embedding_schema
@@ -125,16 +126,12 @@ def embedded(embedder: Embedder, windows: Iterable[Window]) -> Iterator[tuple[Wi
 def _windows(chunks: Table | None, missing: set[str]) -> Iterator[Window]:
     """Yield the texts of the missing vectors, each once; empties `missing`."""
     where = sql_in("embed_hash", sorted(missing)) if len(missing) <= _FILTERED else None
-    window = Window([], [], 0)
-    for hashed, context, text, tokens in rows_of(chunks, "embed_hash", "context", "text", "tokens", where=where):
-        if hashed not in missing:
-            continue
-        missing.discard(hashed)
-        window.hashes.append(hashed)
-        window.texts.append(context + text)
-        window = replace(window, tokens=window.tokens + tokens)
-        if window.tokens >= _WINDOW_TOKENS or len(window.hashes) == _WINDOW_TEXTS:
-            yield window
-            window = Window([], [], 0)
-    if window.hashes:
-        yield window
+
+    def texts() -> Iterator[tuple[str, str, int]]:
+        for hashed, context, text, tokens in rows_of(chunks, "embed_hash", "context", "text", "tokens", where=where):
+            if hashed in missing:
+                missing.discard(hashed)
+                yield hashed, context + text, tokens
+
+    for batch in batches(texts(), _WINDOW_TEXTS, weigh=lambda text: text[2], most_weight=_WINDOW_TOKENS):
+        yield Window([text[0] for text in batch], [text[1] for text in batch], sum(text[2] for text in batch))

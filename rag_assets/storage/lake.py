@@ -5,7 +5,7 @@ Each stage has its own folder in the lake, with one LanceDB table per shard.
 
 import ctypes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache, cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -44,15 +44,12 @@ class Lake:
     """The lake at one URI: small objects, and tables by stage and shard."""
 
     uri: str
+    _connections: dict[str, Any] = field(default_factory=dict[str, Any], compare=False, repr=False)
 
     @cached_property
     def objects(self) -> ObjectStore:
         """The store of the lake's small objects."""
         return open_object_store(self.uri)
-
-    @cached_property
-    def _connections(self) -> dict[str, Any]:
-        return {}
 
     @cached_property
     def _session(self) -> Any:

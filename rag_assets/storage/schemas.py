@@ -1,6 +1,7 @@
 """Names and Arrow schemas of the pipeline's tables, and the ids of documents."""
 
 import hashlib
+from typing import Any
 
 import pyarrow as pa
 
@@ -11,13 +12,17 @@ EMBEDDINGS = "embeddings"
 
 _TIME = pa.timestamp("us", tz="UTC")
 
+
+def _required(kind: pa.DataType, *names: str) -> "list[pa.Field[Any]]":
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
 BLOCKS = pa.list_(
     pa.struct(
         [
-            pa.field("kind", pa.string(), nullable=False),
-            pa.field("start", pa.int32(), nullable=False),
-            pa.field("end", pa.int32(), nullable=False),
-            pa.field("level", pa.int8(), nullable=False),
+            *_required(pa.string(), "kind"),
+            *_required(pa.int32(), "start", "end"),
+            *_required(pa.int8(), "level"),
             pa.field("page", pa.int32()),
         ]
     )
@@ -25,58 +30,37 @@ BLOCKS = pa.list_(
 
 RAW_SCHEMA = pa.schema(
     [
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("object_id", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("part", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("modified_at", _TIME, nullable=False),
-        pa.field("type", pa.string(), nullable=False),
-        pa.field("title", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("blocks", BLOCKS, nullable=False),
-        pa.field("content_hash", pa.string(), nullable=False),
-        pa.field("extractor", pa.string(), nullable=False),
-        pa.field("extracted_at", _TIME, nullable=False),
-        pa.field("stale", pa.bool_(), nullable=False),
+        *_required(pa.string(), "doc_id", "object_id", "key", "part", "source", "etag"),
+        *_required(pa.int64(), "size"),
+        *_required(_TIME, "modified_at"),
+        *_required(pa.string(), "type", "title", "text"),
+        *_required(BLOCKS, "blocks"),
+        *_required(pa.string(), "content_hash", "extractor"),
+        *_required(_TIME, "extracted_at"),
+        *_required(pa.bool_(), "stale"),
     ]
 )
 
 QUARANTINE_SCHEMA = pa.schema(
     [
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("object_id", pa.string(), nullable=False),
-        pa.field("key", pa.string(), nullable=False),
-        pa.field("part", pa.string(), nullable=False),
-        pa.field("etag", pa.string(), nullable=False),
-        pa.field("size", pa.int64(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("extractor", pa.string(), nullable=False),
-        pa.field("first_seen", _TIME, nullable=False),
-        pa.field("last_seen", _TIME, nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),
-        pa.field("retry", pa.bool_(), nullable=False),
+        *_required(pa.string(), "doc_id", "object_id", "key", "part", "etag"),
+        *_required(pa.int64(), "size"),
+        *_required(pa.string(), "reason", "detail", "extractor"),
+        *_required(_TIME, "first_seen", "last_seen"),
+        *_required(pa.int32(), "attempts"),
+        *_required(pa.bool_(), "retry"),
     ]
 )
 
 CHUNK_SCHEMA = pa.schema(
     [
-        pa.field("chunk_id", pa.string(), nullable=False),
-        pa.field("doc_id", pa.string(), nullable=False),
-        pa.field("ordinal", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("context", pa.string(), nullable=False),
-        pa.field("embed_hash", pa.string(), nullable=False),
-        pa.field("heading_path", pa.list_(pa.string()), nullable=False),
+        *_required(pa.string(), "chunk_id", "doc_id"),
+        *_required(pa.int32(), "ordinal"),
+        *_required(pa.string(), "text", "context", "embed_hash"),
+        *_required(pa.list_(pa.string()), "heading_path"),
         pa.field("page", pa.int32()),
-        pa.field("start", pa.int32(), nullable=False),
-        pa.field("end", pa.int32(), nullable=False),
-        pa.field("tokens", pa.int32(), nullable=False),
-        pa.field("content_hash", pa.string(), nullable=False),
-        pa.field("chunker", pa.string(), nullable=False),
+        *_required(pa.int32(), "start", "end", "tokens"),
+        *_required(pa.string(), "content_hash", "chunker"),
     ]
 )
 
@@ -85,8 +69,8 @@ def embedding_schema(dimensions: int) -> pa.Schema:
     """Return the schema of `embeddings`: a vector per hash of the embedded text."""
     return pa.schema(
         [
-            pa.field("embed_hash", pa.string(), nullable=False),
-            pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
+            *_required(pa.string(), "embed_hash"),
+            *_required(pa.list_(pa.float32(), dimensions), "vector"),
         ]
     )
 

@@ -75,7 +75,7 @@ class ShardWriter:
     def __init__(self, lake: Lake, shard: Shard, lease: Lease, *, whole: bool = False) -> None:
         self.lake = lake
         self.shard = shard
-        self._lease = lease
+        self.lease = lease
         self._whole = whole
         self._tables: dict[str, Table | None] = {}
         self._fence = Fence(lake.objects, _key(shard), lease, remedy=f"run shard {shard} again")
@@ -90,18 +90,9 @@ class ShardWriter:
         return self._progress
 
     @property
-    def epoch(self) -> int:
-        """The epoch of the lease."""
-        return self._lease.epoch
-
-    @property
     def dirty(self) -> tuple[str, ...] | None:
         """Ids of documents that a step must compare; None for all."""
         return None if self._whole else self._progress.dirty
-
-    def check(self) -> None:
-        """Raise `LeaseLost` if another writer may hold the shard."""
-        self._fence.check()
 
     def update_progress(self, *, save: bool = True, **facts: Any) -> None:
         """Change fields of the record; with `save`, write it if it differs from the stored one."""

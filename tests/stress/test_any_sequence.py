@@ -92,7 +92,7 @@ CONTENTS = [
     UNREADABLE,
 ]
 PIN_SECONDS = 0.001
-RETENTION = Retention(3, PIN_SECONDS)
+RETENTION = Retention(3, timedelta(seconds=PIN_SECONDS))
 """No reader is on an older version here, so that cleaning up cleans up."""
 NAMES = ["a.txt", "b.txt", "c.txt", "d/e.txt", "mail.eml"]
 names = st.sampled_from(NAMES)

@@ -96,7 +96,7 @@ class KafkaFeed:
         deadline = self._clock() + seconds
         stored = _offsets(position, self._topic)
         with self._consumer(self._brokers, self._topic) as consumer:
-            read = _Read(dict(stored), unfinished=_partitions(consumer, self._topic))
+            read = _Read(stored, unfinished=_partitions(consumer, self._topic))
             self._read(consumer, self._topic, read, deadline)
         return Delivery(
             bodies=tuple(read.bodies),

@@ -114,7 +114,6 @@ class _BodyReader:
     document: DocumentBuilder = field(default_factory=lambda: DocumentBuilder(DOCX_MEDIA_TYPE))
 
     def read(self, body: Any) -> None:
-        """Add the paragraphs and tables of the body."""
         for element in walk(body, lambda element: element if element.tag in _CONTAINERS else None):
             if element.tag == f"{_W}p":
                 self._paragraph(element)

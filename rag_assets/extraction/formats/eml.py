@@ -87,7 +87,6 @@ class _BoundedHeaders(policy.EmailPolicy):
     """Truncates headers: parsing addresses and parameters takes time quadratic in their length."""
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
-        """Split a header into its name and its truncated value."""
         name, value = super().header_source_parse(sourcelines)
         return name, value[:_MAX_HEADER_CHARACTERS]
 

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 from rag_assets.extraction.decoding import decode
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-
-if TYPE_CHECKING:
-    from selectolax.lexbor import LexborNode
 
 HTML_MEDIA_TYPE: Final = "text/html"
 
@@ -62,8 +61,6 @@ def extract_html(data: bytes, *, declared: str | None = None) -> ExtractedDocume
 
     Raises ExtractionError if the page is too large, too deeply nested or in an unknown encoding.
     """
-    from selectolax.lexbor import LexborHTMLParser
-
     if declared is None and (found := _DECLARED_ENCODING.search(data[:4096])):
         declared = found[1].decode("ascii")
     source = decode(data, declared=declared)
@@ -122,11 +119,9 @@ class _PageWriter:
         self._rows: list[str] = []
 
     def text(self, text: str) -> None:
-        """Add the text of a text node."""
         self._inline.append(text if self._preformatted else _WHITE_SPACE.sub(" ", text))
 
-    def enter(self, tag: str, node: "LexborNode") -> None:
-        """Handle the start of an element."""
+    def enter(self, tag: str, node: LexborNode) -> None:
         if tag == "br":
             self._inline.append("\n")
         elif tag == "pre":
@@ -153,7 +148,6 @@ class _PageWriter:
             self.end_line()
 
     def leave(self, tag: str) -> None:
-        """Handle the end of an element."""
         if tag == "pre":
             self.end_line()
             self._preformatted -= 1
@@ -249,12 +243,12 @@ class _PageWriter:
         self.document.end_list()
 
 
-def _first_number(node: "LexborNode") -> int:
+def _first_number(node: LexborNode) -> int:
     start = node.attributes.get("start") or ""
     return int(start) if start.isdecimal() and len(start) < _MAX_DIGITS else 1
 
 
-def _walk(root: "LexborNode") -> "Iterator[tuple[bool, LexborNode]]":
+def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:
     """Yield the nodes in document order: (True, node) on entering a node, (False, node) on leaving an element.
 
     Skips dropped elements with their content. A loop, because pages may nest deeper than Python can recurse.
@@ -285,7 +279,7 @@ def _walk(root: "LexborNode") -> "Iterator[tuple[bool, LexborNode]]":
         node = following
 
 
-def _layout_tables(root: "LexborNode") -> set[int]:
+def _layout_tables(root: LexborNode) -> set[int]:
     """Return the tables (by `mem_id`) that contain headings, code or tables."""
     found: set[int] = set()
     open_tables: list[int] = []

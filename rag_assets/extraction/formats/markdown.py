@@ -3,14 +3,13 @@
 import html
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from markdown_it import MarkdownIt
 
 from rag_assets.extraction.decoding import decode, normalise
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument, one_line
 from rag_assets.extraction.formats.plain import paragraphs
-
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
 
 MARKDOWN_MEDIA_TYPE: Final = "text/markdown"
 
@@ -89,9 +88,7 @@ def _yaml_scalar(value: str) -> str:
 
 
 @cache
-def _parser() -> "MarkdownIt":
-    from markdown_it import MarkdownIt
-
+def _parser() -> MarkdownIt:
     # Parsing link definitions takes time quadratic in their number; here they are ordinary text.
     parser = MarkdownIt("commonmark").enable("table").disable("reference")
     # Only the block structure is needed; parsing inline markup would take most of the time.

@@ -74,7 +74,6 @@ class _SlideReader:
     _layout: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def read(self) -> None:
-        """Add the title, the shapes and the notes of the slide."""
         tree = self.part._element.find(f"{_P}cSld/{_P}spTree")
         if tree is None:
             return

@@ -127,7 +127,6 @@ class _Reader:
         return 0
 
     def finish(self) -> ExtractedDocument:
-        """Return the document."""
         self._end_paragraph()
         self._end_table()
         self.document.title = one_line("".join(self._title))

@@ -57,7 +57,6 @@ class _Limits:
     visited: int = 0
 
     def add(self, words: list[str]) -> None:
-        """Count the text of a row."""
         self.cells += sum(map(bool, words))
         self.characters += sum(map(len, words))
         if self.cells > MAX_CELLS:
@@ -83,7 +82,6 @@ class _SheetReader:
     _rows: list[list[str]] = field(default_factory=list[list[str]])
 
     def read(self, sheet: Any) -> None:
-        """Add the rows of the sheet, below a heading if there are any."""
         sheet.reset_dimensions()
         heading = False
         for number, row in enumerate(sheet.iter_rows(), start=1):

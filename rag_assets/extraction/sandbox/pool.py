@@ -93,11 +93,9 @@ class ParserPool:
 
     def close(self) -> None:
         """End the processes, after the documents that they are parsing."""
-        for _ in range(self._workers):
-            worker = self._slots.get()
+        for worker in [self._slots.get() for _ in range(self._workers)]:
             if worker is not None:
                 worker.end()
-        for _ in range(self._workers):
             self._slots.put(None)
 
 
@@ -172,7 +170,6 @@ class _Worker:
         raise _death(status, limits, overdue=overdue.is_set())
 
     def end(self) -> None:
-        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._sending, self._receiving):
@@ -198,7 +195,7 @@ def _memory_detail(limits: ParserLimits) -> str:
 def _environment() -> dict[str, str]:
     """Return the variables that a parser process needs to start, and no secrets."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    package_root = str(Path(__file__).parents[1])
+    package_root = str(Path(__file__).parents[3])
     paths = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     # Many malloc arenas would use up the limited address space.
     return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MALLOC_ARENA_MAX": "2"}

@@ -274,7 +274,7 @@ def test_a_shard_is_rolled_back_held_shown_and_released_from_the_command_line(
     assert (first[5], second[5]) == ("kept", "current")
     assert "1 documents, 1 chunks, 0 quarantined" in " ".join(second)
 
-    assert "and held there" in said(quick("rollback", "Oslo/people"))
+    assert "and on hold: runs publish nothing" in said(quick("rollback", "Oslo/people"))
     assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at eight."
     assert "held by" in said(quick("history", "Oslo/people"))
     status = said(quick("status"))
@@ -297,7 +297,7 @@ def test_a_shard_is_rolled_back_held_shown_and_released_from_the_command_line(
         (["quarantine", "show", "Oslo/people/canteen.txt"], "is not quarantined"),
         (["quarantine", "show", "canteen.txt"], "is not a document's key: expected region/department/name"),
         (["quarantine", "list", "Oslo"], "InvalidShardName"),
-        (["quarantine", "retry"], "name the keys to try again"),
+        (["quarantine", "retry"], "specify the keys to retry"),
     ],
 )
 def test_a_command_about_what_is_not_there_says_so(

@@ -125,7 +125,7 @@ def maintained(bench: Bench, *, pin_seconds: float = 3600.0, keep: int = 5) -> M
         [Shard.parse(bench.shard)],
         lambda shard: pipeline.writer(shard, holder="maintenance", wait=0),
         pipeline.identity(),
-        Retention(keep, pin_seconds),
+        Retention(keep, timedelta(seconds=pin_seconds)),
         run_id="maintenance",
         log=lambda _: None,
     )
@@ -258,7 +258,7 @@ def test_a_version_stays_while_it_is_among_the_last_or_a_reader_may_be_on_it(
         for n, age in zip(numbers, ages, strict=True)
     ]
     after = entry.model_copy(update={"current": made[-1], "history": tuple(made[-2::-1])})
-    drop_old_tags(table, after, Retention(keep, pin))
+    drop_old_tags(table, after, Retention(keep, timedelta(seconds=pin)))
     assert set(kept_versions(table)) == kept
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -433,11 +434,11 @@ def test_a_publish_that_cannot_be_written_is_named_and_readers_keep_what_they_ha
         writer.update_progress(source_digest="of another listing")
         faulty.inject(Rule(Fault.SLOW_DOWN, method="PUT", path="/catalog/"))
         with pytest.raises(LakeUnavailable, match="cannot write catalog/"):
-            publish(writer, pipeline.identity(), Retention(3, 60), run_id="a run")
+            publish(writer, pipeline.identity(), Retention(3, timedelta(seconds=60)), run_id="a run")
         assert faulty.injected
         faulty.inject()
         assert bench.state()["catalog"] == before
-        publish(writer, pipeline.identity(), Retention(3, 60), run_id="a run")
+        publish(writer, pipeline.identity(), Retention(3, timedelta(seconds=60)), run_id="a run")
     assert bench.state()["catalog"] != before
 
 

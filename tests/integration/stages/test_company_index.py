@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,7 @@ def test_a_compacted_shard_costs_a_look_and_no_row(company: Company) -> None:
         sorted(entries),
         pipeline_of,
         warm_identity(company.uri, "all-MiniLM-L6-v2"),
-        Retention(5, 60),
+        Retention(5, timedelta(seconds=60)),
         run_id="upkeep",
         log=lambda _line: None,
     )
