@@ -273,7 +273,7 @@ def test_writes_of_other_programs_are_rolled_back_by_the_next_run(
 
 
 def test_a_run_of_no_partition_is_told_to_choose_one(instance: dg.DagsterInstance, settings: PipelineSettings) -> None:
-    with pytest.raises(Exception, match="choose one partition") as caught:
+    with pytest.raises(Exception, match="select one partition") as caught:
         dg.materialize(
             [asset for asset in build_definitions(settings).assets or () if isinstance(asset, dg.AssetsDefinition)],
             instance=instance,
