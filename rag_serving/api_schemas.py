@@ -12,6 +12,9 @@ MOST_NAMES = 200
 _QUESTION = "How many weeks of parental leave are on full pay?"
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Question = Annotated[
+    str, Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS, description="question in plain language")
+]
 
 
 class _Body(BaseModel):
@@ -21,8 +24,12 @@ class _Body(BaseModel):
 class ScopeFilter(_Body):
     """The shards to search. A missing list means all that the key allows."""
 
-    regions: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
-    departments: list[Name] | None = Field(None, min_length=1, max_length=MOST_NAMES)
+    regions: list[Name] | None = Field(
+        None, min_length=1, max_length=MOST_NAMES, description="regions to search; missing: all that the key allows"
+    )
+    departments: list[Name] | None = Field(
+        None, min_length=1, max_length=MOST_NAMES, description="departments to search; missing: all that the key allows"
+    )
 
 
 class AskRequest(ScopeFilter):
@@ -32,7 +39,7 @@ class AskRequest(ScopeFilter):
         json_schema_extra={"examples": [{"question": _QUESTION}, {"question": _QUESTION, "k": 4, "stream": True}]}
     )
 
-    question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
+    question: Question
     k: int = Field(default=8, ge=1, le=MAX_K, description="number of passages to answer from")
     history: list[Turn] = Field(
         default_factory=list[Turn], max_length=MAX_TURNS, description="previous turns, oldest first"
@@ -47,13 +54,19 @@ class SearchRequest(ScopeFilter):
         json_schema_extra={"examples": [{"question": _QUESTION, "mode": "text"}, {"question": _QUESTION, "k": 4}]}
     )
 
-    question: str = Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS)
-    k: int = Field(8, ge=1, le=MAX_K)
-    mode: Literal["hybrid", "vector", "text"] = "hybrid"
-    path_prefix: str | None = Field(None, max_length=MAX_PREFIX_CHARACTERS)
-    modified_from: datetime | None = None
-    modified_before: datetime | None = None
-    join_neighbours: bool = Field(default=False, strict=True)
+    question: Question
+    k: int = Field(8, ge=1, le=MAX_K, description="number of passages to return")
+    mode: Literal["hybrid", "vector", "text"] = Field(
+        "hybrid", description="vector, text (full-text search), or hybrid: both, fused by rank"
+    )
+    path_prefix: str | None = Field(
+        None, max_length=MAX_PREFIX_CHARACTERS, description="prefix of the path below region/department/"
+    )
+    modified_from: datetime | None = Field(None, description="earliest modification, inclusive; without a zone: UTC")
+    modified_before: datetime | None = Field(None, description="latest modification, exclusive; without a zone: UTC")
+    join_neighbours: bool = Field(
+        default=False, strict=True, description="merge adjacent passages of the same document"
+    )
 
 
 class SearchResponse(BaseModel):
@@ -67,8 +80,8 @@ class SearchResponse(BaseModel):
 class FeedbackRequest(_Body):
     """Feedback on an answer."""
 
-    answer: Answer
-    correct: bool = Field(strict=True)
+    answer: Answer = Field(description="the answer as the service returned it")
+    correct: bool = Field(strict=True, description="whether it was correct; wrong answers leave the cache")
 
 
 class FeedbackResponse(BaseModel):
@@ -109,11 +122,13 @@ class ChatRequest(ScopeFilter):
         },
     )
 
-    model: str = Field(max_length=200, json_schema_extra={"pattern": "^rag-shards(/.*)?$"})
-    messages: list[Message] = Field(min_length=1, max_length=2 * MAX_TURNS + 10)
-    stream: bool | None = Field(default=False, strict=True)
-    stream_options: dict[str, Any] | None = None
-    n: Literal[1] | None = 1
+    model: str = Field(max_length=200, description="rag-shards", json_schema_extra={"pattern": "^rag-shards(/.*)?$"})
+    messages: list[Message] = Field(
+        min_length=1, max_length=2 * MAX_TURNS + 10, description="conversation; the last message is the question"
+    )
+    stream: bool | None = Field(default=False, strict=True, description="stream the completion as server-sent events")
+    stream_options: dict[str, Any] | None = Field(None, description="OpenAI's options, such as include_usage")
+    n: Literal[1] | None = Field(1, description="number of completions; only 1")
 
 
 class ErrorDetail(BaseModel):

@@ -89,7 +89,7 @@ class S3Source:
                 return None
             raise _error_class(error)(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
         except BotoCoreError as error:
-            raise SourceUnavailable(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
+            raise _error_class(error)(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
         return SourceObject(
             key, answer["ETag"].strip('"'), answer["ContentLength"], answer["LastModified"].astimezone(UTC)
         )
@@ -118,7 +118,7 @@ class S3Source:
                 raise ObjectUnreadable(f"{key}: {code}") from error
             raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
         except BotoCoreError as error:
-            raise SourceUnavailable(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
+            raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
 
     def _read(self, key: str) -> FetchedObject:
         """Read one object. boto3 detects a truncated body, but does not retry once the response has begun."""

@@ -71,7 +71,7 @@ class Lease:
         if self._lost is None and time.monotonic() > self._deadline:
             self._lost = "it could not be renewed in time"
         if self._lost is not None:
-            raise LeaseLost(f"the lease of shard {self.shard} was lost: {self._lost}; run the shard again")
+            raise LeaseLost(f"the lease of {self.shard} was lost: {self._lost}; run it again")
 
     def release(self) -> None:
         """Release the lease. Its object stays, so that the epoch never decreases."""
@@ -153,7 +153,7 @@ def _acquire(
                 continue
         if time.monotonic() >= give_up:
             raise ShardLocked(
-                f"shard {shard} is being written by {current.holder} on {current.where}, whose lease lasts until "
+                f"{shard} is being written by {current.holder} on {current.where}, whose lease lasts until "
                 f"{current.expires_at:%H:%M:%S} UTC; wait for it or stop it, then try again"
             )
         sleep(0.5)

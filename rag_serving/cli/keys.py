@@ -27,7 +27,8 @@ def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int) -> 
     from rag_serving.http.api_keys import create_key
 
     key, text = create_key(_key_file(), name, tenant=tenant, shards=shards, requests_per_minute=per_minute)
-    click.echo(f"{text}\nkey {key.id} cannot be shown again: only its hash is stored")
+    click.echo(text)
+    click.echo(f"key {key.id} cannot be shown again: only its hash is stored", err=True)
 
 
 @keys.command("list", short_help="List the API keys.")

@@ -210,8 +210,12 @@ at("feedback").addEventListener("click", async (event) => {
   const correct = event.target.dataset?.correct;
   if (correct === undefined || last === null) return;
   const body = JSON.stringify({ answer: last, correct: correct === "true" });
-  const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body });
-  at("status").textContent = response.ok ? "Thank you for your feedback." : await problemOf(response);
-  at("feedback").hidden = response.ok;
+  try {
+    const response = await fetch("/v1/feedback", { method: "POST", headers: headers(), body });
+    at("status").textContent = response.ok ? "Thank you for your feedback." : await problemOf(response);
+    at("feedback").hidden = response.ok;
+  } catch {
+    at("status").textContent = "The service cannot be reached; try again.";
+  }
 });
 loadShards();

@@ -184,6 +184,14 @@ def test_a_wrong_answer_can_be_taken_out_of_the_cache(page: Page, everything: st
     expect(page.locator("#cache")).to_contain_text("Answered from the documents")
 
 
+def test_feedback_that_cannot_be_sent_is_reported(page: Page, everything: str) -> None:
+    give_key(page, everything)
+    ask(page, "How many weeks of parental leave are there in Oslo?")
+    page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('lost')); }")
+    page.get_by_role("button", name="No").click()
+    expect(page.get_by_role("status")).to_have_text("The service cannot be reached; try again.")
+
+
 def test_filters_list_what_the_key_may_see_and_narrow_the_scope(page: Page, oslo: str, everything: str) -> None:
     give_key(page, oslo)
     expect(page.get_by_role("status")).to_be_empty()

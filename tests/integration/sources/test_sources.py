@@ -317,6 +317,16 @@ def test_wrong_credentials_are_refused_quickly_and_not_shown(
     assert "a-wrong-value" not in str(caught.value)
 
 
+def test_missing_credentials_are_refused_by_every_call(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    source = open_source(f"s3://{s3_environment}", boto3.session.Session().client("s3"))
+    for call in (lambda: listing(source), lambda: source.head("a/b/c.md"), lambda: source.fetch("a/b/c.md")):
+        with pytest.raises(SourceRefused, match="credentials"):
+            call()
+
+
 def test_an_endpoint_where_nobody_listens_is_unavailable_but_not_refused(
     s3_environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

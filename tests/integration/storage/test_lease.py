@@ -288,7 +288,7 @@ def test_a_process_that_was_frozen_finds_its_lease_lost_when_it_wakes(
     process.send_signal(signal.SIGSTOP)
     with acquire_lease(objects, SHARD, "me", wait=10, sleep=lambda _: time.sleep(0.1)) as lease:
         process.send_signal(signal.SIGCONT)
-        assert ask(process).startswith("lost: the lease of shard London/people & culture")
+        assert ask(process).startswith("lost: the lease of London/people & culture")
         lease.check()
 
 
