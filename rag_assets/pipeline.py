@@ -16,7 +16,7 @@ from rag_assets.evaluation.verdict import Quality
 from rag_assets.extraction.sandbox.pool import ParserLimits, warm_parsers
 from rag_assets.models.export import find_exported
 from rag_assets.models.registry import warm_chunker, warm_embedder, warm_identity
-from rag_assets.publishing.catalog_writes import fence
+from rag_assets.publishing.catalog_writes import reject_older_writers
 from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shards
 from rag_assets.publishing.retention import Retention
 from rag_assets.settings import PipelineSettings
@@ -70,7 +70,7 @@ class Pipeline:
         wait = self.settings.lease_wait if wait is None else wait
         with acquire_lease(lake.objects, shard, holder, seconds=self.settings.lease_seconds, wait=wait) as lease:
             if lease.taken_over:
-                fence(lake, shard, lease.epoch)
+                reject_older_writers(lake, shard, lease.epoch)
             yield ShardWriter(lake, shard, lease, whole=whole)
 
     def maintain(self, holder: str, *, run_id: str, log: Log) -> MaintenanceReport:

@@ -65,9 +65,9 @@ class PendingShard:
         """Return whether a run may be requested now, rather than after a pause because one just failed."""
         if self.requested is None or not self.repeats:
             return True
-        # An event means that something changed, perhaps the cause of the failure; the same listing fails again.
-        first_retry = self.has_changes and not self.digest
-        pause = RETRY_SECONDS if first_retry else retry_pause(self.requested.attempts)
+        # A new event may have removed the cause of the failure; an unchanged listing is likely to fail again.
+        has_new_event = self.has_changes and not self.digest
+        pause = RETRY_SECONDS if has_new_event else retry_pause(self.requested.attempts)
         # A request in the future means that the clock was set back; do not wait for it.
         return not self.requested.at <= now < self.requested.at + pause
 

@@ -21,7 +21,7 @@ class Quality:
     source: Callable[[], Source] | None = None
     """Opens the source of golden questions; None: ask none."""
     max_drop: float = 0.05
-    """Maximum difference of hit@10 and nDCG@10 below the published version's."""
+    """How far hit@10 or nDCG@10 may fall below the published version's, as an absolute difference."""
     min_recall: float = 0.9
     """Minimum recall of the vector index; 0 disables it."""
 

@@ -2,8 +2,8 @@
 
 To add a format, write `extract_NAME(data: bytes) -> ExtractedDocument` in `formats/NAME.py` and add a `Format` to
 `FORMATS`: with `recognise` if the content identifies it, else with `suffixes`. Increase `EXTRACTOR_VERSION`, so that
-every document is read again. `DocumentBuilder` assembles text and blocks; `ooxml.open_package` opens zip containers
-safely.
+every document is read again. `DocumentBuilder` assembles text and blocks; `ooxml.safe_package` checks
+Office containers.
 
 The function may raise any exception, which `read_object` turns into an ExtractionError. It returns an empty title if
 the content has none, and the `attachments` of a format that contains other files.
@@ -31,7 +31,7 @@ from rag_assets.extraction.formats.pptx import PPTX_MEDIA_TYPE, extract_pptx
 from rag_assets.extraction.formats.rtf import RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf
 from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx
 
-# Increase it with every change of the text or blocks of existing documents, so that they are read again.
+# Increase it when existing objects would be read differently, quarantined ones that a new format can read included.
 EXTRACTOR_VERSION: Final = "2"
 
 # For all attachments of one object together, at any depth.
@@ -236,7 +236,7 @@ def _format_of(data: bytes, key: str) -> Format:
         return by_name
     if seen is None:
         seen = f"a {suffix} file" if suffix else "a file of unknown kind"
-        if suffix in (".pdf", ".docx", ".pptx", ".xlsx", ".rtf"):
+        if any(f"({suffix[1:]})" in known.name or suffix[1:].upper() == known.name for known in FORMATS):
             seen = f"a file named {suffix} whose content is not of that format"
     names = ", ".join(known.name for known in FORMATS)
     raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, f"{one_line(seen, 120)}; supported are {names}")

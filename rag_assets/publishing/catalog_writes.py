@@ -12,7 +12,7 @@ from rag_serving.lake.object_store import ABSENT
 from rag_serving.lake.shards import Shard
 
 
-def fence(lake: Lake, shard: Shard, epoch: int) -> None:
+def reject_older_writers(lake: Lake, shard: Shard, epoch: int) -> None:
     """Write the epoch into the catalog object, so that a publish prepared under an older epoch fails."""
     found = read_catalog_entry(lake.objects, shard)
     if found is not None and found[0].epoch < epoch:

@@ -15,7 +15,7 @@ from rag_assets.evaluation.verdict import Quality
 from rag_assets.publishing.publish import publish
 from rag_assets.publishing.retention import Retention, drop_old_tags, kept_versions
 from rag_assets.storage.id_indexes import ID_COLUMNS, ensure_id_indexes, index_ids
-from rag_assets.storage.lake import KEEP_VERSIONS, Log, Table, made_at, small_fragments
+from rag_assets.storage.lake import KEEP_ALL_VERSIONS, Log, Table, made_at, small_fragments
 from rag_assets.storage.schemas import EMBEDDINGS
 from rag_assets.storage.search_indexes import index_text, index_vectors, unindexed_rows
 from rag_assets.storage.shard_writer import ShardWriter
@@ -124,7 +124,9 @@ def _maintain(
     removable = sum(made_at(version) < cutoff for version in versions[:-1])
     if removable or small_fragments(table) > 1 or unindexed_rows(table):
         # Record the new version before removing old ones: the next writer rolls back to the recorded version.
-        writer.maintain(stage, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS), fingerprint=fingerprint)
+        writer.maintain(
+            stage, lambda table: table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS), fingerprint=fingerprint
+        )
         # Only the lease holder writes, so a file that belongs to no version was left by a dead writer.
         writer.maintain(
             stage,

@@ -16,7 +16,7 @@ import pyarrow as pa
 from rag_assets.storage.batches import batches
 from rag_assets.storage.fence import Fence
 from rag_assets.storage.lake import (
-    KEEP_VERSIONS,
+    KEEP_ALL_VERSIONS,
     Lake,
     Log,
     Table,
@@ -58,7 +58,7 @@ _BATCH_ROWS = 100_000
 _NOTED_AT_ONCE = 200
 """Shards without changed rows whose new versions are recorded together."""
 _REMOVED_AT_ONCE = 20
-"""Versions without readers are removed once there are more."""
+"""Versions without readers are removed once there are more than these."""
 _NAME = "the company index"
 _MOST_SEGMENTS = 8
 _SMALL_FRAGMENTS = 40
@@ -68,7 +68,7 @@ _FACTS = ("chunk_id", "ordinal", "path", "title", "start", "end", "content_hash"
 
 @dataclass(frozen=True, slots=True)
 class CompanyTable:
-    """Owner of one embedder's company table, which is named by its fingerprint, or of the lease of them all."""
+    """A name for `TableOwner`: a fingerprint for one embedder's table, or `company_index` for the lease of all."""
 
     table_name: str
 
@@ -329,7 +329,7 @@ class _CompanyWriter:
             if column not in indexes or (indexes[column].num_segments or 0) > _MOST_SEGMENTS:
                 self._maintain(build)
         if unindexed_rows(table) > UNINDEXED_ROWS or small_fragments(table) > _SMALL_FRAGMENTS:
-            self._maintain(lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
+            self._maintain(lambda table: table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS))
         if self._changed:
             cutoff = datetime.now(UTC) - pin
             # The record names the newest version; readers may use any that is younger than `pin`.

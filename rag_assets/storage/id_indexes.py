@@ -7,7 +7,7 @@ a large one, so a table gets its indexes once it has grown.
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
-from rag_assets.storage.lake import KEEP_VERSIONS, Table, row_count, small_fragments
+from rag_assets.storage.lake import KEEP_ALL_VERSIONS, Table, row_count, small_fragments
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE, RAW_DOCUMENTS
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.sql import sql_in
@@ -84,6 +84,6 @@ def _left_out(table: Table, column: str) -> int:
 def _rebuild(table: Table, stage: str) -> None:
     if small_fragments(table) > _SMALL_FRAGMENTS:
         # A first run leaves one file per batch; every later read of the table would open them all.
-        table.optimize(cleanup_older_than=KEEP_VERSIONS)
+        table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS)
     for column in ID_COLUMNS[stage]:
         index_ids(table, column)

@@ -24,8 +24,8 @@ else:
 
 Log = Callable[[str], None]
 
-KEEP_VERSIONS = timedelta(days=36_500)
-"""An age that no version reaches: an indexing run must not remove versions that a reader may use."""
+KEEP_ALL_VERSIONS = timedelta(days=36_500)
+"""Passed as `cleanup_older_than`, so that an indexing run removes no version; maintenance does."""
 _METADATA_CACHE_BYTES = 16 * 2**20
 _INDEX_CACHE_BYTES = 32 * 2**20
 

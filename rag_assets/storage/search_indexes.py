@@ -1,7 +1,7 @@
 """Build the full-text and vector indexes of a search table, and update them with its rows."""
 
 from rag_assets.storage.id_indexes import ID_INDEX_ROWS, index_ids
-from rag_assets.storage.lake import KEEP_VERSIONS, Table, small_fragments
+from rag_assets.storage.lake import KEEP_ALL_VERSIONS, Table, small_fragments
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.tables import FINGERPRINT, SHARDS
 
@@ -35,7 +35,7 @@ def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows
     if "doc_id" not in indexed and rows >= ID_INDEX_ROWS:
         writer.maintain(SHARDS, lambda table: index_ids(table, "doc_id"))
     if unindexed_rows(table) > UNINDEXED_ROWS or small_fragments(table) > _SMALL_FRAGMENTS + rows // BATCH_CHUNKS:
-        writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=KEEP_VERSIONS))
+        writer.maintain(SHARDS, lambda table: table.optimize(cleanup_older_than=KEEP_ALL_VERSIONS))
         return True
     return False
 

@@ -31,8 +31,8 @@ ABSENT: Literal["absent"] = "absent"
 RETRY_SECONDS = 10
 """Maximum seconds for which obstore and Lance retry a request that S3 throttles or drops.
 
-A third of a lease's time, so that a renewal gives up before the next one is due. Longer outages are left to the retries
-of Dagster's steps.
+A third of the default `RAG_LEASE_SECONDS`, so that a renewal gives up before the next one is due. Longer outages are
+left to the retries of Dagster's steps.
 """
 _MAX_RETRIES = 6  # with jitter, about three seconds of pauses in total
 _FIRST_PAUSE = 0.2

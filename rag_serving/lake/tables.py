@@ -68,7 +68,7 @@ def storage_options(lake_uri: str) -> dict[str, str] | None:
     """Return the options that LanceDB needs beyond the AWS_* variables it reads itself; None for a local folder."""
     if not is_s3(lake_uri):
         return None
-    # Three retries are Lance's default (repeated up to three times when S3 throttles), but its timeout is 3 minutes.
+    # Lance's default of three retries (repeated up to three times when S3 throttles), but not its limit of 3 minutes.
     retries = {"client_max_retries": "3", "client_retry_timeout": str(RETRY_SECONDS)}
     return {**s3_options(os.environ), **retries}
 

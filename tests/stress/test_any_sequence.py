@@ -32,7 +32,7 @@ from tokenizers import Tokenizer
 from rag_assets.chunking.structure import StructureChunker
 from rag_assets.errors import LeaseLost, ShardLocked, VersionNotKept
 from rag_assets.extraction.registry import read_object
-from rag_assets.publishing.catalog_writes import fence
+from rag_assets.publishing.catalog_writes import reject_older_writers
 from rag_assets.publishing.checks import check_rows
 from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
 from rag_assets.publishing.publish import publish
@@ -181,7 +181,7 @@ def write(
     try:
         with acquire_lease(lake.objects, SHARD, "a test", seconds=seconds, wait=wait) as lease:
             if lease.taken_over:
-                fence(lake, SHARD, lease.epoch)
+                reject_older_writers(lake, SHARD, lease.epoch)
             watched: Any = WatchedLease(lease, looked)
             work(ShardWriter(lake, SHARD, watched, whole=whole))
     except Died:

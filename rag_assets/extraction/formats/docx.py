@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
-from rag_assets.extraction.formats.ooxml import open_package, walk
+from rag_assets.extraction.formats.ooxml import safe_package, walk
 
 DOCX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 
@@ -29,7 +29,7 @@ _NOT_TEXT: Final = frozenset({*(f"{_W}{name}" for name in ("p", "pPr", "rPr", "d
 
 def extract_docx(data: bytes) -> ExtractedDocument:
     """Parse a file; raise ExtractionError if its container is unsafe to open (see `ooxml`)."""
-    package = open_package(data)
+    package = safe_package(data)
 
     import docx
 

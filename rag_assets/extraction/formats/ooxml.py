@@ -84,8 +84,8 @@ def walk(root: Any, inside: Callable[[Any], Any]) -> Iterator[Any]:
             pending.append(entered.iterchildren())
 
 
-def open_package(data: bytes) -> bytes:
-    """Return the container in the dialect that the libraries read, once it is measured and safe.
+def safe_package(data: bytes) -> bytes:
+    """Check the container against the limits, and return its bytes in the dialect that the libraries read.
 
     Files in the Strict dialect, files with macros and templates are rewritten. Raises ExtractionError: too_large if it
     inflates beyond the limits, encrypted, malformed.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
-from rag_assets.extraction.formats.ooxml import open_package, walk
+from rag_assets.extraction.formats.ooxml import safe_package, walk
 
 PPTX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
 
@@ -35,7 +35,7 @@ _NO_TITLES: Final = frozenset({"", "powerpoint presentation", "powerpoint-präse
 
 def extract_pptx(data: bytes) -> ExtractedDocument:
     """Parse a file; raise ExtractionError if its container is unsafe to open (see `ooxml`)."""
-    package = open_package(data)
+    package = safe_package(data)
 
     import pptx
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.formats.ooxml import open_package
+from rag_assets.extraction.formats.ooxml import safe_package
 
 XLSX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 
@@ -27,7 +27,7 @@ _ADVICE: Final = "keep the data in a database, or split the workbook"
 
 def extract_xlsx(data: bytes) -> ExtractedDocument:
     """Parse a file; raise ExtractionError if it is too large or its container is unsafe to open."""
-    package = open_package(data)
+    package = safe_package(data)
 
     import openpyxl
 

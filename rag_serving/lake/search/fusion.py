@@ -66,8 +66,8 @@ def fuse(rankings: Iterable[Ranking], vectors: Mapping[str, npt.NDArray[np.float
     """Fuse rankings to one list of candidates, best first.
 
     Distances are comparable only within one embedder, so vector searches are ranked per embedder and full-text searches
-    together. Each ranking counts up to `depth`. `vectors` holds the question's vectors by fingerprint; candidates of
-    other embedders have no score.
+    together; the first `depth` rows of each of these merged lists count. `vectors` holds the question's vectors by
+    fingerprint; candidates of other embedders have no score.
     """
     by_kind: dict[tuple[Kind, str], list[Ranking]] = {}
     for ranking in rankings:
