@@ -145,7 +145,11 @@ def python_page() -> Iterator[str]:
             for method, function in inspect.getmembers(item, inspect.isroutine):
                 if not method.startswith("_") and function.__module__.startswith("rag_serving"):
                     yield f"### {name}.{method}\n"
-                    yield f"```text\n{method}{_signature(function)}\n```\n"
+                    kind = "async " if inspect.iscoroutinefunction(function) else ""
+                    signature = _signature(function)
+                    if item is rag_serving.RagClient:  # its methods wrap those of the asynchronous clients
+                        signature = signature.replace("AsyncGenerator", "Generator")
+                    yield f"```text\n{kind}{method}{signature}\n```\n"
                     yield from _docstring(function)
 
 

@@ -91,6 +91,9 @@ def backfill(
                     "company_index is materialized",
                     err=True,
                 )
+            held = [f"{shard} (held by {state.held[shard]})" for shard in result.succeeded if shard in state.held]
+            if held:
+                click.echo(f"built but not published: {', '.join(held)}; see rag-assets release", err=True)
             report_result(result)
             return
         names.add_shards(instance, shards)

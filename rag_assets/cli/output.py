@@ -71,7 +71,7 @@ def report_result(result: "BulkResult") -> None:
     if result.failed:
         raise NamedClickError(
             f"{len(result.failed)} shards failed: {', '.join(shard.key for shard in sorted(result.failed))}; "
-            "fix the cause, then run rag-assets backfill --failed"
+            "fix the cause, then run rag-assets backfill --failed --here"
         )
 
 

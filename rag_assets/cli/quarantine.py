@@ -82,6 +82,9 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
         click.echo(f"marked {count} documents of {len(by_shard)} shards for a retry")
         if here:
             report_result(run_with_progress(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
+            for shard, name, row in _quarantined([shard.key for shard in by_shard]):
+                if row["object_id"] in by_shard[shard]:
+                    click.echo(f"still quarantined: {name} ({row['reason']})", err=True)
             return
         names = Names.of(settings)
         names.add_shards(instance, by_shard)

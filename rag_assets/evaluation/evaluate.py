@@ -26,6 +26,9 @@ from rag_serving.lake.search.plan import Target
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
+_LOST_SHOWN = 3
+"""Lost questions in the error of a stopped publish; the check's metadata lists them all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assessment:
@@ -120,6 +123,9 @@ def _measured(
     measured = index_recall(table, vectors, earlier)
     evaluation = replace(evaluation, index_recall=measured.recall, index=measured.index)
     problems, judged = judge(evaluation, quality)
+    if problems and lost:
+        more = f" and {len(lost) - _LOST_SHOWN} more" if len(lost) > _LOST_SHOWN else ""
+        problems += (f"no longer answered: {', '.join(map(repr, lost[:_LOST_SHOWN]))}{more}",)
     # Recorded even if little was measured, so that `publish` does not repeat it.
     kept = update_record(lake, shard, lambda old: replace_evaluations(old, evaluation))
     return Assessment(problems, warnings + judged, evaluation, "", golden, gone, lost, kept.evaluations)

@@ -24,7 +24,7 @@ def rollback(writer: ShardWriter, *, by: str, to: int | None = None) -> CatalogE
     candidates = [old for old in entry.history if old.version in kept and old.version != entry.current.version]
     chosen = next((old for old in candidates if to is None or old.version == to), None)
     if chosen is None:
-        versions = ", ".join(str(version) for version in dict.fromkeys(old.version for old in candidates))
+        versions = ", ".join(map(str, sorted({old.version for old in candidates})))
         wanted = "an older version" if to is None else f"version {to}"
         raise VersionNotKept(
             f"shard {writer.shard} (now at version {entry.current.version}) keeps "

@@ -118,7 +118,7 @@ def shards(as_json: bool) -> None:
             + (f"  {entry.quarantined} quarantined" if entry.quarantined else "")
         )
     if not entries:
-        click.echo("nothing is published yet", err=True)
+        click.echo("nothing is published in this lake; check RAG_LAKE_URI", err=True)
 
 
 @main.command(short_help="Print pairs of questions to review, as JSON lines.")
@@ -180,7 +180,8 @@ def place(passage: Place) -> str:
     """Format the location of a passage on one line."""
     where = f"page {passage.page}, " if passage.page is not None else ""
     heading = f" § {' › '.join(passage.heading_path)}" if passage.heading_path else ""
-    return f"{passage.source}{heading} ({where}characters {passage.start}–{passage.end}) [{passage.shard}]"
+    stale = " (stale)" if passage.stale else ""
+    return f"{passage.source}{heading} ({where}characters {passage.start}–{passage.end}) [{passage.shard}]{stale}"
 
 
 def _score(passage: Place) -> str:

@@ -90,7 +90,7 @@ class RagClient:
     notes = _waited(BaseRagClient.notes)
 
     def stats(self) -> dict[str, int]:
-        """Return the counters; see `BaseRagClient.stats`."""
+        """Return counters since the client was created: answers by cache state, refusals by guard, model calls."""
         return self._core.stats()
 
     def close(self) -> None:

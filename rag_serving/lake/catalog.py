@@ -66,7 +66,9 @@ class Snapshot:
         ]
         if not routed:
             if not self.entries:
-                raise UnknownScope("nothing is published yet; build the index with `rag-assets backfill --all`")
+                raise UnknownScope(
+                    "nothing is published in this lake; check RAG_LAKE_URI, or run `rag-assets backfill`"
+                )
             raise UnknownScope(
                 "no published shard is in these regions and departments together; list them with `rag-serving shards`"
             )

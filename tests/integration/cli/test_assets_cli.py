@@ -280,12 +280,21 @@ def test_a_shard_is_rolled_back_held_shown_and_released_from_the_command_line(
     status = said(quick("status"))
     assert "held by" in next(line for line in status.splitlines() if "Oslo/people" in line)
     assert "held" not in next(line for line in status.splitlines() if "Lisbon/it" in line)
+    company.put("Oslo/people/canteen.txt", "The canteen opens at ten.")
+    assert "built but not published: Oslo/people (held by" in quick("backfill", "--here").stderr
 
     assert "released" in said(quick("release", "Oslo/people"))
     assert "is not on hold" in said(quick("release", "Oslo/people"))
     said(quick("backfill", "--here"))
-    assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at nine."
+    assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at ten."
     assert "3 shards" in said(quick("maintain"))
+
+
+def test_a_retry_names_the_documents_that_are_still_quarantined(company: Company, quick: Callable[..., Result]) -> None:
+    company.put("Oslo/people/report.pdf", "%PDF-1.7 cut off")
+    said(quick("backfill", "--here"))
+    retried = quick("quarantine", "retry", "Oslo/people/report.pdf", "--here")
+    assert "still quarantined: Oslo/people/report.pdf (malformed)" in retried.stderr
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_shards_as_json_say_what_is_published(sample_lake: str) -> None:
 def test_shards_of_an_empty_lake_says_that_nothing_is_published(tmp_path: Path) -> None:
     result = run("shards", RAG_LAKE_URI=str(tmp_path))
     assert (result.returncode, result.stdout) == (0, "")
-    assert "nothing is published yet" in result.stderr
+    assert "nothing is published in this lake" in result.stderr
 
 
 @pytest.mark.parametrize(

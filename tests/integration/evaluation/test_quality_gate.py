@@ -300,6 +300,7 @@ def test_answers_that_are_lost_stop_the_publish_until_they_are_back_or_it_is_acc
         bench.put(f"{number}.txt", "Moved to the intranet.")
     found = stopped("retrieval_holds")
     assert "hit@10 of 6 golden questions fell from 1.000 to 0.667" in (found.description or "")
+    assert f"no longer answered: 'When does the canteen in {BUILDINGS[2]} open?', '" in (found.description or "")
     lost: Any = found.metadata["questions_lost"].value
     assert lost == [f"When does the canteen in {BUILDINGS[number]} open?" for number in (2, 4)]
     assert found.metadata["published_hit_at_10"].value == 1
