@@ -100,7 +100,7 @@ def test_a_held_shard_counts_as_worked_through_up_to_what_was_built(bench: Bench
 def test_a_rollback_goes_to_a_version_that_is_kept_and_to_no_other(bench: Bench) -> None:
     first, second, third = three_versions(bench)
     with writer(bench) as shard_writer:
-        with pytest.raises(VersionNotKept, match=rf"versions {second.version}, {first.version} to go back to"):
+        with pytest.raises(VersionNotKept, match=rf"versions {first.version}, {second.version} to go back to"):
             rollback(shard_writer, by="an operator", to=10_000)
         assert rollback(shard_writer, by="an operator", to=first.version).current.version == first.version
     assert bench.texts() == {"page.txt": "The first text."}
