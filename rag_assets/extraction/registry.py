@@ -1,9 +1,9 @@
 """The supported formats, and how a source object's format is detected.
 
 To add a format, write `extract_NAME(data: bytes) -> ExtractedDocument` in `formats/NAME.py` and add a `Format` to
-`FORMATS`: with `recognise` if the content identifies it, else with `suffixes`. Increase `EXTRACTOR_VERSION`, so that
-every document is read again. `DocumentBuilder` assembles text and blocks; `ooxml.safe_package` checks
-Office containers.
+`FORMATS`: with `recognise` if the content identifies it (and its suffix in `_RECOGNISED_BY_CONTENT`), else with
+`suffixes`. Increase `EXTRACTOR_VERSION`, so that every document is read again. `DocumentBuilder` assembles text and
+blocks; `ooxml.safe_package` checks Office containers.
 
 The function may raise any exception, which `read_object` turns into an ExtractionError. It returns an empty title if
 the content has none, and the `attachments` of a format that contains other files.
@@ -69,6 +69,8 @@ FORMATS: Final = (
     Format("csv", CSV_MEDIA_TYPE, extract_csv, suffixes=frozenset({".csv", ".tsv", ".tab"})),
     Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ""})),
 )
+# Usual suffixes of formats that only their content identifies, for the message about a file that is named wrongly.
+_RECOGNISED_BY_CONTENT: Final = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".rtf"})
 
 _OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
@@ -236,7 +238,7 @@ def _format_of(data: bytes, key: str) -> Format:
         return by_name
     if seen is None:
         seen = f"a {suffix} file" if suffix else "a file of unknown kind"
-        if any(f"({suffix[1:]})" in known.name or suffix[1:].upper() == known.name for known in FORMATS):
+        if suffix in _RECOGNISED_BY_CONTENT:
             seen = f"a file named {suffix} whose content is not of that format"
     names = ", ".join(known.name for known in FORMATS)
     raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, f"{one_line(seen, 120)}; supported are {names}")

@@ -1,4 +1,4 @@
-"""The protocol of sources (a folder or an S3 bucket), and which keys are documents of which shard.
+"""The protocol of sources (a folder or an S3 bucket), and the mapping from keys to shards.
 
 Keys are relative to the source's root, so ``london/people/leave.md`` is the same document in both. A failed listing
 raises; it never looks like an empty one.

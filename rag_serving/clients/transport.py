@@ -168,7 +168,7 @@ class ServiceTransport:
     async def _reply(
         self, method: str, path: str, body: BaseModel | None, *, accept: str, idempotent: bool
     ) -> AsyncGenerator[httpx2.Response]:
-        """Open a successful response. Error statuses and httpx2's errors while it is read are raised as ours."""
+        """Open a response; raise this package's errors for error statuses and for failures while the body is read."""
         headers = {"accept": accept}
         content = None
         if body is not None:
