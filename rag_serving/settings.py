@@ -1,6 +1,9 @@
 """Settings of the serving side, read from `RAG_*` environment variables on request, never at import."""
 
+import difflib
+import logging
 import os
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
@@ -11,6 +14,12 @@ from rag_serving.errors import SettingsError
 DEFAULT_LAKE = "./lake"
 SERVICE_DEADLINE = 150.0
 SERVICE_TRIES = 4
+
+SIMILAR = 0.89
+"""An unknown variable at least this similar to a setting is reported; settings of different classes differ more."""
+
+_log = logging.getLogger(__name__)
+_reported: set[str] = set()
 
 NonEmpty = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
@@ -24,20 +33,42 @@ class Environment(BaseSettings):
     def from_env(cls, **given: Any) -> Self:
         """Read the environment; `given` values take precedence.
 
-        Raises `SettingsError`, which names every invalid variable but never its value, also for an unknown field.
+        Raises `SettingsError`, which names every invalid variable but never its value, also for an unknown field. Logs
+        a warning for a variable that looks like a misspelled setting.
         """
+        _report_misspelled()
         unknown = sorted(given.keys() - cls.model_fields.keys())
         if unknown:
             raise SettingsError(f"unknown setting: {', '.join(unknown)}")
         try:
             return cls(**given)  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
         except ValidationError as error:
-            prefix = cls.model_config.get("env_prefix", "")
             problems = "; ".join(
-                f"{prefix}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+                f"{cls.variable(str(problem['loc'][0]))}: {problem['msg']} "
+                f"({cls.model_fields[str(problem['loc'][0])].description})"
                 for problem in error.errors(include_input=False, include_url=False)
             )
             raise SettingsError(f"invalid environment variable: {problems}") from None
+
+    @classmethod
+    def variable(cls, field: str) -> str:
+        """Return the name of the field's environment variable."""
+        return f"{cls.model_config.get('env_prefix', '')}{field}".upper()
+
+    @classmethod
+    def subclasses(cls) -> "Iterator[type[Environment]]":
+        """Yield every class of settings that is loaded."""
+        for subclass in cls.__subclasses__():
+            yield subclass
+            yield from subclass.subclasses()
+
+
+def _report_misspelled() -> None:
+    known = {settings.variable(field) for settings in Environment.subclasses() for field in settings.model_fields}
+    for name in sorted(os.environ.keys() - known - _reported):
+        if name.startswith("RAG_") and (similar := difflib.get_close_matches(name, known, n=1, cutoff=SIMILAR)):
+            _reported.add(name)
+            _log.warning("%s is not a setting and has no effect; did you mean %s?", name, similar[0])
 
 
 class EnvironmentSettings(Environment):

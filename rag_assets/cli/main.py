@@ -5,6 +5,7 @@ import warnings
 import click
 
 from rag_assets.cli.backfill import backfill, status
+from rag_assets.cli.evaluate import evaluate
 from rag_assets.cli.quarantine import quarantine
 from rag_assets.cli.versions import history, maintain, release, rollback
 from rag_serving.cli.errors import NamedErrorGroup
@@ -19,5 +20,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*in preview.*")
 
 
-for command in (backfill, status, quarantine, history, rollback, release, maintain):
+for command in (backfill, status, quarantine, evaluate, history, rollback, release, maintain):
     main.add_command(command)

@@ -58,7 +58,7 @@ def run_with_progress(
 
 
 def report_result(result: "BulkResult") -> None:
-    """Print the totals; raise an error that lists the failed shards."""
+    """Print the totals and warnings; raise an error that lists the failed shards."""
     totals = result.totals
     documents = totals["added"] + totals["changed"]
     click.echo(
@@ -68,6 +68,8 @@ def report_result(result: "BulkResult") -> None:
         f"({totals['tokens']} tokens), {totals['reused']} reused; "
         f"{documents / max(result.seconds, 1e-9):.1f} documents/s"
     )
+    for shard, warnings in sorted(result.warnings.items()):
+        click.echo(f"{shard.key}: {'; '.join(warnings)}", err=True)
     if result.failed:
         raise NamedClickError(
             f"{len(result.failed)} shards failed: {', '.join(shard.key for shard in sorted(result.failed))}; "

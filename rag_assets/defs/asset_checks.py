@@ -117,7 +117,11 @@ def _assessed(found: Assessment) -> dg.AssetCheckResult:
     if found.golden.invalid:
         lines = [dg.TableRecord(dataclasses.asdict(at)) for at in found.golden.invalid[:_MOST_INVALID_SHOWN]]
         metadata["invalid_lines"] = dg.TableMetadataValue(lines, schema=None)
-    for name, values in (("documents_gone", found.gone), ("questions_lost", found.lost)):
+    for name, values in (
+        ("documents_gone", found.gone),
+        ("questions_missed", found.missed),
+        ("questions_lost", found.lost),
+    ):
         if values:
             metadata[name] = dg.JsonMetadataValue(list(values[:_MOST_INVALID_SHOWN]))
     return dg.AssetCheckResult(

@@ -42,6 +42,8 @@ class Assessment:
     golden: GoldenSet = field(default_factory=GoldenSet)
     gone: tuple[str, ...] = ()
     """Documents of golden questions that are no longer in the source."""
+    missed: tuple[str, ...] = ()
+    """Questions without an expected passage in the first ten of the head's hybrid search."""
     lost: tuple[str, ...] = ()
     """Questions that the published version answers in the first ten passages, but the head does not."""
     history: tuple[Evaluation, ...] = ()
@@ -104,11 +106,13 @@ def _measured(
     )
     vectors: list[Vector] = []
     warnings: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     if asked and quality.embedder is not None:
         vectors = _embedded(quality.embedder(), asked)
         head = _places(lake, shard, table, identity.fingerprint, TABLE_FORMAT, asked, vectors)
         evaluation = replace(evaluation, head=summarize(asked, head))
+        missed = tuple(question.question for question, now in zip(asked, head, strict=True) if not now.hybrid)
         before = _places_before(lake, shard, older, identity, asked, vectors)
         if isinstance(before, str):
             warnings = (before,)
@@ -128,7 +132,7 @@ def _measured(
         problems += (f"no longer answered: {', '.join(map(repr, lost[:_LOST_SHOWN]))}{more}",)
     # Recorded even if little was measured, so that `publish` does not repeat it.
     kept = update_record(lake, shard, lambda old: replace_evaluations(old, evaluation))
-    return Assessment(problems, warnings + judged, evaluation, "", golden, gone, lost, kept.evaluations)
+    return Assessment(problems, warnings + judged, evaluation, "", golden, gone, missed, lost, kept.evaluations)
 
 
 def _embedded(embedder: Embedder, asked: Sequence[ResolvedQuestion]) -> list[Vector]:

@@ -33,11 +33,12 @@ Build = Callable[[PipelineSettings], dg.Definitions]
 
 @dataclass(frozen=True, slots=True)
 class ShardDone:
-    """The result of one shard: the reason if it failed, and the counts of its assets."""
+    """The result of one shard: the reason if it failed, the counts of its assets, and warnings of its checks."""
 
     shard: Shard
     reason: str | None
     totals: Mapping[str, int]
+    warnings: Sequence[str] = ()
 
 
 @dataclass
@@ -46,6 +47,8 @@ class BulkResult:
 
     succeeded: list[Shard] = field(default_factory=list[Shard])
     failed: dict[Shard, str] = field(default_factory=dict[Shard, str])
+    warnings: dict[Shard, Sequence[str]] = field(default_factory=dict[Shard, Sequence[str]])
+    """What checks reported without stopping the shard."""
     totals: Counter[str] = field(default_factory=Counter[str])
     seconds: float = 0.0
 
@@ -56,6 +59,8 @@ class BulkResult:
         else:
             self.failed[done.shard] = done.reason
         self.totals.update(done.totals)
+        if done.warnings:
+            self.warnings[done.shard] = done.warnings
 
 
 _TOTALS = {
@@ -136,7 +141,13 @@ class _Work:
             reason = None if made.success else failure_reason(made.all_events)
             if reason == INTERRUPTED:
                 raise KeyboardInterrupt
-            return ShardDone(shard, reason, _totals(made.get_asset_materialization_events()))
+            totals = _totals(made.get_asset_materialization_events())
+            warned = [
+                f"{check.check_name}: {check.description}"
+                for check in made.get_asset_check_evaluations()
+                if not check.passed and check.severity == dg.AssetCheckSeverity.WARN
+            ]
+            return ShardDone(shard, reason, totals, warned)
 
         return run
 

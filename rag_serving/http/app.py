@@ -56,7 +56,7 @@ _STATUS: Mapping[type[RagError], int] = {
 }
 _RETRY = {errors.Overloaded: 1, errors.LakeUnavailable: 5, errors.CacheUnavailable: 5}
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
 _EVENT_STREAM = "text/event-stream"
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -355,7 +355,10 @@ def _add_error_handlers(app: FastAPI) -> None:
             retry = seconds if isinstance(error, kind) else retry
         return reply(status, type(error).__name__, str(error), retry)
 
-    async def malformed(_request: Request, error: Exception) -> JSONResponse:
+    async def malformed(request: Request, error: Exception) -> JSONResponse:
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if request.method == "POST" and media_type != "application/json" and not media_type.endswith("+json"):
+            return reply(415, "InvalidRequest", "send the body as JSON with the header Content-Type: application/json")
         found: list[dict[str, Any]] = list(error.errors()) if isinstance(error, RequestValidationError) else []
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
         return reply(422, "InvalidRequest", problems[:1_000])

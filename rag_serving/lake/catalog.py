@@ -70,7 +70,8 @@ class Snapshot:
                     "nothing is published in this lake; check RAG_LAKE_URI, or run `rag-assets backfill`"
                 )
             raise UnknownScope(
-                "no published shard is in these regions and departments together; list them with `rag-serving shards`"
+                "no published shard is in these regions and departments together; list the shards with "
+                "`rag-serving shards` or GET /v1/shards"
             )
         return routed
 
@@ -96,8 +97,9 @@ class Snapshot:
             matching = {candidate for candidate in known if same_name(candidate, name)}
             if not matching:
                 close = get_close_matches(name, known, n=3)
-                hint = f"; did you mean {', '.join(close)}?" if close else "; list the shards with `rag-serving shards`"
-                raise UnknownScope(f"no published shard has the {kind} {name!r}{hint}")
+                listed = "list the shards with `rag-serving shards` or GET /v1/shards"
+                hint = f"did you mean {', '.join(close)}?" if close else listed
+                raise UnknownScope(f"no published shard has the {kind} {name!r}; {hint}")
             chosen |= matching
         return chosen
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
 
 import pytest
@@ -10,7 +12,8 @@ from rag_assets.settings import PipelineSettings
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.clients.sync import RagClient
 from rag_serving.errors import SettingsError
-from rag_serving.settings import ServingSettings
+from rag_serving.http.settings import HttpSettings
+from rag_serving.settings import SIMILAR, Environment, ServingSettings
 
 PASSWORD = "correct-horse"
 
@@ -125,6 +128,30 @@ def test_all_malformed_variables_are_named_at_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("RAG_LLM_TIMEOUT", "banana")
     with pytest.raises(SettingsError, match=r"RAG_LLM_TIMEOUT.*RAG_CACHE_TTL"):
         ServingSettings.from_env()
+
+
+def test_an_error_describes_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_CACHE_TTL", "-1")
+    with pytest.raises(SettingsError, match=r"lifetime of a cached answer in seconds"):
+        ServingSettings.from_env()
+
+
+def test_a_misspelled_variable_is_reported_once_with_the_setting_it_resembles(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("RAG_CACHE_TLL", "5")
+    monkeypatch.setenv("RAG_OF_ANOTHER_PROGRAM", "5")
+    ServingSettings.from_env()
+    ServingSettings.from_env()
+    assert caplog.messages == ["RAG_CACHE_TLL is not a setting and has no effect; did you mean RAG_CACHE_TTL?"]
+
+
+def test_no_setting_of_one_class_looks_like_a_misspelling_of_another_class() -> None:
+    classes = {HttpSettings, *Environment.subclasses()}
+    for settings, other in itertools.permutations(classes, 2):
+        names = {settings.variable(field) for field in settings.model_fields}
+        for name in {other.variable(field) for field in other.model_fields} - names:
+            assert not difflib.get_close_matches(name, names, cutoff=SIMILAR), name
 
 
 def test_a_malformed_redis_url_fails_when_the_client_is_made_and_shows_no_password(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -159,6 +160,39 @@ def test_states_choose_shards_and_filters_narrow_them(quick: Callable[..., Resul
         "Lisbon/people": "published",
         "Oslo/people": "gone from the source",
     }
+
+
+def test_evaluate_prints_scores_missed_questions_and_invalid_lines(
+    quick: Callable[..., Result], company: Company
+) -> None:
+    assert "was not evaluated: the shard has no table" in quick("evaluate", "Oslo/people").stderr
+    said(quick("backfill", "--here"))
+    golden = [
+        {"question": "When does the canteen open?", "document": "canteen.txt"},
+        {"question": "When does the canteen close?", "document": "canteen.txt", "quote": "at midnight"},
+        {"question": "Who bakes?", "document": "bakery.md"},
+    ]
+    lines = [json.dumps(line) for line in golden] + ["{", ""]
+    company.put("Oslo/people/_eval/questions.jsonl", "\n".join(lines))
+    before = publication(str(company.lake), "Oslo/people")
+    result = quick("evaluate", "Oslo/people")
+    assert result.exit_code == 0, result.output
+    printed = result.stdout
+    assert re.match(r"version \d+: 2 golden questions\n", printed)
+    assert re.search(r"^hybrid search +0\.500 +0\.500 ", printed, flags=re.MULTILINE)
+    assert "not answered: When does the canteen close?\n" in printed
+    assert "not in the source: Oslo/people/bakery.md\n" in printed
+    assert "invalid: Oslo/people/_eval/questions.jsonl:4: " in printed
+    assert publication(str(company.lake), "Oslo/people") == before
+
+
+def test_here_prints_warnings_of_checks(quick: Callable[..., Result], company: Company) -> None:
+    company.put("Oslo/people/empty.txt", "")
+    company.put("Lisbon/it/_eval/questions.jsonl", "{")
+    result = quick("backfill", "--here")
+    assert result.exit_code == 0, result.output
+    assert "Oslo/people: nothing_quarantined: 1 quarantined\n" in result.stderr
+    assert "Lisbon/it: retrieval_holds: 1 lines of golden questions are invalid" in result.stderr
 
 
 def test_failed_chooses_the_shards_whose_latest_run_failed(quick: Callable[..., Result], company: Company) -> None:

@@ -306,6 +306,16 @@ def test_malformed_and_oversized_bodies_get_a_named_error(sample_lake: str, body
         assert chunked.status_code == status
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}])
+def test_a_body_without_a_json_content_type_is_refused_with_the_header_to_send(
+    sample_lake: str, headers: dict[str, str]
+) -> None:
+    with small(sample_lake, None) as client:
+        reply = client.post("/v1/ask", content=b'{"question": "x"}', headers=headers)
+    assert reply.status_code == 415
+    assert "Content-Type: application/json" in reply.json()["error"]["message"]
+
+
 def test_without_keys_the_service_does_not_start_unless_it_is_told_to(sample_lake: str) -> None:
     settings = ServingSettings.model_validate({"lake_uri": sample_lake})
     with pytest.raises(SettingsError, match="keys create"):
