@@ -71,7 +71,7 @@ async def measured(
     kinds: dict[str, Callable[[int], list[_T]]], ask: Callable[[_T], Awaitable[bool]], count: int, callers: int
 ) -> dict[str, Figures]:
     """Return figures by kind. Each kind maps a number to that many questions. Kinds take turns."""
-    rounds = 4
+    rounds = 4  # interleaved, so that other work affects all kinds alike
     took: dict[str, list[float]] = {kind: [] for kind in kinds}
     cpu = dict.fromkeys(kinds, 0.0)
     served = dict.fromkeys(kinds, 0.0)
