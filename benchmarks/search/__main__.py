@@ -190,7 +190,7 @@ class Bench:
         if not place.exists():
             self.builder.build(range(shards))
             if wide:
-                self.builder.company(shards, anew=True)
+                self.builder.company(shards, rebuild=True)
             clone(self.folder / "lake", place)
         builder = replace(self.builder, lake=Lake(str(place)))
         self.facts[f"{rows} rows"] = {"build_seconds": time.perf_counter() - started, "shards": shards}

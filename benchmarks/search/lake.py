@@ -164,13 +164,13 @@ class Builder:
         kept = {shard_of(number) for number in range(shards)}
         return Snapshot({s: e for s, e in whole.entries.items() if s in kept}, companies=whole.companies)
 
-    def company(self, shards: int, *, anew: bool) -> None:
-        """Update the company index to the first `shards` shards; with `anew`, rebuild it."""
+    def company(self, shards: int, *, rebuild: bool) -> None:
+        """Update the company index to the first `shards` shards; with `rebuild`, from scratch."""
         from rag_assets.stages.company_index import CompanyTable, acquire_company_index, sync_company_index
         from rag_serving.lake.company_index import COMPANY, record_key
 
         fingerprint = self.identity.fingerprint
-        if anew:
+        if rebuild:
             self.lake.objects.delete(record_key(fingerprint))
             self.lake.drop(COMPANY, CompanyTable(fingerprint))
         with acquire_company_index(self.lake, "benchmark", seconds=3600, wait=60) as lease:
