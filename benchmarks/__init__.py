@@ -1,1 +1,1 @@
-"""Measurements, one command each: ``python -m benchmarks.NAME [--quick] [--json FILE]``. None of them is a test."""
+"""Benchmarks, one command each: ``python -m benchmarks.NAME [--quick] [--json FILE]``. Tests belong in `tests`."""

@@ -1,10 +1,11 @@
-"""The embedder alone, on real chunks, beside sentence-transformers and the raw limit of the graph.
+"""Compare the embedder with sentence-transformers and with the raw limit of the graph, on real chunks.
 
-The chunks are cut from the corpus as the pipeline cuts them. Every contender embeds the same ones in a process of its
-own, after a warm-up on others of the same corpus, contenders in turn; loading is not counted. Cosines are with the
-vectors of sentence-transformers in fp32, the reference, at its default batch size.
+The pipeline's chunker cuts the chunks from the corpus. Contenders take turns; each embeds the same chunks in its own
+process, after a warm-up on other chunks of the same corpus. Loading is not measured. The reference for cosines is
+sentence-transformers in fp32 at its default batch size.
 
-With --retrieval it also ranks SciFact's abstracts for its training queries, by reference and by ours: nDCG@10.
+With --retrieval, the reference and this project's embedder also rank SciFact's abstracts for its training queries:
+nDCG@10.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ SEED = 20_240_601
 CHUNKS, CHUNKS_QUICK = 400, 64
 WARM_UP = 64
 BATCH_ROWS = (4, 8, 16, 32, 64)
-"""Sizes of batch that the raw limit is the best of."""
+"""Batch sizes to try for the raw limit, which is the best of them."""
 CUTOFF = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is embedded: texts to warm up on, texts to measure, and how many tokens each of those is to the model."""
+    """Texts for the warm-up, texts to measure, and the number of tokens of each of the latter."""
 
     warm_up: list[str]
     texts: list[str]
@@ -59,7 +60,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One run of one contender, or the reason why there is none."""
+    """One run of one contender, or the reason why it could not run."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
@@ -68,11 +69,11 @@ class Timing:
 
 
 class NotInstalled(Exception):
-    """A contender needs what this environment lacks; the message names it."""
+    """A contender needs a package that is not installed; the message names it."""
 
 
 def cut(source: str, lake: str, size: int) -> Sample:
-    """Chunks of the folder, drawn with a fixed seed; to be called in a fresh process."""
+    """Return chunks of the folder, drawn with a fixed seed. Call it in a fresh process."""
     from rag_assets.chunking.options import ChunkerOptions
     from rag_assets.extraction.errors import ExtractionError
     from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
@@ -110,26 +111,26 @@ def _reference(**options: Any) -> SentenceTransformer:
 
 
 def torch_fp32(_lake: str) -> Embed:
-    """The reference."""
+    """Load the reference."""
     return _encoder(_reference())
 
 
 def torch_bf16(_lake: str) -> Embed:
-    """The reference with its weights and arithmetic in bf16."""
+    """Load the reference with weights and arithmetic in bf16."""
     return _encoder(_reference().bfloat16())
 
 
 def sentence_transformers_openvino(_lake: str) -> Embed:
-    """Sentence-transformers' own OpenVINO backend, which exports the transformer by optimum-intel."""
+    """Load sentence-transformers' OpenVINO backend, which exports the transformer with optimum-intel."""
     try:
         import optimum.intel  # noqa: F401
     except ImportError as error:
-        raise NotInstalled(f"{error}; optimum-intel wants an older transformers than is pinned here") from error
+        raise NotInstalled(f"{error}; optimum-intel needs an older transformers than the pinned one") from error
     return _encoder(_reference(backend="openvino"))
 
 
 def ours(lake: str) -> Embed:
-    """This project's embedder, as the pipeline loads it."""
+    """Load this project's embedder as the pipeline does."""
     return _our_embedder(lake).embed_documents
 
 
@@ -160,12 +161,12 @@ CONTENDERS: dict[str, Callable[[str], Embed]] = {
 
 
 def run(name: str, lake: str, sample: Sample) -> Timing:
-    """One run of a contender, to be called in a fresh process."""
+    """Run a contender once. Call it in a fresh process."""
     warnings.simplefilter("ignore")
     try:
         embed = CONTENDERS[name](lake)
     except NotInstalled as error:
-        return Timing(reason=f"not installable here: {error}")
+        return Timing(reason=f"not installed: {error}")
     embed(sample.warm_up)
     started, cpu = time.perf_counter(), time.process_time()
     vectors = embed(sample.texts)
@@ -173,13 +174,13 @@ def run(name: str, lake: str, sample: Sample) -> Timing:
 
 
 def in_fresh_process(function: Callable[..., Any], *values: Any) -> Any:
-    """The function's result, from a process that did nothing before."""
+    """Call the function in a new process and return its result."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *values).result()
 
 
 def measure(lake: str, sample: Sample, runs: int, seconds: float) -> tuple[dict[str, list[Timing]], list[float], int]:
-    """Every contender in turn, `runs` times over; the raw limits with them, and the batch size of the best."""
+    """Run all contenders in turn, `runs` times; also return the raw limits and the batch size of the best one."""
     timings: dict[str, list[Timing]] = {name: [] for name in CONTENDERS}
     limits: list[tuple[float, int]] = []
     length = round(statistics.median(sample.tokens))
@@ -198,7 +199,7 @@ def _raw_limit(lake: str, seconds: float, length: int) -> tuple[float, int]:
 def table(
     timings: Mapping[str, Sequence[Timing]], limits: Sequence[float], rows_of_best: int, sample: Sample
 ) -> list[dict[str, object]]:
-    """One row for each contender, and the raw limit last."""
+    """Return one row per contender, and one for the raw limit."""
     tokens, limit = sum(sample.tokens), statistics.median(limits)
     length = round(statistics.median(sample.tokens))
     reference = timings[REFERENCE][0].vectors
@@ -237,7 +238,7 @@ def table(
 
 
 def cosines(vectors: Vectors, others: Vectors) -> Vectors:
-    """Of each row with the same row of the other; bf16 leaves vectors that are not quite of unit length."""
+    """Return the cosine of each pair of rows; bf16 vectors are not exactly of unit length."""
     import numpy as np
 
     lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
@@ -260,8 +261,8 @@ def _row(
         "embedder": name,
         "chunks/s": chunks,
         "tokens/s": tokens,
-        "of reference": ratio,
-        "of raw limit": share,
+        "× fp32": ratio,
+        "share of raw limit": share,
         "CPU s": cpu,
         "min cosine": least,
         "mean cosine": mean,
@@ -271,7 +272,7 @@ def _row(
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Abstracts and queries by id, and for each query how relevant which abstracts are."""
+    """Abstracts and queries by id, and the relevant abstracts of each query with their scores."""
 
     documents: dict[str, str]
     queries: dict[str, str]
@@ -279,7 +280,7 @@ class Judged:
 
 
 def read_scifact(folder: Path, limit: int | None) -> Judged:
-    """SciFact's training split; with a limit the first abstracts only, and the queries that they answer."""
+    """Read SciFact's training split; a limit keeps only the first abstracts and the queries that they answer."""
     documents: dict[str, str] = {}
     for line in (folder / "corpus.jsonl").read_text("utf-8").splitlines()[:limit]:
         record = json.loads(line)
@@ -295,7 +296,7 @@ def read_scifact(folder: Path, limit: int | None) -> Judged:
 
 
 def rank(name: str, lake: str, judged: Judged) -> tuple[list[float], float]:
-    """nDCG@10 of each query and the seconds that the abstracts took; to be called in a fresh process."""
+    """Return nDCG@10 of each query and the seconds to embed the abstracts. Call it in a fresh process."""
     import numpy as np
 
     warnings.simplefilter("ignore")
@@ -324,7 +325,7 @@ def _retrievers(name: str, lake: str) -> tuple[Embed, Embed]:
 
 
 def ndcg(found: Sequence[str], relevant: Mapping[str, int]) -> float:
-    """Normalised discounted cumulative gain of the ids found, best first."""
+    """Return the normalised discounted cumulative gain of the retrieved ids, best first."""
 
     def gain(scores: Sequence[int]) -> float:
         return sum(score / math.log2(place + 2) for place, score in enumerate(scores[:CUTOFF]))
@@ -333,7 +334,7 @@ def ndcg(found: Sequence[str], relevant: Mapping[str, int]) -> float:
 
 
 def retrieval(lake: str, judged: Judged) -> list[dict[str, object]]:
-    """One row each for the reference and ours: the difference in points, and how many queries fare otherwise."""
+    """Return one row each for the reference and ours: difference in points, queries ranked better or worse."""
     ranked = {name: in_fresh_process(rank, name, lake, judged) for name in (REFERENCE, OURS)}
     reference = ranked[REFERENCE][0]
     return [
@@ -352,19 +353,19 @@ def retrieval(lake: str, judged: Judged) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
-        "--source", type=Path, help="folder to cut (default: the corpus of RAG_TEST_DATA, or the sample)"
+        "--source", type=Path, help="folder of documents (default: the corpus of RAG_TEST_DATA, or the sample)"
     )
     parser.add_argument("--chunks", type=int, help=f"chunks to embed (default {CHUNKS}, {CHUNKS_QUICK} with --quick)")
-    parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
-    parser.add_argument("--retrieval", action="store_true", help="nDCG@10 on SciFact's training queries (minutes)")
-    parser.add_argument("--limit-docs", type=int, metavar="N", help="with --retrieval: the first N abstracts only")
+    parser.add_argument("--runs", type=int, help="runs per median (default 3, 1 with --quick)")
+    parser.add_argument("--retrieval", action="store_true", help="also measure nDCG@10 on SciFact (minutes)")
+    parser.add_argument("--limit-docs", type=int, metavar="N", help="with --retrieval: use only the first N abstracts")
     options = parser.parse_args()
     data = os.environ.get("RAG_TEST_DATA")
     if options.retrieval and not data:
-        parser.error("--retrieval reads eval/scifact in the folder that RAG_TEST_DATA names; it is not set")
+        parser.error("--retrieval needs the test data: set RAG_TEST_DATA to a folder that contains eval/scifact")
     source = options.source or (Path(data, "bucket") if data and not options.quick else SAMPLE)
     runs = options.runs or (1 if options.quick else 3)
     size = options.chunks or (CHUNKS_QUICK if options.quick else CHUNKS)
@@ -376,12 +377,12 @@ def main() -> None:
         if options.retrieval:
             assert data is not None
             ranked = retrieval(lake, read_scifact(Path(data, "eval", "scifact"), options.limit_docs))
-    title = f"embedding {len(sample.texts)} chunks, {sum(sample.tokens):,} tokens, of {source.name}, median of {runs}"
+    title = f"{len(sample.texts)} chunks, {sum(sample.tokens):,} tokens, from {source.name}, median of {runs} runs"
     seconds = {name: [timing.seconds for timing in several] for name, several in timings.items()}
     rows = table(timings, limits, rows_of_best, sample)
     show(title, rows, options.json, seconds=seconds, raw_limits=limits, retrieval=ranked)
     if ranked:
-        partly = f" FIRST {options.limit_docs} ABSTRACTS ONLY: no figure to quote" if options.limit_docs else ""
+        partly = f" (FIRST {options.limit_docs} ABSTRACTS ONLY, DO NOT QUOTE)" if options.limit_docs else ""
         show(f"retrieval, SciFact training queries{partly}", ranked, None)
 
 

@@ -1,9 +1,9 @@
-"""Extraction over every file of the test data: what is read, what is refused and why, and how true the text is.
+"""Extract every file of the test data: what is read, what is rejected and why, and how accurate the text is.
 
-The files are read as the pipeline reads them, in limited processes: some are made to crash or hang a parser. Truth is
-the Markdown that lies beside the sources of one folder; likeness is the F1 of words and of pairs of neighbouring words,
-counted with repetition, case and markup left out. It says whether words are lost or invented, not whether blocks are
-right.
+The pipeline's limited parser processes read the files, because some of them are built to crash or hang a parser. The
+ground truth is the Markdown next to the sources of one folder. Similarity is the F1 of words and of pairs of adjacent
+words, counting repetitions and ignoring case and markup. It shows lost or invented words, but not whether blocks are
+correct.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UNSPACED = re.compile(r"([\u3040-\u30ff\u3400-\u9fff])")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one file: its texts, or the reason."""
+    """The texts of one file, or the reason why it was rejected."""
 
     reason: str
     texts: tuple[str, ...] = ()
@@ -59,7 +59,7 @@ def read_all(paths: Iterable[Path], pool: ParserPool) -> Iterator[tuple[Path, Ou
 
 
 def likeness(text: str, truth: str) -> tuple[float, float]:
-    """F1 of words, and of pairs of neighbouring words."""
+    """Return the F1 of words, and of pairs of adjacent words."""
     found, expected = _words(text), _words(truth)
     return _f1(Counter(found), Counter(expected)), _f1(_pairs(found), _pairs(expected))
 
@@ -79,7 +79,7 @@ def _f1(found: Counter[Any], expected: Counter[Any]) -> float:
 
 
 def documents(root: Path, *, quick: bool) -> list[Path]:
-    """The files to read, of each folder a few where it should be quick."""
+    """Return the files to read; with `quick`, a few of each folder."""
     by_folder: dict[str, list[Path]] = defaultdict(list)
     for path in sorted(root.rglob("*")):
         inside = path.relative_to(root)
@@ -93,20 +93,20 @@ def documents(root: Path, *, quick: bool) -> list[Path]:
 
 
 def truth_of(path: Path) -> Path:
-    """Where the Markdown of a source lies, if there is one."""
+    """Return the path of a source's ground truth, which may not exist."""
     truths = path.parent.parent / "groundtruth"
     exact = truths / f"{path.name}.md"
     return exact if exact.is_file() else truths / f"{path.stem}.md"
 
 
 def main() -> None:
-    """Read, count and compare."""
+    """Run the benchmark and print its tables."""
     parser = arguments(__doc__ or "")
     options = parser.parse_args()
     data = os.environ.get("RAG_TEST_DATA")
     root = Path(data or ".", "files")
     if data is None or not root.is_dir():
-        print("RAG_TEST_DATA names no folder that holds files/; nothing to read")
+        print("nothing to read: set RAG_TEST_DATA to a folder that contains files/")
         return
     outcomes: dict[str, list[tuple[Path, Outcome]]] = defaultdict(list)
     grades: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
@@ -134,10 +134,10 @@ def main() -> None:
         {
             "format": name,
             "files": len(found),
-            "words F1, median": round(statistics.median(words for words, _, _ in found), 3),
-            "worst": round(min(words for words, _, _ in found), 3),
-            "pairs F1, median": round(statistics.median(pairs for _, pairs, _ in found), 3),
-            "worst pairs": round(min(pairs for _, pairs, _ in found), 3),
+            "word F1, median": round(statistics.median(words for words, _, _ in found), 3),
+            "word F1, worst": round(min(words for words, _, _ in found), 3),
+            "pair F1, median": round(statistics.median(pairs for _, pairs, _ in found), 3),
+            "pair F1, worst": round(min(pairs for _, pairs, _ in found), 3),
             "worst file": min((pairs, name) for _, pairs, name in found)[1],
         }
         for name, found in sorted(grades.items())
@@ -155,7 +155,7 @@ def main() -> None:
         for path, outcome in found
     ]
     if graded:
-        show(f"likeness to the truth of {GRADED}", graded, None)
+        show(f"similarity to the ground truth of {GRADED}", graded, None)
     show("extraction by folder and outcome", rows, options.json, likeness=graded, grades=grades, files=each)
     print(f"{sum(map(len, outcomes.values()))} files, {pool.started} parser processes started")
 

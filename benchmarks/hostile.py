@@ -1,7 +1,7 @@
-"""Documents made to exhaust whoever reads them, through the pipeline's parser processes: outcome, time, memory.
+"""Read documents built to exhaust their parser in the pipeline's parser processes: outcome, time, memory.
 
-The bound on memory is RAG_PARSE_MEMORY, the address space of a parser process; what the table shows is what it really
-took at most, sampled from outside, and how much the process that supervises it grew.
+RAG_PARSE_MEMORY limits the address space of a parser process. The table shows its peak resident memory, sampled from
+outside, and the memory growth of the supervising process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
 
 
 def inflating_zip(inflated: int) -> bytes:
-    """A Word document whose body is a few megabytes of zeros, compressed, and `inflated` bytes otherwise."""
+    """Return a Word document whose body is a few megabytes of zeros that inflate to `inflated` bytes."""
     target = io.BytesIO()
     piece = bytes(2**20)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
@@ -32,7 +32,7 @@ def inflating_zip(inflated: int) -> bytes:
 
 
 def long_pdf(pages: int) -> bytes:
-    """A PDF of that many pages with some lines of text each."""
+    """Return a PDF with this many pages and a few lines of text on each."""
     objects: list[bytes] = [b"", b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"]
     numbers: list[int] = []
     for page in range(pages):
@@ -64,7 +64,7 @@ def long_pdf(pages: int) -> bytes:
 
 
 def entity_bomb() -> bytes:
-    """A Word document whose entities multiply to a billion."""
+    """Return a Word document whose nested entities expand to a billion words."""
     levels = "".join(f'<!ENTITY l{n} "{f"&l{n - 1};" * 10}">' for n in range(1, 10))
     body = f'<!DOCTYPE x [<!ENTITY l0 "ha">{levels}]><w:document xmlns:w="w">&l9;</w:document>'
     target = io.BytesIO()
@@ -75,15 +75,15 @@ def entity_bomb() -> bytes:
 
 
 CASES: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    "zip inflating to 5 GB": ("bomb.docx", lambda scale: inflating_zip(5 * 2**30 // scale)),
-    "entities of a billion words": ("bomb.docx", lambda _: entity_bomb()),
+    "zip that inflates to 5 GB": ("bomb.docx", lambda scale: inflating_zip(5 * 2**30 // scale)),
+    "entities that expand to a billion words": ("bomb.docx", lambda _: entity_bomb()),
     "PDF of 10,000 pages": ("long.pdf", lambda scale: long_pdf(10_000 // scale)),
     "text of 200 MB": ("long.txt", lambda scale: b"word after word " * (12_500_000 // scale)),
-    "html nested 1,000,000 deep": ("deep.html", lambda scale: b"<html>" + b"<div>" * (1_000_000 // scale) + b"x"),
-    "html nested 10,000 deep": ("deep.html", lambda scale: b"<html>" + b"<div>" * (10_000 // scale) + b"x"),
-    "csv of one 50 MB line": ("wide.csv", lambda scale: b"a,b,c,d\n" + b"cell," * (10_000_000 // scale)),
-    "rtf of 20,000,000 braces": ("deep.rtf", lambda scale: b"{\\rtf1 " + b"{" * (20_000_000 // scale)),
-    "message of 10,000 nested parts": (
+    "HTML nested 1,000,000 deep": ("deep.html", lambda scale: b"<html>" + b"<div>" * (1_000_000 // scale) + b"x"),
+    "HTML nested 10,000 deep": ("deep.html", lambda scale: b"<html>" + b"<div>" * (10_000 // scale) + b"x"),
+    "CSV of one 50 MB line": ("wide.csv", lambda scale: b"a,b,c,d\n" + b"cell," * (10_000_000 // scale)),
+    "RTF of 20,000,000 braces": ("deep.rtf", lambda scale: b"{\\rtf1 " + b"{" * (20_000_000 // scale)),
+    "message with 10,000 nested parts": (
         "nested.eml",
         lambda scale: (
             b"From: a@b.example\nMIME-Version: 1.0\n"
@@ -96,7 +96,7 @@ CASES: dict[str, tuple[str, Callable[[int], bytes]]] = {
 
 
 class Memory:
-    """Samples the resident memory of this process's children, and of itself, while the block runs."""
+    """Samples the resident memory of this process and of its children while the block runs."""
 
     def __enter__(self) -> Memory:
         self._own = psutil.Process()
@@ -125,7 +125,7 @@ class Memory:
 
 
 def main() -> None:
-    """Read each hostile document, and an honest one after it."""
+    """Read each hostile document, and then a harmless one."""
     options = arguments(__doc__ or "").parse_args()
     limits = ParserLimits()
     pool = ParserPool(limits, 1)
@@ -148,12 +148,12 @@ def main() -> None:
                 "outcome": outcome[:70],
                 "s": round(seconds, 1),
                 "parser MiB": round(memory.children / 2**20),
-                "own growth MiB": round(memory.own_growth / 2**20),
+                "supervisor growth MiB": round(memory.own_growth / 2**20),
             }
         )
     pool.close()
     show(
-        f"hostile documents; a parser may take {limits.memory // 2**20} MiB and {limits.seconds} s",
+        f"hostile documents; limits of a parser: {limits.memory // 2**20} MiB and {limits.seconds} s",
         rows,
         options.json,
         processes=pool.started,

@@ -1,9 +1,9 @@
-"""What a run costs when nothing, one thing, or one in a hundred changed, by the size of the shard.
+"""Measure a run in which nothing, one object, or one object in a hundred changed, by shard size.
 
-A shard is indexed and run again unchanged: that run must fetch no object and write nothing. Then one object changes and
-a run is asked for as a feed asks for it, by the object's name, beside the same change found by a listing; then one
-object in a hundred changes. Runs are Dagster's, in one warm process as in the bulk path; the source and the lake are
-folders. The first change of each shard is not counted: it makes what the later ones find warm.
+A shard is indexed and run again unchanged: that run must fetch no object and write nothing. Then one object changes,
+once named by an event and once found by listing; then one object in a hundred changes. Runs are Dagster runs in one
+warm process, as in the bulk path; the source and the lake are folders. The first change of each shard warms caches and
+is not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEPS = ("raw_documents", "chunks", "embeddings", "shards", "published")
 
 
 def fill(source: Path, region: str, count: int) -> None:
-    """That many short documents in one shard."""
+    """Write this many short documents into one shard."""
     folder = source / region / DEPARTMENT
     folder.mkdir(parents=True)
     for number in range(count):
@@ -32,13 +32,13 @@ def fill(source: Path, region: str, count: int) -> None:
 
 
 def write(source: Path, region: str, number: int, what: str) -> None:
-    """One document of the shard."""
+    """Write one document of the shard."""
     path = source / region / DEPARTMENT / f"{number:06}.txt"
     path.write_text(f"Berth {number} of the harbour {what}.")
 
 
 class Pipeline:
-    """Runs of single shards in this process; `stub` puts a hash in the place of the embedding model."""
+    """Runs single shards in this process; `stub` replaces the embedding model by a hash."""
 
     def __init__(self, source: Path, lake: Path, instance: Any, *, stub: bool = False) -> None:
         from benchmarks.stub import StubPipeline
@@ -47,7 +47,7 @@ class Pipeline:
         from rag_assets.settings import PipelineSettings
 
         values: dict[str, object] = {"source_uri": str(source), "lake_uri": str(lake)}
-        if stub:  # vectors of a hash are near nothing: in a large shard no index finds the nearest of them
+        if stub:  # random vectors have no near neighbours, so the index of a large shard misses them
             values["quality_min_recall"] = 0
         self.settings = PipelineSettings.model_validate(values)
         overrides = {"pipeline": StubPipeline(self.settings)} if stub else {}
@@ -55,7 +55,7 @@ class Pipeline:
         self._instance = instance
 
     def run(self, region: str, keys: Sequence[str] = ()) -> Run:
-        """One run of the shard; raises what it raises."""
+        """Run the shard once; exceptions of the run propagate."""
         from rag_assets.runs.names import Names
         from rag_serving.lake.shards import Shard
 
@@ -74,7 +74,7 @@ class Pipeline:
 
 
 class Run:
-    """What a run took, in seconds of the clock and of CPU (this process's alone), and what its assets say."""
+    """Wall-clock seconds of a run, CPU seconds of this process, and the metadata of its assets."""
 
     def __init__(self, result: Any, seconds: float, cpu: float) -> None:
         self.seconds = seconds
@@ -91,11 +91,11 @@ class Run:
             for event in result.all_events
             if event.event_type_value == "STEP_SUCCESS"
         }
-        """Seconds of each step and check as Dagster measured them."""
+        """Seconds of each step and check, measured by Dagster."""
 
 
 def files_of(lake: Path, region: str) -> dict[str, int]:
-    """Every file of the shard's tables, catalog and note, with its time of writing."""
+    """Return every file of the shard's tables and records with its modification time."""
     from rag_serving.lake.shards import Shard
 
     name = Shard(region, DEPARTMENT).table_name
@@ -107,19 +107,19 @@ def files_of(lake: Path, region: str) -> dict[str, int]:
 
 
 def unchanged(pipeline: Pipeline, lake: Path, region: str, size: int, runs: int) -> dict[str, object]:
-    """Runs of a shard in which nothing changed."""
+    """Run a shard in which nothing changed."""
     before = files_of(lake, region)
     found = [pipeline.run(region) for _ in range(runs)]
     for run in found:
         raw = run.said["raw_documents"]
         if files_of(lake, region) != before or raw["bytes_fetched"] or raw["unchanged"] != size:
-            raise SystemExit(f"an unchanged shard was fetched or written: {raw}")
+            raise SystemExit(f"the run of an unchanged shard fetched or wrote something: {raw}")
     seconds = statistics.median(run.seconds for run in found)
     return {
         "objects": size,
         "run s": round(seconds, 3),
         "CPU s": round(statistics.median(run.cpu for run in found), 3),
-        "objects/s, run": round(size / seconds),
+        "objects/s, whole run": round(size / seconds),
         "objects/s, listing and comparing": round(
             size / statistics.median(run.said["raw_documents"]["seconds"] for run in found)
         ),
@@ -131,7 +131,7 @@ def unchanged(pipeline: Pipeline, lake: Path, region: str, size: int, runs: int)
 def changed(
     pipeline: Pipeline, source: Path, region: str, numbers: Sequence[Sequence[int]], *, named: bool, what: str
 ) -> list[Run]:
-    """Runs, each after these documents changed; the first is not counted."""
+    """Change documents and run, once per batch; the first run is not returned."""
     found: list[Run] = []
     for run, batch in enumerate(numbers):
         for number in batch:
@@ -139,12 +139,12 @@ def changed(
         keys = [f"{region}/{DEPARTMENT}/{number:06}.txt" for number in batch] if named else []
         found.append(pipeline.run(region, keys))
         if found[-1].said["raw_documents"]["changed"] != len(batch):
-            raise SystemExit(f"not every change was read: {found[-1].said['raw_documents']}")
+            raise SystemExit(f"the run did not read every change: {found[-1].said['raw_documents']}")
     return found[1:] or found
 
 
 def row(size: int, objects: int, runs: Sequence[Run]) -> dict[str, object]:
-    """Medians of such runs."""
+    """Return the medians of these runs."""
     return {
         "documents": size,
         "changed": objects,
@@ -156,10 +156,10 @@ def row(size: int, objects: int, runs: Sequence[Run]) -> dict[str, object]:
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
-    """The largest shard's figures beside the smallest's."""
+    """Compare the largest shard with the smallest."""
     return [
         {
-            "of": name,
+            "figure": name,
             f"{rows[0]['documents']} documents": rows[0][name],
             f"{rows[-1]['documents']} documents": rows[-1][name],
             "ratio": round(rows[-1][name] / rows[0][name], 2),
@@ -169,15 +169,15 @@ def ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     import dagster as dg
 
     from rag_assets.runs.sqlite_storage import warm_instance
 
     parser = arguments(__doc__ or "")
-    parser.add_argument("--sizes", type=int, nargs="+", help="documents of the shards (default 1000 10000 100000)")
-    parser.add_argument("--runs", type=int, default=5, help="runs to take each median of (default 5)")
-    parser.add_argument("--stub-embedder", action="store_true", help="vectors made from a hash of the text")
+    parser.add_argument("--sizes", type=int, nargs="+", help="documents per shard (default 1000 10000 100000)")
+    parser.add_argument("--runs", type=int, default=5, help="runs per median (default 5)")
+    parser.add_argument("--stub-embedder", action="store_true", help="replace the model by a hash of the text")
     options = parser.parse_args()
     sizes = sorted(options.sizes or ([100, 500] if options.quick else [1000, 10_000, 100_000]))
     runs = 1 if options.quick else options.runs
@@ -212,11 +212,11 @@ def main() -> None:
                 found = changed(pipeline, source, region, hundredths, named=False, what="is sold to owner")
                 many.append(row(size, share, found))
     show("an unchanged shard, run again", idle, None)
-    show("one changed object, found by a listing", listed, None)
-    show("one object in a hundred changed, found by a listing", many, None)
-    show("one changed object, named by a feed", one, None)
+    show("one changed object, found by listing", listed, None)
+    show("one object in a hundred changed, found by listing", many, None)
+    show("one changed object, named by an event", one, None)
     show(
-        "one changed object: the largest shard beside the smallest",
+        "one changed object: the largest shard compared with the smallest",
         ratios(one),
         options.json,
         unchanged=idle,

@@ -1,8 +1,8 @@
-"""The job `index_shard` with everything loaded, in this process or in one that is there to be killed.
+"""Run the job `index_shard` with everything loaded, in this process or in one that a stress test kills.
 
-As a program, ``python -m benchmarks.indexing SOURCE MODEL_LAKE SHARD``, it says "ready", then indexes into each lake
-that a line of its input names, and says "done" after each. Starting takes seconds of imports; indexing then begins at
-once, so that whoever kills it hits the indexing.
+The program ``python -m benchmarks.indexing SOURCE MODEL_LAKE SHARD`` prints "ready", reads the URI of a lake from each
+line of standard input, indexes into it, and prints "done" or "failed". Imports take seconds at the start; indexing then
+begins immediately, so that a kill hits the indexing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rag_serving.lake.shards import Shard
 
 @dataclass(frozen=True)
 class PipelineWithModel(Pipeline):
-    """Takes the embedder from one lake whichever lake it writes to, so that many lakes need no model each."""
+    """Loads the embedder from one lake, so that the lakes that it writes to need no model."""
 
     model_lake: str = ""
 
@@ -49,7 +49,7 @@ class Indexer:
         self.shard = shard
 
     def load(self) -> None:
-        """Load what a run would load at its first use."""
+        """Load everything that a run loads on first use."""
         import lancedb  # noqa: F401
 
         self._job(self.model_lake)
@@ -58,7 +58,7 @@ class Indexer:
         pipeline.chunker()
 
     def index(self, lake: str) -> dg.ExecuteInProcessResult:
-        """One run of the job; look at `.success`."""
+        """Run the job once; check `.success` of the result."""
         job = self._job(lake)
         with dg.DagsterInstance.ephemeral() as instance:
             Names().add_shards(instance, [self.shard])
@@ -81,7 +81,7 @@ class Indexer:
 
 
 def main() -> None:
-    """Answer lines until the input ends."""
+    """Index into the lakes named on standard input."""
     warnings.simplefilter("ignore")
     source, model_lake, shard = sys.argv[1:]
     indexer = Indexer(source, model_lake, Shard.parse(shard))

@@ -1,7 +1,7 @@
-"""The whole pipeline on a folder, bulk path through Dagster: documents and tokens a second, beside the raw limit.
+"""Index a folder through Dagster's bulk path: documents and tokens per second, compared with the raw limit.
 
-The raw limit is the same graph on the same machine in the same run, fed with full batches of one length and nothing
-else to do. Each run starts on an empty lake in a process of its own; the export of the model is not counted.
+The raw limit is the throughput of the embedding graph alone, on full batches of one length, measured on the same
+machine in the same run. Each run starts with an empty lake in its own process; exporting the model is not measured.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SAMPLE = Path(__file__).parents[1] / "examples" / "corpus"
 
 
 def ingest(source: str, lake: str, scratch: str, jobs: int | None = None) -> dict[str, Any]:
-    """One run, to be called in a fresh process: index every shard of the source into the lake.
+    """Index every shard of the source into the lake once. Call it in a fresh process.
 
-    With one job (so also for little work) the model is loaded before the clock starts; else it includes the start of
-    the processes.
+    With one job, as for small sources, the model is loaded before the clock starts; with several, the time includes
+    starting the processes.
     """
     warnings.simplefilter("ignore")
     import dagster as dg
@@ -76,20 +76,20 @@ def ingest(source: str, lake: str, scratch: str, jobs: int | None = None) -> dic
 
 
 def cpu_seconds() -> float:
-    """CPU seconds of this process and of its children that have ended."""
+    """Return the CPU seconds of this process and of its finished children."""
     return sum(os.times()[:4])
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
         "--source", type=Path, help="folder to index (default: the corpus of RAG_TEST_DATA, or the sample)"
     )
     parser.add_argument(
-        "--jobs", type=int, help="processes that index at once (default: as rag-assets backfill --here)"
+        "--jobs", type=int, help="concurrent indexing processes (default: as in rag-assets backfill --here)"
     )
-    parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
+    parser.add_argument("--runs", type=int, help="runs per median (default 3, 1 with --quick)")
     options = parser.parse_args()
     data = os.environ.get("RAG_TEST_DATA")
     source = options.source or (Path(data, "bucket") if data and not options.quick else SAMPLE)
@@ -116,24 +116,24 @@ def main() -> None:
     row = {
         "source": source.name,
         "shards": median["shards"],
-        "jobs": median["jobs"],
+        "processes": median["jobs"],
         "documents": median["documents"],
         "chunks": median["chunks"],
         "seconds": round(median["seconds"], 1),
         "documents/s": round(median["documents"] / median["seconds"], 2),
         "tokens/s": round(rate),
-        "raw tokens/s": round(limit),
-        "of raw limit": f"{rate / limit:.0%}",
+        "raw limit tokens/s": round(limit),
+        "share of raw limit": f"{rate / limit:.0%}",
         "CPU s": round(median["cpu_seconds"], 1),
         "peak MiB": round(median["peak_bytes"] / 2**20),
     }
-    show(f"ingest, median of {runs}", [row], options.json, runs=results, raw_limits=limits)
+    show(f"ingest, median of {runs} runs", [row], options.json, runs=results, raw_limits=limits)
 
 
 def export(lake: str) -> None:
-    """Export the packaged model into a lake and distil its vectors, which is done once and counted in no figure.
+    """Export the packaged model into a lake and distil its static vectors; this is never part of a figure.
 
-    In a process of its own: torch's memory is not the pipeline's.
+    Call it in its own process, so that torch's memory is not counted as the pipeline's.
     """
     warnings.simplefilter("ignore")
     from rag_assets.models.export import ensure_exported

@@ -1,6 +1,6 @@
-"""Small lakes for benchmarks of answering: shards of a folder, indexed by real runs of the pipeline.
+"""Build small lakes for the answering benchmarks: shards of a folder, indexed by real runs of the pipeline.
 
-To be called in a process of its own: what Dagster and torch take of memory is not the client's.
+Call these functions in their own process, so that the memory of Dagster and torch is not counted as the client's.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 STRUCTURE = "structure"
-"""The chunker that needs no vectors distilled, which takes a minute; for runs that only show that all works."""
+"""A chunker for quick runs: it needs no static vectors, which take a minute to distil."""
 
 
 def build(source: str, lake: str, keys: Sequence[str] = (), chunker: str = "semantic") -> list[str]:
-    """Export the packaged model into a lake and index those shards of a folder, all where none is named; their keys."""
-    warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
+    """Export the packaged model into a lake, index these shards of a folder (default: all), and return their keys."""
+    warnings.simplefilter("ignore")  # torch and transformers warn about their internals
     from rag_assets.models.export import ensure_exported
     from rag_assets.models.static_vectors import ensure_distilled
     from rag_assets.options import PACKAGED_MODEL
@@ -33,7 +33,7 @@ def build(source: str, lake: str, keys: Sequence[str] = (), chunker: str = "sema
 
 
 def built(source: str, lake: str, keys: Sequence[str], chunker: str, keep: Path | None) -> None:
-    """As `build`; from what lies in the folder to keep it in, which then has to be looked over only."""
+    """Build a lake, or copy the one stored in the folder `keep` and index only what changed."""
     stored = None if keep is None else keep / "lake"
     if stored is not None and stored.is_dir():
         shutil.copytree(stored, lake, dirs_exist_ok=True)
@@ -45,7 +45,7 @@ def built(source: str, lake: str, keys: Sequence[str], chunker: str, keep: Path 
 
 
 def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic") -> None:
-    """A run of the pipeline for each of those shards and one of the company index; raises where one fails."""
+    """Run the pipeline for each of these shards, then refresh the company index; raises if one of them fails."""
     warnings.simplefilter("ignore")
     import dagster as dg
 
@@ -60,18 +60,18 @@ def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic"
                 raise RuntimeError(f"{key} was not indexed: {failure_of(result)}")
         problem = refresh_company_index_here(instance, settings)
         if problem is not None:
-            raise RuntimeError(f"the company index was not made: {problem}")
+            raise RuntimeError(f"the company index was not built: {problem}")
 
 
 def published(lake: str, keys: Sequence[str]) -> dict[str, set[tuple[str, str]]]:
-    """By shard, chunk id and text of every passage that readers see."""
+    """Return the chunk id and text of every published passage, by shard."""
     from tests.pipelines import published_rows
 
     return {key: {(row["chunk_id"], row["text"]) for row in published_rows(lake, key)} for key in keys}
 
 
 def texts(lake: str, keys: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Shard, path below the shard, and text of the same passages, in order."""
+    """Return shard, path below the shard and text of every published passage, in order."""
     from tests.pipelines import published_rows
 
     return [(key, row["path"], row["text"]) for key in keys for row in published_rows(lake, key)]

@@ -1,4 +1,4 @@
-"""The best that this machine can do: the exported embedding graph alone, on batches without padding."""
+"""Measure the raw limit of this machine: the exported embedding graph alone, on batches without padding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from rag_serving.lake.embedders.base import EmbedderIdentity
 
 STREAMS = 2
-"""Batches that run at once, as in the pipeline."""
+"""Concurrent batches, as in the pipeline."""
 
 
 def raw_limit(lake: str, *, seconds: float, length: int = 128, rows: int = 16) -> float:
-    """Tokens a second of the exported graph alone, on batches of `rows` texts of `length` tokens."""
+    """Return the tokens per second of the exported graph alone, on batches of `rows` texts of `length` tokens."""
     import openvino
 
     identity, graph, weights = _exported(lake)
@@ -36,7 +36,7 @@ def raw_limit(lake: str, *, seconds: float, length: int = 128, rows: int = 16) -
 
 
 def best_raw_limit(lake: str, *, seconds: float, length: int, rows: Iterable[int]) -> tuple[float, int]:
-    """The highest raw limit over several sizes of batch, and the size that reached it."""
+    """Return the highest raw limit over several batch sizes, and the size that reached it."""
     return max((raw_limit(lake, seconds=seconds, length=length, rows=size), size) for size in rows)
 
 

@@ -1,9 +1,8 @@
-"""Peak memory of indexing one shard of small documents, by the number of documents.
+"""Measure the peak memory of indexing one shard of small documents, by the number of documents.
 
-Each size runs in a process of its own, from the listing to the publishing, on an empty lake. The figure is the largest
-resident set of that process; the processes that parse, each limited by itself, are left out. Vectors come from a hash
-of the text unless --model asks for the real ones: what the model takes is the same for every size, and hides the
-growth.
+Each size runs in its own process, from listing to publishing, on an empty lake. The figure is the peak resident set of
+that process; parser processes, which have their own limits, are excluded. Vectors come from a hash of the text unless
+--model is given, because the model takes the same memory for every size and hides the growth.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from benchmarks.incremental import Pipeline, fill
 from benchmarks.ingest import export
 from benchmarks.reporting import arguments, show
 
-# Linux counts in KiB, macOS in bytes.
+# ru_maxrss is in KiB on Linux and in bytes on macOS.
 _UNIT = 1 if sys.platform == "darwin" else 1024
 
 
 def index(source: str, lake: str, scratch: str, *, stub: bool) -> dict[str, Any]:
-    """Index the source's one shard; to be called in a fresh process."""
+    """Index the only shard of the source. Call it in a fresh process."""
     warnings.simplefilter("ignore")
     import dagster as dg
 
@@ -46,9 +45,9 @@ def index(source: str, lake: str, scratch: str, *, stub: bool) -> dict[str, Any]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--sizes", type=int, nargs="+", help="documents of the shards (default 10000 100000)")
+    parser.add_argument("--sizes", type=int, nargs="+", help="documents per shard (default 10000 100000)")
     embedder = parser.add_mutually_exclusive_group()
     embedder.add_argument("--stub-embedder", action="store_true", default=True, help="the default")
     embedder.add_argument("--model", dest="stub_embedder", action="store_false", help="embed with the real model")
@@ -72,9 +71,9 @@ def main() -> None:
     rows = [
         {
             "documents": result["documents"],
-            "imported MiB": round(result["imported_bytes"] / 2**20),
+            "MiB after imports": round(result["imported_bytes"] / 2**20),
             "peak MiB": round(result["peak_bytes"] / 2**20),
-            f"beside {results[0]['documents']}": f"{result['peak_bytes'] / results[0]['peak_bytes']:.2f}",
+            f"× {results[0]['documents']} documents": f"{result['peak_bytes'] / results[0]['peak_bytes']:.2f}",
             "seconds": round(result["seconds"], 1),
             "CPU s": round(result["cpu_seconds"], 1),
         }

@@ -1,8 +1,8 @@
-"""What a shard with nothing to do costs as a queued run of its own.
+"""Measure an unchanged shard as a separate queued run.
 
-A real daemon takes the run from its queue and starts a process for it, which loads the code, looks at the shard, finds
-nothing to do and ends. The seconds are those of Dagster's records: from the start of the process, and of the run's
-first step, to the end of the run. CPU is that of the run's process. What the queue adds is the daemon's interval.
+A real daemon dequeues the run and starts a process for it, which loads the code, checks the shard, finds nothing to do
+and exits. Times are from Dagster's event log: from the start of the process, and from the first step, to the end of the
+run. CPU time is that of the run's process. Time in the queue, which depends on the daemon's interval, is excluded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REGION = "harbour"
 
 
 def measure(scratch: Path, model_lake: Path, documents: int, runs: int) -> list[dict[str, float]]:
-    """The seconds and the CPU of each run; the first, which finds nothing warm, is not among them."""
+    """Return the seconds and CPU of each run, without the first one, whose caches are cold."""
     import dagster as dg
 
     from rag_assets.errors import OrchestrationError
@@ -79,7 +79,7 @@ def measure(scratch: Path, model_lake: Path, documents: int, runs: int) -> list[
 
 
 def _over(instance: dg.DagsterInstance, backfill: str) -> dg.RunRecord:
-    """The record of the backfill's one run, once it is over; raises SystemExit if it failed."""
+    """Wait for the only run of the backfill and return its record; raises SystemExit if it failed."""
     import dagster as dg
 
     deadline = time.monotonic() + 300
@@ -90,11 +90,11 @@ def _over(instance: dg.DagsterInstance, backfill: str) -> dg.RunRecord:
                 raise SystemExit("the run failed")
             return records[0]
         time.sleep(0.1)
-    raise SystemExit("the run was not over in time")
+    raise SystemExit("the run did not finish in time")
 
 
 def _instants(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[float, float]:
-    """When the daemon asked for the run's process, and when its first step started."""
+    """Return when the daemon requested the run's process, and when its first step started."""
     import dagster as dg
 
     def first(of: dg.DagsterEventType) -> float:
@@ -105,7 +105,7 @@ def _instants(instance: dg.DagsterInstance, record: dg.RunRecord) -> tuple[float
 
 @contextmanager
 def _cpu_of_runs() -> Generator[dict[int, float]]:
-    """CPU seconds of each process that the daemon's code server spawns below this one, as they were when last seen."""
+    """Sample the CPU seconds of each run process that the daemon's code server spawns; the last sample is kept."""
     seen: dict[int, float] = {}
     over = threading.Event()
     me = psutil.Process()
@@ -130,11 +130,11 @@ def _cpu_of_runs() -> Generator[dict[int, float]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     warnings.simplefilter("ignore")
     parser = arguments(__doc__ or "")
-    parser.add_argument("--documents", type=int, default=42, help="documents of the shard (default 42)")
-    parser.add_argument("--runs", type=int, default=5, help="runs to take the medians of (default 5)")
+    parser.add_argument("--documents", type=int, default=42, help="documents in the shard (default 42)")
+    parser.add_argument("--runs", type=int, default=5, help="runs per median (default 5)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rag-bench-", ignore_cleanup_errors=True) as scratch:
         model_lake = Path(scratch, "model")
@@ -143,7 +143,7 @@ def main() -> None:
         found = measure(Path(scratch), model_lake, options.documents, 1 if options.quick else options.runs)
     medians = {name: round(statistics.median(run[name] for run in found), 2) for name in found[0]}
     row = {"documents": options.documents, "runs": len(found), **medians}
-    show("an unchanged shard as a queued run of its own", [row], options.json, runs=found)
+    show("an unchanged shard as a separate queued run", [row], options.json, runs=found)
 
 
 if __name__ == "__main__":

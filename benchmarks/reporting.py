@@ -1,4 +1,4 @@
-"""What every benchmark shares: its command line, its table, its JSON, and the machine it ran on."""
+"""Shared by all benchmarks: command line, tables, JSON files, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from rich.table import Table
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """Return a parser with the options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="a small input and one run: does it work at all")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--quick", action="store_true", help="smoke test: small input, one run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine, on which the figures depend."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     name = next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
@@ -35,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def show(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | None, **more: object) -> None:
-    """Print the rows as a table, and write them with everything else as JSON."""
+    """Print the rows as a table, and write them and `more` to the JSON file, if any."""
     table = Table(title=title)
     for name in rows[0]:
         table.add_column(name, justify="left" if isinstance(rows[0][name], str) else "right")
@@ -49,7 +49,7 @@ def show(title: str, rows: Sequence[Mapping[str, object]], json_file: Path | Non
 
 @contextmanager
 def peak_memory() -> Generator[list[int]]:
-    """Bytes resident in this process and its descendants, looked at every half second."""
+    """Sample the resident bytes of this process and its descendants every half second."""
     me = psutil.Process()
     sums: list[int] = []
     over = threading.Event()
@@ -59,7 +59,7 @@ def peak_memory() -> Generator[list[int]]:
         for process in processes:
             try:
                 total += process.memory_info().rss
-            except psutil.Error:  # it has ended meanwhile
+            except psutil.Error:  # it has exited in the meantime
                 continue
         return total
 

@@ -1,8 +1,8 @@
-"""Many documents over many shards by the bulk path: documents a second sustained, and what 500,000 would take.
+"""Index many documents in many shards by the bulk path: sustained documents per second, extrapolated to 500,000.
 
-N documents of about 500 tokens are generated over R x D shards; everything but the generation and the export of the
-model is counted. With `--stub-embedder` everything is real but the model, which shows whether anything else grows with
-the number of documents or shards: its default is 500,000 documents over 1,000 shards.
+Documents of about 500 tokens are generated in regions x departments shards; everything except generating them and
+exporting the model is measured. With `--stub-embedder`, everything except the model is real, which shows whether other
+costs grow with the number of documents or shards; the default is then 500,000 documents in 1,000 shards.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 CLAIM_DOCUMENTS = 500_000
 _WORDS_A_DOCUMENT = 396
-"""Makes about 500 tokens of the packaged model."""
+"""About 500 tokens of the packaged model."""
 
 
 def generate(source: Path, documents: int, regions: int, departments: int) -> None:
-    """Distinct documents of the sample corpus' words, in paragraphs under headings, spread evenly over the shards."""
+    """Write distinct documents of words from the sample corpus, with headings, evenly over the shards."""
     text = " ".join(path.read_text() for path in sorted(SAMPLE.rglob("*.md")))
     words = sorted({word.lower() for word in re.findall(r"[A-Za-z]{3,}", text)})
     drawn = random.Random(20)
@@ -53,7 +53,7 @@ def generate(source: Path, documents: int, regions: int, departments: int) -> No
 
 
 def stub_definitions(settings: PipelineSettings) -> dg.Definitions:
-    """Definitions whose embedder is the stub; importable by the bulk path's processes."""
+    """Return definitions with the stub embedder; the bulk path's processes import this function."""
     from benchmarks.stub import StubPipeline
     from rag_assets.defs.build import build_definitions
 
@@ -61,7 +61,7 @@ def stub_definitions(settings: PipelineSettings) -> dg.Definitions:
 
 
 def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progress: int) -> dict[str, Any]:
-    """Index every shard of the source, and say every `progress` shards how far it is."""
+    """Index every shard of the source; print the progress every `progress` shards."""
     warnings.simplefilter("ignore")
     import dagster as dg
 
@@ -114,14 +114,14 @@ def index(source: str, lake: str, scratch: str, *, stub: bool, jobs: int, progre
 
 
 def main() -> None:
-    """Generate, index, print."""
+    """Run the benchmark and print its table."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--documents", type=int, help="default 20,000; 500,000 with --stub-embedder")
-    parser.add_argument("--regions", type=int, help="default 10; 25 with --stub-embedder")
-    parser.add_argument("--departments", type=int, help="default 10; 40 with --stub-embedder")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
-    parser.add_argument("--stub-embedder", action="store_true", help="vectors by a hash: all is real but the model")
-    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    parser.add_argument("--documents", type=int, help="documents (default 20,000; 500,000 with --stub-embedder)")
+    parser.add_argument("--regions", type=int, help="regions (default 10; 25 with --stub-embedder)")
+    parser.add_argument("--departments", type=int, help="departments per region (default 10; 40 with --stub-embedder)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--stub-embedder", action="store_true", help="replace the model by a hash of the text")
+    parser.add_argument("--folder", type=Path, help="working folder (default: a temporary one)")
     options = parser.parse_args()
     stub = options.stub_embedder
     documents = options.documents or (200 if options.quick else CLAIM_DOCUMENTS if stub else 20_000)
@@ -131,7 +131,7 @@ def main() -> None:
         source, lake = Path(scratch, "source"), Path(scratch, "lake")
         started = time.perf_counter()
         generate(source, documents, regions, departments)
-        print(f"{documents} documents generated in {time.perf_counter() - started:.0f} s", flush=True)
+        print(f"generated {documents} documents in {time.perf_counter() - started:.0f} s", flush=True)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(export, str(lake)).result()
         limit = None
@@ -142,25 +142,25 @@ def main() -> None:
         found = index(str(source), str(lake), scratch, stub=stub, jobs=options.jobs, progress=max(1, shards // 20))
         shutil.rmtree(lake)
     if (found["documents"], found["shards"]) != (documents, shards):
-        raise SystemExit(f"not everything was published: {found}")
+        raise SystemExit(f"some documents or shards were not published: {found}")
     rate = documents / found["seconds"]
     quarter = documents * max(1, shards // 4) / shards
     row: dict[str, Any] = {
         "documents": documents,
         "shards": shards,
-        "tokens each": round(found["tokens"] / documents),
+        "tokens per document": round(found["tokens"] / documents),
         "embedder": "stub" if stub else "real",
         "seconds": round(found["seconds"]),
         "documents/s": round(rate, 1),
-        "first quarter/s": round(quarter / found["first_quarter_seconds"], 1),
-        "last quarter/s": round(quarter / found["last_quarter_seconds"], 1),
+        "documents/s, first quarter": round(quarter / found["first_quarter_seconds"], 1),
+        "documents/s, last quarter": round(quarter / found["last_quarter_seconds"], 1),
         "MiB, first quarter": found["memory_first_quarter"] >> 20,
-        "MiB, peak": found["memory_peak"] >> 20,
-        "500,000 would take": f"{CLAIM_DOCUMENTS / rate / 3600:.1f} h",
+        "peak MiB": found["memory_peak"] >> 20,
+        "time for 500,000": f"{CLAIM_DOCUMENTS / rate / 3600:.1f} h",
     }
     if limit is not None:
-        row["of raw limit"] = f"{found['tokens'] / found['seconds'] / limit:.0%}"
-    show("scale, bulk path", [row], options.json, found=found, raw_limit=limit, jobs=options.jobs)
+        row["share of raw limit"] = f"{found['tokens'] / found['seconds'] / limit:.0%}"
+    show("scale of the bulk path", [row], options.json, found=found, raw_limit=limit, jobs=options.jobs)
 
 
 if __name__ == "__main__":

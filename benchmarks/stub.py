@@ -1,4 +1,4 @@
-"""An embedder without a model: for benchmarks whose question is what everything around the embedding costs."""
+"""An embedder without a model, for benchmarks of everything around the embedding."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class StubEmbedder:
-    """Unit vectors drawn by a hash of the text: equal texts get equal vectors, and that is all that they mean."""
+    """Returns random unit vectors seeded by a hash of the text; only equal texts have equal vectors."""
 
     def __init__(self, identity: EmbedderIdentity) -> None:
         self.identity = identity
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of shape ``(len(texts), dimensions)``, unit length."""
+        """Return unit vectors of shape ``(len(texts), dimensions)``."""
         return np.stack([self._vector(text) for text in texts])
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        """A vector of shape ``(dimensions,)``, unit length."""
+        """Return a unit vector of shape ``(dimensions,)``."""
         return self._vector(text)
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of shape ``(len(texts), dimensions)``, unit length."""
+        """Return unit vectors of shape ``(len(texts), dimensions)``."""
         return self.embed_documents(texts)
 
     def fits(self, text: str) -> bool:
-        """Any text will do."""
+        """Return whether the text is not empty."""
         return bool(text)
 
     def _vector(self, text: str) -> npt.NDArray[np.float32]:
@@ -44,7 +44,7 @@ class StubEmbedder:
 
 
 class StubPipeline(Pipeline):
-    """The pipeline with that embedder; model, tokenizer and everything else are the real ones."""
+    """The pipeline with the stub embedder; its identity, tokenizer and everything else are real."""
 
     def embedder(self) -> Embedder:
         return StubEmbedder(self.identity())

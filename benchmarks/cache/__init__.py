@@ -1,1 +1,1 @@
-"""How quick the answer cache is, what it costs when Redis is away, and other caches beside it. See `__main__`."""
+"""Latency of the answer cache, its cost when Redis is down, and a comparison with other caches. See `__main__`."""

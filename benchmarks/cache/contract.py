@@ -1,4 +1,4 @@
-"""What every peer shares: its task on the command line, the timing, and the one line of JSON that it answers with."""
+"""Shared by all peers: the task from the command line, the timing, and the output, one line of JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 from benchmarks.cache.timing import cycled, measured, one_by_one
 
 LEAST_COSINE = 0.9
-"""From which a peer serves: RedisVL's default, a distance of 0.1."""
+"""Threshold of the peers: RedisVL's default, a distance of 0.1."""
 ANSWER = "It is as the source says [1]."
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A Redis, the model's folder, a folder to write into, and the questions by kind."""
+    """A Redis URL, the folder of the model, a folder for files, and the questions by kind."""
 
     redis: str
     model: Path
@@ -31,11 +31,11 @@ class Task:
 
 
 Ask = Callable[[str], Coroutine[Any, Any, bool]]
-"""Whether the cache answers; a question that it does not answer is stored with an answer."""
+"""Returns whether the cache answers; if not, stores an answer to the question."""
 
 
 def answer(prepare: Callable[[Task], Ask], version: str) -> None:
-    """Do what the command line asks for; `prepare` gives a cache in which nothing is stored yet."""
+    """Run the task from the command line with the empty cache that `prepare` returns."""
     given = json.loads(Path(sys.argv[1]).read_text("utf-8"))
     task = Task(**{**given, "model": Path(given["model"]), "folder": Path(given["folder"])})
     print(json.dumps({"version": version, **asyncio.run(_measured(task, prepare(task)))}), flush=True)
@@ -49,6 +49,6 @@ async def _measured(task: Task, ask: Ask) -> dict[str, Any]:
         if task.questions[kind]:
             kinds[kind] = lambda count, kind=kind: cycled(task.questions[kind], count)
     kinds["miss"] = lambda count: [next(misses) for _ in range(count)]
-    _, _, near = await one_by_one(task.questions["near"], ask)  # before anything else is stored
+    _, _, near = await one_by_one(task.questions["near"], ask)  # before other questions are stored
     figures = await measured(kinds, ask, task.asks, task.callers)
     return {"figures": {kind: one.as_json() for kind, one in figures.items()}, "near_served": near}

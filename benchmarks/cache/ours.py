@@ -1,4 +1,4 @@
-"""The real client on a real lake and a real Redis; to be run in a process of its own, whose memory is the client's."""
+"""Measure the real client on a real lake and Redis. Run it in its own process, whose memory is the client's."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ QUESTIONS = Path(__file__).parents[2] / "examples" / "questions.jsonl"
 SURE = 0.98
 _PLACES = ("Bergen", "Porto", "Osaka")
 _MIXED = {"exact": 88, "sure": 6, "guarded": 3, "miss": 3}
-"""Of a hundred questions in the long run."""
+"""Percentages of the memory test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text, whom it is asked of, and for which tenant."""
+    """A question with its scope and tenant."""
 
     text: str
     scope: dict[str, list[str]] = field(hash=False)
@@ -46,7 +46,7 @@ class Question:
 
 @dataclass
 class Found:
-    """Questions by what the cache makes of them."""
+    """Questions by kind of hit."""
 
     exact: list[Question] = field(default_factory=list[Question])
     sure: list[Question] = field(default_factory=list[Question])
@@ -55,24 +55,24 @@ class Found:
     """Near misses, which no cache should serve."""
     near_served: int = 0
     reworded: int = 0
-    """Other wordings that were tried, of which the served ones are the sure and the guarded."""
+    """Number of paraphrases that were tried; those served are in `sure` and `guarded`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What to measure."""
+    """What to measure, and on what."""
 
     lake: str
     redis: str
     spare: str
-    """A Redis that is to be stopped."""
+    """URL of the Redis that is stopped."""
     asks: int
     callers: int
     long_run: int
 
 
 def read_questions(shards: Collection[str]) -> list[Question]:
-    """The sample questions that those shards answer, of which no two have the same text."""
+    """Return the distinct sample questions that these shards answer."""
     found: dict[str, Question] = {}
     for line in QUESTIONS.read_text("utf-8").splitlines():
         row = json.loads(line)
@@ -83,7 +83,7 @@ def read_questions(shards: Collection[str]) -> list[Question]:
 
 
 def others(question: str) -> list[str]:
-    """Other wordings of a question, by rules: from what is hardly another to what only means the same."""
+    """Return paraphrases of a question, made by rules, from nearly identical to only the same in meaning."""
     bare = question.rstrip("?")
     lowered = bare[:1].lower() + bare[1:]
     light = [f"{bare} ;", f"{bare}, please?", f"Please: {question}", f"{bare} exactly?", f"So, {lowered}?"]
@@ -98,7 +98,7 @@ async def _instant(**_arguments: Any) -> AsyncIterator[Any]:
 
 
 def client_of(lake: str, **settings: Any) -> AsyncRagClient:
-    """A client with an instant language model; in-memory cache unless `redis_url` is given."""
+    """Return a client with an instant language model, and an in-memory cache unless `redis_url` is given."""
     store = None if settings.get("redis_url") else MemoryStore(10_000)
     return AsyncRagClient(
         ServingSettings.model_validate({"lake_uri": lake, **settings}),
@@ -108,12 +108,12 @@ def client_of(lake: str, **settings: Any) -> AsyncRagClient:
 
 
 async def ask(client: AsyncRagClient, question: Question) -> Answer:
-    """Ask it as it is to be asked."""
+    """Ask the question with its scope and tenant."""
     return await client.ask(question.text, tenant=question.tenant, **question.scope)
 
 
 async def sort_out(client: AsyncRagClient, samples: Sequence[Question], callers: int) -> Found:
-    """Store the sample questions, and find which other wordings are served and how."""
+    """Store the sample questions, and sort paraphrases by how they are served."""
     found = Found()
     draw = random.Random(1)
     for question in samples:
@@ -127,7 +127,7 @@ async def sort_out(client: AsyncRagClient, samples: Sequence[Question], callers:
             if answer.cache == "semantic":
                 (found.sure if (answer.similarity or 0) >= SURE else found.guarded).append(question)
             else:
-                await client.feedback(answer, correct=False)  # so that nothing but the samples is stored
+                await client.feedback(answer, correct=False)  # evict it: only the samples may be stored
         for text in near_misses(base.text, (), _PLACES, draw)[:2]:
             question = Question(text, base.scope)
             answer = await ask(client, question)
@@ -135,7 +135,7 @@ async def sort_out(client: AsyncRagClient, samples: Sequence[Question], callers:
             found.near_served += answer.cache == "semantic"
             if answer.cache == "miss":
                 await client.feedback(answer, correct=False)
-    # Askers of one question at one time share its answer; more tenants make more questions.
+    # Concurrent callers of one question share its answer, so every caller gets its own question, by tenant.
     for number in itertools.count(1):
         if min(len(found.exact), len(found.sure), len(found.guarded)) >= callers or number > 10:
             return found
@@ -152,14 +152,14 @@ async def sort_out(client: AsyncRagClient, samples: Sequence[Question], callers:
 
 
 class Misses:
-    """Questions that nobody asked before."""
+    """Generates questions that were never asked before."""
 
     def __init__(self, samples: Sequence[Question]) -> None:
         self._samples = itertools.cycle(samples)
         self._numbers = itertools.count(1000)
 
     def __call__(self, count: int) -> list[Question]:
-        """So many."""
+        """Return `count` new questions."""
         made: list[Question] = []
         for number, sample in itertools.islice(zip(self._numbers, self._samples, strict=False), count):
             made.append(Question(f"{sample.text.rstrip('?')} under order {number}?", sample.scope))
@@ -167,7 +167,7 @@ class Misses:
 
 
 def kinds_of(found: Found, misses: Misses) -> dict[str, Callable[[int], list[Question]]]:
-    """By kind, what gives so many questions of it."""
+    """Return, by kind, a function from a number to that many questions."""
     kinds: dict[str, Callable[[int], list[Question]]] = {}
     for kind in ("exact", "sure", "guarded"):
         if getattr(found, kind):
@@ -177,7 +177,7 @@ def kinds_of(found: Found, misses: Misses) -> dict[str, Callable[[int], list[Que
 
 
 async def without_redis(task: Task, samples: Sequence[Question]) -> dict[str, Any]:
-    """What a question takes when Redis was stopped, beside no cache at all and one in memory."""
+    """Time a miss while Redis is stopped, compared with no cache and with a cache in memory."""
     stopped = client_of(task.lake, redis_url=task.spare, cache_prefix="spare")
     clients = {
         "breaker open": stopped,
@@ -200,11 +200,11 @@ async def without_redis(task: Task, samples: Sequence[Question]) -> dict[str, An
     took: dict[str, list[float]] = {name: [] for name in clients}
     for number, question in enumerate(misses(max(task.asks, 40))):
         names = list(clients)
-        for name in names[number % 3 :] + names[: number % 3]:  # each goes first in its turn
+        for name in names[number % 3 :] + names[: number % 3]:  # rotate the order
             (one,), *_ = await one_by_one([question], lambda asked, name=name: _answered(clients[name], asked))
             took[name].append(one)
     figures |= {name: {"p50": percentile(ms, 0.5), "p95": percentile(ms, 0.95)} for name, ms in took.items()}
-    # By the question: what one takes varies more between questions than between the clients.
+    # Compare per question, because times vary more between questions than between clients.
     for other in ("cache off", "cache in memory"):
         added = sorted(a - b for a, b in zip(took["breaker open"], took[other], strict=True))
         figures[f"added to {other}, median ms"] = percentile(added, 0.5)
@@ -219,7 +219,7 @@ async def _answered(client: AsyncRagClient, question: Question) -> bool:
 
 
 async def long_run(client: AsyncRagClient, found: Found, misses: Misses, count: int) -> list[dict[str, float]]:
-    """Memory of this process after the first 1,000 questions and at ten places until the last."""
+    """Return the memory of this process after the first 1,000 questions and at ten later points."""
     draw = random.Random(2)
     kinds = kinds_of(found, misses)
     names = [name for name in _MIXED if name in kinds]
@@ -242,7 +242,7 @@ async def long_run(client: AsyncRagClient, found: Found, misses: Misses, count: 
 
 
 async def _measure(task: Task) -> dict[str, Any]:
-    # Patient, as on a busy machine one late answer would leave Redis alone for seconds, and hits be misses.
+    # A long timeout: on a busy machine one late reply would open the circuit breaker and turn hits into misses.
     settings = {"cache_prefix": "bench", "cache_entries": 20_000, "cache_timeout": 5}
     client = client_of(task.lake, redis_url=task.redis, **settings)
     await client.warm()
@@ -276,6 +276,6 @@ async def _measure(task: Task) -> dict[str, Any]:
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """All of it."""
-    logging.getLogger("rag_serving").setLevel(logging.ERROR)  # it warns of every question without a cache
+    """Run all measurements."""
+    logging.getLogger("rag_serving").setLevel(logging.ERROR)  # it warns about every question without a cache
     return asyncio.run(_measure(task))

@@ -1,4 +1,4 @@
-"""Timing of questions, one after the other and many at once. Imports nothing of this project: peers time by it too."""
+"""Time questions, sequential and concurrent. Imports nothing of this project, because the peers use it as well."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one kind of question."""
+    """Figures of one kind of question."""
 
     p50: float
     """Milliseconds."""
     p95: float
     cpu: float
-    """Milliseconds of CPU in the asking process, a question."""
+    """Milliseconds of CPU per question in the asking process."""
     per_second: float
-    """With many callers at once."""
+    """Questions per second with many concurrent callers."""
     served: float
-    """Share answered by the cache."""
+    """Share of questions answered by the cache."""
 
     def as_json(self) -> dict[str, Any]:
-        """For a peer to print."""
+        """Return the figures for JSON, which a peer prints."""
         return asdict(self)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that this share of them is not above."""
+    """Return the first value, in ascending order, that has at least this share of the values before it."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 async def one_by_one(questions: Sequence[_T], ask: Callable[[_T], Awaitable[bool]]) -> tuple[list[float], float, float]:
-    """Milliseconds of each, milliseconds of CPU a question, and the share for which `ask` is true."""
+    """Return the milliseconds of each question, the mean CPU milliseconds, and the share for which `ask` is true."""
     took: list[float] = []
     served = 0
     cpu = time.process_time()
@@ -50,7 +50,7 @@ async def one_by_one(questions: Sequence[_T], ask: Callable[[_T], Awaitable[bool
 
 
 async def at_once(questions: Sequence[_T], ask: Callable[[_T], Awaitable[bool]], callers: int) -> float:
-    """Questions a second, with so many callers that each ask the next one as soon as theirs is answered."""
+    """Return the questions per second of concurrent callers, each of which asks again as soon as it has an answer."""
     waiting = iter(questions)
 
     async def caller() -> None:
@@ -63,15 +63,15 @@ async def at_once(questions: Sequence[_T], ask: Callable[[_T], Awaitable[bool]],
 
 
 def cycled(questions: Sequence[_T], count: int) -> list[_T]:
-    """So many of them, from the first again after the last."""
+    """Return `count` questions, starting over after the last one."""
     return list(itertools.islice(itertools.cycle(questions), count)) if questions else []
 
 
 async def measured(
     kinds: dict[str, Callable[[int], list[_T]]], ask: Callable[[_T], Awaitable[bool]], count: int, callers: int
 ) -> dict[str, Figures]:
-    """Figures by kind; each kind gives so many questions as it is asked for. Other work meets all kinds alike."""
-    rounds = 4
+    """Return figures by kind. Each kind maps a number to that many questions. Kinds take turns."""
+    rounds = 4  # interleaved, so that other work affects all kinds alike
     took: dict[str, list[float]] = {kind: [] for kind in kinds}
     cpu = dict.fromkeys(kinds, 0.0)
     served = dict.fromkeys(kinds, 0.0)
@@ -84,7 +84,7 @@ async def measured(
             served[kind] += share / rounds
     found: dict[str, Figures] = {}
     for kind, questions in kinds.items():
-        await at_once(questions(callers), ask, callers)  # opens their connections
+        await at_once(questions(callers), ask, callers)  # open the connections
         rate = await at_once(questions(max(count, 2 * callers)), ask, callers)
         found[kind] = Figures(percentile(took[kind], 0.5), percentile(took[kind], 0.95), cpu[kind], rate, served[kind])
     return found

@@ -1,8 +1,8 @@
-"""GPTCache: sentence-transformers, vectors in Redis, and answers in SQLite, its default.
+"""GPTCache with sentence-transformers, vectors in Redis, and answers in SQLite, its default.
 
-Its storage of answers in Redis needs the JSON commands, which not every Redis has. It has no asynchronous methods, so
-that callers are threads. By default its distance evaluation would serve anything from a cosine of 0.2 on; here it is
-set to the threshold of the others.
+Its Redis storage for answers needs the JSON commands, which not every Redis has. It has no asynchronous methods, so
+callers are threads. Its distance evaluation serves at a cosine of 0.2 and above by default; here it uses the threshold
+of the other peer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.cache.contract import ANSWER, LEAST_COSINE, Ask, Task, answer
 
 
 def prepare(task: Task) -> Ask:
-    """An empty cache."""
+    """Return an empty cache."""
     from gptcache import Cache, Config
     from gptcache.adapter.api import get, put
     from gptcache.embedding import SBERT

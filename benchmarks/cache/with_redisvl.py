@@ -1,4 +1,4 @@
-"""RedisVL: `SemanticCache` with its own vectorizer, by its asynchronous methods."""
+"""RedisVL's `SemanticCache` with its own vectorizer and its asynchronous methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from benchmarks.cache.contract import ANSWER, LEAST_COSINE, Ask, Task, answer
 
 
 def prepare(task: Task) -> Ask:
-    """An empty cache."""
+    """Return an empty cache."""
     from redisvl.extensions.cache.llm import SemanticCache
     from redisvl.utils.vectorize import HFTextVectorizer
 

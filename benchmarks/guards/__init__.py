@@ -1,1 +1,1 @@
-"""How well the cache tells a reworded question from another one: ``python -m benchmarks.guards``."""
+"""How well the cache distinguishes paraphrases from other questions: ``python -m benchmarks.guards``."""

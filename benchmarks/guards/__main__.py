@@ -1,4 +1,4 @@
-"""Served duplicates and wrong hits of the cache's judge on the reporting part, beside plain thresholds of the cosine.
+"""Count served duplicates and wrong hits of the cache guards on the reporting part, and of plain cosine thresholds.
 
 The judge is the shipped one. With --calibrate, it is calibrated on the tuning part and the shipped file is overwritten.
 """
@@ -37,10 +37,10 @@ PLAIN = {
     "cosine 0.98": 0.98,
 }
 MARGIN = 1.5
-"""The guards' word lists were extended by reading wrong hits of the tuning part, so that wrong hits are rarer there.
+"""Safety factor of the calibration: the word lists were extended by reading wrong hits of the tuning part.
 
-Chosen for an earlier judge, whose hits without a margin were wrong in 0.59 % of the tuning and 1.12 % of the reporting
-part.
+Wrong hits are therefore rarer in that part. The factor was chosen for an earlier judge, of whose hits without a margin
+0.59 % were wrong in the tuning part and 1.12 % in the reporting part.
 """
 PLAIN_RULES: dict[str, Callable[[Labelled], bool]] = {
     name: lambda one, least=least: one.similarity >= least for name, least in PLAIN.items()
@@ -50,7 +50,7 @@ QUICK = 400
 
 
 def read(data: Path, embed: Embed, fingerprint: str, limit: int | None) -> list[Labelled]:
-    """Every labelled pair; with a limit, of so many first questions and paragraphs."""
+    """Read the labelled pairs; a limit keeps only the first questions and paragraphs."""
     paragraphs = read_paragraphs(data / "squad")[: limit and limit // 8]
     pairs = entailed(data / "rqe", embed)[:limit]
     pairs += intents("banking77", read_banking(data / "banking77")[:limit], embed)
@@ -63,7 +63,7 @@ def pair_of(one: Labelled) -> Pair:
 
 
 def recalibrate(pairs: Sequence[Labelled], fingerprint: str, model: str) -> None:
-    """Write the shipped calibration from the tuning part, with the figures of the other."""
+    """Write the shipped calibration from the tuning part, with figures of the reporting part."""
     tuning = [one for one in pairs if one.part == "tune"]
     made = calibration.calibrate(
         [calibration.Labelled(pair_of(one), one.same) for one in tuning],
@@ -85,7 +85,7 @@ def recalibrate(pairs: Sequence[Labelled], fingerprint: str, model: str) -> None
 
 
 def rows_of(pairs: Sequence[Labelled], rules: dict[str, Callable[[Labelled], bool]]) -> list[dict[str, object]]:
-    """One row for each set and rule; at the end all sets together."""
+    """Return one row per set and rule, and at the end those of all sets together."""
     rows: list[dict[str, object]] = []
     for name in (*dict.fromkeys(one.set for one in pairs), ALL):
         some = [one for one in pairs if name in (ALL, one.set)]
@@ -99,28 +99,30 @@ def rows_of(pairs: Sequence[Labelled], rules: dict[str, Callable[[Labelled], boo
                     "rule": rule,
                     "duplicates": same,
                     "served": f"{(len(hits) - wrong) / same:.1%}" if same else "–",
-                    "others": len(some) - same,
+                    "non-duplicates": len(some) - same,
                     "wrong": wrong,
-                    "of hits": f"{wrong / len(hits):.2%}" if hits and same else "–",
-                    "95 % bound": f"{calibration.upper_bound(wrong, len(hits)):.2%}" if hits and same else "–",
+                    "wrong share of hits": f"{wrong / len(hits):.2%}" if hits and same else "–",
+                    "95% bound": f"{calibration.upper_bound(wrong, len(hits)):.2%}" if hits and same else "–",
                 }
             )
     return rows
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep vectors there by the hash of their text")
     parser.add_argument(
-        "--calibrate", action="store_true", help="overwrite the shipped calibration from the tuning part"
+        "--cache", type=Path, metavar="FOLDER", help="cache vectors in FOLDER by the hash of their text"
     )
-    parser.add_argument("--part", choices=["tune", "report"], default="report", help="which part is shown")
-    parser.add_argument("--misses", action="store_true", help="print the wrong hits of the tuning part")
+    parser.add_argument(
+        "--calibrate", action="store_true", help="calibrate on the tuning part and overwrite the shipped file"
+    )
+    parser.add_argument("--part", choices=["tune", "report"], default="report", help="part to show (default: report)")
+    parser.add_argument("--misses", action="store_true", help="with --part tune: print the wrong hits")
     options = parser.parse_args()
     data = os.environ.get("RAG_TEST_DATA")
     if not data:
-        parser.error("reads eval/ in the folder that RAG_TEST_DATA names; it is not set")
+        parser.error("needs the test data: set RAG_TEST_DATA to a folder that contains eval/")
     if options.calibrate and options.quick:
         parser.error("--calibrate needs all pairs and cannot be combined with --quick")
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
@@ -130,7 +132,7 @@ def main() -> None:
 
         embedder = warm_embedder(lake, PACKAGED_MODEL)
         cache = VectorCache(embedder, options.cache)
-        # The packaged model has no prompts, so that a question's vector is a document's; documents go in batches.
+        # The packaged model has no prompts, so questions can be embedded as documents, which are batched.
         pairs = read(Path(data, "eval"), cache.documents, cache.fingerprint, QUICK if options.quick else None)
     doubt = disputed(pairs)
     held = [one for one, doubtful in zip(pairs, doubt, strict=True) if not doubtful]
@@ -142,7 +144,7 @@ def main() -> None:
     for name, judge in judges.items():
         rules[name] = lambda one, judge=judge: judge.judge(pair_of(one)).serve
     rules |= PLAIN_RULES
-    first = " A FEW QUESTIONS ONLY: no figure to quote" if options.quick else ""
+    first = " (A FEW QUESTIONS ONLY, DO NOT QUOTE)" if options.quick else ""
     judge = next(iter(judges.values()))
     refused: dict[str, Counter[str]] = {"duplicates": Counter(), "others": Counter()}
     for one in shown:
@@ -162,11 +164,11 @@ def main() -> None:
     )
     names = sorted({name for counts in refused.values() for name in counts})
     show(
-        f"what decided, cosine from {judge.least_similarity}{first}",
+        f"deciding guard, cosine of at least {judge.least_similarity}{first}",
         [{"guard": name, **{kind: counts[name] for kind, counts in refused.items()}} for name in names],
         None,
     )
-    print(f"{len(doubtful)} pairs of disputed labels left out; served of them: {as_labelled}")
+    print(f"excluded {len(doubtful)} pairs with disputed labels, of which these were served: {as_labelled}")
 
 
 if __name__ == "__main__":

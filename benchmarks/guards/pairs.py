@@ -1,7 +1,7 @@
-"""Labelled pairs of questions from the sets that `RAG_TEST_DATA` holds, each set cut into two parts.
+"""Labelled pairs of questions from the data sets in `RAG_TEST_DATA`, each set split into two parts.
 
-Two thirds are for calibration; the rest is used only to report figures. The cut is by a hash of what a question belongs
-to (a paragraph, an intent, a cluster of pairs with a question in common), so that no question is in both parts.
+Two thirds are for calibration; the rest is used only to report figures. A hash of the group of a question (a paragraph,
+an intent, or a cluster of pairs that share questions) selects the part, so that no question is in both.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from rag_serving.cache.evidence_record import Evidence
 SEED = "guards-1"
 PARTS = ("tune", "report")
 LEAST = 0.7
-"""Pairs of different questions below this cosine are not looked at: no threshold here would serve them."""
+"""Pairs of different questions below this cosine are dropped; no threshold here would serve them."""
 KEPT = 8
-"""Passages that are kept of each question."""
+"""Passages kept per question."""
 
 DISPUTED = Path(__file__).with_name("disputed.txt")
-"""Digests of pairs of two intents that ask the same all the same, by one reading of all above a cosine of 0.885.
+"""Digests of pairs with different intents but the same meaning, found by reading all pairs above a cosine of 0.885.
 
-"How long do transfers take?" is one intent or another, by chance. They were read before any model had judged them.
+"How long do transfers take?" has one intent or another, by chance. The pairs were read before any model judged them.
 """
 
 Vectors = npt.NDArray[np.float32]
@@ -43,7 +43,7 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """Two questions, and whether the answer to one answers the other."""
+    """Two questions, and whether an answer to one also answers the other."""
 
     set: str
     part: str
@@ -62,7 +62,7 @@ def part_of(cluster: str) -> str:
 
 
 def clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Map every question to one of its cluster: all questions that a chain of pairs joins."""
+    """Map every question to a representative of its cluster: the questions connected by pairs."""
     parent: dict[str, str] = {}
 
     def root(text: str) -> str:
@@ -77,14 +77,14 @@ def clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def entailed(folder: Path, embed: Embed) -> list[Labelled]:
-    """RQE: clinical questions and shorter ones that they entail, or others drawn at random; equal ones left out."""
-    root = ET.parse(folder / "RQE_Train_8588_AMIA2016.xml").getroot()  # noqa: S314  # a set of our own choice
+    """Read RQE: clinical questions with a shorter one that they entail or a random one, without identical pairs."""
+    root = ET.parse(folder / "RQE_Train_8588_AMIA2016.xml").getroot()  # noqa: S314  # a trusted data set
     rows = [
         (_text(pair, "chq"), _text(pair, "faq"), pair.get("value") == "true")
         for pair in root.iter("pair")
         if normalise(_text(pair, "chq")) != normalise(_text(pair, "faq"))
     ]
-    # A question drawn at random joins no clusters, else all were one; such a pair goes where its first question is.
+    # Random pairs do not connect clusters, or there would be only one; they are kept if both sides are in one part.
     joined = clusters([(asked, cached) for asked, cached, same in rows if same])
 
     def home(text: str) -> str:
@@ -101,7 +101,7 @@ def entailed(folder: Path, embed: Embed) -> list[Labelled]:
 
 
 def intents(name: str, questions: Sequence[tuple[str, str]], embed: Embed) -> list[Labelled]:
-    """Questions of two intents of one part, the most similar ones: never duplicates, by their labels."""
+    """Return the most similar pairs of questions with different intents in one part; by label, never duplicates."""
     found: list[Labelled] = []
     for part in PARTS:
         some = sorted({(text, intent) for text, intent in questions if part_of(f"{name}/{intent}") == part})
@@ -114,20 +114,20 @@ def intents(name: str, questions: Sequence[tuple[str, str]], embed: Embed) -> li
             found += [
                 Labelled(name, part, texts[row], texts[other], False, float(cosines[other]))
                 for other in np.flatnonzero(cosines >= LEAST)
-                if normalise(texts[row]) != normalise(texts[other])  # one text with two labels is no pair
+                if normalise(texts[row]) != normalise(texts[other])  # skip a text with two labels
             ]
     return matched(found)
 
 
 def disputed(pairs: Sequence[Labelled]) -> list[bool]:
-    """Whether each pair is one of those whose label nobody should be held to."""
+    """Return, for each pair, whether its label is disputed."""
     known = set(DISPUTED.read_text("ascii").split())
     digests = ("\0".join(sorted((pair.asked, pair.cached))).encode() for pair in pairs)
     return [hashlib.sha256(digest).hexdigest()[:16] in known for digest in digests]
 
 
 def matched(pairs: Iterable[Labelled]) -> list[Labelled]:
-    """Pairs, the most similar first, such that no question stands in two: bounds of error want independent trials."""
+    """Return pairs, the most similar first, without repeating a question: error bounds assume independent trials."""
     used: set[str] = set()
     found: list[Labelled] = []
     for pair in sorted(pairs, key=lambda pair: (-pair.similarity, pair.asked, pair.cached)):
@@ -152,7 +152,7 @@ def read_clinc(folder: Path) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A paragraph, and its questions with the answers that were marked in it, none where it has no answer."""
+    """A paragraph, and its questions with the answers marked in it; no answers if it does not answer the question."""
 
     name: str
     text: str
@@ -175,9 +175,9 @@ def read_paragraphs(folder: Path) -> list[Paragraph]:
 
 
 def on_paragraphs(paragraphs: Sequence[Paragraph], embed: Embed) -> list[Labelled]:
-    """SQuAD: questions on one paragraph with different answers, on different ones, and rewordings of its questions.
+    """Return pairs of SQuAD: different questions on one or on two paragraphs, and paraphrases.
 
-    Two questions that the paragraph does not answer are left out: nobody knows whether they are one.
+    Two questions that the paragraph does not answer are skipped, because it is unknown whether they mean the same.
     """
     found: list[Labelled] = []
     for paragraph in paragraphs:
@@ -207,7 +207,7 @@ def on_paragraphs(paragraphs: Sequence[Paragraph], embed: Embed) -> list[Labelle
 def retrieve(
     pairs: Sequence[Labelled], paragraphs: Sequence[Paragraph], embed: Embed, fingerprint: str
 ) -> list[Labelled]:
-    """The pairs with the passages that both questions find among all paragraphs, searched as serving searches."""
+    """Return the pairs with the passages that both questions retrieve from all paragraphs, searched as in serving."""
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.asked, pair.cached)))
     task = Task("SQuAD", {p.name: p.text for p in paragraphs}, [Question(text, text, {}) for text in texts])
     from rag_assets.storage.search_indexes import index_text
@@ -234,7 +234,7 @@ def _embedded(pairs: Sequence[Labelled], embed: Embed) -> list[Labelled]:
 
 
 def _alike(answers: frozenset[str], others: frozenset[str]) -> bool:
-    """Whether an answer to one stands in an answer to the other."""
+    """Return whether an answer to one contains an answer to the other."""
     return any(one in other or other in one for one in answers for other in others)
 
 

@@ -1,7 +1,7 @@
-"""Mechanical rewordings of a question that keep its answer: what people type for the same thing.
+"""Mechanical paraphrases of a question that keep its answer.
 
-Rules, drawn by a hash of the question so that each run makes the same. They are reported apart from natural
-rewordings: they are easier, and there are no natural ones for questions with indexed passages.
+A hash of the question selects the rules, so that every run makes the same paraphrases. They are easier than natural
+paraphrases, which do not exist for questions with indexed passages, and are reported separately.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _SAME = (
 
 
 def rewordings(question: str, count: int = 1) -> list[str]:
-    """Up to `count` different rewordings of an English question, none equal to it but for case and end marks."""
+    """Return up to `count` distinct paraphrases of an English question; they differ in more than case and end marks."""
     draw = random.Random(hashlib.sha256(question.encode()).digest())
     found: dict[str, str] = {}
     plain = _folded(question)
@@ -96,7 +96,7 @@ def _same(text: str, draw: random.Random) -> str:
 
 
 def _mistake(text: str, draw: random.Random) -> str:
-    """Two letters inside a longer word that is no name exchanged, or one lost."""
+    """Swap two letters inside a longer word that is not a name, or drop one."""
     words = text.split(" ")
     places = [i for i, word in enumerate(words) if len(word) > 6 and word.isalpha() and word.islower()]
     if not places:
@@ -112,12 +112,12 @@ def _small(text: str, _draw: random.Random) -> str:
 
 
 def _possessive(text: str, _draw: random.Random) -> str:
-    """ "the capital of France" as "France's capital" """
+    """Turn "the capital of France" into "France's capital"."""
     return re.sub(r"\bthe (\w+) of ([A-Z]\w+)(?=[ ?]|$)", r"\2's \1", text, count=1)
 
 
 def _clause_first(text: str, _draw: random.Random) -> str:
-    """ "When did X happen in Y?" as "In Y, when did X happen?" """
+    """Turn "When did X happen in Y?" into "In Y, when did X happen?"."""
     return re.sub(r"^(\w+ .{15,}?) (in|during|after|before) ([\w ]{3,30})\?$", _moved, text.strip())
 
 

@@ -1,4 +1,4 @@
-"""The service under thousands of open connections: how soon hits and misses are answered, and at which rate no longer.
+"""The service under thousands of open connections: latency of hits and misses, and the highest sustained rate.
 
-`model` is the language model that stands in for a real one, `people` those who ask, in a process of their own.
+`model` is a stand-in for the language model; `people` is the load generator, which runs in its own process.
 """

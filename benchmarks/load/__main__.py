@@ -1,9 +1,10 @@
-"""How soon the service answers over thousands of open connections: ``python -m benchmarks.load``.
+"""Measure the service's latency over thousands of open connections: ``python -m benchmarks.load``.
 
-The sample corpus is indexed by the pipeline; `rag-serving serve` with two workers and a key, a real Redis, a language
-model that streams for half a second, and those who ask all share this machine's cores. Everybody asks at times of their
-own, whether or not others were answered. First 2,000 connections that ask every 30 seconds each, then the same more or
-less often, until the highest rate is found at which hits are in time and nothing fails.
+The pipeline indexes the sample corpus. `rag-serving serve` with two workers and an API key, a real Redis, a language
+model that streams for half a second, and the load generator share this machine's cores. The load is an open loop: every
+connection asks at its own times, whether or not others were answered. 2,000 connections first ask every 30 seconds
+each, then more or less often, until the highest rate is found at which the p95 of hits stays within its limit and no
+request fails.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ _READY_SECONDS = 120
 
 @contextmanager
 def running(command: Sequence[str], environment: dict[str, str], log: Path, ready: str) -> Generator[psutil.Process]:
-    """A process until the block ends, once that URL answers."""
+    """Run a process for the duration of the block, which starts once the URL `ready` answers."""
     with log.open("wb") as output:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
     try:
@@ -70,7 +71,7 @@ def running(command: Sequence[str], environment: dict[str, str], log: Path, read
 
 
 def ask_once(url: str, key: str, body: dict[str, Any]) -> None:
-    """Ask and wait for the answer; raises what fails."""
+    """Ask a question and wait for the answer; raises if the request fails."""
     headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
     request = urllib.request.Request(f"{url}/v1/ask", json.dumps(body).encode(), headers)  # noqa: S310 - loopback
     with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310
@@ -78,29 +79,29 @@ def ask_once(url: str, key: str, body: dict[str, Any]) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port that is currently free."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
 
 def tree(process: psutil.Process) -> list[psutil.Process]:
-    """It and its descendants."""
+    """Return the process and its descendants."""
     return [process, *process.children(recursive=True)]
 
 
 def own_memory(process: psutil.Process) -> float:
-    """MiB that the processes share with nobody else, or share among themselves in parts."""
+    """Return the proportional set size of the process and its descendants, in MiB."""
     return sum(one.memory_full_info().pss for one in tree(process)) / 2**20
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Of it and its descendants."""
+    """Return the CPU seconds of the process and its descendants."""
     return sum(sum(one.cpu_times()[:2]) for one in tree(process))
 
 
 def people(plan: Plan, watched: dict[str, psutil.Process]) -> dict[str, Any]:
-    """Have them ask; what they met, and what the processes took for it."""
+    """Run the load generator; return its requests and the CPU and memory of the watched processes."""
     before = own_memory(watched["service"])
     asking = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.load.people"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -120,10 +121,10 @@ def people(plan: Plan, watched: dict[str, psutil.Process]) -> dict[str, Any]:
         asking.stdin.flush()
         started = time.monotonic()
         found = None
-        while found is None:  # the one who asks is gone when it has said all
+        while found is None:  # the load generator exits after its report
             line = asking.stdout.readline()
             if not line:
-                raise RuntimeError("the askers ended without a word")
+                raise RuntimeError("the load generator exited without a report")
             found = json.loads(line)
             used = {name: cpu_seconds(one) - used[name] for name, one in everyone.items() if one.is_running()}
         lasted = time.monotonic() - started
@@ -139,7 +140,7 @@ def people(plan: Plan, watched: dict[str, psutil.Process]) -> dict[str, Any]:
 
 
 def judged(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
-    """A row of the table, and whether it holds."""
+    """Return a row of the table, including whether the rate was sustained."""
     met = found["met"]
     hits = [one["whole"] * 1000 for one in met if one["state"] in HITS]
     misses = [one for one in met if one["state"] not in (*HITS, "error")]
@@ -155,25 +156,27 @@ def judged(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
         "hit p99 ms": round(percentile(hits, 0.99), 1) if hits else "",
         "miss, first word p50 ms": round(percentile(first, 0.5)) if first else "",
         "miss, first word p95 ms": round(percentile(first, 0.95)) if first else "",
-        "miss, whole p95 ms": round(percentile([one["whole"] * 1000 for one in misses], 0.95)) if misses else "",
+        "miss, complete p95 ms": round(percentile([one["whole"] * 1000 for one in misses], 0.95)) if misses else "",
         "errors": ", ".join(f"{count} {name}" for name, count in problems.items()) or "0",
-        "cores of service / people / model / Redis": " / ".join(
+        "cores: service / load generator / model / Redis": " / ".join(
             f"{found['cores'].get(name, 0):.2f}" for name in ("service", "people", "model", "redis")
         ),
-        "holds": "yes" if p95 < P95_MS and not problems else "no",
+        "sustained": "yes" if p95 < P95_MS and not problems else "no",
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     from tests.servers import DEFAULT_FOLDER, ServersMissingError, redis_server, require_installed
 
     parser = arguments(__doc__ or "")
-    parser.add_argument("--connections", type=int, default=2_000, help="open at once (default %(default)s)")
-    parser.add_argument("--seconds", type=float, help="of each step that count (default 60)")
-    parser.add_argument("--workers", type=int, default=2, help="processes of the service (default %(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the lake there, or take it from there")
-    parser.add_argument("--only-first", action="store_true", help="do not look for the highest rate")
+    parser.add_argument("--connections", type=int, default=2_000, help="open connections (default %(default)s)")
+    parser.add_argument("--seconds", type=float, help="measured seconds of each step (default 60)")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes of the service (default %(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the lake in FOLDER and reuse it")
+    parser.add_argument(
+        "--only-first", action="store_true", help="measure only the first rate; do not search for the highest one"
+    )
     options = parser.parse_args()
     connections = 100 if options.quick else options.connections
     seconds = options.seconds or (10.0 if options.quick else 60.0)
@@ -192,13 +195,13 @@ def main() -> None:
             pool.submit(lakes.built, str(SAMPLE), lake, keys, chunker, options.keep).result()
         with redis_server(binaries) as redis:
             rows, runs = measured(lake, redis, scratch, connections, seconds, options)
-    holding = [row for row in rows if row["holds"] == "yes"]
+    holding = [row for row in rows if row["sustained"] == "yes"]
     best = max((row["questions/s"] for row in holding), default=0)
     memory = runs[0]["MiB"]
     each = (memory["connected"] - memory["before"]) * 1024 / connections
     title = (
-        f"{connections} open connections, half of the questions asked before; hits in {P95_MS:g} ms (p95) without an "
-        f"error up to {best} questions a second; {each:.1f} KiB of the service for an open connection"
+        f"{connections} open connections, half of the questions asked before; p95 of hits below {P95_MS:g} ms without "
+        f"errors up to {best} questions/s; {each:.1f} KiB of the service's memory per connection"
     )
     show(title, rows, options.json, memory=[run["MiB"] for run in runs], cores=[run["cores"] for run in runs])
 
@@ -206,7 +209,7 @@ def main() -> None:
 def measured(
     lake: str, redis: Any, scratch: Path, connections: int, seconds: float, options: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of all steps, and what was seen in each."""
+    """Return the rows of all steps and their raw figures."""
     shards = {path.name for path in Path(lake, "catalog").glob("*.json")}
     samples = read_questions({name.removesuffix(".json").replace(".", "/") for name in shards})
     key_file = scratch / "keys.json"
@@ -253,12 +256,12 @@ def measured(
             runs.append(found)
             rows.append(judged(plan, found))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            return rows[-1]["holds"] == "yes"
+            return rows[-1]["sustained"] == "yes"
 
-        for body in common:  # so that everything common is stored
+        for body in common:  # store every common question
             ask_once(url, key, body)
         warm = min(connections, 200)
-        # Both processes have their kernels, tables and connections then.
+        # Warm both workers: kernels, tables and connections.
         people(Plan(url, key, warm, warm / 20, 20.0, 0.0, common, 0.8, 10_000_000), watched)
         interval, held, failed = INTERVAL, None, None
         for number in range(1, 10):

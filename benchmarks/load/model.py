@@ -1,4 +1,4 @@
-"""A language model that says the same to everybody, in pieces over half a second; speaks OpenAI's protocol."""
+"""A language model that streams the same answer over half a second, by the OpenAI protocol."""
 
 from __future__ import annotations
 
@@ -38,5 +38,5 @@ async def _answer(request: Request) -> StreamingResponse:
 
 
 def app() -> Starlette:
-    """The application, for uvicorn."""
+    """Return the application for uvicorn."""
     return Starlette(routes=[Route("/v1/chat/completions", _answer, methods=["POST"])])

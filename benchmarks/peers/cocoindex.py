@@ -1,7 +1,7 @@
 """CocoIndex: an app of `RecursiveSplitter` and `SentenceTransformerEmbedder` with a LanceDB table as its target state.
 
-Its splitter counts bytes; so many are taken that few chunks of prose go over the model's window, and what goes over it
-the model does not read. Its own state lies in a file beside the table, as it does for its users.
+Its splitter counts bytes. The size is chosen so that few chunks of prose exceed the model's window; the model does not
+read the excess. CocoIndex keeps its own state in a file next to the table, as for its users.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Row:
     id: int
     source: str
     text: str
-    # The engine reads this annotation to learn how wide the vectors are.
+    # The engine reads the dimensions of the vectors from this annotation.
     vector: Annotated[NDArray, EMBEDDER]
 
 
 @coco.fn
 async def write_chunk(chunk: Chunk, source: PurePath, ids: IdGenerator, table: lancedb.TableTarget[Row]) -> None:
-    """Declare the row of one chunk; the engine gathers the texts that wait for their vectors into batches."""
+    """Declare the row of one chunk; the engine batches the texts that wait for their vectors."""
     vector = await coco.use_context(EMBEDDER).embed(chunk.text)
     table.declare_row(row=Row(await ids.next_id(chunk.text), source.as_posix(), chunk.text, vector))
 
 
 @coco.fn(memo=True)
 async def index_file(file: FileLike, table: lancedb.TableTarget[Row]) -> None:
-    """Cut one file and write its chunks."""
+    """Split one file and write its chunks."""
     text = await file.read_text()
     chunks = SPLITTER.split(text, CHUNK_BYTES, chunk_overlap=0, language="markdown")
     await coco.map(write_chunk, chunks, file.file_path.path, IdGenerator(), table)
@@ -58,16 +58,16 @@ async def index_file(file: FileLike, table: lancedb.TableTarget[Row]) -> None:
 
 @coco.fn
 async def index_folder(source: Path) -> None:
-    """Every file of the folder, each a component of its own."""
+    """Mount every file of the folder as a separate component."""
     schema = await lancedb.TableSchema.from_class(Row, primary_key=["id"])
     table = await lancedb.mount_table_target(DATABASE, "chunks", schema)
     await coco.mount_each(index_file, localfs.walk_dir(source, recursive=True).items(), table)
 
 
 def prepare(task: Task) -> Callable[[], int]:
-    """Load the model; give the ingestion."""
+    """Load the model and return the ingestion."""
     embedder = SentenceTransformerEmbedder(str(task.model), device="cpu")
-    embedder._get_model().encode([WARM_UP])  # it would else be loaded under the clock
+    embedder._get_model().encode([WARM_UP])  # load it before the clock starts
 
     @coco.lifespan
     async def resources(builder: coco.EnvironmentBuilder) -> AsyncIterator[None]:

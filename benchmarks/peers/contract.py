@@ -1,7 +1,7 @@
-"""What every peer shares: its task, the clock around its ingestion, and the one line of JSON that it answers with.
+"""Shared by all peers: the task, the timing of the ingestion, and the output, one line of JSON.
 
-A peer's `prepare` imports its libraries and loads the model; what it returns is timed, reads the files and leaves the
-vectors in a LanceDB table beneath `Task.target`. Chunks and tokens are counted in that table afterwards.
+A peer's `prepare` imports its libraries, loads the model, and returns the ingestion. The ingestion is timed; it reads
+the files and writes the vectors to a LanceDB table in `Task.target`, in which chunks and tokens are counted afterwards.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 MAX_TOKENS = 256
-"""Most tokens of a chunk, special tokens included: the model's window."""
+"""Maximum tokens of a chunk including special tokens: the model's window."""
 BATCH_ROWS = 32
-"""Texts a batch: the default of sentence-transformers, where a peer has a smaller one of its own."""
+"""Texts per batch for peers with a smaller default: the default of sentence-transformers."""
 WARM_UP = "The quarterly report is due on the third working day of the month."
 
 
@@ -31,20 +31,20 @@ class Task:
     model: Path
 
     def files(self) -> Iterator[tuple[str, Path]]:
-        """Key and path of each file."""
+        """Yield the key and path of each file."""
         for path in sorted(self.source.rglob("*")):
             if path.is_file():
                 yield path.relative_to(self.source).as_posix(), path
 
 
 def answer(prepare: Callable[[Task], Callable[[], int]], *, distribution: str) -> None:
-    """Do what the command line asks for; `prepare` gives the ingestion, which returns how many documents it read."""
+    """Run the task from the command line; the ingestion that `prepare` returns must return its number of documents."""
     task = Task(*(Path(argument) for argument in sys.argv[1:4]))
     ingest = prepare(task)
     started, cpu = time.perf_counter(), time.process_time()
     documents = ingest()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
-    # Linux counts in KiB, macOS in bytes.
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     chunks, tokens, cut = _stored(task)
     figures = {
@@ -61,7 +61,7 @@ def answer(prepare: Callable[[Task], Callable[[], int]], *, distribution: str) -
 
 
 def _stored(task: Task) -> tuple[int, int, int]:
-    """Rows of the table that was written, tokens that the model read of them, and rows that it did not read whole."""
+    """Return the rows of the written table, the tokens that the model read, and the rows that were truncated."""
     import lancedb
     from tokenizers import Tokenizer
 

@@ -1,4 +1,4 @@
-"""Environments of peers: made on first use beside the project's, and never with torch's CUDA packages."""
+"""Virtual environments of the peers, created on first use, and never with torch's CUDA packages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _SILENT = {
 
 
 class EnvironmentUnavailable(Exception):
-    """The peers cannot be installed here; the message says why."""
+    """The peers cannot be installed; the message is the reason."""
 
 
 def peers_python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Path:
-    """The Python of the peers' environment in that folder, installed now where it is not there or out of date.
+    """Return the Python of the peers' environment; install the environment if it is missing or out of date.
 
     Raises `EnvironmentUnavailable`.
     """
@@ -38,7 +38,7 @@ def peers_python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Pa
     stamp = folder / ".requirements.sha256"
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"installing the peers into {folder.name} (some minutes the first time)", file=sys.stderr)
+    print(f"installing the peers into {folder.name} (takes minutes the first time)", file=sys.stderr)
     if not python.exists():
         _run([sys.executable, "-m", "venv", str(folder)])
     _refuse_cuda(python, requirements)
@@ -48,7 +48,7 @@ def peers_python(folder: Path = FOLDER, requirements: Path = REQUIREMENTS) -> Pa
 
 
 def quiet_environment() -> dict[str, str]:
-    """This process's variables for a peer: nothing is fetched, and nobody is told."""
+    """Return this process's variables with downloads and telemetry of the peers turned off."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | _SILENT
 
 
@@ -60,7 +60,7 @@ def _refuse_cuda(python: Path, requirements: Path) -> None:
     names = [package["metadata"]["name"] for package in planned["install"]]
     if any(name.startswith(("nvidia", "cuda")) for name in names):
         raise EnvironmentUnavailable(
-            "pip would take torch with its CUDA packages; set PIP_EXTRA_INDEX_URL to PyTorch's CPU index"
+            "pip would install torch with CUDA packages; set PIP_EXTRA_INDEX_URL to PyTorch's CPU index"
         )
 
 

@@ -1,8 +1,8 @@
 """Haystack: a pipeline of `DocumentSplitter`, `SentenceTransformersDocumentEmbedder` and `DocumentWriter`.
 
-The document store is lancedb-haystack, the community's, listed among Haystack's integrations. Haystack's splitters
-count words, or tokens of a vocabulary that is fetched from the net, never those of the embedding model; so many words
-are taken that few chunks of prose go over the window, and what goes over it the model does not read.
+The document store is lancedb-haystack, a community package that Haystack lists among its integrations. Haystack's
+splitters count words, or tokens of a vocabulary that is downloaded, but not those of the embedding model. The number of
+words is chosen so that few chunks of prose exceed the window; the model does not read the excess.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DIMENSIONS = 384
 
 
 def prepare(task: Task) -> Callable[[], int]:
-    """Load the model; give the ingestion."""
+    """Load the model and return the ingestion."""
     import pyarrow as pa
     from haystack import Document, Pipeline
     from haystack.components.preprocessors import DocumentSplitter

@@ -1,6 +1,6 @@
 """LangChain: `RecursiveCharacterTextSplitter` on the model's tokenizer, `HuggingFaceEmbeddings`, and `LanceDB`.
 
-The vector store is that of langchain-community, which LangChain's own documentation names.
+The vector store is from langchain-community, as in LangChain's documentation.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from benchmarks.peers.contract import MAX_TOKENS, WARM_UP, Task, answer
 
 
 def prepare(task: Task) -> Callable[[], int]:
-    """Load the model; give the ingestion."""
+    """Load the model and return the ingestion."""
     from langchain_community.vectorstores import LanceDB
     from langchain_core.documents import Document
     from langchain_huggingface import HuggingFaceEmbeddings
@@ -28,7 +28,7 @@ def prepare(task: Task) -> Callable[[], int]:
         documents = [
             Document(page_content=path.read_text("utf-8"), metadata={"source": key}) for key, path in task.files()
         ]
-        # It counts without the special tokens.
+        # The splitter does not count special tokens.
         splitter = RecursiveCharacterTextSplitter.from_huggingface_tokenizer(
             tokenizer, chunk_size=MAX_TOKENS - tokenizer.num_special_tokens_to_add(), chunk_overlap=0
         )

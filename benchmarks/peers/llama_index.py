@@ -1,6 +1,6 @@
 """LlamaIndex: `IngestionPipeline` of `SentenceSplitter` and `HuggingFaceEmbedding` into `LanceDBVectorStore`.
 
-The splitter counts with the model's tokenizer, as the guide on tokenization has it. Batches are raised from ten texts.
+The splitter counts with the model's tokenizer, as in the guide on tokenization. The default batch of ten is raised.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from benchmarks.peers.contract import BATCH_ROWS, MAX_TOKENS, WARM_UP, Task, ans
 
 
 def prepare(task: Task) -> Callable[[], int]:
-    """Load the model; give the ingestion."""
+    """Load the model and return the ingestion."""
     from llama_index.core import Document
     from llama_index.core.ingestion import IngestionPipeline
     from llama_index.core.node_parser import SentenceSplitter

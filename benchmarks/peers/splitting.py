@@ -1,7 +1,8 @@
-"""Other projects' splitters on the texts of one JSON line, as spans: run by `benchmarks.quality.peers`.
+"""Split texts with other projects' splitters; `benchmarks.quality.peers` runs this program.
 
-``python -m benchmarks.peers.splitting NAME MODEL_FOLDER`` reads one line, texts by name, and answers with one line, the
-spans of each text. What a splitter wants embedded it asks for in lines of its own, so that all have the same vectors.
+``python -m benchmarks.peers.splitting NAME SIZE MODEL_FOLDER`` reads one line of JSON, texts by name, and prints one
+line, the spans of each text. If a splitter needs vectors, the program requests them on separate lines, so that all
+splitters use the same embedder.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SEPARATORS = ["\n\n", "\n", ".", "?", "!", " ", ""]
-"""Those with which the paper's recursive splitter did best."""
+"""The separators with which the paper's recursive splitter scored best."""
 WINDOW = 256
 BATCH = 2048
 
@@ -24,7 +25,7 @@ Split = Callable[[str], Spans]
 
 
 def ask(texts: list[str]) -> Any:
-    """Vectors of the texts, of shape ``(texts, dimensions)``."""
+    """Request the vectors of the texts, of shape ``(texts, dimensions)``."""
     import numpy as np
 
     vectors: list[Any] = []
@@ -37,7 +38,7 @@ def ask(texts: list[str]) -> Any:
 
 
 def located(text: str, pieces: list[str]) -> Spans:
-    """Where the pieces lie in the text, one behind the other."""
+    """Return the spans of consecutive pieces in the text."""
     spans: Spans = []
     at = 0
     for piece in pieces:
@@ -53,7 +54,7 @@ def located(text: str, pieces: list[str]) -> Spans:
 
 
 def tokenizer_in(model: Path) -> Any:
-    """The model's tokenizer, neither truncating nor padding."""
+    """Load the model's tokenizer without truncation and padding."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
@@ -63,7 +64,7 @@ def tokenizer_in(model: Path) -> Any:
 
 
 def recursive(model: Path, size: int) -> Split:
-    """LangChain's `RecursiveCharacterTextSplitter`, with sizes in the model's tokens."""
+    """Return LangChain's `RecursiveCharacterTextSplitter`, with sizes in the model's tokens."""
     from langchain_text_splitters import RecursiveCharacterTextSplitter
 
     tokenizer = tokenizer_in(model)
@@ -77,7 +78,7 @@ def recursive(model: Path, size: int) -> Split:
 
 
 def chonkie(model: Path, size: int) -> Split:
-    """Chonkie's `SemanticChunker`, as it comes but for the size: its own is beyond the model's window."""
+    """Return Chonkie's `SemanticChunker` with its defaults, except for a size within the model's window."""
     from chonkie import SemanticChunker
     from chonkie.embeddings import BaseEmbeddings
 
@@ -100,7 +101,7 @@ def chonkie(model: Path, size: int) -> Split:
 
 
 def llama_index(_model: Path, _size: int) -> Split:
-    """LlamaIndex's `SemanticSplitterNodeParser`, as it comes; it knows no largest size."""
+    """Return LlamaIndex's `SemanticSplitterNodeParser` with its defaults; it has no maximum size."""
     from llama_index.core import Document
     from llama_index.core.base.embeddings.base import BaseEmbedding
     from llama_index.core.node_parser import SemanticSplitterNodeParser
@@ -132,7 +133,7 @@ SPLITTERS: dict[str, tuple[Callable[[Path, int], Split], str]] = {
 
 
 def main() -> None:
-    """Answer the one line."""
+    """Split the texts of standard input."""
     name, size, model = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     make, distribution = SPLITTERS[name]
     split = make(model, size)

@@ -1,1 +1,1 @@
-"""How good what is found is: each subcommand of ``python -m benchmarks.quality`` measures one thing."""
+"""Quality of retrieval; each subcommand of ``python -m benchmarks.quality`` measures one aspect."""

@@ -1,4 +1,4 @@
-"""Runs the benchmark of quality that the first argument names; `--help` after the name says what it takes."""
+"""Run the quality benchmark named by the first argument; `--help` after the name lists its options."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ SUBCOMMANDS = ("chunking", "evidence", "retrieval")
 
 
 def main() -> None:
-    """Hand the other arguments to the module of that name."""
+    """Pass the other arguments to the named module."""
     if len(sys.argv) < 2 or sys.argv[1] not in SUBCOMMANDS:
         sys.exit(f"usage: python -m benchmarks.quality {{{','.join(SUBCOMMANDS)}}} …")
     importlib.import_module(f"benchmarks.quality.{sys.argv[1]}").main(sys.argv[2:])

@@ -1,12 +1,12 @@
-"""How well chunks fit what a question asks for: recall, precision, IoU and precision-omega of several chunkers.
+"""Measure recall, precision, IoU and precision-omega of several chunkers.
 
-The corpora, the questions and the measures are those of Chroma's "Evaluating Chunking Strategies for Retrieval" (2024);
-see `spans`. For each question the five chunks nearest by cosine are retrieved from all chunks of all corpora. Every
-chunker's chunks are embedded by the same model, the exported one.
+The corpora, questions and measures are from Chroma's "Evaluating Chunking Strategies for Retrieval" (2024); see
+`spans`. For each question, the five nearest chunks by cosine are retrieved from all chunks of all corpora. The exported
+model embeds the chunks of every chunker.
 
-Questions are halved by a hash: this project's prices and sizes were tuned on one half, and figures are of the other
-unless --tuning asks for those. Behind the tables: how much higher this project's chunker is than each of the others,
-with 95 % intervals by a paired bootstrap over the questions.
+A hash splits the questions in halves. This project's sizes and cut costs were tuned on one half; figures are of the
+other half unless --tuning is given. The tables are followed by the differences between this project's chunker and each
+other one, with 95 % intervals of a paired bootstrap over the questions.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ QUICK_CORPORA = ("chatlogs", "state_of_the_union")
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The texts by name, and the questions to them."""
+    """The texts by name, and the questions about them."""
 
     corpora: Mapping[str, str]
     questions: Sequence[Question]
 
 
 def read_evaluation(folder: Path, corpora: Sequence[str] = ()) -> Evaluation:
-    """The data set in the folder, or those corpora of it."""
+    """Read the data set in the folder, or only these corpora of it."""
     csv.field_size_limit(2**30)
     questions: list[Question] = []
     with (folder / "questions_df.csv").open(encoding="utf-8", newline="") as file:
@@ -70,12 +70,12 @@ def read_evaluation(folder: Path, corpora: Sequence[str] = ()) -> Evaluation:
 
 
 def half(question: Question) -> str:
-    """The half that a question belongs to, whatever else is asked."""
+    """Return the half to which a question belongs, independent of other questions."""
     return HALVES[hashlib.sha256(f"{question.corpus}\0{question.text}".encode()).digest()[0] % 2]
 
 
 def our_chunks(chunker: Chunker, corpora: Mapping[str, str]) -> list[Chunk]:
-    """The corpora as the pipeline cuts them: read as the Markdown files that they are, and cut by that chunker."""
+    """Read the corpora as Markdown files, like the pipeline, and cut them with this chunker."""
     from rag_assets.extraction.registry import read_object
 
     chunks: list[Chunk] = []
@@ -90,25 +90,25 @@ def our_chunks(chunker: Chunker, corpora: Mapping[str, str]) -> list[Chunk]:
 
 
 class Vectors:
-    """Vectors of texts, each made once."""
+    """Embeds texts, each only once."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 
     def of(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """A matrix with one row for each text."""
+        """Return a matrix with one row per text."""
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         self._known |= dict(zip(new, self._embedder.embed_documents(new), strict=True)) if new else {}
         return np.stack([self._known[text] for text in texts])
 
     def of_questions(self, questions: Sequence[Question]) -> npt.NDArray[np.float32]:
-        """The same for questions."""
+        """Return a matrix with one row per question."""
         return np.stack([self._embedder.embed_query(question.text) for question in questions])
 
 
 def scores_of(chunks: Sequence[Chunk], questions: Sequence[Question], asked: Any, vectors: Vectors) -> list[Scores]:
-    """The scores of each question, with `asked` as their vectors."""
+    """Score each question; `asked` are their vectors."""
     near = asked @ vectors.of([chunk.embedded for chunk in chunks]).T
     best = np.argsort(-near, axis=1, kind="stable")[:, :RETRIEVED]
     by_corpus: dict[str, list[Chunk]] = {}
@@ -121,7 +121,7 @@ def scores_of(chunks: Sequence[Chunk], questions: Sequence[Question], asked: Any
 
 
 def fixed_chunks(corpora: Mapping[str, str], tokenizer: Any, size: int) -> list[Chunk]:
-    """The corpora in pieces of `size` tokens."""
+    """Cut the corpora into pieces of `size` tokens."""
     chunks: list[Chunk] = []
     for name, text in corpora.items():
         offsets = tokenizer.encode(text, add_special_tokens=False).offsets
@@ -133,7 +133,7 @@ def fixed_chunks(corpora: Mapping[str, str], tokenizer: Any, size: int) -> list[
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A way to cut the corpora, in the table by that name; `cut` gives the chunks and a version."""
+    """A chunker with its name in the table; `cut` returns the chunks and a version."""
 
     name: str
     cut: Callable[[], tuple[list[Chunk], str]]
@@ -141,7 +141,7 @@ class Contender:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a contender: its chunks and scores, or the reason why there are none."""
+    """The chunks and scores of a contender, or the reason why it failed."""
 
     chunks: Sequence[Chunk] = ()
     scores: Sequence[Scores] = ()
@@ -151,7 +151,7 @@ class Result:
 
 
 def contenders(evaluation: Evaluation, lake: str, vectors: Vectors, *, peers: bool) -> list[Contender]:
-    """Ours with each context, our other chunker, cuts of one size, and the others."""
+    """Return ours with each context, our structure chunker, fixed sizes, and the peers."""
     from rag_assets.chunking.options import ChunkerOptions
     from rag_assets.models.registry import warm_chunker, warm_identity
     from rag_assets.options import CHUNK_TOKENS, PACKAGED_MODEL
@@ -177,7 +177,7 @@ def contenders(evaluation: Evaluation, lake: str, vectors: Vectors, *, peers: bo
         ),
         Contender("structure", ours(ChunkerOptions("structure", 256, "none"))),
         Contender(f"structure {CHUNK_TOKENS}", ours(ChunkerOptions("structure", CHUNK_TOKENS, "none"))),
-        *(Contender(f"{size} tokens", fixed(size)) for size in FIXED_TOKENS),
+        *(Contender(f"fixed {size}", fixed(size)) for size in FIXED_TOKENS),
     ]
     if peers:
         rows += [Contender(name, lambda name=name: peer_chunks(name, corpora, vectors.of)) for name in PEERS]
@@ -196,12 +196,12 @@ def run(contender: Contender, evaluation: Evaluation, asked: Any, vectors: Vecto
 
 
 def means(scores: Sequence[Scores]) -> dict[str, float]:
-    """Means over the questions, in percent."""
+    """Return the means over the questions, in percent."""
     return {name: 100 * float(np.mean([getattr(each, name) for each in scores])) for name in MEASURES}
 
 
 def intervals(one: Sequence[Scores], other: Sequence[Scores]) -> dict[str, tuple[float, float, float]]:
-    """Of each measure, how much higher `one` is in percent, with the 95 % interval of a paired bootstrap."""
+    """Return, by measure, how much higher `one` is in percent, with the 95 % interval of a paired bootstrap."""
     draws = np.random.default_rng(SEED).integers(0, len(one), (RESAMPLES, len(one)))
     found: dict[str, tuple[float, float, float]] = {}
     for name in MEASURES:
@@ -214,7 +214,7 @@ def intervals(one: Sequence[Scores], other: Sequence[Scores]) -> dict[str, tuple
 def table(
     results: Mapping[str, Result], questions: Sequence[Question], halves: Sequence[str], window: int, tokenizer: Any
 ) -> list[dict[str, object]]:
-    """One row for each contender, of the questions of those halves."""
+    """Return one row per contender, for the questions of these halves."""
     rows: list[dict[str, object]] = []
     for name, result in results.items():
         scores = [each for each, question in zip(result.scores, questions, strict=False) if half(question) in halves]
@@ -225,21 +225,23 @@ def table(
         measured = means(scores) if scores else dict.fromkeys(MEASURES, "")
         row |= {each: f"{value:.1f}" if isinstance(value, float) else "" for each, value in measured.items()}
         cut = sum(length > window for length in lengths)
-        row["remark"] = result.reason or (f"{cut} chunks over the window" if cut else "")
+        row["remark"] = result.reason or (f"{cut} chunks exceed the window" if cut else "")
         rows.append(row)
     return rows
 
 
 def main(values: Sequence[str]) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--data", type=Path, help="the data set (default: eval/chunking in RAG_TEST_DATA)")
-    parser.add_argument("--no-peers", action="store_true", help="this project's chunkers alone")
-    parser.add_argument("--tuning", action="store_true", help="figures of the tuning half instead")
+    parser.add_argument("--data", type=Path, help="folder of the data set (default: eval/chunking in RAG_TEST_DATA)")
+    parser.add_argument("--no-peers", action="store_true", help="measure only this project's chunkers")
+    parser.add_argument("--tuning", action="store_true", help="show the tuning half instead of the reporting half")
     options = parser.parse_args(values)
     folder = options.data or (Path(os.environ[TEST_DATA], "eval", "chunking") if TEST_DATA in os.environ else None)
     if folder is None or not folder.is_dir():
-        raise SystemExit("needs the data set: --data FOLDER, or RAG_TEST_DATA with eval/chunking in it")
+        raise SystemExit(
+            "needs the data set: give --data FOLDER, or set RAG_TEST_DATA to a folder that contains eval/chunking"
+        )
     warnings.simplefilter("ignore")
     evaluation = read_evaluation(folder, QUICK_CORPORA if options.quick else ())
     with tempfile.TemporaryDirectory() as lake:
@@ -248,17 +250,19 @@ def main(values: Sequence[str]) -> None:
     rows = table(results, evaluation.questions, shown, window, tokenizer)
     everything = table(results, evaluation.questions, HALVES, window, tokenizer)
     count = sum(half(question) in shown for question in evaluation.questions)
-    title = f"{count} questions of the {shown[0]} half, {len(evaluation.corpora)} corpora, {RETRIEVED} chunks each"
+    title = (
+        f"{count} questions of the {shown[0]} half, {len(evaluation.corpora)} corpora, {RETRIEVED} chunks per question"
+    )
     compared = comparisons(results, evaluation.questions, shown)
     show(title, rows, options.json, all_questions=everything, differences=compared)
     show(f"all {len(evaluation.questions)} questions", everything, None)
     for name, differences in compared.items():
         said = ", ".join(f"{each} {d:+.1f} ({low:+.1f} to {high:+.1f})" for each, (d, low, high) in differences.items())
-        print(f"{OURS} less {name}: {said}")
+        print(f"{OURS} minus {name}: {said}")
 
 
 def measure(evaluation: Evaluation, lake: str, *, peers: bool) -> tuple[dict[str, Result], int, Any]:
-    """All contenders' results, the model's window and its tokenizer."""
+    """Return the results of all contenders, the model's window and its tokenizer."""
     from rag_assets.models.registry import warm_embedder, warm_identity
     from rag_assets.options import PACKAGED_MODEL
     from rag_serving.lake.embedders.base import load_tokenizer
@@ -277,7 +281,7 @@ def measure(evaluation: Evaluation, lake: str, *, peers: bool) -> tuple[dict[str
 def comparisons(
     results: Mapping[str, Result], questions: Sequence[Question], halves: Sequence[str]
 ) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Ours beside each of the others, on the questions of those halves."""
+    """Compare ours with each of the others, on the questions of these halves."""
     wanted = [number for number, question in enumerate(questions) if half(question) in halves]
     ours = [results[OURS].scores[number] for number in wanted]
     return {

@@ -1,8 +1,8 @@
-"""When evidence is too weak to answer from: questions with an answer in the passages, and questions on other things.
+"""Find the cosine below which evidence is too weak to answer, from questions with and without an answer.
 
-SQuAD's paragraphs are searched for the answers of its own questions, and of those that people ask assistants and banks
-(CLINC150, BANKING77), which no paragraph answers. Questions are split in halves by a hash: the floor is chosen on one,
-as the highest that refuses at most the share asked for of what can be answered, and reported on the other.
+SQuAD's paragraphs are searched with SQuAD's own questions, and with questions to assistants and banks (CLINC150,
+BANKING77), which no paragraph answers. A hash splits the questions in halves. The floor is chosen on one half, as the
+highest that refuses at most a given share of the answerable questions, and reported on the other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOST_OF_A_SET = 2_000
 
 
 def read_others(folder: Path) -> dict[str, list[str]]:
-    """Questions that no paragraph answers, by the name of their set."""
+    """Read the questions that no paragraph answers, by data set."""
     clinc = json.loads((folder / "clinc150" / "data_full.json").read_text("utf-8"))["test"]
     with (folder / "banking77" / "test.csv").open(encoding="utf-8", newline="") as file:
         banking = [row["text"] for row in csv.DictReader(file)]
@@ -37,12 +37,12 @@ def read_others(folder: Path) -> dict[str, list[str]]:
 
 
 def tuning(question: str) -> bool:
-    """Whether it belongs to the half that the floor is chosen on."""
+    """Return whether the question belongs to the half on which the floor is chosen."""
     return hashlib.sha256(question.encode()).digest()[0] % 2 == 1
 
 
 def some(questions: Sequence[str]) -> list[str]:
-    """At most `MOST_OF_A_SET` of them, drawn by a hash."""
+    """Return at most `MOST_OF_A_SET` of the questions, selected by a hash."""
     return sorted(questions, key=lambda text: hashlib.sha256(text.encode()).digest())[:MOST_OF_A_SET]
 
 
@@ -52,7 +52,7 @@ def highest_cosines(
     passages: Sequence[str],
     passage_vectors: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float64]:
-    """Of each question with its nearest passage, shape ``(len(questions),)``; 2 where half of its words are found."""
+    """Return the cosine of each question with its nearest passage, or 2 if a passage contains half of its words."""
     import numpy as np
 
     from rag_serving.answering.evidence_floor import shares_words
@@ -68,13 +68,18 @@ def highest_cosines(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--refused", type=float, default=0.005, help="share of the answerable that may be refused")
+    parser.add_argument(
+        "--refused",
+        type=float,
+        default=0.005,
+        help="share of answerable questions that may be refused (default %(default)s)",
+    )
     options = parser.parse_args(argv)
     data = os.environ.get("RAG_TEST_DATA")
     if not data:
-        parser.error("reads eval/ in the folder that RAG_TEST_DATA names; it is not set")
+        parser.error("needs the test data: set RAG_TEST_DATA to a folder that contains eval/")
     import numpy as np
 
     from rag_assets.models.registry import warm_embedder
@@ -97,10 +102,15 @@ def main(argv: Sequence[str]) -> None:
     rows: list[dict[str, object]] = [
         {
             "questions": name,
-            "answered by a passage": "yes" if name == "SQuAD" else "no",
+            "answerable": "yes" if name == "SQuAD" else "no",
             "count": len(cosines[name, False]),
             **{f"refused at {at:.2f}": float(np.mean(cosines[name, False] < at)) for at in (0.2, floor, 0.4)},
         }
         for name in sets
     ]
-    show(f"weak evidence, reporting halves; floor chosen on the others: {floor:.2f}", rows, options.json, floor=floor)
+    show(
+        f"weak evidence, reporting halves; floor chosen on the tuning halves: {floor:.2f}",
+        rows,
+        options.json,
+        floor=floor,
+    )

@@ -1,4 +1,4 @@
-"""Other projects' splitters, each in the peers' environment, with vectors from this project's embedder."""
+"""Run other projects' splitters in the peers' environment, with vectors from this project's embedder."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ PEERS: Mapping[str, tuple[str, int]] = {
     "Chonkie semantic": ("chonkie", 256 - SPECIAL_TOKENS),
     "LlamaIndex semantic": ("llama_index", 0),
 }
-"""By the name in the table, the splitter and its size in tokens."""
+"""Splitter and size in tokens, by the name in the table."""
 
 
 class Unavailable(Exception):
-    """A peer did not get through; the message is the reason."""
+    """A peer failed; the message is the reason."""
 
 
 def peer_chunks(
     name: str, corpora: Mapping[str, str], embed: Callable[[Sequence[str]], Any]
 ) -> tuple[list[Chunk], str]:
-    """The corpora as that peer cuts them, and its version; `embed` makes the vectors that it asks for.
+    """Return the chunks of this peer and its version; `embed` makes the vectors that it requests.
 
     Raises `Unavailable`.
     """
@@ -70,7 +70,7 @@ def peer_chunks(
 def _converse(
     process: subprocess.Popen[str], corpora: Mapping[str, str], embed: Callable[[Sequence[str]], Any]
 ) -> dict[str, Any] | None:
-    """Send the texts, embed whatever is asked for, and return the last line; None if the process ended before."""
+    """Send the texts, embed what is requested, and return the last line; None if the process exits before."""
     if process.stdin is None or process.stdout is None:
         return None
     print(json.dumps(dict(corpora)), file=process.stdin, flush=True)

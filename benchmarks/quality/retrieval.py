@@ -1,10 +1,11 @@
-"""Retrieval on labelled questions, through tables with the pipeline's own indexes and by the packaged model.
+"""Measure retrieval on labelled questions, with the pipeline's indexes and the packaged model.
 
-SciFact: abstracts for the claims of its training split, of which one half (by a hash of the query's id) is to tune on
-and the other to report. SQuAD: the paragraph that a question was asked of. Japanese: handbook pages cut by the
-pipeline's chunker, and questions that were written for them here.
+- SciFact: abstracts for the claims of its training split. A hash of the query's id selects the half for tuning or
+  reporting.
+- SQuAD: the paragraph about which a question was asked.
+- Japanese: handbook pages cut by the pipeline's chunker, and questions written for this benchmark.
 
-With --tune it prints, on SciFact's tuning half alone, what other ways of fusing the two rankings come to.
+With --tune, it also compares other ways to fuse the two rankings, on SciFact's tuning half.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 CANDIDATES = 100
-"""Passages of each ranking that fusion is tuned on."""
+"""Passages of each ranking that are retrieved for tuning fusion."""
 QUICK, QUICK_PAGES = 300, 20
 _SAVE_EVERY = 512
 JAPANESE = Path(__file__).with_name("japanese.jsonl")
@@ -43,7 +44,7 @@ JAPANESE = Path(__file__).with_name("japanese.jsonl")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question, and how relevant which documents are to it."""
+    """A question, and the relevant documents with their scores."""
 
     id: str
     text: str
@@ -52,7 +53,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Passages by id, the document of each where that is not itself, and questions."""
+    """Passages by id, the document of each unless the passage is the document, and questions."""
 
     name: str
     passages: dict[str, str]
@@ -60,17 +61,17 @@ class Task:
     document_of: dict[str, str] = field(default_factory=dict[str, str])
 
     def documents(self, ranking: Sequence[str]) -> list[str]:
-        """The documents of a ranking of passages, each at its first."""
+        """Return the documents of a ranking, each at the rank of its first passage."""
         return list(dict.fromkeys(self.document_of.get(passage, passage) for passage in ranking))
 
 
 def half(question: Question) -> str:
-    """Which half of the questions it belongs to: by a hash, so that neither order nor number matters."""
+    """Return the half to which a question belongs, by a hash, independent of order and number."""
     return "tuning" if hashlib.sha256(question.id.encode()).digest()[0] % 2 else "reporting"
 
 
 def read_scifact(folder: Path, limit: int | None) -> Task:
-    """With a limit, the first abstracts only, and the queries that they answer."""
+    """Read SciFact; a limit keeps only the first abstracts and the queries that they answer."""
     documents: dict[str, str] = {}
     for line in (folder / "corpus.jsonl").read_text("utf-8").splitlines()[:limit]:
         record = json.loads(line)
@@ -86,7 +87,7 @@ def read_scifact(folder: Path, limit: int | None) -> Task:
 
 
 def read_squad(folder: Path, limit: int | None) -> Task:
-    """Every paragraph, and the questions that it answers; with a limit, the first so many paragraphs."""
+    """Read every paragraph and the questions that it answers; a limit keeps only the first paragraphs."""
     passages: dict[str, str] = {}
     questions: list[Question] = []
     for article in json.loads((folder / "dev-v2.0.json").read_text("utf-8"))["data"]:
@@ -102,9 +103,9 @@ def read_squad(folder: Path, limit: int | None) -> Task:
 
 
 def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
-    """The pages of the Japanese region, cut as the pipeline cuts them.
+    """Read the pages of the Japanese region and cut them with the pipeline's chunker.
 
-    With a limit, so many pages only: those with an answer, and of the others what a hash of their keys puts first.
+    A limit keeps the pages with an answer first, then the others in the order of a hash of their keys.
     """
     from rag_assets.chunking.options import ChunkerOptions
     from rag_assets.extraction.errors import ExtractionError
@@ -132,7 +133,7 @@ def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
 
 
 class VectorCache:
-    """Vectors by the hash of their text, of one embedder, kept in a folder where one is given."""
+    """Caches vectors of one embedder by the hash of their text, in a folder if one is given."""
 
     def __init__(self, embedder: Embedder, folder: Path | None) -> None:
         import numpy as np
@@ -179,7 +180,7 @@ class VectorCache:
 
 
 def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str, text_index: Callable[[Table], None]) -> Table:
-    """A shard's table of the passages, under the pipeline's indexes; `text_index` makes that of the words."""
+    """Write the passages to a shard's table with the pipeline's indexes; `text_index` builds the full-text index."""
     import pyarrow as pa
 
     from rag_assets.settings import PipelineSettings
@@ -212,7 +213,7 @@ def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str, text_ind
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """The best passages for one question in each way, with their scores, best first."""
+    """The vector and full-text rankings for one question, with scores, best first."""
 
     question: Question
     vector: list[tuple[str, float]]
@@ -220,7 +221,7 @@ class Ranked:
 
 
 def rank(table: Table, questions: Sequence[Question], vectors: Vectors, operator: str = "OR") -> list[Ranked]:
-    """Both rankings of every question, searched as serving searches."""
+    """Return both rankings of every question, searched as in serving."""
     from lancedb.query import MatchQuery
 
     ranked: list[Ranked] = []
@@ -241,7 +242,7 @@ def rank(table: Table, questions: Sequence[Question], vectors: Vectors, operator
 
 
 def by_rank(ranked: Ranked, *, candidates: int, constant: float, text_weight: float = 0.5) -> list[str]:
-    """Reciprocal rank fusion; equal weights are the plain one."""
+    """Fuse by reciprocal rank; equal weights are plain reciprocal rank fusion."""
     scores: dict[str, float] = {}
     for ranking, weight in ((ranked.vector, 1 - text_weight), (ranked.text, text_weight)):
         for place, (passage, _) in enumerate(ranking[:candidates], start=1):
@@ -250,7 +251,7 @@ def by_rank(ranked: Ranked, *, candidates: int, constant: float, text_weight: fl
 
 
 def by_score(ranked: Ranked, *, candidates: int, text_weight: float) -> list[str]:
-    """A weighted mean of the scores, each ranking's scaled so that its candidates lie between 0 and 1."""
+    """Fuse by a weighted mean of the scores, scaled to 0 to 1 among the candidates of each ranking."""
     scores: dict[str, float] = {}
     for ranking, weight in ((ranked.vector, 1 - text_weight), (ranked.text, text_weight)):
         values = [score for _, score in ranking[:candidates]]
@@ -261,7 +262,7 @@ def by_score(ranked: Ranked, *, candidates: int, text_weight: float) -> list[str
 
 
 def measures(task: Task, found: Iterable[tuple[Question, Sequence[str]]]) -> dict[str, float]:
-    """Means over the questions, by document."""
+    """Return the means over the questions, by document."""
     import statistics
 
     from benchmarks.embed import ndcg
@@ -284,10 +285,10 @@ def measures(task: Task, found: Iterable[tuple[Question, Sequence[str]]]) -> dic
 
 
 def methods(candidates: int, constant: float, text_weight: float) -> dict[str, Callable[[Ranked], list[str]]]:
-    """The three ways to search."""
+    """Return the three ways to search."""
     return {
         "vector": lambda ranked: [passage for passage, _ in ranked.vector],
-        "text (BM25)": lambda ranked: [passage for passage, _ in ranked.text],
+        "full text (BM25)": lambda ranked: [passage for passage, _ in ranked.text],
         "hybrid": lambda ranked: by_rank(ranked, candidates=candidates, constant=constant, text_weight=text_weight),
     }
 
@@ -295,11 +296,11 @@ def methods(candidates: int, constant: float, text_weight: float) -> dict[str, C
 def report(
     task: Task, ranked: Sequence[Ranked], part: str, ways: Mapping[str, Callable[[Ranked], list[str]]]
 ) -> list[dict[str, object]]:
-    """One row for each way to search."""
+    """Return one row per way to search."""
     return [
         {
             "questions": f"{task.name}, {part}",
-            "of": len(ranked),
+            "count": len(ranked),
             "search": name,
             **{
                 measure: f"{value:.4f}"
@@ -311,7 +312,7 @@ def report(
 
 
 def text_indexes() -> dict[str, Callable[[Table], None]]:
-    """Full-text indexes to tune on; the first is the pipeline's own."""
+    """Return the full-text indexes to compare; the first is the pipeline's."""
     from lancedb.index import FTS
 
     from rag_assets.storage.search_indexes import index_text
@@ -321,62 +322,75 @@ def text_indexes() -> dict[str, Callable[[Table], None]]:
         return lambda table: table.create_index("text", config=config, replace=True)
 
     return {
-        "stems, no stop words": index_text,
-        "stems and stop words": of(remove_stop_words=False),
-        "words as they are": of(stem=False, remove_stop_words=False),
+        "stemmed, stop words removed": index_text,
+        "stemmed, stop words kept": of(remove_stop_words=False),
+        "unstemmed, stop words kept": of(stem=False, remove_stop_words=False),
     }
 
 
 def fusions() -> dict[str, Callable[[Ranked], list[str]]]:
-    """Ways to fuse the two rankings."""
+    """Return the ways to fuse the two rankings."""
     ways: dict[str, Callable[[Ranked], list[str]]] = {}
     for candidates in (10, 20, 50, CANDIDATES):
         for weight in (0.3, 0.4, 0.5, 0.6, 0.7):
             for constant in (0, 2, 5, 10, 20, 60, 100):
-                ways[f"ranks: {candidates} candidates, constant {constant}, words {weight}"] = partial(
+                ways[f"ranks: {candidates} candidates, constant {constant}, text weight {weight}"] = partial(
                     by_rank, candidates=candidates, constant=constant, text_weight=weight
                 )
-            ways[f"scores: {candidates} candidates, words {weight}"] = partial(
+            ways[f"scores: {candidates} candidates, text weight {weight}"] = partial(
                 by_score, candidates=candidates, text_weight=weight
             )
     return ways
 
 
 def tune(task: Task, by_index: Mapping[str, Sequence[Ranked]]) -> list[dict[str, object]]:
-    """nDCG@10 and recall@10 of every way to fuse, under every full-text index, best first."""
+    """Return nDCG@10 and recall@10 of every way to fuse, with every full-text index, best first."""
     alone = methods(CANDIDATES, 60, 0.5)
-    ways = {"words alone": alone["text (BM25)"], "vectors alone": alone["vector"], **fusions()}
+    ways = {"full text alone": alone["full text (BM25)"], "vector alone": alone["vector"], **fusions()}
     rows: list[dict[str, object]] = []
     for index, ranked in by_index.items():
         for name, way in ways.items():
             found = measures(task, [(one.question, way(one)) for one in ranked])
-            rows.append({"words": index, "way": name, **{of: round(found[of], 4) for of in ("nDCG@10", "recall@10")}})
+            rows.append(
+                {
+                    "full-text index": index,
+                    "fusion": name,
+                    **{of: round(found[of], 4) for of in ("nDCG@10", "recall@10")},
+                }
+            )
     return sorted(rows, key=lambda row: -float(str(row["nDCG@10"])))
 
 
 def winners(tuned: Sequence[Mapping[str, object]], index: str) -> dict[str, Callable[[Ranked], list[str]]]:
-    """The best way to fuse by rank, and by score, under that full-text index."""
-    names = [str(row["way"]) for row in tuned if row["words"] == index]
+    """Return the best fusion by rank and the best by score, with this full-text index."""
+    names = [str(row["fusion"]) for row in tuned if row["full-text index"] == index]
     best = [next(name for name in names if name.startswith(kind)) for kind in ("ranks", "scores")]
     return {f"hybrid, {name}": fusions()[name] for name in best}
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="keep vectors there by the hash of their text")
-    parser.add_argument("--only", choices=["scifact", "squad", "japanese"], action="append", help="may be repeated")
     parser.add_argument(
-        "--pages", type=int, metavar="N", help="Japanese: so many pages only, those with an answer first"
+        "--cache", type=Path, metavar="FOLDER", help="cache vectors in FOLDER by the hash of their text"
     )
+    parser.add_argument("--only", choices=["scifact", "squad", "japanese"], action="append", help="repeatable")
+    parser.add_argument("--pages", type=int, metavar="N", help="Japanese: use only N pages, those with an answer first")
     parser.add_argument("--tune", action="store_true", help="compare ways to fuse, on SciFact's tuning half")
-    parser.add_argument("--candidates", type=int, default=10, help="passages of each ranking that are fused")
-    parser.add_argument("--constant", type=float, default=60, help="of reciprocal rank fusion")
-    parser.add_argument("--text-weight", type=float, default=0.5, help="of the ranking by words; of vectors the rest")
+    parser.add_argument("--candidates", type=int, default=10, help="passages per ranking to fuse (default %(default)s)")
+    parser.add_argument(
+        "--constant", type=float, default=60, help="constant of reciprocal rank fusion (default %(default)s)"
+    )
+    parser.add_argument(
+        "--text-weight",
+        type=float,
+        default=0.5,
+        help="weight of the full-text ranking; the rest is for vectors (default %(default)s)",
+    )
     options = parser.parse_args(argv)
     data = os.environ.get("RAG_TEST_DATA")
     if not data:
-        parser.error("reads eval/ and bucket/ in the folder that RAG_TEST_DATA names; it is not set")
+        parser.error("needs the test data: set RAG_TEST_DATA to a folder that contains eval/ and bucket/")
     only = options.only or ["scifact", "squad", "japanese"]
     limit, pages = (QUICK, QUICK_PAGES) if options.quick else (None, options.pages)
     ways = methods(options.candidates, options.constant, options.text_weight)
@@ -413,12 +427,12 @@ def main(argv: Sequence[str]) -> None:
                         by_index[words] = rank(table, [q for q, _ in some], [v for _, v in some])
                 tuned = tune(task, by_index)
                 rows += report(task, reported, "reporting half", winners(tuned, ours))
-    first = " FIRST PASSAGES ONLY: no figure to quote" if limit else ""
-    fusion = f"{options.candidates} candidates, constant {options.constant:g}, words {options.text_weight:g}"
-    show(f"retrieval, hybrid of {fusion}{first}", rows, options.json, tuned=tuned)
+    first = " (FIRST PASSAGES ONLY, DO NOT QUOTE)" if limit else ""
+    fusion = f"{options.candidates} candidates, constant {options.constant:g}, text weight {options.text_weight:g}"
+    show(f"retrieval, hybrid with {fusion}{first}", rows, options.json, tuned=tuned)
     if tuned:
         show(f"ways to fuse, SciFact's tuning half, best 25 of {len(tuned)}{first}", tuned[:25], None)
-        alone = [row for row in tuned if "alone" in str(row["way"])]
+        alone = [row for row in tuned if "alone" in str(row["fusion"])]
         show("the rankings alone, SciFact's tuning half", alone, None)
 
 

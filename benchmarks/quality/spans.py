@@ -1,9 +1,13 @@
 """The measures of Chroma's "Evaluating Chunking Strategies for Retrieval" (2024), on spans of characters.
 
-A question has references, the spans of a corpus that answer it. Of the chunks that are retrieved for it, recall is the
-part of the references that they cover, precision the part of their characters that is reference, IoU the ratio of the
-covered characters to all characters retrieved, repeated ones each time, with the references missed. Precision-omega is
-the precision if all chunks that touch a reference were retrieved and no other: what the cuts alone allow.
+A question has references, the spans of a corpus that answer it. For the chunks retrieved for it:
+
+- Recall is the share of the references that the chunks cover.
+- Precision is the share of the chunks' characters that is reference.
+- IoU is the number of covered characters divided by all retrieved characters (repeated ones each time) plus the missed
+  characters of the references.
+- Precision-omega is the precision if exactly the chunks that touch a reference were retrieved: the upper bound that the
+  cuts allow.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A stretch of one corpus; `embedded` is what the model is given for it."""
+    """A span of one corpus; `embedded` is the text that the model embeds for it."""
 
     corpus: str
     start: int
@@ -30,7 +34,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question to one corpus, and the spans that answer it."""
+    """A question about one corpus, and the spans that answer it."""
 
     text: str
     corpus: str
@@ -39,7 +43,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Of one question, each between 0 and 1."""
+    """Scores of one question, each between 0 and 1."""
 
     recall: float
     precision: float
@@ -48,7 +52,7 @@ class Scores:
 
 
 def score(question: Question, retrieved: Sequence[Chunk], corpus: Iterable[Chunk]) -> Scores:
-    """The scores of what was retrieved; `corpus` holds all chunks of the question's corpus."""
+    """Score the retrieved chunks; `corpus` contains all chunks of the question's corpus."""
     wanted = length(question.references)
     spans = [chunk.span for chunk in retrieved if chunk.corpus == question.corpus]
     covered = length(union(overlaps(spans, question.references)))
@@ -66,12 +70,12 @@ def score(question: Question, retrieved: Sequence[Chunk], corpus: Iterable[Chunk
 
 
 def length(spans: Iterable[Span]) -> int:
-    """Characters of the spans, of one that overlaps another too."""
+    """Return the total length of the spans; overlaps count each time."""
     return sum(end - start for start, end in spans)
 
 
 def union(spans: Iterable[Span]) -> list[Span]:
-    """The spans without what they have in common, ascending."""
+    """Merge overlapping spans; the result is ascending."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -82,18 +86,18 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 
 def touches(span: Span, others: Iterable[Span]) -> bool:
-    """Whether they meet, be it in one point: so the paper's code has it."""
+    """Return whether the span meets another one, even in a single point, as in the paper's code."""
     return any(max(span[0], start) <= min(span[1], end) for start, end in others)
 
 
 def overlaps(spans: Iterable[Span], others: Sequence[Span]) -> list[Span]:
-    """What each of the spans has in common with each of the others."""
+    """Return the intersections of each span with each of the others."""
     common = [(max(a, c), min(b, d)) for a, b in spans for c, d in others]
     return [(start, end) for start, end in common if start < end]
 
 
 def uncovered_spans(references: Iterable[Span], spans: Iterable[Span]) -> list[Span]:
-    """What of the references lies in none of the spans."""
+    """Return the parts of the references that no span covers."""
     left: list[Span] = []
     cover = union(spans)
     for start, end in references:
@@ -110,5 +114,5 @@ def uncovered_spans(references: Iterable[Span], spans: Iterable[Span]) -> list[S
 
 
 def uncovered(references: Iterable[Span], spans: Iterable[Span]) -> int:
-    """Characters of the references that lie in none of the spans."""
+    """Return the number of characters of the references that no span covers."""
     return length(uncovered_spans(references, spans))

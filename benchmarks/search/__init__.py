@@ -1,1 +1,1 @@
-"""Search as serving does it, and how others do it: latency and recall by the number of rows."""
+"""Latency and recall of search by the number of rows, compared with other ways to search."""

@@ -1,16 +1,16 @@
-"""Latency and recall of search by the number of rows, of one shard and of all, beside other ways to search the same.
+"""Measure latency and recall of search by the number of rows, in one shard and in all, and of other ways to search.
 
-Passages are real text cut into a million pieces, with static vectors distilled from the packaged model and widened to
-its width (`--embedder model` embeds them by the model itself, which takes half a minute for a thousand). Questions are
-SQuAD's and SciFact's, of which one half, by a hash, is for `--tune` and the other is reported on. Shards are built and
-published by the pipeline's functions, the company index too, and searched by the client's `Searcher`, without the
-embedding of the question, which is the same for all.
+Passages are real text cut into a million pieces, with static vectors distilled from the packaged model and padded to
+its dimensions (`--embedder model` embeds them with the model itself, half a minute per thousand). Questions are from
+SQuAD and SciFact; a hash selects the half for `--tune` or reporting. The pipeline's functions build and publish the
+shards and the company index, and the client's `Searcher` searches them. Embedding the question is not measured, because
+it is the same for all contenders.
 
-Recall@10 is the share of the ten passages that an exact search would have shown: numpy looks at every row, and as the
-client collapses what says the same, so is what numpy found. For peers, which collapse nothing, it is the share of the
-ten nearest rows. Questions are asked of a shard drawn at random, contenders in turn. One shard is also measured after
-200 small changes, before and after its upkeep. Peers are timed in an environment of their own, `.venv-search-peers`,
-made on first use; chroma only up to --chroma-rows. Peers get the vectors as they are, without the zeros behind.
+Recall@10 is the share of the ten passages that an exact search would have shown: numpy compares every row, and
+duplicates are collapsed as in the client. For peers, which do not collapse duplicates, it is the share of the ten
+nearest rows. Each question is asked of a random shard; contenders take turns. One shard is also measured after 200
+small changes, before and after maintenance. Peers run in their own environment, `.venv-search-peers`, created on first
+use, and get vectors without padding; chroma is measured only up to --chroma-rows.
 """
 
 from __future__ import annotations
@@ -54,26 +54,26 @@ PEERS = ("faiss", "chroma")
 OURS = "rag-shards"
 MODES: tuple[Mode, ...] = ("vector", "hybrid")
 WIDE = 4
-"""Shards beyond which the client asks the company index, by default."""
+"""Above this number of shards, the client searches the company index; its default."""
 SCOPES = {
     "shard": "one shard",
     "all": "all shards",
-    "fresh": "a fresh shard",
-    "changed": "one after upserts",
-    "kept": "the same after upkeep",
+    "fresh": "fresh shard",
+    "changed": "after upserts",
+    "kept": "after maintenance",
 }
 REQUIREMENTS = ROOT / "benchmarks" / "search-requirements.txt"
 UPSERTS = 200
 _RESERVE = 12_000
-"""Passages beyond the rows, for the upserts."""
+"""Additional passages for the upserts."""
 _PEER_SECONDS = 3600
 _EXTRA = 200
-"""Rows of an exact ranking that are looked through for ten that do not repeat each other."""
+"""Rows of an exact ranking among which ten distinct ones are selected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A way to search so many rows; `truth` has what an exact search finds for each question, where that is known."""
+    """A way to search this many rows; `truth` is the exact result of each question, if known."""
 
     rows: int
     scope: str
@@ -84,7 +84,7 @@ class Contender:
 
 
 class Bench:
-    """One lake, its corpus and its questions, and the figures so far."""
+    """One lake with its corpus and questions, and the figures so far."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
         from rag_assets.models.export import ensure_exported
@@ -111,7 +111,7 @@ class Bench:
             write_corpus(corpus_folder, texts, batches)
         corpus = read_corpus(corpus_folder)
         if len(corpus) < max(options.rows):
-            raise SystemExit(f"RAG_TEST_DATA's texts give {len(corpus)} passages, not {max(options.rows)}")
+            raise SystemExit(f"the texts of RAG_TEST_DATA only give {len(corpus)} of {max(options.rows)} passages")
         index_rows = PipelineSettings.model_fields["vector_index_rows"].default
         self.builder = Builder(lake, identity, corpus, options.shard_rows, index_rows)
         part = "tuning" if options.tune else "reporting"
@@ -133,7 +133,7 @@ class Bench:
     def _static(self, lake: Any, identity: Any) -> StaticVectors:
         from rag_assets.models.static_vectors import load_vectors
 
-        say("loading static vectors (distilled in a minute the first time)")
+        say("loading static vectors (distilling them takes a minute the first time)")
         return load_vectors(lake.objects, identity)
 
     def _model(self) -> Any:
@@ -151,7 +151,7 @@ class Bench:
                 say(f"embedded {at + part.num_rows} passages of a batch")
 
     def questions(self, shards: int) -> Questions:
-        """The questions, each with a shard drawn for it."""
+        """Return the questions, each with a random shard."""
         drawn = random.Random(shards)
         return Questions(self.texts, self.wide, [drawn.randrange(shards) for _ in self.texts])
 
@@ -160,7 +160,7 @@ class Bench:
         return self.builder.corpus.passages["text"]
 
     def exact(self, questions: Questions, rows: int) -> dict[str, list[list[int]]]:
-        """What an exact search finds for each question: in its shard, and in all rows."""
+        """Return the exact results of each question, in its shard and in all rows."""
         vectors, size = self.builder.corpus.vectors, self.builder.shard_rows
         found: dict[str, list[list[int]]] = {"shard": [[] for _ in questions.texts]}
         for number in sorted(set(questions.shards)):
@@ -175,11 +175,11 @@ class Bench:
         return found
 
     def shown(self, exact: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Of exact rankings, what the client would show."""
+        """Return what the client would show of exact rankings."""
         return [collapsed(self.texts_of, ranked) for ranked in exact]
 
     async def prepare(self, rows: int) -> list[Contender]:
-        """Build one size, a lake of its own, and open it for everything in this process that searches it."""
+        """Build a separate lake of this size, and return the contenders of this process on it."""
         from rag_assets.storage.lake import Lake
         from rag_serving.retrieval.searcher import Searcher
 
@@ -190,7 +190,7 @@ class Bench:
         if not place.exists():
             self.builder.build(range(shards))
             if wide:
-                self.builder.company(shards, anew=True)
+                self.builder.company(shards, rebuild=True)
             clone(self.folder / "lake", place)
         builder = replace(self.builder, lake=Lake(str(place)))
         self.facts[f"{rows} rows"] = {"build_seconds": time.perf_counter() - started, "shards": shards}
@@ -219,7 +219,7 @@ class Bench:
         return contenders
 
     async def measure(self, contenders: Sequence[Contender]) -> None:
-        """Time them in turn, run by run, so that other work on the machine meets all of them alike."""
+        """Time the contenders in turn, run by run, so that other work on the machine affects all of them alike."""
         numbers = list(range(len(self.texts)))
         for contender in contenders:
             await timed(contender.ask, numbers[: len(numbers) // 2], 1)
@@ -238,7 +238,7 @@ class Bench:
                 self.note(one.rows, one.scope, one.mode, one.name, at_once, median_of(own), reached)
 
     async def close(self) -> None:
-        """Let go of what is open."""
+        """Close the searchers."""
         for searcher in self._searchers:
             await searcher.close()
         self._searchers.clear()
@@ -258,34 +258,34 @@ class Bench:
         self.rows.append(
             {
                 "rows": rows,
-                "asked of": SCOPES[scope],
+                "scope": SCOPES[scope],
                 "search": mode,
-                "by": name,
+                "system": name,
                 "in flight": at_once,
                 "p50 ms": round(figures.p50, 2),
                 "p95 ms": round(figures.p95, 2),
-                "queries/s": round(figures.per_second, 1),
+                "questions/s": round(figures.per_second, 1),
                 "CPU ms": round(figures.cpu, 2),
                 "recall@10": "" if reached is None else f"{reached:.4f}",
-                "p50 of rag-shards": "",
+                "× rag-shards p50": "",
                 "remark": remark,
             }
         )
         say(" ".join(f"{key}={value}" for key, value in self.rows[-1].items() if value != ""))
 
     def with_ratios(self) -> list[dict[str, object]]:
-        """The table, with what others take beside this project for the same."""
-        names = ("rows", "asked of", "search", "in flight")
-        mine = {tuple(row[name] for name in names): row["p50 ms"] for row in self.rows if row["by"] == OURS}
+        """Return the table, with the ratio of other contenders' p50 to this project's."""
+        names = ("rows", "scope", "search", "in flight")
+        mine = {tuple(row[name] for name in names): row["p50 ms"] for row in self.rows if row["system"] == OURS}
         for row in self.rows:
             own: Any = mine.get(tuple(row[name] for name in names))
             took: Any = row["p50 ms"]
-            if own and took and row["by"] != OURS:
-                row["p50 of rag-shards"] = f"{took / own:.2f}"
+            if own and took and row["system"] != OURS:
+                row["× rag-shards p50"] = f"{took / own:.2f}"
         return self.rows
 
     async def _filtered_table(self, lake: Path) -> Any:
-        """The files of the lake's company index once more, with indexes of region and department."""
+        """Clone the lake's company index and add indexes of region and department."""
         import lancedb
         from lancedb.index import Bitmap
 
@@ -303,7 +303,7 @@ class Bench:
         return table
 
     def peers(self, rows: int) -> None:
-        """Time the peers at a size that was prepared, each in a process of its own."""
+        """Time the peers at a prepared size, each in its own process."""
         questions, raw = self.questions(-(-rows // self.builder.shard_rows)), self._raw[rows]
         work = self.folder / "peers"
         for name in PEERS:
@@ -354,21 +354,21 @@ class Bench:
             shutil.rmtree(work)
 
     def _absent(self, rows: int, name: str, reason: str) -> dict[str, object]:
-        blank = dict.fromkeys(("p50 ms", "p95 ms", "queries/s", "CPU ms", "recall@10", "p50 of rag-shards"), "")
+        blank = dict.fromkeys(("p50 ms", "p95 ms", "questions/s", "CPU ms", "recall@10", "× rag-shards p50"), "")
         return {
             "rows": rows,
-            "asked of": "",
+            "scope": "",
             "search": "vector",
-            "by": name,
+            "system": name,
             "in flight": "",
             **blank,
             "remark": reason,
         }
 
     async def tune(self, rows: int) -> list[dict[str, object]]:
-        """Recall and cost of searches of the company index by partitions and rows refined, whole and under filters.
+        """Return recall and cost of searching the company index, by probes and refine factor, with and without filters.
 
-        A filter keeps one shard, or a tenth of them, and an exact search is made of what it keeps.
+        A filter keeps one shard or a tenth of them; the exact search is restricted in the same way.
         """
         import lancedb
 
@@ -386,7 +386,7 @@ class Bench:
         kept = np.concatenate([np.arange(number * size, (number + 1) * size) for number in tenth])
         keys = [shard_of(number).key for number in tenth]
         scopes: dict[str, tuple[Any, list[list[int]], tuple[int, ...]]] = {
-            "all": (None, nearest(vectors[:rows], self.narrow, DEPTH).tolist(), (5, 10, 20, 30, 40, 60, 80)),
+            "all shards": (None, nearest(vectors[:rows], self.narrow, DEPTH).tolist(), (5, 10, 20, 30, 40, 60, 80)),
             "a tenth of the shards": (
                 lambda _: sql_in("shard", keys),
                 kept[nearest(vectors[kept], self.narrow, DEPTH)].tolist(),
@@ -411,12 +411,15 @@ class Bench:
                         for k in (K, DEPTH)
                     }
                     figures = {"p50 ms": round(timing.p50, 2), "CPU ms": round(timing.cpu, 2), **shares}
-                    table_rows.append({"of": scope, "probes": looked_at, "refine": refine, **figures})
+                    table_rows.append({"scope": scope, "probes": looked_at, "refine factor": refine, **figures})
                     say(str(table_rows[-1]))
         return table_rows
 
     async def upserts(self, rows: int) -> list[Contender]:
-        """One shard as it was built, after many small changes, and after its upkeep; `rows` are in shards already."""
+        """Return contenders on one shard as built, after many small changes, and after maintenance.
+
+        The first `rows` rows of the corpus are already in shards.
+        """
         from rag_assets.storage.lake import Lake
         from rag_serving.retrieval.searcher import Searcher
 
@@ -452,12 +455,12 @@ class Bench:
 
 
 def clone(source: Path, target: Path) -> None:
-    """The same lake again, without a copy: files of tables are never written twice, and objects are replaced whole."""
+    """Clone a lake with hard links; table files are immutable, and objects are replaced as a whole."""
     shutil.copytree(source, target, copy_function=os.link)
 
 
 def questions_of(data: Path, part: str, count: int) -> list[str]:
-    """Questions of SQuAD and SciFact in turn, of one half of each."""
+    """Return questions of one half of SQuAD and SciFact, alternating."""
     from benchmarks.quality.retrieval import half, read_scifact, read_squad
 
     squad, scifact = read_squad(data / "eval" / "squad", None), read_scifact(data / "eval" / "scifact", None)
@@ -468,7 +471,7 @@ def questions_of(data: Path, part: str, count: int) -> list[str]:
 
 
 async def measure(bench: Bench) -> None:
-    """Everything that is asked for, into `bench.rows`."""
+    """Run the selected measurements and store them in `bench.rows`."""
     options = bench.options
     if options.tune:
         await bench.prepare(options.rows[-1])
@@ -487,23 +490,31 @@ async def measure(bench: Bench) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--rows", type=int, nargs="+", help="sizes (default 10000 100000 1000000)")
-    parser.add_argument("--shard-rows", type=int, help="rows of a shard (default 10000)")
-    parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 8, 64], help="questions at once")
-    parser.add_argument("--questions", type=int, help="questions asked (default 400)")
-    parser.add_argument("--runs", type=int, help="runs to take the median of (default 3, 1 with --quick)")
-    parser.add_argument("--embedder", choices=["static", "model"], default="static", help="what makes the vectors")
-    parser.add_argument("--tune", action="store_true", help="other settings, on the questions kept for that")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="work there, and leave or reuse what was built")
-    parser.add_argument("--chroma-rows", type=int, default=100_000, help="rows up to which chroma is measured")
-    parser.add_argument("--without-peers", action="store_true", help="only this project")
-    parser.add_argument("--without-upserts", action="store_true", help="no state after small changes")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", help="total rows, one or more sizes (default 10000 100000 1000000)"
+    )
+    parser.add_argument("--shard-rows", type=int, help="rows per shard (default 10000)")
+    parser.add_argument(
+        "--in-flight", type=int, nargs="+", default=[1, 8, 64], help="concurrent questions (default 1 8 64)"
+    )
+    parser.add_argument("--questions", type=int, help="number of questions (default 400)")
+    parser.add_argument("--runs", type=int, help="runs per median (default 3, 1 with --quick)")
+    parser.add_argument(
+        "--embedder", choices=["static", "model"], default="static", help="source of the vectors (default: static)"
+    )
+    parser.add_argument("--tune", action="store_true", help="compare index settings, on the tuning questions")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the lakes in FOLDER and reuse them")
+    parser.add_argument(
+        "--chroma-rows", type=int, default=100_000, help="maximum rows for chroma (default %(default)s)"
+    )
+    parser.add_argument("--without-peers", action="store_true", help="measure only this project")
+    parser.add_argument("--without-upserts", action="store_true", help="skip the measurements after upserts")
     options = parser.parse_args()
     options.data = os.environ.get("RAG_TEST_DATA")
     if not options.data:
-        parser.error("reads eval/ and bucket/ in the folder that RAG_TEST_DATA names; it is not set")
+        parser.error("needs the test data: set RAG_TEST_DATA to a folder that contains eval/ and bucket/")
     options.shard_rows = options.shard_rows or (2_500 if options.quick else 10_000)
     options.rows = sorted(options.rows or ([2_500, 15_000] if options.quick else [10_000, 100_000, 1_000_000]))
     options.questions = options.questions or (40 if options.quick else 400)
@@ -512,8 +523,8 @@ def main() -> None:
         bench = Bench(options.keep or Path(scratch), options)
         asyncio.run(measure(bench))
     vectors = "static vectors" if options.embedder == "static" else "the model's vectors"
-    what = "the company index by partitions and rows refined" if options.tune else "search"
-    title = f"{what}, {vectors}, {len(bench.texts)} questions, median of {options.runs}"
+    what = "the company index by probes and refine factor" if options.tune else "search"
+    title = f"{what}, {vectors}, {len(bench.texts)} questions, median of {options.runs} runs"
     show(title, bench.rows if options.tune else bench.with_ratios(), options.json, facts=bench.facts)
 
 

@@ -1,6 +1,6 @@
-"""Ways to search that are timed in this process: the client's searcher, and one filtered table beside it.
+"""The contenders that are timed in this process: the client's searcher, and one filtered table.
 
-Each answers a question, by its number, with the rows of the corpus that it found, the best first.
+Each maps the number of a question to the rows of the corpus that it found, best first.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 K = 10
 DEPTH = 30
 IN_FLIGHT = 8
-"""What the client lets into the engine at once by default."""
+"""Concurrent searches in the engine; the client's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Texts and vectors of the questions, and the shard that each is asked of where it is asked of one."""
+    """Texts and vectors of the questions, and the shard for each if only one is searched."""
 
     texts: Sequence[str]
     vectors: Vectors
@@ -47,7 +47,7 @@ class Questions:
 
 
 async def timed(ask: Ask, questions: Sequence[int], at_once: int) -> tuple[Timing, dict[int, list[int]]]:
-    """Ask all of them, so many at once, and what was found for each."""
+    """Ask all questions, `at_once` concurrently; return the timing and the rows found for each."""
     waiting = iter(questions)
     milliseconds: list[float] = []
     found: dict[int, list[int]] = {}
@@ -71,7 +71,7 @@ def ours(
     mode: Mode,
     shard: Callable[[int], Shard] | None,
 ) -> Ask:
-    """The searcher that clients have; `shard` gives the shard to ask by its number, None asks all of the snapshot."""
+    """Return the client's searcher; `shard` maps a number to the shard to search, and None searches all of them."""
     from rag_serving.lake.search.query import Query
 
     everything = [entry for _, entry in sorted(snapshot.entries.items())]
@@ -90,7 +90,7 @@ def ours(
 def filtered(
     table: Any, questions: Questions, mode: Mode, shard: Callable[[int], Shard], *, probes: int = 20, refine: int = 4
 ) -> Ask:
-    """One LanceDB table of all rows, filtered by region and department, with the columns and the fusion of ours."""
+    """Return one LanceDB table of all rows, filtered by region and department, with our columns and fusion."""
     from lancedb.query import MatchQuery
 
     from rag_serving.lake.search.fusion import Ranking, fuse
@@ -120,9 +120,9 @@ def filtered(
 
 
 def nearest_rows(table: Any, questions: Questions, probes: int, refine: int, where: Callable[[int], str] | None) -> Ask:
-    """The nearest rows of a table as the client asks for them, with so many partitions looked at and so many refined.
+    """Return the client's vector search of a table, with this number of probes and this refine factor.
 
-    `where` gives the filter of a question, by its number.
+    `where` maps the number of a question to its filter.
     """
     gate = asyncio.Semaphore(IN_FLIGHT)
     columns = [*(name for name in table_columns() if name != "shard"), "_distance"]
@@ -140,7 +140,7 @@ def nearest_rows(table: Any, questions: Questions, probes: int, refine: int, whe
 
 
 def table_columns() -> list[str]:
-    """Columns that a search reads."""
+    """Return the columns that a search reads."""
     from rag_serving.lake.tables import shard_schema
 
     unread = ("tokens", "content_hash", "etag", "indexed_at")
@@ -148,7 +148,7 @@ def table_columns() -> list[str]:
 
 
 def collapsed(corpus_texts: pa.ChunkedArray, ranked: Sequence[int], k: int = K) -> list[int]:
-    """Of the rows that an exact search ranks, the first `k` that do not repeat a better one, as the client shows."""
+    """Return the first `k` rows of an exact ranking that do not repeat a better one, as the client does."""
     from rag_serving.lake.search.fusion import Candidate, distinct
 
     candidates = [

@@ -1,7 +1,8 @@
-"""What a peer's program is given and gives: runs in the peers' environment, where only numpy and the peer are.
+"""Input and output of a peer's program. It runs in the peers' environment, which contains only numpy and the peer.
 
-Given a folder: `vectors.f32` (rows, dimensions), `questions.npy`, `shards.npy` (the shard of each question), and a JSON
-object on the command line. Given back: one JSON line, and the rows that were found in ``found-<scope>.npy``.
+Input: a JSON object on the command line, which names `vectors.f32` (rows, dimensions), and a folder with
+`questions.npy` and `shards.npy` (the shard of each question). Output: one line of JSON, and the rows found in
+``found-<scope>.npy``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ K = 10
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Rows and questions; shard `n` has the `shard_rows` rows from ``n * shard_rows`` on."""
+    """Rows and questions; shard `n` contains the `shard_rows` rows from ``n * shard_rows`` on."""
 
     folder: Path
     vectors: Vectors
@@ -38,11 +39,11 @@ class Task:
     runs: int
 
     def scopes(self) -> list[str]:
-        """What is asked: one shard, and where there are several, all of them."""
+        """Return the scopes to search: one shard, and all of them if there are several."""
         return ["shard", "all"] if len(self.vectors) > self.shard_rows else ["shard"]
 
     def report(self, version: str, build_seconds: float, ask: Callable[[int, str], list[int]]) -> None:
-        """Time `ask`, which is given a question and a scope, and print what came of it."""
+        """Time `ask`, a function of a question and a scope, and print the figures."""
         figures: list[dict[str, Any]] = []
         for scope in self.scopes():
             found = np.full((len(self.questions), K), -1, np.int64)
@@ -61,7 +62,7 @@ class Task:
 
 
 def read_task() -> Task:
-    """The task that the command line names."""
+    """Read the task from the command line."""
     given = json.loads(sys.argv[1])
     folder = Path(given["folder"])
     shape = (given["rows"], given["dimensions"])

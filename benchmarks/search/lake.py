@@ -1,7 +1,7 @@
-"""A lake of shards as the pipeline leaves it: tables, indexes, what is published, and the company index.
+"""Build a lake like the pipeline does: tables, indexes, published versions and the company index.
 
-Rows are written as runs write them, under leases, by the pipeline's own functions; only parsing, chunking and embedding
-are left out, since passages and vectors are there already.
+The pipeline's functions write the rows, under leases. Only parsing, chunking and embedding are skipped, because the
+passages and vectors already exist.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PIN_SECONDS = 3600.0
 
 
 def shard_of(number: int) -> Shard:
-    """The shards are spread over a few regions."""
+    """Return the shard with this number; shards are spread over a few regions."""
     from rag_serving.lake.shards import Shard
 
     return Shard(f"region{number % REGIONS}", f"department{number // REGIONS:03}")
@@ -47,7 +47,7 @@ def shard_of(number: int) -> Shard:
 
 @dataclass(frozen=True, slots=True)
 class Builder:
-    """Builds shards from the corpus; shard `number` has its rows ``number * shard_rows`` and those that follow."""
+    """Builds shards from the corpus; shard `number` contains `shard_rows` rows from ``number * shard_rows`` on."""
 
     lake: Lake
     identity: EmbedderIdentity
@@ -56,11 +56,11 @@ class Builder:
     vector_index_rows: int
 
     def rows_of(self, number: int) -> range:
-        """Rows of the corpus that lie in the shard."""
+        """Return the rows of the corpus in this shard."""
         return range(number * self.shard_rows, min((number + 1) * self.shard_rows, len(self.corpus)))
 
     def table(self, rows: Sequence[int], shard: Shard, doc_ids: Sequence[str] | None = None) -> pa.Table:
-        """Those rows of the corpus as rows of the shard's table, of the documents named or of their own."""
+        """Return rows of the corpus as rows of the shard's table; `doc_ids` overrides their documents."""
         from rag_assets.stages.embeddings import vector_array
         from rag_assets.storage.schemas import document_id
         from rag_serving.lake.tables import shard_schema
@@ -97,7 +97,7 @@ class Builder:
 
     @contextmanager
     def writer(self, shard: Shard) -> Generator[ShardWriter]:
-        """Write to the shard as a run does."""
+        """Open the shard for writing, as a run does."""
         from rag_assets.storage.lease import acquire_lease
         from rag_assets.storage.shard_writer import ShardWriter
 
@@ -105,7 +105,7 @@ class Builder:
             yield ShardWriter(self.lake, shard, lease)
 
     def build(self, numbers: Sequence[int]) -> None:
-        """Write, index and publish those shards, but for what is published already."""
+        """Write, index and publish these shards, except those already published."""
         from rag_serving.lake.catalog_entry import read_catalog_entry
 
         for done, number in enumerate(numbers, start=1):
@@ -127,7 +127,7 @@ class Builder:
             self.publish(writer)
 
     def publish(self, writer: ShardWriter) -> None:
-        """Put the head of the shard's table before readers."""
+        """Publish the head of the shard's table."""
         from rag_serving.lake.catalog_entry import CatalogEntry, Publication, catalog_key
         from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
@@ -157,20 +157,20 @@ class Builder:
         self.lake.objects.put(catalog_key(shard), entry.to_json())
 
     def snapshot(self, shards: int) -> Snapshot:
-        """What is published of the first shards, with the company index if there is one."""
+        """Return the published versions of the first `shards` shards, with the company index if there is one."""
         from rag_serving.lake.catalog import Catalog, Snapshot
 
         whole = Catalog(self.lake.objects).snapshot()
         kept = {shard_of(number) for number in range(shards)}
         return Snapshot({s: e for s, e in whole.entries.items() if s in kept}, companies=whole.companies)
 
-    def company(self, shards: int, *, anew: bool) -> None:
-        """Bring the company index to the first shards; `anew` as if there had been none."""
+    def company(self, shards: int, *, rebuild: bool) -> None:
+        """Update the company index to the first `shards` shards; with `rebuild`, from scratch."""
         from rag_assets.stages.company_index import CompanyTable, acquire_company_index, sync_company_index
         from rag_serving.lake.company_index import COMPANY, record_key
 
         fingerprint = self.identity.fingerprint
-        if anew:
+        if rebuild:
             self.lake.objects.delete(record_key(fingerprint))
             self.lake.drop(COMPANY, CompanyTable(fingerprint))
         with acquire_company_index(self.lake, "benchmark", seconds=3600, wait=60) as lease:
@@ -186,18 +186,18 @@ class Builder:
 
 @dataclass(frozen=True, slots=True)
 class Upserts:
-    """Small changes to one shard: documents of `rows` rows and a few more get other text, as many passages long."""
+    """Small changes to one shard: groups of at least `rows` rows get other text with the same number of passages."""
 
     builder: Builder
     number: int
     reserve: range
-    """Rows of the corpus that are in no shard."""
+    """Rows of the corpus that are not in any shard."""
     rows: int = 10
 
     def apply(self, count: int, seen: Callable[[int], None]) -> npt.NDArray[np.int64]:
-        """Make so many upserts, each followed by what a run does for the indexes and published; `seen` after each.
+        """Make `count` upserts, each followed by a run's index update and a call of `seen`; publish after the last.
 
-        Returns the rows of the corpus that the shard holds afterwards.
+        Returns the rows of the corpus in the shard afterwards.
         """
         from rag_assets.storage.search_indexes import keep_indexes
         from rag_serving.lake.tables import SHARDS
@@ -218,13 +218,13 @@ class Upserts:
                 if done == count:
                     builder.publish(writer)
                 seen(done)
-            assert table.count_rows() == len(held), "an upsert replaced other rows than it should"
+            assert table.count_rows() == len(held), "an upsert replaced the wrong rows"
         return held
 
     def _groups(self, held: npt.NDArray[np.int64], count: int) -> Iterator[tuple[int, int]]:
-        """Places ``[first, behind)`` of whole documents, spread over the shard.
+        """Yield ranges ``[first, behind)`` of whole documents, spread over the shard.
 
-        Documents with rows at either end of the shard are left alone: they may have more, in its other cutting.
+        Documents at either end of the shard, or in several pieces, are skipped, because they may have more rows.
         """
         documents: list[int] = self.builder.corpus.passages["document"].take(pa.array(held)).to_pylist()
         heads = [number for number, _ in groupby(documents)]
@@ -241,11 +241,11 @@ class Upserts:
                     groups.append((first, at))
                 first = at
         if len(groups) < count:
-            raise ValueError(f"the shard has {len(groups)} groups of documents, {count} are to be changed")
+            raise ValueError(f"the shard has {len(groups)} groups of documents, but {count} upserts are needed")
         yield from groups[:: len(groups) // count][:count]
 
     def upkeep(self) -> None:
-        """What the schedule of maintenance does, and publish."""
+        """Run the scheduled maintenance and publish."""
         from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
         from rag_assets.publishing.retention import Retention
 
@@ -261,15 +261,15 @@ class Upserts:
 
 
 def chunk_id(row: int) -> str:
-    """The id of a row of the corpus: a hash, as all chunk ids are, with the row in it."""
+    """Return the chunk id of a row of the corpus: a hash, like all chunk ids, that ends with the row."""
     return f"{hashlib.sha256(str(row).encode()).hexdigest()[:24]}{row:08x}"
 
 
 def row_of(chunk: str) -> int:
-    """The inverse of `chunk_id`."""
+    """Return the row of a chunk id; the inverse of `chunk_id`."""
     return int(chunk[-8:], 16)
 
 
 def say(message: str) -> None:
-    """Progress, beside the table."""
+    """Print progress to standard error."""
     print(message, file=sys.stderr, flush=True)

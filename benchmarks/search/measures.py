@@ -1,4 +1,4 @@
-"""Percentiles, recall, and exact search: what figures are made of. Imports numpy alone, for peers use it too."""
+"""Percentiles, recall, timing and exact search. Imports only numpy, because the peers use it as well."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Milliseconds of each question, from its being asked to its answer; how many were answered a second; and the
-    milliseconds of CPU that this process took for one, of all threads, which other work disturbs less.
+    """Latency of each question in milliseconds, questions per second, and CPU milliseconds per question.
+
+    CPU time counts all threads of this process; other work on the machine disturbs it less than latency.
     """
 
     milliseconds: tuple[float, ...]
@@ -40,26 +41,26 @@ class Timing:
 
 
 class Stopwatch:
-    """Runs from its making on."""
+    """Measures wall-clock and CPU time from its creation."""
 
     def __init__(self) -> None:
         self._started, self._cpu = time.perf_counter(), time.process_time()
 
     def timing(self, milliseconds: Sequence[float]) -> Timing:
-        """What came of questions that took so long each."""
+        """Return the timing of questions with these latencies."""
         seconds, cpu = time.perf_counter() - self._started, time.process_time() - self._cpu
         return Timing(tuple(milliseconds), len(milliseconds) / seconds, cpu * 1000 / len(milliseconds))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The least value that at least `percent` in a hundred of them do not exceed."""
+    """Return the least value that at least `percent` percent of the values do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Medians over several runs: milliseconds, questions a second, milliseconds of CPU a question."""
+    """Medians over several runs: milliseconds, questions per second, CPU milliseconds per question."""
 
     p50: float
     p95: float
@@ -68,7 +69,7 @@ class Figures:
 
 
 def median_of(timings: Sequence[Timing]) -> Figures:
-    """What several runs come to."""
+    """Return the medians of several runs."""
     return Figures(
         p50=statistics.median(timing.p50 for timing in timings),
         p95=statistics.median(timing.p95 for timing in timings),
@@ -78,14 +79,14 @@ def median_of(timings: Sequence[Timing]) -> Figures:
 
 
 def recall(found: Sequence[object], exact: Sequence[object]) -> float:
-    """The share of what an exact search finds that was found."""
+    """Return the share of the exact results that was found."""
     return len(set(found) & set(exact)) / len(exact) if exact else 1.0
 
 
 def nearest(vectors: Vectors, questions: Vectors, count: int) -> npt.NDArray[np.int64]:
-    """Row numbers of the `count` vectors of the greatest inner product with each question, the best first.
+    """Return the row numbers of the `count` vectors with the greatest inner product with each question, best first.
 
-    Shape ``(len(questions), count)``; every row is looked at.
+    The shape is ``(len(questions), count)``. The search is exhaustive.
     """
     best = np.full((len(questions), 0), -np.inf, np.float32)
     rows = np.zeros((len(questions), 0), np.int64)
@@ -100,7 +101,7 @@ def nearest(vectors: Vectors, questions: Vectors, count: int) -> npt.NDArray[np.
 
 
 def in_threads(ask: Callable[[int], None], questions: Sequence[int], at_once: int) -> Timing:
-    """Ask all of them, so many at once, each from a thread."""
+    """Ask all questions from `at_once` concurrent threads."""
 
     def timed(question: int) -> float:
         started = time.perf_counter()

@@ -1,10 +1,9 @@
-"""A million passages of real text, and a vector for each: what is searched, and what is asked.
+"""Make a million passages of real text, with a vector for each.
 
-Texts are cut into sentences and lines, and those into runs of one to several, as many times over as passages are
-wanted: first into runs of four, then of three, of five and so on, then the same again from the second sentence on.
-Each cutting of a text parts it without overlaps, as the pipeline's does, so that within a shard passages hardly
-overlap; over all shards a sentence comes again in other company, as what a company writes comes again in its
-departments. No passage occurs twice.
+Texts are split into sentences and lines, and these are grouped into runs, repeatedly until there are enough passages:
+first into runs of four, then of three, of five and so on, and then again from the second sentence on. Each pass splits
+a text without overlaps, like the pipeline, so passages within a shard hardly overlap. Across shards a sentence occurs
+again with other neighbours, as texts of a company recur in its departments. No passage occurs twice.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
     Vectors = npt.NDArray[np.float32]
 
 LENGTHS = (4, 3, 5, 2, 6, 7, 8, 1)
-"""Sentences of a passage, in the order in which texts are cut."""
+"""Sentences per passage, in the order of the passes."""
 _LEAST_CHARACTERS = 30
-"""A sentence or line that is shorter goes with the next one."""
+"""Shorter sentences and lines are joined with the next one."""
 _END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
 _CUT_AT_ONCE = 50_000
 
@@ -56,9 +55,9 @@ class Text:
 
 
 def read_texts(data: Path, limit: int | None = None) -> list[Text]:
-    """Handbook pages, SQuAD's articles, SciFact's abstracts and Chroma's corpora, in the order of a hash.
+    """Read handbook pages, SQuAD's articles, SciFact's abstracts and Chroma's corpora, ordered by a hash.
 
-    With a limit, that many at most.
+    `limit` is the maximum number of texts.
     """
     found = [*_pages(data / "bucket", limit), *_articles(data / "eval"), *_abstracts(data / "eval", limit)]
     found += [
@@ -94,7 +93,7 @@ def _abstracts(folder: Path, limit: int | None) -> Iterator[Text]:
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans ``(start, end)`` of the sentences and lines, in characters, without the white space around them."""
+    """Return the spans ``(start, end)`` of sentences and lines in characters, without surrounding whitespace."""
     spans: list[tuple[int, int]] = []
     begin = 0
     for end in [*(match.start() for match in _END.finditer(text)), len(text)]:
@@ -109,13 +108,13 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 
 def runs(count: int, length: int, offset: int) -> list[tuple[int, int]]:
-    """A sequence of `count` items parted into runs ``[first, behind)`` of `length`, the first run of `offset` items."""
+    """Split `count` items into runs ``[first, behind)`` of `length` items, the first one of `offset` items."""
     bounds = [0, *range(offset or length, count, length), count]
     return [(first, behind) for first, behind in pairwise(bounds) if first < behind]
 
 
 def cuttings() -> Iterator[tuple[int, int]]:
-    """Lengths and offsets to cut with, none twice, for each length as many as it has."""
+    """Yield the distinct pairs of length and offset of the passes."""
     for offset in range(max(LENGTHS)):
         for length in LENGTHS:
             if offset < length:
@@ -125,7 +124,7 @@ def cuttings() -> Iterator[tuple[int, int]]:
 def cut(
     texts: Sequence[Text], count: int, tokenizer: Tokenizer, vectors: StaticVectors
 ) -> Iterator[tuple[pa.RecordBatch, Vectors]]:
-    """The first `count` passages with their static vectors, in batches; fewer where the texts are used up."""
+    """Yield the first `count` passages with their static vectors, in batches; fewer if the texts run out."""
     spans = [sentences(text.text) for text in texts]
     pieces = [text.text[start:end] for text, own in zip(texts, spans, strict=True) for start, end in own]
     encoded = [
@@ -165,14 +164,14 @@ def cut(
 
 
 def embedded(texts: Sequence[str], tokenizer: Tokenizer, vectors: StaticVectors) -> Vectors:
-    """The static vectors of those texts, shape ``(len(texts), dimensions)``, unit length."""
+    """Return static unit vectors of the texts, of shape ``(len(texts), dimensions)``."""
     encoded = [one.ids for one in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
     starts = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded])[:-1]]).astype(np.int64)
     return vectors.units(np.concatenate([np.array(ids, np.int64) for ids in encoded]), starts)
 
 
 def widened(vectors: Vectors, dimensions: int) -> Vectors:
-    """The vectors with zeros behind, which changes no distance: an index rotates them over its whole width."""
+    """Pad the vectors with zeros, which changes no distance; the index rotates them over the full width."""
     wide = np.zeros((len(vectors), dimensions), np.float32)
     wide[:, : vectors.shape[1]] = vectors
     return wide
@@ -180,7 +179,7 @@ def widened(vectors: Vectors, dimensions: int) -> Vectors:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Passages, a vector for each of shape ``(rows, dimensions)``, and the keys of their documents."""
+    """Passages, their vectors of shape ``(rows, dimensions)``, and the keys of their documents."""
 
     keys: list[str]
     passages: pa.Table
@@ -191,7 +190,7 @@ class Corpus:
 
 
 def write_corpus(folder: Path, texts: Sequence[Text], batches: Iterator[tuple[pa.RecordBatch, Vectors]]) -> None:
-    """Keep the corpus in a folder, batch by batch."""
+    """Write the corpus to a folder, batch by batch."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = 0
     with (
@@ -209,7 +208,7 @@ def write_corpus(folder: Path, texts: Sequence[Text], batches: Iterator[tuple[pa
 
 
 def read_corpus(folder: Path) -> Corpus:
-    """The corpus of a folder, left on disk and mapped."""
+    """Return the corpus of a folder, memory-mapped."""
     facts: dict[str, Any] = json.loads((folder / "corpus.json").read_text())
     passages = pa.ipc.open_file(pa.memory_map(str(folder / "passages.arrow"))).read_all()
     shape = (facts["rows"], facts["dimensions"])

@@ -1,4 +1,4 @@
-"""chroma in this process: one collection, filtered by region and department as its documentation shows."""
+"""chroma in this process: one collection, filtered by region and department as in its documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT_ONCE = 5_000
 
 
 def main() -> None:
-    """Build, ask, print."""
+    """Build the collection, time the questions and print the figures."""
     task = read_task()
     client = chromadb.PersistentClient(
         str(task.folder / "chroma"), settings=chromadb.Settings(anonymized_telemetry=False)
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def place(shard: int) -> dict[str, str]:
-    """Region and department of a shard."""
+    """Return the region and department of a shard."""
     return {"region": f"region{shard % REGIONS}", "department": f"department{shard // REGIONS:03}"}
 
 

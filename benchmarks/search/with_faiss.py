@@ -1,4 +1,4 @@
-"""faiss in memory: an inverted file of exact vectors; a shard is a range of ids, handed over as a selector."""
+"""faiss in memory: an inverted file of exact vectors; a selector of ids restricts a search to a shard."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PROBES = 64
 
 
 def main() -> None:
-    """Build, ask, print."""
+    """Build the index, time the questions and print the figures."""
     task = read_task()
     faiss.omp_set_num_threads(1)
     rows, dimensions = task.vectors.shape

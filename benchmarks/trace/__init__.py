@@ -1,1 +1,1 @@
-"""A day of questions over changing documents: what the answer cache saves, and what it gets wrong. See `__main__`."""
+"""A day of questions over changing documents: calls saved by the answer cache, and its errors. See `__main__`."""

@@ -1,10 +1,10 @@
-"""Twenty thousand questions over real handbook pages that change: LLM calls saved, wrong hits, stale answers.
+"""Ask 20,000 questions over changing handbook pages: LLM calls saved, wrong hits, stale answers.
 
-Base questions are made from sentences of the pages, and drawn by Zipf's law: a few are asked all the time, many once.
-They are repeated, restyled, reworded by rules, and mixed with near misses that no page answers. In between, publishes
-by real runs of the pipeline touch a hundredth of the documents each. The language model is a stand-in that never errs,
-so that the right answer to every question at every moment is known: what it says without a cache. The caches share
-searches and vectors, which are the same for all of them. See `benchmarks.trace.worlds` for what is called wrong.
+Base questions are made from sentences of the pages and drawn by Zipf's law: a few are asked all the time, many once.
+They are repeated, restyled, paraphrased by rules, and mixed with near misses that no page answers. Real runs of the
+pipeline publish in between; each changes one in a hundred documents. The language model is a stand-in that makes no
+errors, so the right answer to every question is known at any time: its answer without a cache. The caches share
+searches and vectors, which are the same for all of them. `benchmarks.trace.worlds` defines wrong and stale.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ SHARDS = (
     "washington/tools",
     "washington/travel-and-leave",
 )
-"""English pages, half a thousand."""
+"""About 500 English pages."""
 QUICK_SHARDS = ("portland/employee-benefits", "toronto/company")
 PLACES = ("London", "Tokyo", "Washington", "Toronto", "Portland")
 SECONDS_APART = 2.0
-"""Between two questions, by the clock of the caches: 20,000 are a day of eleven hours."""
+"""Seconds between two questions on the caches' clock; 20,000 take a day of eleven hours."""
 _CATALOG_SECONDS = 0.2
 _AT_ONCE = 8
 
@@ -77,7 +77,7 @@ class Bench:
     _now: float = field(default_factory=time.time)
     _part: int = 0
     _seen: dict[str, int] = field(default_factory=dict[str, int])
-    """After how many publishes each passage, by its chunk id, was there last for the first time."""
+    """The publish after which each passage most recently appeared, by chunk id."""
     _right: dict[str, Right] = field(default_factory=dict[str, Right])
 
     def _note(self) -> None:
@@ -85,7 +85,7 @@ class Bench:
         self._seen = {chunk: self._seen.get(chunk, self._part) for chunk in there}
 
     def prepare(self) -> None:
-        """Make the clients."""
+        """Create the clients and the traces."""
         self._note()
         from rag_serving.cache.memory_store import MemoryStore
         from rag_serving.clients.lake import AsyncRagClient
@@ -128,7 +128,7 @@ class Bench:
             self.facts[f"wordings, exponent {exponent}"] = Counter(asking.wording for asking in trace)
 
     async def run(self) -> None:
-        """All questions, with the publishes between them."""
+        """Ask all questions, with publishes in between."""
         count, publishes = self.options.questions, self.options.publishes
         bounds = [round(count * part / (publishes + 1)) for part in range(publishes + 2)]
         for part, (start, end) in enumerate(itertools.pairwise(bounds)):
@@ -149,22 +149,22 @@ class Bench:
             )
 
     async def probed(self) -> Kept:
-        """One more publish, after which the question of every entry of the guarded caches is asked."""
+        """Publish once more, then ask the question of every entry in the caches with guards."""
         await self._publish()
         there = frozenset(chunk for passages in self.passages.values() for chunk, _ in passages)
         return await probe([world for world in self.worlds if world.name == GUARDS], there, self._seen, self.reference)
 
     async def truth(self, question: str, scope: Scope) -> Right:
-        """What the model says now without a cache."""
+        """Return the model's current answer without a cache."""
         if question not in self._right:
             answer = await self.reference.ask(question, **scope)
-            while answer.shared:  # it was made for the same question in another form, which may find other passages
+            while answer.shared:  # made for another form of the question, which may retrieve other passages
                 answer = await self.reference.ask(question, **scope)
             self._right[question] = Right(plain(answer.text), answer.model is not None)
         return self._right[question]
 
     async def close(self) -> None:
-        """Let go of the clients."""
+        """Close the clients."""
         self.facts |= {"searches": self.searcher.searches, "unsteady searches": self.searcher.unsteady}
         for client in (self.reference, *(world.client for world in self.worlds)):
             await client.close()
@@ -187,7 +187,7 @@ class Bench:
         return keys
 
     async def _look_ahead(self, askings: Sequence[Asking]) -> None:
-        """What is right for each of those questions, several at a time."""
+        """Determine the right answers to these questions, several at a time."""
         unseen = iter({asking.text: asking for asking in askings}.values())
 
         async def look() -> None:
@@ -201,38 +201,38 @@ class Bench:
         for asking in world.trace[start:end]:
             await world.ask(asking, self.passages)
             self._now += SECONDS_APART
-        self._now = now  # every world lives through the same hours
+        self._now = now  # all worlds share the same hours
 
     def _time(self) -> float:
         return self._now
 
 
 def say(what: str) -> None:
-    """Tell how far it is."""
+    """Print progress to standard error."""
     print(what, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = arguments(__doc__ or "")
-    parser.add_argument("--questions", type=int, help="questions of a trace (default 20000)")
+    parser.add_argument("--questions", type=int, help="questions per trace (default 20000)")
     parser.add_argument("--exponents", type=float, nargs="+", help="Zipf exponents (default 0.8 1.0 1.2)")
-    parser.add_argument("--publishes", type=int, help="publishes in between (default 5)")
-    parser.add_argument("--bases", type=int, default=2_000, help="base questions at most (default %(default)s)")
+    parser.add_argument("--publishes", type=int, help="publishes during a trace (default 5)")
+    parser.add_argument("--bases", type=int, default=2_000, help="maximum base questions (default %(default)s)")
     parser.add_argument(
         "--thresholds-at",
         type=float,
         nargs="*",
         default=[1.0],
         metavar="EXPONENT",
-        help="where plain thresholds are asked too (default 1.0)",
+        help="exponents at which plain thresholds are measured as well (default 1.0)",
     )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave or reuse the lake as first indexed there")
+    parser.add_argument("--seed", type=int, default=1, help="seed of all random choices (default %(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the initial lake in FOLDER and reuse it")
     options = parser.parse_args()
     data = os.environ.get("RAG_TEST_DATA")
     if not data:
-        parser.error("reads bucket/ in the folder that RAG_TEST_DATA names; it is not set")
+        parser.error("needs the test data: set RAG_TEST_DATA to a folder that contains bucket/")
     options.questions = options.questions or (400 if options.quick else 20_000)
     options.exponents = options.exponents or ([1.0] if options.quick else [0.8, 1.0, 1.2])
     options.publishes = options.publishes or (2 if options.quick else 5)
@@ -246,7 +246,7 @@ def main() -> None:
         began = time.perf_counter()
         copied(Path(data), source, shards)
         pipeline.submit(lakes.built, str(source), str(lake), shards, options.chunker, options.keep).result()
-        say(f"the lake is there after {time.perf_counter() - began:.0f} s")
+        say(f"built the lake in {time.perf_counter() - began:.0f} s")
         rows = pipeline.submit(lakes.texts, str(lake), shards).result()
         questions = made_from(rows, options.bases, 2 * options.bases, PLACES, options.seed)
         documents = Documents(source, questions.bases, options.seed)
@@ -276,7 +276,7 @@ def main() -> None:
     )
     more = {"facts": bench.facts, "counts": counts, "kept": kept.figures(), "examples": examples}
     show(title, [world.row() for world in bench.worlds], options.json, **more)
-    show("every entry asked once more after a last publish", kept.rows(), None)
+    show("every entry, asked once more after a last publish", kept.rows(), None)
     stale = sum(world.counts["hit stale"] for world in bench.worlds)
     if stale:
         raise SystemExit(f"{stale} stale answers")

@@ -1,7 +1,7 @@
-"""The documents of the trace: a copy of some shards of the corpus, and changes that touch a hundredth of them.
+"""The documents of the trace: a copy of some shards of the corpus, and changes to one in a hundred of them.
 
-A change revises a key sentence, adds a paragraph, or takes a document away. What each key sentence reads now is known
-here, without looking into any table.
+A change revises a key sentence, adds a paragraph, or removes a document. The current text of every key sentence is
+tracked here, independent of any table.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ class Documents:
         self._changes = 0
         self._of: dict[Path, list[int]] = {}
         self.readings: dict[int, list[str]] = {}
-        """By base question, all readings that its key sentence ever had, the present one last."""
+        """All versions of the key sentence, the current one last, by base question."""
         self.gone: set[int] = set()
-        """Base questions whose document was taken away."""
+        """Base questions whose document was removed."""
         for base in bases:
             if base.key is not None:
                 self.readings[base.number] = [base.key]
                 self._of.setdefault(folder / base.shard / base.source, []).append(base.number)
 
     def current(self, number: int) -> str | None:
-        """How the key sentence of a base question reads now; None where there is none (any more)."""
+        """Return the current key sentence of a base question; None if there is none, or no longer."""
         readings = self.readings.get(number)
         return None if readings is None or number in self.gone else readings[-1]
 
     def paths(self) -> list[Path]:
-        """All documents."""
+        """Return the paths of all documents."""
         return sorted(path for path in self._folder.rglob("*") if path.is_file())
 
     def change(self, share: float = 0.01) -> tuple[int, list[str]]:
-        """Change so many of the documents; says how many and gives the keys of their shards."""
+        """Change this share of the documents; return their number and the keys of their shards."""
         paths = self.paths()
         touched = self._draw.sample(paths, max(1, round(share * len(paths))))
         for path in touched:
@@ -65,7 +65,7 @@ class Documents:
         return len(touched), sorted(keys)
 
     def _revised(self, path: Path, numbers: Sequence[int]) -> bool:
-        """Have one of the key sentences of a document read otherwise, where one stands there in one line."""
+        """Revise one of the document's key sentences that is on one line; return whether there is one."""
         text = path.read_text("utf-8")
         for number in self._draw.sample(numbers, len(numbers)):
             reading = self.readings[number][-1]
@@ -78,7 +78,7 @@ class Documents:
 
 
 def copied(data: Path, folder: Path, shards: Sequence[str]) -> None:
-    """Copy shards of the corpus."""
+    """Copy shards of the corpus into a new folder."""
     shutil.rmtree(folder, ignore_errors=True)
     for key in shards:
         shutil.copytree(data / "bucket" / key, folder / key)

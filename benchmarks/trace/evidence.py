@@ -1,7 +1,7 @@
-"""What becomes of every entry when documents change, and what other rules about its evidence would make of it.
+"""Which entries stay valid when documents change, by the client's rule and by alternative rules about evidence.
 
-A rule says whether an entry is still served when the documents in its scope have changed, by the passages that it was
-made from and those that its question finds now. A rule errs where the model would say something else now.
+A rule decides whether an entry is still served after documents in its scope have changed, from its source passages and
+those that its question retrieves now. It errs if the model would now give another answer.
 """
 
 from __future__ import annotations
@@ -25,55 +25,57 @@ _PROMPT_TOKENS = 3_000
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """The passages that an entry was made from, those found now, and what is known of them."""
+    """The source passages of an entry, those retrieved now, and which passages exist and are new."""
 
     made_from: Sequence[Evidence]
     found: Sequence[Evidence]
     there: frozenset[str]
-    """Chunk ids of all passages that are published now."""
+    """Chunk ids of all published passages."""
     new: frozenset[str]
-    """Chunk ids of those that were not when the entry was last found to hold."""
+    """Chunk ids of passages published since the entry was last validated."""
 
     @property
     def cited(self) -> frozenset[str]:
-        """What the answer names; all it was made from where it names nothing."""
+        """Contents of the cited passages; of all source passages if none is cited."""
         named = frozenset(one.content_hash for one in self.made_from if one.cited)
         return named or frozenset(one.content_hash for one in self.made_from)
 
     @property
     def found_now(self) -> frozenset[str]:
-        """Contents of the passages found now."""
+        """Contents of the passages retrieved now."""
         return frozenset(one.content_hash for one in self.found)
 
     @property
     def still_there(self) -> bool:
-        """Whether all that it was made from is still published."""
+        """Whether all source passages are still published."""
         return all(one.chunk_id in self.there for one in self.made_from)
 
     @property
     def nothing_new(self) -> bool:
-        """Whether all that is found now was published already."""
+        """Whether no passage retrieved now is new."""
         return not any(one.chunk_id in self.new for one in self.found)
 
 
 Rule = Callable[[Change], bool]
 SAME: Rule = lambda change: change.found_now == {one.content_hash for one in change.made_from}  # noqa: E731
 EVIDENCE_RULES: dict[str, Rule] = {
-    "the same passages are found": SAME,
-    "all it was made from is there, the cited are found, nothing new is": lambda change: (
+    "the same passages are retrieved": SAME,
+    "all its source passages exist, the cited ones are retrieved, no new ones are": lambda change: (
         change.still_there and change.cited <= change.found_now and change.nothing_new
     ),
-    "all it was made from is there, the cited are found": lambda change: (
+    "all its source passages exist, the cited ones are retrieved": lambda change: (
         change.still_there and change.cited <= change.found_now
     ),
-    "the cited are found, nothing new is": lambda change: change.cited <= change.found_now and change.nothing_new,
-    "the cited are found": lambda change: change.cited <= change.found_now,
+    "the cited passages are retrieved, no new ones are": lambda change: (
+        change.cited <= change.found_now and change.nothing_new
+    ),
+    "the cited passages are retrieved": lambda change: change.cited <= change.found_now,
 }
 
 
 @dataclass
 class Kept:
-    """What was found."""
+    """Counts of kept entries."""
 
     entries: int = 0
     changed: int = 0
@@ -88,15 +90,15 @@ class Kept:
     right: Counter[str] = field(default_factory=Counter[str])
 
     def figures(self) -> dict[str, object]:
-        """All of it."""
+        """Return all counts, for the JSON file."""
         return dict(vars(self))
 
     def rows(self) -> list[dict[str, object]]:
-        """The table of the rules."""
+        """Return the table of the rules."""
         untouched = self.entries - self.changed
         return [
             {
-                "an entry is kept where": name,
+                "an entry is kept if": name,
                 "of entries": f"{(untouched + self.kept[name]) / max(self.entries, 1):.1%}",
                 "of those still right": f"{(untouched + self.right[name]) / max(self.unaffected, 1):.1%}",
                 "in changed scopes": f"{self.kept[name]} of {self.changed}",
@@ -109,7 +111,7 @@ class Kept:
 async def probe(
     worlds: Sequence[World], there: frozenset[str], first_seen: dict[str, int], reference: AsyncRagClient
 ) -> Kept:
-    """Ask the question of every entry once, and judge it by each rule. `first_seen` has the part by chunk id."""
+    """Ask the question of every entry once and apply each rule; `first_seen` is the part by chunk id."""
     result = Kept()
     for world in worlds:
         for known in list(world.known.values()):
@@ -141,12 +143,12 @@ async def probe(
 
 
 def _why(change: Change) -> str:
-    """What made the passages found others, for an answer that is still right."""
+    """Return why other passages are retrieved, for an answer that is still right."""
     gone = [one for one in change.made_from if one.chunk_id not in change.there]
     if any(one.cited for one in gone):
         return "a cited passage changed"
     if gone:
-        return "a passage that was not cited changed or went"
+        return "a passage that was not cited changed or was removed"
     if not change.nothing_new:
-        return "a new passage is found"
-    return "the ranking moved among old passages"
+        return "a new passage is retrieved"
+    return "the ranking of existing passages changed"

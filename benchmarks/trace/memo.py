@@ -1,6 +1,6 @@
-"""Searches and vectors that are made once for all caches that are compared: the same question finds the same passages.
+"""Memoise searches and vectors for all compared caches, so that the same question retrieves the same passages.
 
-What one finds is kept by the contents of the shards it was asked of, so that a publish makes it be asked anew.
+The key of a search contains the content digests of its shards, so a search is repeated after a publish.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class RememberingSearcher:
-    """A searcher that asks another one only what it was not asked before."""
+    """Memoises another searcher."""
 
     def __init__(self, searcher: SearchBackend) -> None:
         self._searcher = searcher
         self._found: dict[str, tuple[list[Hit], tuple[str, ...]]] = {}
         self.searches = 0
         self.unsteady = 0
-        """Searches made twice at the same time that found different passages."""
+        """Concurrent identical searches that found different passages."""
 
     async def search(
         self,
@@ -39,26 +39,26 @@ class RememberingSearcher:
         entries: Sequence[CatalogEntry],
         snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:
-        """The best passages."""
+        """Return the best passages, from memory if possible."""
         contents = [(entry.shard.key, entry.current.content_digest) for entry in entries]
         key = json.dumps([query.question, query.k, contents])
         if key not in self._found:
             self.searches += 1
             found = await self._searcher.search(query, vectors, entries, snapshot)
-            if self._found.setdefault(key, found) is not found:  # several asked the same at once
+            if self._found.setdefault(key, found) is not found:  # concurrent identical searches
                 self.unsteady += _chunks(self._found[key]) != _chunks(found)
         return self._found[key]
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
-        """As the other."""
+        """Warm the other searcher."""
         await self._searcher.warm(entries, snapshot)
 
     def follow(self, snapshot: Snapshot) -> None:
-        """As the other."""
+        """Let the other searcher follow the snapshot."""
         self._searcher.follow(snapshot)
 
     async def close(self) -> None:
-        """Nothing: several clients have it."""
+        """Do nothing, because several clients share the searcher."""
 
 
 def _chunks(found: tuple[list[Hit], tuple[str, ...]]) -> set[str]:
@@ -66,7 +66,7 @@ def _chunks(found: tuple[list[Hit], tuple[str, ...]]) -> set[str]:
 
 
 class RememberingEmbedder:
-    """An embedder that embeds each question once."""
+    """Memoises the question vectors of another embedder."""
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -74,20 +74,20 @@ class RememberingEmbedder:
         self.identity = embedder.identity
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """As the other."""
+        """Embed documents with the other embedder."""
         return self._embedder.embed_documents(texts)
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        """As the other, once for each."""
+        """Embed a question, once."""
         return self.embed_queries([text])[0]
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """As the other, once for each."""
+        """Embed questions, each once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             self._vectors.update(zip(new, self._embedder.embed_queries(new), strict=True))
         return np.stack([self._vectors[text] for text in texts])
 
     def fits(self, text: str) -> bool:
-        """As the other."""
+        """Return whether the text fits into the other embedder's window."""
         return self._embedder.fits(text)

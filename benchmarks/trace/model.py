@@ -1,6 +1,6 @@
-"""A language model that never errs: it quotes the key sentence of the question if its prompt holds it, and cites it.
+"""A perfect language model: if its prompt contains the key sentence of the question, it quotes and cites it.
 
-So the right answer to a question, with the documents as they are, is what this model says without a cache.
+The right answer to a question, for the current documents, is therefore this model's answer without a cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CITATION = re.compile(r"\s*\[\d+\]\s*$")
 
 
 class Quoting:
-    """The completion of the model; counts its calls."""
+    """Completes prompts, and counts its calls."""
 
     def __init__(self, questions: Questions, documents: Documents) -> None:
         self._questions = questions
@@ -47,10 +47,10 @@ async def _said(text: str) -> AsyncIterator[Any]:
 
 
 def language_model(completion: Quoting) -> LanguageModel:
-    """A model that answers so."""
+    """Return a language model with this completion."""
     return LanguageModel("quoting", timeout=30, retries=0, max_tokens=600, completion=completion)
 
 
 def plain(text: str) -> str:
-    """An answer without the number that it cites, which depends on the order of the passages."""
+    """Return an answer without the number of its citation, which depends on the order of the passages."""
     return _CITATION.sub("", text)

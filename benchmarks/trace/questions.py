@@ -1,8 +1,8 @@
-"""Questions made from passages by rules: each has its key sentence, other wordings, and questions that are not it.
+"""Questions made from passages by rules, each with its key sentence, paraphrases and near misses.
 
-A base question is answered by its key sentence. Its rewordings ask for the same; its near misses differ from it in a
-number, a name, a negation, a direction or a scope word, and no document answers them. Questions of different sentences
-may be alike all the same, as people's are.
+The key sentence answers the base question. Paraphrases ask for the same; near misses differ in a number, a name, a
+negation, a direction or a scope word, and no document answers them. Questions made from different sentences may still
+be alike, as people's are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rag_serving.answering.extractive import split_sentences
 from rag_serving.cache.entries import normalise
 
 _FEWEST, _MOST = 4, 14
-"""Words of the part of a sentence that a question is made of."""
+"""Least and most words of the part of a sentence that is made into a question."""
 _NO_SUBJECTS = re.compile(
     r"this|that|these|those|it|there|here|he|she|they|we|you|i|my|what|which|who|all|each|every|most|many|some|any|both|"
     r"other|another|if|when|while|because|as|where|whether|so|often|sometimes|although|though|since|after|before|"
@@ -45,28 +45,28 @@ _SIDES = (
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A question as it is first asked, what else people type for it, and the sentence that answers it."""
+    """A question, its paraphrases, and the sentence that answers it."""
 
     number: int
     shard: str
     source: str
     wordings: tuple[str, ...]
-    """The question itself, and its rewordings."""
+    """The question itself, then its paraphrases."""
     key: str | None
-    """None where no document answers it: a near miss."""
+    """None for a near miss, which no document answers."""
     near: int | None = None
-    """The base question that a near miss is near to."""
+    """The base question of a near miss."""
 
 
 @dataclass(slots=True)
 class Questions:
-    """Base questions by number, no two of which share a wording."""
+    """Base questions by number; no two share a wording."""
 
     bases: list[Base] = field(default_factory=list[Base])
     by_wording: dict[str, Base] = field(default_factory=dict[str, Base])
 
     def add(self, shard: str, source: str, wordings: Sequence[str], key: str | None, near: int | None = None) -> bool:
-        """Add a base question with those of its wordings that nobody has; says whether its first one was free."""
+        """Add a base question with its unused wordings; return False, adding nothing, if the first one is used."""
         free = {normalise(text): text for text in reversed(wordings) if normalise(text) not in self.by_wording}
         if normalise(wordings[0]) not in free:
             return False
@@ -77,17 +77,17 @@ class Questions:
         return True
 
     def of(self, question: str) -> Base:
-        """The base question that a wording asks."""
+        """Return the base question of a wording."""
         return self.by_wording[normalise(question)]
 
 
 def squeezed(text: str) -> str:
-    """With single spaces, as sentences are compared."""
+    """Return the text with single spaces, as sentences are compared."""
     return " ".join(text.split())
 
 
 def asked_of(sentence: str) -> list[str]:
-    """Wordings of a question that a sentence answers, the first one that people are thought to begin with."""
+    """Return wordings of a question that the sentence answers, the most natural one first."""
     if not _PLAIN.match(sentence):
         return []
     if found := re.match(r"(?:If|When|Whenever) (you\b[^,]+), \w", sentence):
@@ -121,7 +121,7 @@ def asked_of(sentence: str) -> list[str]:
 
 
 def near_misses(question: str, names: Sequence[str], places: Sequence[str], draw: random.Random) -> list[str]:
-    """Questions that look like this one and ask for something else."""
+    """Return questions that look like this one and ask for something else."""
     found: list[str] = []
     if match := _NUMBER.search(question):
         other = str(int(match[0]) + draw.choice((1, 2, 5, 10)))
@@ -152,9 +152,9 @@ def near_misses(question: str, names: Sequence[str], places: Sequence[str], draw
 def made_from(
     passages: Iterable[tuple[str, str, str]], wanted: int, near: int, places: Sequence[str], seed: int
 ) -> Questions:
-    """So many base questions from (shard, source, text) passages, and so many near misses of them.
+    """Make `wanted` base questions from (shard, source, text) passages, and `near` near misses of them.
 
-    A key sentence stands in one passage alone, so that nothing else answers its question.
+    A key sentence occurs in only one passage, so that nothing else answers its question.
     """
     draw = random.Random(seed)
     rows = [(shard, source, squeezed(text), text) for shard, source, text in passages]

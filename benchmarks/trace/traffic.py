@@ -1,4 +1,4 @@
-"""Who asks what when: draws of base questions by Zipf's law, and how each is worded."""
+"""The questions of a trace: base questions drawn by Zipf's law, each with a wording."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Literal
 
 from benchmarks.trace.questions import Base, Questions
 
-Wording = Literal["as first asked", "case and marks", "reworded", "near miss"]
-SHARES: dict[Wording, float] = {"as first asked": 0.4, "case and marks": 0.2, "reworded": 0.3, "near miss": 0.1}
-"""How the questions are worded, where a base question has such a wording."""
+Wording = Literal["original", "case and punctuation", "paraphrase", "near miss"]
+SHARES: dict[Wording, float] = {"original": 0.4, "case and punctuation": 0.2, "paraphrase": 0.3, "near miss": 0.1}
+"""Shares of the wordings; a base question without one falls back to another wording."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Asking:
 
 
 def drawn(questions: Questions, count: int, exponent: float, seed: int) -> list[Asking]:
-    """So many questions; the base question of rank r is drawn in proportion to r to the power of minus `exponent`."""
+    """Draw `count` questions; the base question of rank r is drawn in proportion to ``r ** -exponent``."""
     draw = random.Random(f"{seed} {exponent}")
     firsts = [base for base in questions.bases if base.near is None]
     near: dict[int, list[Base]] = {}
@@ -39,16 +39,16 @@ def drawn(questions: Questions, count: int, exponent: float, seed: int) -> list[
     for base in draw.choices(ranked, cum_weights=weights, k=count):
         wording: Wording = draw.choices(names, shares)[0]
         if wording == "near miss" and base.number not in near:
-            wording = "as first asked"
-        if wording == "reworded" and len(base.wordings) < 2:
-            wording = "case and marks"
+            wording = "original"
+        if wording == "paraphrase" and len(base.wordings) < 2:
+            wording = "case and punctuation"
         match wording:
             case "near miss":
                 other = draw.choice(near[base.number])
                 trace.append(Asking(other, other.wordings[0], wording))
-            case "reworded":
+            case "paraphrase":
                 trace.append(Asking(base, draw.choice(base.wordings[1:]), wording))
-            case "case and marks":
+            case "case and punctuation":
                 trace.append(Asking(base, restyled(base.wordings[0], draw), wording))
             case _:
                 trace.append(Asking(base, base.wordings[0], wording))
@@ -56,11 +56,11 @@ def drawn(questions: Questions, count: int, exponent: float, seed: int) -> list[
 
 
 def restyled(question: str, draw: random.Random) -> str:
-    """The same words in another case, with other marks at the end or other spaces."""
+    """Return the same words in another case, with other end punctuation or other spaces."""
     bare = question.rstrip("?")
     return draw.choice((question.lower(), bare, f"{question}?", f" {bare.lower()} ", question.upper(), f"{bare} ??"))
 
 
 def repeat_share(trace: Sequence[Asking]) -> float:
-    """The share of questions whose base question was asked before."""
+    """Return the share of questions whose base question was asked before."""
     return 1 - len({asking.base.number for asking in trace}) / len(trace)

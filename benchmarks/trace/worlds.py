@@ -1,9 +1,12 @@
-"""One cache under one trace: its client, and what is counted of every answer against what is right.
+"""One cache under one trace: its client, and the comparison of every answer with the right one.
 
-An answer served from the cache is *right* where the model would say the same now to this very question. It is *stale*
-where the model would say something else now to the question that it was stored for, or where it cites a passage that is
-no longer in the documents in scope. It is *wrong* where that was another base question, and *otherwise* where it was
-another wording of the same one, which finds other passages.
+An answer served from the cache is one of these:
+
+- *right*, if the model would now give the same answer to this very question;
+- *stale*, if the model would now answer the stored question differently, or if the answer cites a passage that is no
+  longer in scope;
+- *wrong*, if it was stored for another base question;
+- *otherwise*, if it was stored for another wording of the same base question, which retrieves other passages.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ HITS = ("exact", "semantic", "revalidated")
 
 Scope = dict[str, list[str]]
 Passages = Mapping[str, set[tuple[str, str]]]
-"""By shard, the chunk id and text of every passage that is published."""
+"""Chunk id and text of every published passage, by shard."""
 
 
 class Threshold(Judge):
-    """Serves whatever is so similar: a semantic cache without guards."""
+    """Serves every pair at or above a cosine: a semantic cache without guards."""
 
     def __init__(self, least: float) -> None:
         self._least = least
@@ -41,13 +44,13 @@ class Threshold(Judge):
         return self._least
 
     def judge(self, pair: Pair) -> Verdict:
-        """By the cosine alone."""
+        """Judge by the cosine alone."""
         near = pair.similarity >= self._least
         return Verdict(near, None if near else "similarity", f"similarity {pair.similarity:.3f}", 0.0)
 
 
 def scope_of(base: Base) -> Scope:
-    """Of whom a base question is asked: three in ten of all shards of its region, others of its shard."""
+    """Return the scope of a base question: its region for three in ten, its shard for the others."""
     region, _, department = base.shard.partition("/")
     number = base.number if base.near is None else base.near
     return {"regions": [region]} if number % 10 < 3 else {"regions": [region], "departments": [department]}
@@ -55,19 +58,19 @@ def scope_of(base: Base) -> Scope:
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """What the model says without a cache, and whether it was asked at all."""
+    """The model's answer without a cache, and whether the model was called at all."""
 
     text: str
     called: bool
 
 
 Truth = Callable[[str, Scope], Awaitable[Right]]
-"""What is right for a question in a scope, now."""
+"""Returns the right answer to a question in a scope, for the current documents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An entry of a cache: what its question was answered last, and after how many publishes."""
+    """An entry of a cache with its last answer, and the number of publishes before it."""
 
     entry: str
     scope: Scope
@@ -78,7 +81,7 @@ class Known:
 
 @dataclass
 class World:
-    """A client with a cache of its own, and the questions that it is asked."""
+    """A client with its own cache, and the trace that it is asked."""
 
     name: str
     exponent: float
@@ -90,16 +93,16 @@ class World:
     counts: Counter[str] = field(default_factory=Counter[str])
     examples: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     part: int = 0
-    """How many publishes there were."""
+    """Number of publishes so far."""
     known: dict[str, Known] = field(default_factory=dict[str, Known])
-    """By normalised question; refusals, which do not last, are left out."""
+    """Entries by normalised question, without refusals, which expire soon."""
     waiting: dict[str, Known] = field(default_factory=dict[str, Known])
-    """Those of them that were not asked again since the last publish."""
+    """Known entries that were not asked again since the last publish."""
     perfect: set[tuple[int, str]] = field(default_factory=set[tuple[int, str]])
-    """What a cache with perfect judgement holds: base questions with a right answer."""
+    """Contents of a perfect cache: base questions with a right answer."""
 
     async def ask(self, asking: Asking, passages: Passages) -> None:
-        """Ask, and count."""
+        """Ask a question and count the outcome."""
         scope = scope_of(asking.base)
         right = await self.truth(asking.text, scope)
         answer = await self.client.ask(asking.text, **scope)
@@ -119,12 +122,12 @@ class World:
             if kind != "right":
                 told = f"{asking.text!r} ({answer.cache}, {answer.cached_question!r}): {text!r}, not {right.text!r}"
                 self.examples.setdefault(kind, []).append(told)
-        elif text != right.text:  # the benchmark itself would be at fault
+        elif text != right.text:  # an error of the benchmark
             counts["unsteady"] += 1
         self._kept(asking.text.strip(), scope, answer, text, right.text)
 
     def published(self) -> None:
-        """The documents have changed."""
+        """Note that documents were published."""
         self.part += 1
         self.waiting = dict(self.known)
 
@@ -158,7 +161,7 @@ class World:
         return "otherwise" if self.questions.of(entry.question).number == asking.base.number else "wrong"
 
     def row(self) -> dict[str, object]:
-        """What was found, for the table."""
+        """Return a row of the table."""
         counts = self.counts
         without, perfect = counts["calls without"], counts["perfect"]
         hits = sum(counts[state] for state in HITS)
@@ -169,13 +172,13 @@ class World:
             "cache": self.name,
             "hits": f"{hits / counts['asked']:.1%}",
             "calls saved": f"{saved / without:.1%}",
-            "rightly": f"{counts['saved right'] / without:.1%}",
-            "of perfect": f"{counts['saved right'] / perfect:.1%}" if perfect else "",
-            "perfect": f"{perfect / without:.1%}",
+            "saved correctly": f"{counts['saved right'] / without:.1%}",
+            "share of perfect cache": f"{counts['saved right'] / perfect:.1%}" if perfect else "",
+            "perfect cache": f"{perfect / without:.1%}",
             "wrong hits": counts["hit wrong"],
-            "near misses": counts["near misses served"],
-            "of hits": f"{counts['hit wrong'] / hits:.2%}" if hits else "",
-            "otherwise": counts["hit otherwise"],
+            "near misses served": counts["near misses served"],
+            "wrong share of hits": f"{counts['hit wrong'] / hits:.2%}" if hits else "",
+            "other wording": counts["hit otherwise"],
             "stale": counts["hit stale"],
             "kept after publish": f"{kept / again:.1%} of {again}" if again else "",
         }
@@ -194,4 +197,4 @@ RULES: dict[str, tuple[Judging, float]] = {
     "cosine 0.95": (lambda: Threshold(0.95), 0.95),
     "cosine 0.90": (lambda: Threshold(0.90), 0.90),
 }
-"""What decides on a hit by another wording, and the cosine from which no search is made first."""
+"""The judge of semantic hits, and the cosine at or above which evidence is not compared, by name."""

@@ -29,7 +29,7 @@ def test_half_of_the_questions_are_common_ones_and_no_other_is_asked_twice() -> 
 
 
 @pytest.mark.parametrize(
-    ("more", "holds"),
+    ("more", "sustained"),
     [
         ([], "yes"),
         ([met("exact", 0.3)] * 10, "no"),
@@ -37,7 +37,7 @@ def test_half_of_the_questions_are_common_ones_and_no_other_is_asked_twice() -> 
         ([met("error", 0.1, "status 503")], "no"),
     ],
 )
-def test_a_step_holds_while_hits_are_quick_and_nothing_fails(more: list[dict[str, Any]], holds: str) -> None:
+def test_a_rate_is_sustained_while_hits_are_fast_and_nothing_fails(more: list[dict[str, Any]], sustained: str) -> None:
     row = judged(PLAN, {"met": [met("exact", 0.01)] * 90 + more, "cores": {}})
-    assert row["holds"] == holds
+    assert row["sustained"] == sustained
     assert row["questions/s"] == 10.0
