@@ -34,8 +34,8 @@ class Fault(enum.Enum):
     INTERNAL_ERROR = "500 InternalError; the server never sees the request"
     REFUSED = "403 InvalidAccessKeyId, as after the keys were changed"
     RESET = "the connection is reset; the server never sees the request"
-    LOST_ANSWER = "the server does as asked, then the connection is reset"
-    LOST_ANSWER_500 = "the server does as asked, and 500 InternalError is answered"
+    LOST_RESPONSE = "the server does as asked, then the connection is reset"
+    LOST_RESPONSE_500 = "the server does as asked, and 500 InternalError is answered"
     SHORT_BODY = "the head as it was, half of the body, then the end of the connection"
     CUT_LISTING = "half of the listing's XML, with a Content-Length to match"
     NO_TOKEN = "a page of a listing that says there is more, but not how to ask for it"
@@ -227,10 +227,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._give(_error(403, "InvalidAccessKeyId", "The AWS Access Key Id does not exist in our records."))
             case Fault.RESET:
                 self._reset()
-            case Fault.LOST_ANSWER:
+            case Fault.LOST_RESPONSE:
                 self.faulty.forward(request)
                 self._reset()
-            case Fault.LOST_ANSWER_500:
+            case Fault.LOST_RESPONSE_500:
                 self.faulty.forward(request)
                 self._give(_error(500, "InternalError", "We encountered an internal error. Please try again."))
             case Fault.SHORT_BODY:
