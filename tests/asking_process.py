@@ -1,7 +1,7 @@
-"""A process that asks one question many times at once, for tests of what several processes share.
+"""A process that asks one question many times concurrently, for tests with several processes.
 
 ``python -m tests.asking_process LAKE REDIS_URL MODEL ASKERS QUESTION`` prints "ready", waits for a line, asks, and
-prints one JSON object of what came: the texts, the states of the cache, and how many answers were another's.
+prints one JSON object: the texts, the cache states, the answers with tokens, and the model calls.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rag_serving.settings import ServingSettings
 
 
 async def ask(lake: str, redis_url: str, model: str, askers: int, question: str) -> None:
-    """See above."""
+    """Ask the question `askers` times and print the results."""
     settings = ServingSettings.model_validate(
         {"lake_uri": lake, "redis_url": redis_url, "cache_prefix": "test", "cache_timeout": 5}
     )
@@ -27,13 +27,13 @@ async def ask(lake: str, redis_url: str, model: str, askers: int, question: str)
         await asyncio.to_thread(sys.stdin.readline)
         answers = await asyncio.gather(*(client.ask(question) for _ in range(askers)))
         calls = client.stats().get("model_calls", 0)
-    told = {
+    result = {
         "texts": sorted({answer.text for answer in answers}),
         "states": sorted({answer.cache for answer in answers}),
         "paid": sum(bool(answer.tokens) for answer in answers),
         "calls": calls,
     }
-    print(json.dumps(told), flush=True)
+    print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

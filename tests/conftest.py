@@ -1,4 +1,4 @@
-"""What tests of every kind share: corpora, and real servers that start when a test first asks for one."""
+"""Fixtures shared by all tests: corpora, lakes, and real servers that start on first use."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.fixtures"]
 
-# No deadline: a busy machine is not a bug. The same examples on every run: a failure in CI is a failure here.
+# No deadline: a busy machine is not a bug. The same examples on every run: failures in CI are reproducible.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, so that no process is left alone with one of them at the end."""
+    """Put files with slow tests first, so that no process runs one of them alone at the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow") is not None}
     items.sort(key=lambda item: item.path not in slow)
 
@@ -53,7 +53,7 @@ def corpus() -> Path:
 
 @pytest.fixture(scope="session")
 def real_corpus() -> Path:
-    """A large corpus of real handbook pages; tests that use it bear the marker `corpus`."""
+    """A large corpus of real handbook pages; tests that use it have the marker `corpus`."""
     data = os.environ.get("RAG_TEST_DATA")
     folder = Path(data, "bucket") if data else None
     if folder is None or not folder.is_dir():
@@ -63,7 +63,7 @@ def real_corpus() -> Path:
 
 @pytest.fixture(scope="session")
 def server_binaries() -> Path:
-    """The folder of the installed server programs; skips without it, but fails in CI."""
+    """The folder of the installed server programs; skip without it, but fail in CI."""
     try:
         return require_installed(Path(os.environ.get("RAG_TEST_SERVERS") or DEFAULT_FOLDER))
     except ServersMissingError as error:
@@ -74,20 +74,20 @@ def server_binaries() -> Path:
 
 @pytest.fixture(scope="session")
 def redis_process(server_binaries: Path) -> Iterator[RedisServer]:
-    """One Redis with the search commands for the whole session."""
+    """One Redis with search commands for the whole session."""
     with redis_server(server_binaries) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def redis_url(redis_process: RedisServer) -> str:
-    """URL of that Redis. Tests that write to it ask for `redis_clean` too."""
+    """URL of that Redis. Tests that write to it use `redis_clean`."""
     return redis_process.url
 
 
 @pytest.fixture
 def redis_clean(redis_url: str) -> str:
-    """URL of a Redis that was emptied for this test."""
+    """URL of that Redis, emptied for this test."""
     import redis
 
     with redis.Redis.from_url(redis_url) as client:
@@ -97,7 +97,7 @@ def redis_clean(redis_url: str) -> str:
 
 @pytest.fixture(scope="session")
 def plain_redis_url(server_binaries: Path) -> Iterator[str]:
-    """URL of a Redis that has no search commands."""
+    """URL of a Redis without search commands."""
     with redis_server(server_binaries, search=False) as server:
         yield server.url
 
@@ -111,7 +111,7 @@ def s3(server_binaries: Path) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def s3_client(s3: S3Server) -> S3Client:
-    """What tests prepare buckets with: whatever the AWS_* variables say, it speaks to that server."""
+    """A client of that server for preparing buckets, independent of the AWS_* variables."""
     import boto3
     from botocore.config import Config
 
@@ -128,13 +128,13 @@ def s3_client(s3: S3Server) -> S3Client:
 def _point_aws_at(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, endpoint_url: str, access_key: str, secret_key: str, region: str
 ) -> None:
-    """Set the AWS_* variables to that server, and nothing else of this machine's."""
+    """Point the AWS_* variables to that server and remove the machine's own AWS settings."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
     monkeypatch.setenv("AWS_REGION", region)
-    monkeypatch.setenv("AWS_DEFAULT_REGION", region)  # the one of the two that boto3 reads
+    monkeypatch.setenv("AWS_DEFAULT_REGION", region)  # boto3 reads only this one
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint_url)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
@@ -144,12 +144,12 @@ def _point_aws_at(
 
 @pytest.fixture
 def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """Name of a bucket of this test alone on the S3 server; the AWS_* variables point at that server."""
+    """Name of this test's own bucket on the S3 server; the AWS_* variables point to the server."""
     _point_aws_at(monkeypatch, tmp_path, s3.endpoint_url, s3.access_key, s3.secret_key, s3.region)
     bucket = f"test-{uuid.uuid4().hex}"
     s3_client.create_bucket(Bucket=bucket)
     yield bucket
-    # The server gives each bucket volumes of its own, and runs out of them after some sixty buckets.
+    # The server allocates separate volumes per bucket and runs out of them after about sixty buckets.
     for page in s3_client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         if found := [{"Key": item["Key"]} for item in page.get("Contents", [])]:
             s3_client.delete_objects(Bucket=bucket, Delete={"Objects": found, "Quiet": True})
@@ -158,27 +158,27 @@ def s3_environment(s3: S3Server, s3_client: S3Client, monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def aws() -> Iterator[AwsServer]:
-    """One server of S3 that notifies SQS for the whole session."""
+    """One server for the whole session, with S3 that notifies SQS."""
     with aws_server() as server:
         yield server
 
 
 @pytest.fixture
 def aws_environment(aws: AwsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AwsServer:
-    """That server, with the AWS_* variables pointing at it."""
+    """That server; the AWS_* variables point to it."""
     _point_aws_at(monkeypatch, tmp_path, aws.endpoint_url, "any", "any", aws.region)
     return aws
 
 
 @pytest.fixture(scope="session")
 def kafka(server_binaries: Path) -> Iterator[KafkaBroker]:
-    """One Kafka broker for the whole session; every test makes a topic of its own."""
+    """One Kafka broker for the whole session; every test creates its own topic."""
     with kafka_broker(server_binaries) as broker:
         yield broker
 
 
 def made_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callable[[Path], None]) -> str:
-    """A folder of that name that all processes of the test run share, made by the first of them that asks."""
+    """Return a folder shared by all processes of the test run, created by the first that needs it."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder, done = shared / name, shared / f"{name}.made"
@@ -193,7 +193,7 @@ def made_once(name: str, tmp_path_factory: pytest.TempPathFactory, make: Callabl
 
 @pytest.fixture(scope="session")
 def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A lake that holds nothing but the exported packaged model and its static vectors. Shared: do not write to it."""
+    """A lake with only the exported packaged model and its static vectors. Shared: do not write to it."""
 
     def make(folder: Path) -> None:
         from rag_assets.models.export import ensure_exported
@@ -202,7 +202,7 @@ def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
         from rag_serving.lake.object_store import open_object_store
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch and transformers warn of their own doings
+            warnings.simplefilter("ignore")  # from torch and transformers
             objects = open_object_store(str(folder))
             ensure_distilled(objects, ensure_exported(objects, PACKAGED_MODEL).identity)
 
@@ -211,7 +211,7 @@ def model_lake(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def distilled_before(model_lake: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Static vectors that are made in this process are those of that lake, which took half a minute to make."""
+    """Reuse that lake's static vectors instead of distilling them, which takes half a minute."""
     from rag_assets.models.export import find_exported
     from rag_assets.models.static_vectors import load_vectors
     from rag_assets.options import PACKAGED_MODEL
@@ -245,7 +245,7 @@ def sample_lake(model_lake: str, corpus: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """A Dagster instance of this test alone, in memory."""
+    """This test's own in-memory Dagster instance."""
     import dagster as dg
 
     with dg.DagsterInstance.ephemeral() as ephemeral:

@@ -1,4 +1,4 @@
-"""The code blocks of the documentation's pages."""
+"""Code blocks of the documentation pages."""
 
 from __future__ import annotations
 

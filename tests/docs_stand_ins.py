@@ -1,4 +1,4 @@
-"""Stand-ins for pip and make where the documentation's commands are run: they check that the arguments exist."""
+"""Stand-ins for pip and make when the documentation's commands are run: they check that the arguments exist."""
 
 from __future__ import annotations
 

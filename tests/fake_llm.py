@@ -1,4 +1,4 @@
-"""A language model for tests: speaks OpenAI's protocol on loopback, keeps what it was asked, fails as it is told."""
+"""A stand-in language model: it serves OpenAI's protocol on loopback, records requests and injects faults."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 @dataclass
 class StandIn:
-    """Answers with these words, or with an HTTP status; rewrites a follow-up question into `rewrite`.
+    """The model's replies: these words, or an HTTP status; `rewrite` replaces a follow-up question.
 
-    `faults` names, by model, what happens to its calls: an HTTP status, "hangs", or "cut" after the first word.
+    `faults` maps a model's name to what happens to its calls: an HTTP status, "hangs", or "cut" after the first word.
     """
 
     url: str = ""
@@ -31,13 +31,13 @@ class StandIn:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables by which litellm finds it."""
+        """Variables with which litellm finds the stand-in."""
         return {"OPENAI_API_KEY": "not-a-key", "OPENAI_API_BASE": self.url, "NO_PROXY": "127.0.0.1"}
 
 
 @contextlib.contextmanager
 def stand_in_model() -> Generator[StandIn]:
-    """One that listens until the block ends."""
+    """Run a stand-in model until the block ends."""
     state = StandIn()
 
     class Handler(_Handler):
@@ -93,5 +93,5 @@ class _Handler(BaseHTTPRequestHandler):
         common = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "stand-in"}
         self.wfile.write(f"data: {json.dumps({**common, **content})}\n\n".encode())
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named so by the base class
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class defines the name
         pass

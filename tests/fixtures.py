@@ -1,4 +1,7 @@
-"""Fixtures of places that exist twice, as a folder and on a real S3 server: a test that asks for one runs on both."""
+"""Model and key fixtures, and sources and lakes that exist both as a folder and on a real S3 server.
+
+A test that uses a fixture of the second kind runs on both.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def stand_in() -> Iterator[StandIn]:
 
 @pytest.fixture
 def stand_in_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A language model for one test, where litellm in this process and its children finds it."""
+    """A language model for one test; litellm in this process and its children finds it."""
     with stand_in_model() as state:
         for name, value in state.environment.items():
             monkeypatch.setenv(name, value)
@@ -34,7 +37,7 @@ def stand_in_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 @pytest.fixture(scope="module")
 def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a service of the tests of one file finds its keys."""
+    """The key file of a service for the tests of one file."""
     return tmp_path_factory.mktemp("keys") / "keys.json"
 
 
@@ -48,7 +51,7 @@ def lake_uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["folder", "s3"])
 def source_root(request: pytest.FixtureRequest, tmp_path: Path) -> SourceRoot:
-    """An empty source; documents are put there through the object itself, without the code under test."""
+    """An empty source; tests add documents through this object, not through the code under test."""
     if request.param == "folder":
         folder = tmp_path / "source"
         folder.mkdir()
@@ -59,7 +62,7 @@ def source_root(request: pytest.FixtureRequest, tmp_path: Path) -> SourceRoot:
 
 @pytest.fixture(scope="module")
 def lakes(model_lake: str, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
-    """One lake of each kind for each file, so that an embedder is loaded once; every test has a shard of its own."""
+    """One lake of each kind per file, so that an embedder is loaded once; every test uses its own shard."""
     made: dict[str, str] = {}
 
     def lake(kind: str) -> str:
@@ -80,7 +83,7 @@ def lakes(model_lake: str, tmp_path_factory: pytest.TempPathFactory, request: py
 def bench(
     request: pytest.FixtureRequest, lakes: Callable[[str], str], instance: dg.DagsterInstance, tmp_path: Path
 ) -> Bench:
-    """All on folders, and all on S3."""
+    """A bench with everything in folders, and one with everything on S3."""
     if request.param == "folder":
         folder = tmp_path / "source"
         folder.mkdir()

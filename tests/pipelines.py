@@ -1,4 +1,4 @@
-"""Running the pipeline in tests: through Dagster in this process, on a lake that already holds the exported model."""
+"""Run the pipeline in tests: through Dagster in this process, on a lake that already has the exported model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rag_serving.lake.tables import SHARDS
 
 
 def seed_model(model_lake: str, lake_uri: str) -> None:
-    """Copy the exported model of one lake into another, which is a thousand times quicker than exporting it."""
+    """Copy the exported model from one lake to another, which is a thousand times faster than exporting it."""
     origin, target = open_object_store(model_lake), open_object_store(lake_uri)
     entries = sorted(origin.list(MODELS), key=lambda entry: "by-name" in entry.key)  # the pointer last
     for entry in entries:
@@ -38,7 +38,7 @@ def seed_model(model_lake: str, lake_uri: str) -> None:
 
 
 def settings_for(source_uri: str, lake_uri: str, **overrides: object) -> PipelineSettings:
-    """Settings of a test's pipeline; nothing is read from the environment but what is not given here."""
+    """Return settings for a test's pipeline; only settings not given here come from the environment."""
     values = {"source_uri": source_uri, "lake_uri": lake_uri, "lease_seconds": 5.0, "lease_wait": 10.0, **overrides}
     return PipelineSettings.model_validate(values)
 
@@ -53,9 +53,9 @@ def run_shard(
     keys: Sequence[str] = (),
     run_config: Mapping[str, Any] | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """One run of `index_shard` for one shard; look at `.success`. `pipeline` replaces that of the settings.
+    """Run `index_shard` for one shard and return the result; check `.success`. `pipeline` replaces the default.
 
-    With `keys`, a run as a feed asks for it, that looks at those objects.
+    With `keys`, run as a feed requests it: read only these objects.
     """
     Names().add_shards(instance, [Shard.parse(key)])
     resources = {} if pipeline is None else {"pipeline": pipeline}
@@ -74,7 +74,7 @@ def run_shard(
 
 
 def failure_of(result: dg.ExecuteInProcessResult) -> str:
-    """What the UI shows of a failed run."""
+    """Return the failure message that the UI shows for a run."""
     for event in result.all_events:
         if event.is_step_failure and event.step_failure_data.user_failure_data is not None:
             return event.step_failure_data.user_failure_data.description or ""
@@ -86,7 +86,7 @@ def failure_of(result: dg.ExecuteInProcessResult) -> str:
 
 
 def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
-    """What each asset of a run says of itself, by asset and name."""
+    """Return the metadata of each asset of a run, by asset and name."""
     return {
         event.asset_key.to_user_string(): {name: value.value for name, value in event.materialization.metadata.items()}
         for event in result.get_asset_materialization_events()
@@ -95,13 +95,13 @@ def metadata_of(result: dg.ExecuteInProcessResult) -> dict[str, dict[str, Any]]:
 
 
 def publication(lake_uri: str, key: str) -> Publication | None:
-    """What readers of the shard are sent to, or None before it was published."""
+    """Return the shard's current publication, or None before its first publish."""
     found = read_catalog_entry(open_object_store(lake_uri), Shard.parse(key))
     return None if found is None else found[0].current
 
 
 def published_rows(lake_uri: str, key: str) -> list[dict[str, Any]]:
-    """The rows that readers of the shard see, ordered by document and place in it."""
+    """Return the rows that readers of the shard see, ordered by document and position."""
     current = publication(lake_uri, key)
     assert current is not None, f"{key} was never published"
     table = Lake(lake_uri).open(SHARDS, Shard.parse(key))
@@ -111,13 +111,13 @@ def published_rows(lake_uri: str, key: str) -> list[dict[str, Any]]:
 
 
 def stage_rows(lake_uri: str, stage: str, key: str, fingerprint: str = "") -> list[dict[str, Any]]:
-    """The rows that a stage's table of the shard holds; none where there is no table."""
+    """Return the rows of a stage's table of the shard; none if there is no table."""
     table = Lake(lake_uri).open(stage, Shard.parse(key), fingerprint=fingerprint)
     return [] if table is None else table.to_arrow().to_pylist()
 
 
 def assert_same_tables(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
-    """The rows are those of the other run, vectors within 1e-3; only the time of the indexing may differ."""
+    """Assert that two runs have equal rows, with vectors within 1e-3; only the indexing time may differ."""
     different = {"vector", "indexed_at"}
     assert [{k: v for k, v in row.items() if k not in different} for row in one] == [
         {k: v for k, v in row.items() if k not in different} for row in other
@@ -127,7 +127,7 @@ def assert_same_tables(one: list[dict[str, Any]], other: list[dict[str, Any]]) -
 
 
 def lake_state(lake_uri: str, key: str) -> dict[str, object]:
-    """Version of every table of the shard and etag of its catalog object: equal exactly if nothing was written."""
+    """Return all table versions and the catalog etag of the shard: equal exactly if nothing was written."""
     lake, shard = Lake(lake_uri), Shard.parse(key)
     current = publication(lake_uri, key)
     fingerprint = "" if current is None else current.fingerprint
@@ -142,20 +142,20 @@ def lake_state(lake_uri: str, key: str) -> dict[str, object]:
 
 @contextmanager
 def writer_of(lake_uri: str, key: str) -> Iterator[ShardWriter]:
-    """The shard's writer, for a test that changes tables as if it were the pipeline."""
+    """Open the shard's writer, for a test that changes tables like the pipeline."""
     lake, shard = Lake(lake_uri), Shard.parse(key)
     with acquire_lease(lake.objects, shard, "a test") as lease:
         yield ShardWriter(lake, shard, lease)
 
 
 def stored_digest(lake: Lake, shard: Shard) -> str:
-    """Return the digest of the listing that the tables hold: the source's, if nothing differs."""
+    """Return the listing digest of the objects in the tables; it equals the source's if nothing differs."""
     stored = read_object_states(lake.open(RAW_DOCUMENTS, shard), lake.open(QUARANTINE, shard), None).values()
     return listing_digest(known.entry for known in stored if known.seen[0])
 
 
 def listed_shards(settings: PipelineSettings) -> list[Shard]:
-    """The shards that the source has now."""
+    """Return the shards in the source."""
     from rag_assets.arrivals.listing import sweep
 
     pipeline = Pipeline(settings)

@@ -1,4 +1,4 @@
-"""A parser process for tests that does to itself what hostile documents do to parsers; the key says what."""
+"""A parser process for tests that fails like a parser of a hostile document; the document's key names the failure."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read(data: bytes, key: str) -> ParsedObject:
     if name.startswith("swell"):
         swell()
     if name.startswith("babble"):
-        os.write(3, b"\xff" * 64)  # the first descriptors after the standard ones are its pipes
+        os.write(3, b"\xff" * 64)  # its pipes are the first descriptors after the standard ones
         os.write(4, b"\x00" * 7 + b"\x08no json!")
     if name.startswith("print"):
         print("x" * 100_000)

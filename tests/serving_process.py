@@ -1,4 +1,4 @@
-"""`rag-serving serve` in a process of its own, for tests of the service and of its clients."""
+"""`rag-serving serve` in its own process, for tests of the service and of its clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.fake_llm import StandIn
 
 @dataclass
 class Service:
-    """A running service and what its log says."""
+    """A running service and its log."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -30,7 +30,7 @@ class Service:
 
 
 def service_environment(lake: str, stand_in: StandIn, keys_file: Path, **more: str) -> dict[str, str]:
-    """Variables of a service on that lake, with that model and those keys."""
+    """Return the environment of a service on this lake, with this model and these keys."""
     return {
         **stand_in.environment,
         "RAG_LAKE_URI": lake,
@@ -43,7 +43,7 @@ def service_environment(lake: str, stand_in: StandIn, keys_file: Path, **more: s
 
 @contextmanager
 def serving(folder: Path, environment: dict[str, str], *arguments: str) -> Generator[Service]:
-    """`rag-serving serve` on a free port, until the block ends."""
+    """Run `rag-serving serve` on a free port until the block ends."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

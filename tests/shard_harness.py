@@ -1,4 +1,4 @@
-"""A source, a lake and an instance with a shard of one test's own, and a source that notes what is asked of it."""
+"""A bench with one test's own shard, and a source that records its requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.servers.roots import SourceRoot
 
 @dataclass(frozen=True)
 class Bench:
-    """A source, a lake and an instance, with the shard that is this test's alone."""
+    """A source, a lake, an instance, and this test's own shard."""
 
     source: SourceRoot
     lake: str
@@ -49,14 +49,14 @@ class Bench:
         tags: dict[str, str] | None = None,
         keys: Sequence[str] = (),
     ) -> dict[str, dict[str, Any]]:
-        """A run that succeeds, and what its assets say. `keys` are names within the shard."""
+        """Run the shard successfully and return its assets' metadata. `keys` are names within the shard."""
         named = [f"{self.shard}/{name}" for name in keys]
         result = run_shard(self.instance, self.settings, self.shard, tags, pipeline, keys=named)
         assert result.success, failure_of(result)
         return metadata_of(result)
 
     def texts(self) -> dict[str, str]:
-        """What readers see: the text of each document's chunks, by its name."""
+        """Return what readers see: the text of each document's chunks, by document name."""
         found: dict[str, str] = {}
         for row in published_rows(self.lake, self.shard):
             name = row["source"].rpartition("/")[2]
@@ -75,7 +75,7 @@ on_folders = pytest.mark.parametrize("bench", ["folder"], indirect=True)
 
 
 class WatchedSource:
-    """Passes everything on, notes what is fetched, and can be told to fail for some objects."""
+    """A source that records its requests and can fail for some objects."""
 
     def __init__(self, source: Source, watched: type[WatchedPipeline]) -> None:
         self._source = source
@@ -108,7 +108,7 @@ class WatchedSource:
 
 
 class WatchedPipeline(Pipeline):
-    """The pipeline with such a source. What it notes and is told lies with the class: Dagster copies resources."""
+    """The pipeline with a watched source. The class keeps the records and faults: Dagster copies resources."""
 
     listed: ClassVar[list[str]]
     headed: ClassVar[list[str]]

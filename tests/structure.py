@@ -1,4 +1,4 @@
-"""Print what the layout is held to: the entries at the top of each package, and the longest chain of imports.
+"""Print figures of the package layout: the top-level entries of each package and the longest import chain.
 
 python -m tests.structure
 """
@@ -17,7 +17,7 @@ Graph = dict[str, set[str]]
 
 
 def import_graph(*, lazy: bool = True) -> Graph:
-    """Return the modules that each module imports; without `lazy`, those that are loaded with it only."""
+    """Return the modules that each module imports; without `lazy`, only those loaded together with it."""
     paths = {module_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     return {name: _imports(ast.parse(path.read_text()), paths.keys(), lazy) - {name} for name, path in paths.items()}
 
@@ -41,7 +41,7 @@ def _imports(tree: ast.Module, known: set[str] | object, lazy: bool) -> set[str]
 
 
 def cycle(graph: Graph) -> list[str]:
-    """Return the modules of an import cycle, empty without one."""
+    """Return the modules of an import cycle, or an empty list."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -50,7 +50,7 @@ def cycle(graph: Graph) -> list[str]:
 
 
 def longest_chain(graph: Graph, package: str) -> list[str]:
-    """Return the longest chain of imports within the package."""
+    """Return the longest import chain within the package."""
 
     @cache
     def chain(module: str) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ def longest_chain(graph: Graph, package: str) -> list[str]:
 
 
 def entries(package: str) -> list[str]:
-    """Return the modules and packages at the top of the package."""
+    """Return the top-level modules and packages of the package."""
     return sorted(
         path.stem
         for path in (ROOT / package).iterdir()
@@ -72,10 +72,10 @@ def entries(package: str) -> list[str]:
 def main() -> None:
     everything, loaded = import_graph(), import_graph(lazy=False)
     found = cycle(everything)
-    print("import cycle:", " -> ".join(found) if found else "none, imports inside functions and for types included")
+    print("import cycle:", " -> ".join(found) if found else "none, including imports inside functions and for types")
     for package in PACKAGES:
         chain = longest_chain(loaded, package)
-        print(f"{package}: {len(entries(package))} entries at the top; longest chain of {len(chain)} modules:")
+        print(f"{package}: {len(entries(package))} top-level entries; longest chain of {len(chain)} modules:")
         print(f"  {' -> '.join(name.removeprefix(f'{package}.') for name in chain)}")
     sys.exit(bool(found))
 

@@ -1,4 +1,4 @@
-"""The commands and examples of the documentation, run in the order in which a reader types them."""
+"""The commands and examples of the documentation, run in reading order."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ PAGES = [
 BEFORE = {
     "docs/operations/maintenance.md": "echo Noon. > documents/oslo/people/lunch.md; rag-assets backfill --here",
 }
-"""What has happened to the reader's documents before a page is needed."""
+"""Changes to the reader's documents that a page assumes."""
 SERVER = "rag-serving serve"
 INSTALL = """#!/bin/sh
-# pip and make run elsewhere, with the network; here their arguments are checked.
+# pip and make need the network and are tested elsewhere; here only their arguments are checked.
 exec {python} -m tests.docs_stand_ins {name} "$@"
 """
 
 
 @dataclass
 class Reader:
-    """A reader with a clone of the project, an installed environment and a shell whose exports last for one page."""
+    """A reader with a clone of the project, an installed environment, and a shell that keeps exports within a page."""
 
     clone: Path
     environment: dict[str, str]
     port: int
 
     def run(self, page: Path) -> None:
-        """Type the page's blocks one after the other; raises if one fails."""
+        """Run the page's code blocks in order and raise if one fails."""
         state = self.clone / "exports"
         state.write_text("")
         servers: list[subprocess.Popen[bytes]] = []
@@ -74,7 +74,7 @@ class Reader:
                 process.wait(30)
 
     def adapted(self, text: str) -> str:
-        """Replace the buckets of the examples by folders, and the port by a free one."""
+        """Replace the examples' buckets with folders and the port with a free one."""
         text = text.replace("s3://company-docs/incoming", str(self.clone / "documents"))
         text = text.replace("s3://company-lake/rag", str(self.clone / "lake"))
         return text.replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")

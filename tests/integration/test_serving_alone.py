@@ -1,4 +1,4 @@
-"""Serving installed alone, as a service would install it: without torch, sentence-transformers and Dagster."""
+"""The serving extra installed by itself: without torch, sentence-transformers and Dagster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BRATTHOLM = "What was the cause of the Brattholm outage in November 2023?"
 
 
 def distributions_of(requirement: str) -> dict[str, importlib.metadata.Distribution]:
-    """What an installer brings for a requirement, in the versions of this environment, by name."""
+    """Return the distributions that an installer would install, by name, from this environment."""
     found: dict[str, importlib.metadata.Distribution] = {}
     todo = [Requirement(requirement)]
     seen: set[str] = set()
@@ -40,10 +40,10 @@ def distributions_of(requirement: str) -> dict[str, importlib.metadata.Distribut
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds `rag-shards[serving]` and nothing else.
+    """An environment with only `rag-shards[serving]`.
 
-    The project is built and installed; what it requires is linked from here, because fetching and unpacking it again
-    would take minutes.
+    The project is built and installed; its requirements are linked from this environment, because downloading and
+    unpacking them again would take minutes.
     """
     folder = tmp_path_factory.mktemp("serving") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
@@ -64,13 +64,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def serving_bin(environment: Path) -> Path:
-    """Its programs."""
+    """The directory of its programs."""
     return environment / "bin"
 
 
 @pytest.fixture
 def bare_environment(sample_lake: str, tmp_path: Path) -> dict[str, str]:
-    """Nothing of this process's environment, so that no path leads back to the development environment."""
+    """Environment variables without any path to the development environment."""
     return {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LANG": "C.UTF-8", "RAG_LAKE_URI": sample_lake}
 
 
@@ -82,14 +82,14 @@ def run(program: Path, *arguments: str, env: Mapping[str, str], cwd: Path) -> st
 
 
 @pytest.mark.parametrize("module", ["torch", "sentence_transformers", "transformers", "dagster"])
-def test_the_serving_extra_brings_no(
+def test_the_serving_extra_does_not_install(
     serving_bin: Path, bare_environment: dict[str, str], tmp_path: Path, module: str
 ) -> None:
     code = f"import importlib.util; print(importlib.util.find_spec({module!r}))"
     assert run(serving_bin / "python", "-c", code, env=bare_environment, cwd=tmp_path).strip() == "None"
 
 
-def test_the_installed_package_is_the_one_that_answers(
+def test_the_installed_package_is_the_one_imported(
     environment: Path, serving_bin: Path, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
     code = "import rag_serving.clients.lake; print(rag_serving.clients.lake.__file__)"
@@ -107,7 +107,7 @@ def test_search_finds_the_document_without_torch_or_dagster(
 def test_ask_answers_with_sources_without_torch_or_dagster(
     serving_bin: Path, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    told = run(serving_bin / "rag-serving", "ask", BRATTHOLM, "--json", env=bare_environment, cwd=tmp_path)
-    answer = json.loads(told)
+    output = run(serving_bin / "rag-serving", "ask", BRATTHOLM, "--json", env=bare_environment, cwd=tmp_path)
+    answer = json.loads(output)
     assert answer["kind"] == "extract"
     assert any(each["source"].endswith("2023-11-brattholm-outage.md") for each in answer["citations"])

@@ -1,6 +1,6 @@
-"""Real servers for the tests: their programs, installed by pip, and one context manager for each.
+"""Real servers for the tests: their programs, installed by pip, and a context manager for each.
 
-``python -m tests.servers install [DIR]`` puts the programs into DIR (``.servers`` by default).
+``python -m tests.servers install [DIR]`` installs the programs into DIR (``.servers`` by default).
 """
 
 from tests.servers.binaries import DEFAULT_FOLDER, ServersMissingError, install, require_installed

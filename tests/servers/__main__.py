@@ -1,4 +1,4 @@
-"""``python -m tests.servers install [DIR]``: what ``make servers`` runs."""
+"""``python -m tests.servers install [DIR]``, which ``make servers`` runs."""
 
 import sys
 from pathlib import Path

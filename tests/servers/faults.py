@@ -1,7 +1,7 @@
-"""A loopback proxy between S3 clients and a real S3 server that answers wrongly, late or not at all when it is told to.
+"""A loopback proxy between S3 clients and a real S3 server that injects wrong, late or missing responses.
 
-Requests pass through byte for byte, the Host header among them, because it is signed; so whatever no rule touches is
-the real server's own answer.
+Requests pass through byte for byte, including the signed Host header, so a request that matches no rule gets the real
+server's own response.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ class Fault(enum.Enum):
 
     SLOW_DOWN = "503 SlowDown; the server never sees the request"
     INTERNAL_ERROR = "500 InternalError; the server never sees the request"
-    REFUSED = "403 InvalidAccessKeyId, as after the keys were changed"
+    REFUSED = "403 InvalidAccessKeyId, as after a change of the keys"
     RESET = "the connection is reset; the server never sees the request"
-    LOST_ANSWER = "the server does as asked, then the connection is reset"
-    LOST_ANSWER_500 = "the server does as asked, and 500 InternalError is answered"
-    SHORT_BODY = "the head as it was, half of the body, then the end of the connection"
+    LOST_RESPONSE = "the server executes the request, then the connection is reset"
+    LOST_RESPONSE_500 = "the server executes the request, and the response is 500 InternalError"
+    SHORT_BODY = "the original headers and half of the body, then the connection ends"
     CUT_LISTING = "half of the listing's XML, with a Content-Length to match"
-    NO_TOKEN = "a page of a listing that says there is more, but not how to ask for it"
-    STALE_LISTING = "the first answer to the same listing since `inject`"
-    EMPTY_LISTING = "a listing without a key"
-    SLOW = "the true answer, late"
+    NO_TOKEN = "a truncated page of a listing without a continuation token"
+    STALE_LISTING = "the first response to the same listing since `inject`"
+    EMPTY_LISTING = "a listing without keys"
+    SLOW = "the correct response, late"
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Which requests meet a fault. What is left out matches every request."""
+    """Which requests get a fault. An omitted field matches every request."""
 
     fault: Fault
     method: str = ""
@@ -54,16 +54,16 @@ class Rule:
     """A regular expression, searched in the decoded path (``/bucket/key``), or in a listing's ``/bucket/prefix``."""
     kind: Literal["listing", "object", ""] = ""
     nth: tuple[int, ...] = ()
-    """Which of the matching requests, counted from 1; all where none is named."""
+    """Which of the matching requests, counted from 1; all if empty."""
     share: float = 1.0
-    """The share of those requests that meet it, at random."""
+    """The share of those requests that get the fault, at random."""
     seconds: float = 0.5
-    """How late a late answer is."""
+    """The delay of a `SLOW` response."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What rules look at, and what the server is asked."""
+    """A request as rules match it and as the server receives it."""
 
     method: str
     target: str
@@ -86,7 +86,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the server answered."""
+    """The server's response."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -94,14 +94,14 @@ class Answer:
 
 
 class FaultyS3:
-    """The running proxy. Safe between threads; without rules it only passes on."""
+    """The running proxy. Thread-safe; without rules it only forwards."""
 
     def __init__(self, endpoint_url: str, upstream: str) -> None:
         self.endpoint_url = endpoint_url
         self.injected: Counter[Fault] = Counter()
-        """How many requests met each fault since the rules were set."""
+        """The number of requests that got each fault since the rules were set."""
         self.requests = 0
-        """How many requests came since the rules were set."""
+        """The number of requests since the rules were set."""
         self._upstream = urlsplit(upstream).netloc
         self._lock = threading.Lock()
         self._rules: tuple[Rule, ...] = ()
@@ -110,7 +110,7 @@ class FaultyS3:
         self._first_listings: dict[str, Answer] = {}
 
     def inject(self, *rules: Rule, seed: int = 0) -> None:
-        """Replace the rules (by none: heal), and start all counting anew. The first rule that matches counts."""
+        """Replace the rules (none: no faults) and reset all counters. The first matching rule applies."""
         with self._lock:
             self._rules = rules
             self._matched.clear()
@@ -120,7 +120,7 @@ class FaultyS3:
             self._first_listings.clear()
 
     def replay(self, *rules: Rule, seed: int = 0) -> None:
-        """`inject` that keeps the answers to listings which stale ones repeat."""
+        """Like `inject`, but keep the recorded listings that stale listings repeat."""
         with self._lock:
             noted = dict(self._first_listings)
         self.inject(*rules, seed=seed)
@@ -128,7 +128,7 @@ class FaultyS3:
             self._first_listings.update(noted)
 
     def fault_for(self, request: Request) -> Rule | None:
-        """The rule that this request meets, if any; counts it."""
+        """Count the request and return the rule that applies to it, if any."""
         with self._lock:
             self.requests += 1
             for index, rule in enumerate(self._rules):
@@ -148,12 +148,12 @@ class FaultyS3:
         return None
 
     def forward(self, request: Request) -> Answer:
-        """What the real server says."""
+        """Return the real server's response."""
         connection = http.client.HTTPConnection(self._upstream, timeout=_UPSTREAM_SECONDS)
         with contextlib.closing(connection):
             connection.putrequest(request.method, request.target, skip_host=True, skip_accept_encoding=True)
             for name, value in request.headers:
-                # The 100-continue was answered here.
+                # The proxy has answered the 100-continue itself.
                 if name.lower() not in ("expect", "connection"):
                     connection.putheader(name, value)
             connection.endheaders()
@@ -176,7 +176,7 @@ class FaultyS3:
 
 @contextlib.contextmanager
 def faulty_s3(upstream: str) -> Generator[FaultyS3]:
-    """A proxy in front of that endpoint, on a free loopback port."""
+    """Run a proxy in front of the endpoint, on a free loopback port."""
 
     class Handler(_Handler):
         faulty: FaultyS3
@@ -186,7 +186,7 @@ def faulty_s3(upstream: str) -> Generator[FaultyS3]:
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """A client that hangs up is no news."""
+            """Ignore clients that hang up."""
 
     server = Server((HOST, 0), Handler)
     Handler.faulty = faulty = FaultyS3(f"http://{HOST}:{server.server_address[1]}", upstream)
@@ -201,7 +201,7 @@ def faulty_s3(upstream: str) -> Generator[FaultyS3]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection of a client."""
+    """One client connection."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # one write per answer
@@ -209,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
     faulty: FaultyS3
 
     def log_message(self, *_: object) -> None:
-        """Tests say what went wrong."""
+        """Log nothing: the tests report errors."""
 
     def _serve(self) -> None:
         chunked = "chunked" in self.headers.get("Transfer-Encoding", "").lower()
@@ -227,10 +227,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._give(_error(403, "InvalidAccessKeyId", "The AWS Access Key Id does not exist in our records."))
             case Fault.RESET:
                 self._reset()
-            case Fault.LOST_ANSWER:
+            case Fault.LOST_RESPONSE:
                 self.faulty.forward(request)
                 self._reset()
-            case Fault.LOST_ANSWER_500:
+            case Fault.LOST_RESPONSE_500:
                 self.faulty.forward(request)
                 self._give(_error(500, "InternalError", "We encountered an internal error. Please try again."))
             case Fault.SHORT_BODY:
@@ -268,7 +268,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _give(self, answer: Answer, share: float = 1.0) -> None:
         length = str(len(answer.body))
-        if self.command == "HEAD":  # whose length is of a body that does not come
+        if self.command == "HEAD":  # its length is that of a body that is not sent
             length = dict(answer.headers).get("Content-Length", length)
         self.send_response_only(answer.status)
         for name, value in answer.headers:
@@ -284,7 +284,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _reset(self) -> None:
-        # Closing a socket that lingers for no time sends RST instead of FIN.
+        # Closing a socket with a linger time of 0 sends RST instead of FIN.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close_connection = True
         self.connection.close()

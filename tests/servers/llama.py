@@ -1,4 +1,4 @@
-"""Serves a language model until its process is ended: PACKAGES MODEL HOST PORT. Runs as a program of its own."""
+"""Serve a language model until the process ends: PACKAGES MODEL HOST PORT. Runs as a separate program."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def main(packages: str, model: str, host: str, port: str) -> None:
-    """One thread and one request at a time: a test must not take the whole machine."""
+    """Serve with one thread, one request at a time: a test must not use the whole machine."""
     sys.path.append(packages)
-    import xllamacpp  # pyright: ignore[reportMissingImports]  # lies in a folder of its own
+    import xllamacpp  # pyright: ignore[reportMissingImports]  # installed in a separate folder
 
     llama: Any = xllamacpp
     parameters = llama.CommonParams()

@@ -1,4 +1,4 @@
-"""A context manager for each server: free loopback ports, a bounded wait for an answer, an end by its id."""
+"""A context manager for each server: free loopback ports, a bounded wait until it is ready, and its termination."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ HOST = "127.0.0.1"
 _Server = TypeVar("_Server")
 
 _STARTS = 4
-_PORT_TAKEN = ("in use", "Port allocation failed")  # the words of most servers, and of SeaweedFS
+_PORT_TAKEN = ("in use", "Port allocation failed")  # from most servers, and from SeaweedFS
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 5.0
-# Below the ephemeral range (32768 up), also with 10000 added, so that no outgoing connection takes the port.
+# Below the ephemeral range (from 32768), even with 10000 added, so that no outgoing connection takes the port.
 _FIRST_PORT, _LAST_PORT, _GRPC_OFFSET = 12_000, 22_700, 10_000
 
 
 class ServerFailedError(Exception):
-    """The server did not start; the message holds the end of its log."""
+    """The server did not start; the message has the end of its log."""
 
 
 class _PortTakenError(Exception):
-    """Another process took a port between its choice and the start."""
+    """Another process took the port between its selection and the server's start."""
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """A running Redis with nothing in it."""
+    """A running, empty Redis."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -60,7 +60,7 @@ class RedisServer:
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running SeaweedFS that checks signatures, with one identity that may do everything."""
+    """A running SeaweedFS that verifies signatures, with one all-powerful identity."""
 
     endpoint_url: str
     access_key: str
@@ -71,7 +71,7 @@ class S3Server:
 
 @dataclass(frozen=True, slots=True)
 class AwsServer:
-    """A running moto: S3 that notifies, and SQS. It takes any credentials."""
+    """A running moto: S3 with notifications, and SQS. It accepts any credentials."""
 
     endpoint_url: str
     region: str
@@ -80,7 +80,7 @@ class AwsServer:
 
 @dataclass(frozen=True, slots=True)
 class KafkaBroker:
-    """A running Tansu without topics, which keeps them in memory."""
+    """A running Tansu without topics; it stores them in memory."""
 
     address: str
     process: subprocess.Popen[bytes]
@@ -88,7 +88,7 @@ class KafkaBroker:
 
 @dataclass(frozen=True)
 class LanguageModelServer:
-    """A running model behind OpenAI's protocol."""
+    """A running model with OpenAI's protocol."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -96,7 +96,7 @@ class LanguageModelServer:
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """Files of a server's certificate and its key, in PEM."""
+    """The PEM files of a server's certificate and key."""
 
     certificate: Path
     key: Path
@@ -119,11 +119,11 @@ def redis_server(
     cluster: bool = False,
     tls: Certificate | None = None,
 ) -> Generator[RedisServer]:
-    """A server of that kind, with the search commands unless `search` is false; raises `ServerFailedError`.
+    """Run a server of this kind, with search commands unless `search` is false, or raise `ServerFailedError`.
 
-    A `cluster` is of one node that holds all slots: it refuses whatever reaches over several of them, as others do.
-    With `tls` (``stack`` only) it listens to `rediss://` beside a plain port that only its start uses. ``valkey`` never
-    has search commands.
+    A `cluster` is one node with all slots: like any cluster, it rejects commands across several slots. With `tls`
+    (``stack`` only) it listens on `rediss://`, and on a plain port only for its startup. ``valkey`` never has search
+    commands.
     """
     with _folder("redis") as folder, contextlib.ExitStack() as stack:
 
@@ -159,7 +159,7 @@ def redis_server(
 
 @contextlib.contextmanager
 def s3_server(binaries: Path) -> Generator[S3Server]:
-    """SeaweedFS with its S3 gateway, empty; raises `ServerFailedError`."""
+    """Run an empty SeaweedFS with its S3 gateway, or raise `ServerFailedError`."""
     with _folder("s3") as folder, contextlib.ExitStack() as stack:
         access_key, secret_key, region = f"test{secrets.token_hex(6)}", secrets.token_hex(20), "us-east-1"
         credentials = [{"accessKey": access_key, "secretKey": secret_key}]
@@ -189,7 +189,7 @@ def s3_server(binaries: Path) -> Generator[S3Server]:
 
 @contextlib.contextmanager
 def aws_server() -> Generator[AwsServer]:
-    """moto, which comes with the development dependencies, empty; raises `ServerFailedError`."""
+    """Run an empty moto from the development dependencies, or raise `ServerFailedError`."""
     with _folder("aws") as folder, contextlib.ExitStack() as stack:
 
         def start() -> AwsServer:
@@ -203,7 +203,7 @@ def aws_server() -> Generator[AwsServer]:
 
 @contextlib.contextmanager
 def language_model_server(binaries: Path) -> Generator[LanguageModelServer]:
-    """A real, very small language model that speaks OpenAI's protocol; raises `ServerFailedError`."""
+    """Run a real, very small language model with OpenAI's protocol, or raise `ServerFailedError`."""
     with _folder("language-model") as folder, contextlib.ExitStack() as stack:
 
         def start() -> LanguageModelServer:
@@ -222,12 +222,12 @@ def language_model_server(binaries: Path) -> Generator[LanguageModelServer]:
 
 @contextlib.contextmanager
 def kafka_broker(binaries: Path) -> Generator[KafkaBroker]:
-    """Tansu, empty; raises `ServerFailedError`."""
+    """Run an empty Tansu, or raise `ServerFailedError`."""
     with _folder("kafka") as folder, contextlib.ExitStack() as stack:
 
         def start() -> KafkaBroker:
             (port,) = _free_ports(1)
-            cluster = f"tests-{secrets.token_hex(6)}"  # so that another broker on that port is not taken for it
+            cluster = f"tests-{secrets.token_hex(6)}"  # so that another broker on the port is not mistaken for it
             command = [
                 *(str(kafka_program(binaries)), "broker", "--cluster-id", cluster),
                 *("--listener-url", f"tcp://{HOST}:{port}", "--advertised-listener-url", f"tcp://{HOST}:{port}"),
@@ -253,16 +253,16 @@ def _cluster_at(address: str) -> str | None:
     from confluent_kafka.admin import AdminClient
 
     try:
-        # By itself the client prints that nobody listens yet.
+        # By default the client prints that nothing is listening yet.
         return AdminClient({"bootstrap.servers": address, "log_level": 0}).list_topics(timeout=2).cluster_id
     except KafkaException:
         return None
 
 
 def _s3_probe(server: S3Server) -> Callable[[], bool]:
-    """Whether an object can be written: the gateway answers before the volumes behind it do.
+    """Return a probe that writes an object: the gateway responds before its volumes do.
 
-    The secret is this server's own, so another server on that port does not pass.
+    The secret is unique to this server, so another server on the port fails the probe.
     """
     import boto3
     from botocore.config import Config
@@ -289,7 +289,7 @@ def _s3_probe(server: S3Server) -> Callable[[], bool]:
 
 
 def _is_redis(port: int, pid: int) -> bool:
-    """Whether that very process answers on the port."""
+    """Return whether this particular process answers on the port."""
     try:
         with socket.create_connection((HOST, port), timeout=2) as connection:
             connection.sendall(b"INFO server\r\n")
@@ -310,7 +310,7 @@ def _serves_slots(port: int) -> bool:
 
 
 def _remove_sockets(ports: Sequence[int]) -> None:
-    """Remove what SeaweedFS leaves behind in a folder that it lets nobody choose."""
+    """Remove the sockets that SeaweedFS leaves behind in a folder that cannot be configured."""
     for port in (*ports, *(port + _GRPC_OFFSET for port in ports)):
         for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108
             path.unlink(missing_ok=True)
@@ -326,7 +326,7 @@ def _folder(name: str) -> Generator[Path]:
 
 
 def _free_ports(count: int, *, also: int = 0) -> list[int]:
-    """Ports free at this moment, all at once, each with the port `also` above it."""
+    """Return distinct ports that are currently free, each together with the port `also` above it."""
     for _ in range(200):
         ports = random.sample(range(_FIRST_PORT, _LAST_PORT), count)
         with contextlib.ExitStack() as stack:
@@ -346,11 +346,11 @@ def _with_other_ports(start: Callable[[], _Server]) -> _Server:
     try:
         return start()
     except _PortTakenError as error:
-        raise ServerFailedError(f"every one of {_STARTS} starts met a taken port; the last: {error}") from error
+        raise ServerFailedError(f"all {_STARTS} starts found their port taken; the last: {error}") from error
 
 
 def _start(stack: contextlib.ExitStack, command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
-    # A bare environment: AWS_*, S3_BUCKET and the like would change what the servers do.
+    # A minimal environment: AWS_*, S3_BUCKET and similar variables would change the servers' behaviour.
     environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""A place where test documents are put: a folder and a bucket behind one small interface."""
+"""Where tests put documents: a folder and a bucket behind one small interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SourceRoot(Protocol):
 
     @property
     def uri(self) -> str:
-        """What `RAG_SOURCE_URI` would be."""
+        """Return the value for `RAG_SOURCE_URI`."""
         ...
 
     def put(self, key: str, data: bytes) -> None:
@@ -48,7 +48,7 @@ class FolderRoot:
 
 @dataclass(frozen=True, slots=True)
 class BucketRoot:
-    """Documents as objects below a prefix, so that a forgotten prefix shows."""
+    """Documents as objects below a prefix, so that code that forgets the prefix fails."""
 
     client: S3Client
     bucket: str

@@ -1,9 +1,9 @@
-"""Thousands of documents arrive at once, and more while they are indexed: how Dagster's own daemon takes it.
+"""Thousands of documents arrive at once, and more during indexing, handled by a real Dagster daemon.
 
-The objects of a burst are put into a folder, the sensor `s3_arrivals` runs in a real daemon on a new instance, and when
-every shard is published as the source has it, the instance's records of the runs tell the rest: none failed, no two of
-one shard ran at the same time, and no shard had more runs than arrivals. A shard's objects of one wave arrive in one
-instant, so that a wave is one arrival for each shard in it.
+The objects of a burst are put into a folder, and the sensor `s3_arrivals` runs in a real daemon on a new instance. When
+every shard is published as listed in the source, the instance's run records are checked: no run failed, no two runs of
+a shard overlapped, and no shard had more runs than arrivals. A shard's objects of one wave arrive in a single rename,
+so that a wave is one arrival for each of its shards.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _SECONDS_A_SHARD = 60
 
 @dataclass
 class Burst:
-    """What arrived, and what became of it. `problems` names every broken promise."""
+    """What arrived and how it was processed. `problems` lists every broken promise."""
 
     objects: int
     shards: int
@@ -61,7 +61,7 @@ class Arrivals:
         folder.mkdir()
 
     def arrive(self, keys: list[str], objects: int) -> None:
-        """So many objects, evenly over those shards."""
+        """Add `objects` objects, spread evenly over the shards `keys`."""
         for number, key in enumerate(keys):
             self.waves[key] += 1
             name = f"wave-{self.waves[key]}"
@@ -75,7 +75,7 @@ class Arrivals:
 
 
 def burst(scratch: Path, model_lake: Path, *, objects: int, shards: int) -> Burst:
-    """Let nine tenths of the objects arrive at once and the rest, for a quarter of the shards, while runs go on."""
+    """Add nine tenths of the objects at once and the rest, in a quarter of the shards, while runs are active."""
     import dagster as dg
 
     arrivals = Arrivals(scratch / "source", objects, shards)
@@ -84,7 +84,7 @@ def burst(scratch: Path, model_lake: Path, *, objects: int, shards: int) -> Burs
     home.mkdir()
     shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
     environment = daemon_environment(arrivals.folder, lake, home) | {"RAG_ARRIVALS_INTERVAL": "1"}
-    # Opened here first: two processes that make the same new database at once trip over each other.
+    # Opened here first: two processes that create the same database at once conflict.
     with dg.DagsterInstance.from_config(str(home)) as instance:
         sensor = [str(Path(sys.executable).with_name("dagster")), "sensor", "start", "s3_arrivals"]
         subprocess.run(
@@ -109,14 +109,14 @@ def burst(scratch: Path, model_lake: Path, *, objects: int, shards: int) -> Burs
                     break
                 time.sleep(1)
             found.seconds = time.perf_counter() - started
-            while not found.problems and _active(instance):  # what is asked for beyond that shows too
+            while not found.problems and _active(instance):  # so that superfluous runs are counted, too
                 time.sleep(0.5)
         _judge(found, instance, arrivals)
     return found
 
 
 def daemon_environment(source: Path, lake: Path, home: Path) -> dict[str, str]:
-    """What a daemon on these folders, and commands beside it, find in the environment."""
+    """Return the environment of a daemon on these folders and of commands run with it."""
     return {
         **{k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "AWS_", "DAGSTER_"))},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -131,7 +131,7 @@ def daemon_environment(source: Path, lake: Path, home: Path) -> dict[str, str]:
 
 @contextmanager
 def daemon(environment: dict[str, str], log: Path) -> Generator[None]:
-    """A Dagster daemon for the length of the block; all that it started ends with it."""
+    """Run a Dagster daemon during the block; end it and all its children afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", "workspace.yaml"],
@@ -180,7 +180,7 @@ def _all_published(source: Path, lake: Path) -> bool:
 
 
 def _judge(found: Burst, instance: dg.DagsterInstance, arrivals: Arrivals) -> None:
-    """Look at the records of all runs."""
+    """Check the records of all runs."""
     import dagster as dg
 
     from rag_assets.runs.tags import PARTITION_TAG
@@ -201,7 +201,7 @@ def _judge(found: Burst, instance: dg.DagsterInstance, arrivals: Arrivals) -> No
 
 
 def main() -> None:
-    """Let it burst and print; exit with 1 if a promise was broken."""
+    """Run a burst and print the result; exit with 1 if a promise was broken."""
     warnings.simplefilter("ignore")
     parser = arguments(__doc__ or "")
     parser.add_argument("--objects", type=int, help="objects that arrive (default 5000, 60 with --quick)")

@@ -1,10 +1,10 @@
-"""Publishes, rollbacks, questions, expiry and lost caches in any order: is an answer ever from what is not there?
+"""Publishes, rollbacks, questions, expiry and cache losses in random order: is an answer ever stale or out of scope?
 
-A small company of four shards changes at random: documents come, change and go; shards are rolled back, held and
-released. Two tenants ask in several scopes and wordings, some at the same moment as a publish; the clock jumps, the
-cache is flushed or evicts. The catalog, the client, the guards and the cache are the real ones; documents, vectors and
-the language model are made up here, so that thousands of steps take a minute. The model signs each answer with a number
-under which its prompt is kept, and that is compared with what the pinned state of the shards holds.
+A small company of four shards changes at random: documents are added, changed and deleted; shards are rolled back, held
+and released. Two tenants ask in several scopes and wordings, some at the same time as a publish; the clock jumps, the
+cache is flushed or evicts. The catalog, the client, the guards and the cache are real; documents, vectors and the
+language model are simulated, so that thousands of steps take a minute. The model signs each answer with the number of
+its recorded prompt, and the prompt is compared with the published state of the shards.
 """
 
 from __future__ import annotations
@@ -74,24 +74,24 @@ IDENTITY = EmbedderIdentity(
 _ASKER: ContextVar[tuple[str, str]] = ContextVar("_ASKER")
 
 Documents = dict[str, int]
-"""The number that each thing has in a shard."""
+"""The code of each thing in a shard."""
 
 
 class WordEmbedder:
-    """Sums of a random vector for each word: rewordings come near each other, other things do not."""
+    """Sum a random vector per word: paraphrases are similar, questions about other things are not."""
 
     identity = IDENTITY
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Vectors of shape ``(len(texts), 64)``, unit length."""
+        """Return unit vectors of shape ``(len(texts), 64)``."""
         return np.stack([self.embed_query(text) for text in texts])
 
     def embed_queries(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The same."""
+        """Return the same vectors as for documents."""
         return self.embed_documents(texts)
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
-        """A vector of shape ``(64,)``, unit length."""
+        """Return a unit vector of shape ``(64,)``."""
         total = np.full(64, 1e-3, dtype=np.float32)
         for word in re.findall(r"\w+", text.lower()):
             seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big")
@@ -100,13 +100,13 @@ class WordEmbedder:
         return total / np.linalg.norm(total)
 
     def fits(self, text: str) -> bool:
-        """Any text will do."""
+        """Return whether there is any text; there is no length limit."""
         return bool(text)
 
 
 @dataclass
 class ShardState:
-    """What a shard's pipeline has built, and which version of it is published."""
+    """What a shard's pipeline has built, and which of its versions is published."""
 
     head: Documents
     versions: list[Documents] = field(default_factory=list[Documents])
@@ -119,7 +119,7 @@ State = Mapping[str, Documents]
 
 
 class Company:
-    """The shards, and the catalog objects that serving reads of them."""
+    """The shards and their catalog objects, which serving reads."""
 
     def __init__(self, lake: Path, rng: random.Random) -> None:
         self._lake = lake
@@ -129,11 +129,11 @@ class Company:
             self.publish(shard)
 
     def state(self) -> State:
-        """What is published now."""
+        """Return the published documents of every shard."""
         return {shard.key: dict(one.versions[one.current]) for shard, one in self.shards.items()}
 
     def change(self, shard: Shard) -> None:
-        """Documents come, change and go, and are published unless the shard is held."""
+        """Add, change or delete documents, and publish them unless the shard is on hold."""
         head = self.shards[shard].head
         for thing in self._rng.sample(THINGS, self._rng.randint(1, 2)):
             if thing in head and len(head) > 1 and self._rng.random() < 0.3:
@@ -144,7 +144,7 @@ class Company:
             self.publish(shard)
 
     def publish(self, shard: Shard) -> None:
-        """Make the head what readers see."""
+        """Publish the head."""
         one = self.shards[shard]
         one.versions.append(dict(one.head))
         one.current = len(one.versions) - 1
@@ -152,7 +152,7 @@ class Company:
         self._write(shard)
 
     def roll_back(self, shard: Shard) -> None:
-        """Send readers back to an older version, and hold the shard there."""
+        """Publish an older version and hold the shard there."""
         one = self.shards[shard]
         one.current = self._rng.randrange(max(0, len(one.versions) - 4), len(one.versions))
         one.held = True
@@ -190,12 +190,12 @@ class Company:
         written.replace(path)
 
     def documents(self, entry: CatalogEntry) -> Documents:
-        """What a catalog entry's version holds."""
+        """Return the documents in the version of a catalog entry."""
         return self.shards[entry.shard].versions[entry.current.version - 1]
 
 
 class CompanySearcher:
-    """Finds the passages that share most words with a question, in the versions that it is pinned to."""
+    """Find the passages most similar to a question, in the versions of the given catalog entries."""
 
     def __init__(self, company: Company) -> None:
         self._company = company
@@ -208,7 +208,7 @@ class CompanySearcher:
         entries: Sequence[CatalogEntry],
         snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:
-        """The best passages."""
+        """Return the best passages."""
         await asyncio.sleep(0)
         assert snapshot.entries
         (vector,) = vectors.values()
@@ -225,22 +225,22 @@ class CompanySearcher:
         ], ()
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def follow(self, snapshot: Snapshot) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     async def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
 
 def passage(thing: str, number: int) -> str:
-    """What a document says."""
+    """Return the text of a document."""
     return f"The code of the {thing} is {number}."
 
 
 def hit(rank: int, score: float, shard: Shard, thing: str, number: int) -> Hit:
-    """A found passage."""
+    """Return a search hit."""
     text = passage(thing, number)
     return Hit(
         source=f"file:///{shard.key}/{thing}.md",
@@ -264,16 +264,16 @@ def hit(rank: int, score: float, shard: Shard, thing: str, number: int) -> Hit:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What an answer was made from, and for whom."""
+    """The passages an answer was generated from, and its tenant and scope."""
 
     tenant: str
     scope: str
     passages: frozenset[tuple[str, str]]
-    """Texts and titles."""
+    """Pairs of text and title."""
 
 
 class SigningModel:
-    """Writes nothing but the number of the prompt, which it keeps."""
+    """Answer with only the number of the prompt, and record the prompt."""
 
     def __init__(self) -> None:
         self.prompts: list[Prompt] = []
@@ -292,7 +292,7 @@ class SigningModel:
 
 @dataclass
 class Outcome:
-    """What happened so far. `wrong` says what should not have."""
+    """What has happened so far. `wrong` lists wrong answers."""
 
     steps: int = 0
     answers: Counter[str] = field(default_factory=Counter[str])
@@ -300,7 +300,7 @@ class Outcome:
 
 
 class World:
-    """One company, one client, and what is checked of every answer."""
+    """One company, one client, and the checks of every answer."""
 
     def __init__(
         self, lake: Path, seed: int, store: CacheStore | None, flush: Callable[[], Awaitable[object]] | None
@@ -308,7 +308,7 @@ class World:
         self._rng = random.Random(seed)
         self._company = Company(lake, self._rng)
         self._model = SigningModel()
-        self._now = time.time()  # Redis goes by its own clock
+        self._now = time.time()  # Redis uses its own clock
         self._store = store or MemoryStore(MOST_ENTRIES, self._time)
         self._flush_store = flush
         self._states: list[State] = []
@@ -329,7 +329,7 @@ class World:
         return self._now
 
     async def step(self) -> None:
-        """One thing at random."""
+        """Do one random thing."""
         rng = self._rng
         self.outcome.steps += 1
         shard = rng.choice(SHARDS)
@@ -358,7 +358,7 @@ class World:
 
     async def _flush(self) -> None:
         if self._flush_store is None:
-            await self._store.close()  # which in memory forgets everything, and goes on
+            await self._store.close()  # closing the memory store only empties it
         else:
             await self._flush_store()
 
@@ -389,14 +389,16 @@ class World:
             self.outcome.wrong.append(f"{question!r} was answered {answer.text!r}, {answer.degraded}")
             return
         prompt = self._model.prompts[int(signed[1])]
-        told = f"{question!r} of {tenant} in {dict(scope)} ({answer.cache}, {answer.cached_question!r})"
+        request = f"{question!r} of {tenant} in {dict(scope)} ({answer.cache}, {answer.cached_question!r})"
         if (prompt.tenant, prompt.scope) != (tenant, repr(dict(scope))):
-            self.outcome.wrong.append(f"{told} got an answer made for {prompt.tenant} in {prompt.scope}")
-        if not any(prompt.passages <= self._there(state, scope) for state in states):
-            self.outcome.wrong.append(f"{told} got an answer from what is not there: {sorted(prompt.passages)}")
+            self.outcome.wrong.append(f"{request} got an answer generated for {prompt.tenant} in {prompt.scope}")
+        if not any(prompt.passages <= self._published(state, scope) for state in states):
+            self.outcome.wrong.append(
+                f"{request} got an answer from passages that are not published in its scope: {sorted(prompt.passages)}"
+            )
 
     @staticmethod
-    def _there(state: State, scope: Mapping[str, list[str]]) -> set[tuple[str, str]]:
+    def _published(state: State, scope: Mapping[str, list[str]]) -> set[tuple[str, str]]:
         passages: set[tuple[str, str]] = set()
         for key, documents in state.items():
             shard = Shard.parse(key)
@@ -409,7 +411,7 @@ class World:
 async def run(
     steps: int, seed: int, store: CacheStore | None = None, flush: Callable[[], Awaitable[object]] | None = None
 ) -> Outcome:
-    """So many steps, on a store that `flush` empties; stops at the first wrong answer."""
+    """Run `steps` steps on a store that `flush` empties; stop at the first wrong answer."""
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
         world = World(Path(lake), seed, store, flush)
         async with world.client:
@@ -419,7 +421,7 @@ async def run(
 
 
 async def run_on_redis(steps: int, seed: int, url: str) -> Outcome:
-    """The same on a Redis, which is flushed."""
+    """Run the steps on a Redis, which is flushed."""
     from redis.asyncio import Redis
 
     from rag_serving.cache.redis_store import open_redis
@@ -430,7 +432,7 @@ async def run_on_redis(steps: int, seed: int, url: str) -> Outcome:
 
 
 def main() -> None:
-    """Run and print."""
+    """Run the steps and print the outcome."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
@@ -445,7 +447,7 @@ def main() -> None:
 
     outcome = asyncio.run(go())
     row = {"steps": outcome.steps, **dict(sorted(outcome.answers.items())), "wrong": len(outcome.wrong)}
-    show("publishes, questions and losses in any order", [row], options.json, wrong=outcome.wrong)
+    show("publishes, questions and cache losses in random order", [row], options.json, wrong=outcome.wrong)
     if outcome.wrong:
         raise SystemExit(outcome.wrong[0])
 

@@ -1,9 +1,9 @@
-"""Runs killed at random instants and run again: is what is published afterwards that of a clean run, every time?
+"""Runs killed at random instants and repeated: does the published table always equal that of a clean run?
 
-A shard's source changes at random; a process that indexes it is killed, with its parsers, at an instant drawn uniformly
-from the length of a whole run; a normal run follows, and what it publishes is compared with a clean run of the same
-source into an empty lake: every column equal, vectors within 1e-3, and the same digests. A kill in four hits the
-recovery of the one before too. What the dead writer left of its lease is ended by hand instead of waited for.
+A shard's source changes at random. A process that indexes it is killed, together with its parsers, at an instant drawn
+uniformly from the length of a whole run. A normal run follows, and its published table is compared with that of a clean
+run of the same source into an empty lake: every column equal, vectors within 1e-3, and equal digests. One kill in four
+is followed by another one during the recovery. The test expires the dead writer's lease itself instead of waiting.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
 SHARD = Shard("Oslo", "people")
 DOCUMENTS = 40
 KILLS_OF_A_LAKE = 6
-"""So many kills, and the next one hits a first run into an empty lake again."""
+"""After this many kills, the next one hits a first run into an empty lake."""
 _WORDS = (
     "badge bridge canteen contract dock engine factory harbour invoice keel leave mast office parental pump quay "
     "receipt rudder safety ship shift signal survey travel valve vessel warranty welding winch yard"
 )
 _STAGES = (QUARANTINE, RAW_DOCUMENTS, CHUNKS, EMBEDDINGS, SHARDS)
-"""In the order in which a run writes to them."""
+"""The tables, in the order in which a run writes to them."""
 _NOTHING, _CATALOG, _ENDED = "nothing yet", "catalog", "(had ended)"
 
 
 class ChangingSource:
-    """A shard's folder of documents of several formats, some long, some unreadable, that changes at random."""
+    """A shard's folder of documents in several formats, some long, some unreadable, that changes at random."""
 
     def __init__(self, folder: Path, random: random.Random) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class ChangingSource:
                 continue
             path = self._random.choice(paths)
             if action == "change":
-                # A document that turns unreadable would keep its old version, which no clean run has.
+                # A document that turns unreadable would keep its old version, which a clean run does not have.
                 path.write_bytes(self._content(path.suffix if path.suffix != ".bin" else ".txt"))
             elif action == "rename":
                 path.rename(path.with_name(self._name(path.suffix)))
@@ -129,7 +129,7 @@ class ChangingSource:
 
 
 class Victims:
-    """Processes that index and are killed; the next one starts while its predecessor's death is looked into."""
+    """Processes that index and are killed; the next one starts while the last kill is examined."""
 
     def __init__(self, indexer: Indexer) -> None:
         self._indexer = indexer
@@ -148,20 +148,20 @@ class Victims:
         )
 
     def run(self, lake: Path, seconds: float | None) -> float | None:
-        """Index into the lake and kill after `seconds`; seconds of the run if it ended before, None if killed."""
+        """Index into the lake and kill the process after `seconds`; return the run's duration, or None if killed."""
         process, self._next = self._next, self._start()
         try:
             assert process.stdin is not None
             assert process.stdout is not None
             said = process.stdout.readline().strip()
-            assert said == "ready", f"the process to kill did not start: it said {said!r}"
+            assert said == "ready", f"the process to kill did not start; its output: {said!r}"
             started = time.perf_counter()
             process.stdin.write(f"{lake}\n")
             process.stdin.flush()
             if not select.select([process.stdout], [], [], seconds)[0]:
                 return None
             lasted, said = time.perf_counter() - started, process.stdout.readline().strip()
-            assert said == "done", f"a run that nobody killed failed: it said {said!r}"
+            assert said == "done", f"a run failed without being killed; its output: {said!r}"
             return lasted
         finally:
             kill(process)
@@ -171,7 +171,7 @@ class Victims:
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """End the process and all that it started, at once."""
+    """Kill the process and its children immediately."""
     parsers: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         parsers = psutil.Process(process.pid).children(recursive=True)
@@ -188,16 +188,16 @@ def kill(process: subprocess.Popen[str]) -> None:
 
 @dataclass(frozen=True)
 class Blow:
-    """One kill: the table that saw the last commit before it, and whether the note of that commit was still to come."""
+    """One kill: the table of the last commit before it, and whether that commit was not yet recorded."""
 
     last_commit: str
-    unnoted: bool
+    unrecorded: bool
     first_run: bool
 
 
 @dataclass
 class Outcome:
-    """What came of all kills. `different` tells, for each table that is not that of a clean run, how it differs."""
+    """The outcome of all kills. `different` describes each table that differs from that of a clean run."""
 
     blows: list[tuple[Blow, bool]] = field(default_factory=list[tuple[Blow, bool]])
     different: list[str] = field(default_factory=list[str])
@@ -209,8 +209,8 @@ class Outcome:
 
 
 def kill_and_compare(scratch: Path, model_lake: str, *, times: int, seed: int) -> Iterator[Outcome]:
-    """Kill so many runs; yields the outcome so far after each comparison. Folders of tables that differ are kept."""
-    from benchmarks.indexing import Indexer  # which warns of Dagster's previews
+    """Kill `times` runs; yield the outcome so far after each comparison. Keep the folders of differing tables."""
+    from benchmarks.indexing import Indexer  # imported here because it emits Dagster's preview warnings
 
     draw = random.Random(seed)
     source = ChangingSource(scratch / "source", draw)
@@ -233,7 +233,7 @@ def kill_and_compare(scratch: Path, model_lake: str, *, times: int, seed: int) -
                 outcome.seconds = time.perf_counter() - started
                 if problems:
                     kept = _keep(scratch, lake, source.folder, len(outcome.different))
-                    how = ", ".join(f"{b.last_commit}{' unnoted' if b.unnoted else ''}" for b in blows)
+                    how = ", ".join(f"{b.last_commit}{' unrecorded' if b.unrecorded else ''}" for b in blows)
                     outcome.different.append(f"killed at {how}; see {kept}: {'; '.join(problems)}")
                 yield outcome
                 if problems:
@@ -244,7 +244,7 @@ def kill_and_compare(scratch: Path, model_lake: str, *, times: int, seed: int) -
 
 
 def _measure(victims: Victims, source: ChangingSource, scratch: Path) -> dict[bool, float]:
-    """Seconds of a first run into an empty lake (true), and of the longest of some later ones."""
+    """Return the seconds of a first run into an empty lake (True) and of the longest of two later runs (False)."""
     lake = scratch / "measured"
     lasted = {True: victims.run(lake, None) or 0.0, False: 0.0}
     for _ in range(2):
@@ -258,23 +258,23 @@ def _blows(victims: Victims, lake: Path, lasted: dict[bool, float], draw: random
     while True:
         before = _versions(lake)
         first = before[_CATALOG] == 0
-        # Runs differ in length with what changed, so some end before their kill; they are compared all the same.
+        # Runs differ in length with their changes, so some end before their kill; they are compared nevertheless.
         if victims.run(lake, draw.uniform(0, lasted[first])) is not None:
-            yield Blow(_ENDED, unnoted=False, first_run=first)
+            yield Blow(_ENDED, unrecorded=False, first_run=first)
             return
         after = _versions(lake)
         changed = [stage for stage in after if after[stage] != before[stage]]
         progress = read_progress(Lake(str(lake)), SHARD)
         noted = {} if progress is None else {f.partition("/")[0]: version for f, version in progress.versions.items()}
-        unnoted = any(after[stage] != noted.get(stage, 0) for stage in _STAGES)
-        yield Blow(changed[-1] if changed else _NOTHING, unnoted, first)
+        unrecorded = any(after[stage] != noted.get(stage, 0) for stage in _STAGES)
+        yield Blow(changed[-1] if changed else _NOTHING, unrecorded, first)
         _end_lease(lake)
         if draw.random() > 0.25:
             return
 
 
 def _versions(lake: Path) -> dict[str, int]:
-    """Version of each table and, at last, of the catalog object; 0 where there is none yet."""
+    """Return the version of each table and then of the catalog object; 0 if there is none yet."""
     opened = Lake(str(lake))
     versions: dict[str, int] = {}
     for stage in _STAGES:
@@ -287,7 +287,7 @@ def _versions(lake: Path) -> dict[str, int]:
 
 
 def _end_lease(lake: Path) -> None:
-    """Have the lease of a dead holder run out now."""
+    """Expire the lease of a dead holder now."""
     objects = Lake(str(lake)).objects
     key = f"{LEASES}/{SHARD.table_name}.json"
     found = objects.get(key)
@@ -298,7 +298,7 @@ def _end_lease(lake: Path) -> None:
 
 
 def _recovered(indexer: Indexer, lake: Path, clean: Path) -> list[str]:
-    """Run normally, and say how what is published differs from a clean run."""
+    """Run normally, and return how the published table differs from that of a clean run."""
     for folder in (lake, clean):
         result = indexer.index(str(folder))
         if not result.success:
@@ -312,7 +312,7 @@ def _recovered(indexer: Indexer, lake: Path, clean: Path) -> list[str]:
             problems.append(f"{name}: {getattr(one[0], name)} instead of {getattr(other[0], name)}")
     progress = read_progress(Lake(str(lake)), SHARD)
     if progress is None or progress.dirty != ():
-        problems.append("the note names documents that are still to be looked at")
+        problems.append("the progress record still names dirty documents")
     return problems
 
 
@@ -328,14 +328,14 @@ def _published(lake: Path) -> tuple[Publication, list[dict[str, Any]]]:
 
 
 def differences(rows: Sequence[dict[str, Any]], clean: Sequence[dict[str, Any]]) -> list[str]:
-    """How the rows differ from those of a clean run; the time of the indexing may, a vector by 1e-3."""
+    """Return how the rows differ from those of a clean run; indexing times may differ, vectors by 1e-3."""
     ids, clean_ids = Counter(row["chunk_id"] for row in rows), Counter(row["chunk_id"] for row in clean)
     problems = [
         f"{sum(counted.values())} {what}"
         for counted, what in (
-            (ids - Counter(ids.keys()), "rows more than once"),
+            (ids - Counter(ids.keys()), "duplicate rows"),
             (clean_ids - ids, "rows missing"),
-            (ids - clean_ids, "rows too many"),
+            (ids - clean_ids, "unexpected rows"),
         )
         if counted
     ]
@@ -361,11 +361,11 @@ def _keep(scratch: Path, lake: Path, source: Path, number: int) -> Path:
 
 
 def main() -> None:
-    """Kill, compare and print; exit with 1 if any table differs."""
+    """Kill, compare and print the outcome; exit with 1 if any table differs."""
     warnings.simplefilter("ignore")
     parser = arguments(__doc__ or "")
     parser.add_argument("--times", type=int, help="runs to kill (default 200, 5 with --quick)")
-    parser.add_argument("--seed", type=int, default=0, help="of the changes and the instants")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the changes and instants (default 0)")
     options = parser.parse_args()
     times = options.times or (5 if options.quick else 200)
     outcome = Outcome()
@@ -373,15 +373,17 @@ def main() -> None:
         model_lake = str(Path(scratch, "model"))
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             pool.submit(export, model_lake).result()
-        told = 0
+        printed = 0
         for outcome in kill_and_compare(Path(scratch), model_lake, times=times, seed=options.seed):
-            for problem in outcome.different[told:]:
+            for problem in outcome.different[printed:]:
                 print(problem, flush=True)
-            told = len(outcome.different)
+            printed = len(outcome.different)
             if sys.stderr.isatty():
                 print(f"\r{outcome.kills} of {times} killed", end="", file=sys.stderr, flush=True)
     rows = _rows(outcome)
-    show(f"{outcome.kills} runs killed and run again", rows, options.json, seed=options.seed, told=outcome.different)
+    show(
+        f"{outcome.kills} runs killed and repeated", rows, options.json, seed=options.seed, different=outcome.different
+    )
     sys.exit(1 if outcome.different else 0)
 
 
@@ -394,7 +396,7 @@ def _rows(outcome: Outcome) -> list[dict[str, object]]:
                 "last commit in": stage,
                 "kills": sum(blow.last_commit != _ENDED for blow, _ in of_stage),
                 "of first runs": sum(blow.first_run for blow, _ in of_stage),
-                "commit not noted": sum(blow.unnoted for blow, _ in of_stage),
+                "commit not recorded": sum(blow.unrecorded for blow, _ in of_stage),
                 "equal": sum(equal for _, equal in of_stage),
                 "not equal": sum(not equal for _, equal in of_stage),
                 "seconds": round(outcome.seconds, 1) if stage == "all" else "",

@@ -1,7 +1,7 @@
-"""Promises 1, 2, 4 and 6 under any sequence of events: documents come, change and go; runs fail, die, sleep and race.
+"""Promises 1, 2, 4 and 6 under any sequence of events: documents change, and runs fail, die, sleep and race.
 
-Whatever happened, one more run of the shard leaves the table of a clean run, and another one nothing to do. The plain
-functions run here, without Dagster and with vectors made by hashing, so that many sequences fit into a minute.
+After any sequence, one more run of the shard leaves the table of a clean run, and another run has nothing to do. The
+plain functions run here, without Dagster and with hashed vectors, so that many sequences fit into a minute.
 """
 
 from __future__ import annotations
@@ -93,20 +93,20 @@ CONTENTS = [
 ]
 PIN_SECONDS = 0.001
 RETENTION = Retention(3, timedelta(seconds=PIN_SECONDS))
-"""No reader is on an older version here, so that cleaning up cleans up."""
+"""No reader uses an older version here, so that maintenance removes versions."""
 NAMES = ["a.txt", "b.txt", "c.txt", "d/e.txt", "mail.eml"]
 names = st.sampled_from(NAMES)
 changes = st.dictionaries(names, st.sampled_from(CONTENTS), max_size=3)
-"""Documents that come or change just before."""
+"""Documents added or changed just before."""
 instants = st.integers(1, 12) | st.integers(1, 30)
-"""Which of a writer's looks at its lease: there is one before each commit, each note and the publish.
+"""Which of a writer's lease checks: there is one before each commit, each progress record and the publish.
 
-A run that changes a document or two looks about ten times, a first one almost thirty.
+A run that changes a document or two checks about ten times, a first run almost thirty times.
 """
 
 
 class HashEmbedder:
-    """Vectors of unit length that depend on the text alone."""
+    """Return unit vectors that depend only on the text."""
 
     identity = IDENTITY
 
@@ -126,15 +126,15 @@ def chunker() -> StructureChunker:
 
 
 class Died(Exception):
-    """A process ended here: nothing of what it would have done next was done, its lease was not given back."""
+    """The process died here: it did nothing further and did not release its lease."""
 
 
 class Broken(Exception):
-    """A fault that no code expects."""
+    """An unexpected error."""
 
 
 class FaultySource(FolderSource):
-    """Some documents cannot be fetched; with `broken`, the first that can breaks the run."""
+    """A folder in which some documents cannot be fetched; with `broken`, the first fetch that works raises `Broken`."""
 
     def __init__(self, root: Path, unfetchable: frozenset[str] = frozenset(), *, broken: bool = False) -> None:
         super().__init__(root)
@@ -150,7 +150,7 @@ class FaultySource(FolderSource):
 
 
 class WatchedLease:
-    """A held lease that tells how often its holder has looked at it, each time after it was found to hold."""
+    """A held lease that calls `looked` with the number of successful checks so far."""
 
     def __init__(self, lease: Lease, looked: Callable[[int], None]) -> None:
         self.epoch = lease.epoch
@@ -190,7 +190,7 @@ def write(
 
 
 def end_lease(lake: Lake) -> None:
-    """Have the lease look like that of a holder who has not been heard of for too long."""
+    """Make the lease look expired, as if its holder had died."""
     key = f"{LEASES}/{SHARD.table_name}.json"
     found = lake.objects.get(key)
     assert found is not None
@@ -200,7 +200,7 @@ def end_lease(lake: Lake) -> None:
 
 
 def index(source: FolderSource, keys: Sequence[str] = (), *, embedder: HashEmbedder | None = None) -> Work:
-    """What a run of `index_shard` does."""
+    """Return the work of a run of `index_shard`."""
 
     def load() -> HashEmbedder:
         if embedder is None:
@@ -213,7 +213,7 @@ def index(source: FolderSource, keys: Sequence[str] = (), *, embedder: HashEmbed
         sync_embeddings(writer, IDENTITY, load, print)
         sync_shard(writer, IDENTITY, 10_000, print)
         checked = check_rows(writer.lake, SHARD, dirty_documents(writer.lake, SHARD))
-        if checked.problems:  # only a writer that is not alone may see any
+        if checked.problems:  # only possible with a concurrent writer
             writer.check()
             raise LeaseLost("; ".join(checked.problems))
         publish(writer, IDENTITY, RETENTION, run_id="a test")
@@ -222,7 +222,7 @@ def index(source: FolderSource, keys: Sequence[str] = (), *, embedder: HashEmbed
 
 
 def maintain(writer: ShardWriter) -> None:
-    maintain_shard(writer, IDENTITY, RETENTION, MaintenanceReport(), run_id="upkeep")
+    maintain_shard(writer, IDENTITY, RETENTION, MaintenanceReport(), run_id="maintenance")
 
 
 def roll_back(writer: ShardWriter) -> None:
@@ -235,7 +235,7 @@ def let_go(writer: ShardWriter) -> None:
 
 
 class AnySequence(RuleBasedStateMachine):
-    """A shard's source and lake, what may happen to them, and what holds in the end."""
+    """A shard's source and lake, the events that may happen to them, and what must hold afterwards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,12 +245,12 @@ class AnySequence(RuleBasedStateMachine):
         (self.root.folder / SHARD.key).mkdir(parents=True)
         self.present: dict[str, bytes] = {}
         self.ever: dict[str, set[bytes]] = {}
-        """Readable contents that a name ever had: those of which a stale version may be."""
+        """Every readable content that a name has had: a stale version may be any of them."""
         self.sure: dict[str, bytes] = {}
-        """Readable contents that the last whole run has surely read, of names that no run has looked at since."""
+        """Readable contents that the last complete run has certainly read, for names that no run has read since."""
         self.writes = 0
 
-    # What happens to documents.
+    # Events of documents.
 
     @rule(new=st.dictionaries(names, st.sampled_from(CONTENTS), min_size=1, max_size=3))
     def put(self, new: dict[str, bytes]) -> None:
@@ -259,7 +259,7 @@ class AnySequence(RuleBasedStateMachine):
     def _put(self, name: str, content: bytes) -> None:
         self.root.put(f"{SHARD.key}/{name}", content)
         self.writes += 1
-        time = 1_700_000_000_000_000_000 + self.writes  # a clock too coarse would hide a change of equal length
+        time = 1_700_000_000_000_000_000 + self.writes  # a coarse clock would hide a change of equal length
         os.utime(self.root.folder / SHARD.key / name, ns=(time, time))
         self.present[name] = content
         if content != UNREADABLE:
@@ -285,7 +285,7 @@ class AnySequence(RuleBasedStateMachine):
         if content != UNREADABLE:
             self.ever.setdefault(to, set()).add(content)
 
-    # What writers do, undisturbed or not.
+    # Events of writers.
 
     def _whole_run(self) -> Work:
         return index(FaultySource(self.root.folder), embedder=HashEmbedder())
@@ -397,9 +397,9 @@ class AnySequence(RuleBasedStateMachine):
         other: str,
         settle: bool,
     ) -> None:
-        """One writer sleeps past its lease; another takes over, and somewhere in its work the first wakes up again.
+        """One writer sleeps past its lease; another takes over, and the first wakes up during its work.
 
-        It takes its lease for good still, as after a suspension that stopped its clock too.
+        The first still believes in its lease, as after a suspension that also stopped its clock.
         """
         self._put_all(new)
         self._attempted()
@@ -447,7 +447,7 @@ class AnySequence(RuleBasedStateMachine):
         write(self.lake, work)
 
     @rule(data=st.sampled_from([b"", b"{", b'{"versions": 3}', None]))
-    def lose_the_note(self, data: bytes | None) -> None:
+    def lose_the_progress_record(self, data: bytes | None) -> None:
         self._attempted()
         key, objects = f"{PROGRESS}/{SHARD.table_name}.json", Lake(self.lake).objects
         if data is None:
@@ -455,7 +455,7 @@ class AnySequence(RuleBasedStateMachine):
         else:
             objects.put(key, data)
 
-    # What holds.
+    # Invariants.
 
     @invariant()
     def readers_see_a_whole_published_version(self) -> None:
@@ -487,7 +487,7 @@ class AnySequence(RuleBasedStateMachine):
         for name in unreadable:
             self._assert_an_older_version_stays(name, [row for row in of_unreadable if name_of(row) == name])
 
-        self._assert_the_note_is_right()
+        self._assert_the_progress_record_is_right()
         before = everything(self.lake)
         write(self.lake, self._whole_run())
         assert everything(self.lake) == before
@@ -495,7 +495,7 @@ class AnySequence(RuleBasedStateMachine):
         self._all_was_read()
 
     def _assert_an_older_version_stays(self, name: str, rows: list[dict[str, Any]]) -> None:
-        """Which one is sure only if no run that may have stopped anywhere has looked at it since."""
+        """Which version is certain only if no run that may have died anywhere has read the document since."""
         assert all(row["stale"] for row in rows)
         found = sorted(row["text"] for row in rows)
         if name in self.sure:
@@ -503,7 +503,7 @@ class AnySequence(RuleBasedStateMachine):
         elif found:
             assert found in [texts(name, content) for content in self.ever[name]]
 
-    def _assert_the_note_is_right(self) -> None:
+    def _assert_the_progress_record_is_right(self) -> None:
         lake = Lake(self.lake)
         progress = read_progress(lake, SHARD)
         assert progress is not None
@@ -536,19 +536,19 @@ def name_of(row: dict[str, Any]) -> str:
 
 
 def texts(name: str, content: bytes) -> list[str]:
-    """The texts of the chunks of a document with that content."""
+    """Return the texts of the chunks of a document with this content."""
     parts = read_object(content, f"{SHARD.key}/{name}").parts
     return sorted(passage.text for part in parts for passage in chunker().chunk(part.document))
 
 
 def everything(lake_uri: str) -> dict[str, object]:
-    """Whatever a run may write."""
+    """Return the state of everything that a run may write."""
     stored = Lake(lake_uri).objects.get(f"{PROGRESS}/{SHARD.table_name}.json")
     return {**lake_state(lake_uri, SHARD.key), "note": None if stored is None else stored.etag}
 
 
 TestAnySequence = pytest.mark.slow(AnySequence.TestCase)
-# Shrinking a failure would outlast the time limit of a test; add Phase.shrink to look into one.
+# Shrinking a failure would exceed the time limit of a test; add Phase.shrink to investigate one.
 TestAnySequence.settings = settings(
     max_examples=20, stateful_step_count=15, print_blob=True, phases=[Phase.explicit, Phase.generate]
 )

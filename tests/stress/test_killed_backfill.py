@@ -1,4 +1,4 @@
-"""Promise 1: a run that is killed at any point and run again leaves the table of one clean run."""
+"""Promise 1: a killed run that is repeated leaves the table of one clean run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.pipelines import (
 )
 
 SHARD = Shard("Oslo", "people")
-PAGES = 230  # more than are committed at once
+PAGES = 230  # more than fit into one commit
 
 
 def write(source: Path, number: int, text: str) -> None:
@@ -38,12 +38,12 @@ def write(source: Path, number: int, text: str) -> None:
 
 
 def versions(lake: Path, stage: str) -> int:
-    """How many commits the stage's table has seen; none where there is no table."""
+    """Return the number of commits to the stage's table, 0 without a table."""
     return sum(1 for _ in lake.glob(f"{stage}/**/{SHARD.table_name}.lance/_versions/*.manifest"))
 
 
 class Killer:
-    """Starts the command that indexes the shard, and kills it at the first sight of something in the lake."""
+    """Start the command that indexes the shard, and kill it as soon as something appears in the lake."""
 
     def __init__(self, source: Path, lake: Path, home: Path) -> None:
         home.mkdir()
@@ -69,7 +69,9 @@ class Killer:
             try:
                 deadline = time.monotonic() + 90
                 while not seen():
-                    assert process.poll() is None, f"it ended before it could be killed:\n{log.read_text()[-2000:]}"
+                    assert process.poll() is None, (
+                        f"the command ended before it could be killed:\n{log.read_text()[-2000:]}"
+                    )
                     assert time.monotonic() < deadline, log.read_text()[-2000:]
                     time.sleep(0.002)
             finally:
@@ -78,14 +80,14 @@ class Killer:
         assert process.returncode == -signal.SIGKILL, log.read_text()[-2000:]
 
     def kill_at_commit(self, stage: str, commits: int = 1) -> None:
-        """Kill once the stage's table has seen so many commits more than now."""
+        """Kill the command after `commits` more commits to the stage's table."""
         before = versions(self._lake, stage)
         self.kill_at(lambda: versions(self._lake, stage) >= before + commits)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_command_killed_at_a_commit_and_run_again_leaves_the_table_of_a_clean_run(
+def test_a_backfill_killed_at_a_commit_and_repeated_leaves_the_table_of_a_clean_run(
     model_lake: str, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     source, lake = tmp_path / "source", tmp_path / "lake"

@@ -1,4 +1,4 @@
-"""Promise 1 again: the moment of death is drawn by lot, as the benchmark of kills does a thousand times."""
+"""Promise 1 at random instants, as `python -m tests.stress.kills` checks with many more kills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.stress.kills import Outcome, kill_and_compare
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_run_killed_at_any_instant_and_run_again_leaves_the_table_of_a_clean_run(
+def test_a_run_killed_at_a_random_instant_and_repeated_leaves_the_table_of_a_clean_run(
     model_lake: str, tmp_path: Path
 ) -> None:
     outcome = Outcome()

@@ -1,4 +1,4 @@
-"""Documentation against the code: generated pages, links, commands and size."""
+"""The documentation agrees with the code: generated pages, links, commands and size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").r
 COMMANDS = {"rag-assets": rag_assets, "rag-serving": rag_serving}
 
 
-def test_the_readme_has_at_most_six_kilobytes() -> None:
+def test_the_readme_is_at_most_six_kilobytes() -> None:
     assert (ROOT / "README.md").stat().st_size <= 6 * 1024
 
 
@@ -40,7 +40,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings_that_exist(page: Path) -> None:
+def test_links_point_to_existing_files_and_headings(page: Path) -> None:
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if target.startswith(("http://", "https://")):
@@ -68,7 +68,7 @@ def test_every_command_is_mentioned_outside_the_reference(program: str) -> None:
 
 
 def headings(page: Path) -> set[str]:
-    """The anchors that a forge gives to the headings."""
+    """Return the anchors that GitHub generates for the headings."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -1,4 +1,4 @@
-"""What importing costs: nothing heavy is loaded and no variable is read before it is needed."""
+"""The cost of imports: no heavy module is loaded and no variable is read before it is needed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import rag_serving
 
 
 def modules_after(statement: str, environment: Mapping[str, str] | None = None) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after that statement."""
+    """Return the top-level modules that a fresh interpreter has loaded after this statement."""
     code = f"import sys, json\n{statement}\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
     result = subprocess.run(
@@ -34,7 +34,7 @@ def test_importing_the_client_loads_no_engine_before_the_first_question() -> Non
     assert not modules_after("from rag_serving import RagClient, AsyncRagClient, Answer") & heavy
 
 
-def test_a_client_of_a_service_loads_no_engine_and_nothing_of_the_server() -> None:
+def test_a_client_of_a_service_loads_neither_the_engine_nor_the_server() -> None:
     heavy = {
         "lancedb",
         "litellm",
@@ -61,7 +61,7 @@ def test_the_code_location_loads_without_the_model_stack() -> None:
 
 
 @pytest.mark.parametrize("module", ["rag_assets.definitions", "rag_serving.cli.main", "rag_assets.cli.main"])
-def test_importing_reads_no_variable(module: str) -> None:
+def test_importing_reads_no_environment_variable(module: str) -> None:
     malformed = {
         "RAG_LEASE_SECONDS": "banana",
         "RAG_CACHE_TTL": "banana",
@@ -75,7 +75,7 @@ def test_importing_serving_does_not_import_the_pipeline() -> None:
     assert "rag_assets" not in modules_after("import rag_serving.cli.main")
 
 
-def test_a_worker_names_the_folder_of_its_metrics_before_prometheus_client_reads_it() -> None:
+def test_importing_the_server_does_not_load_prometheus_client() -> None:
     assert "prometheus_client" not in modules_after("import rag_serving.http.server")
 
 
@@ -84,18 +84,18 @@ def test_every_public_name_resolves(name: str) -> None:
     assert getattr(rag_serving, name).__name__ == name
 
 
-def test_a_star_import_gives_the_public_names() -> None:
+def test_a_star_import_provides_the_public_names() -> None:
     modules_after(
         "from rag_serving import *\nassert RagClient and AsyncRagClient and Answer and Citation and Hit and Hits"
     )
 
 
-def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+def test_an_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match="rag_serving"):
         rag_serving.no_such_name  # noqa: B018
 
 
-def test_loading_the_embedding_runtime_reports_nothing_and_leaves_the_process_as_it_was() -> None:
+def test_loading_the_embedding_runtime_sends_no_telemetry_and_restores_the_environment() -> None:
     program = """
 import os, sys
 os.register_at_fork(before=lambda: (print("forked"), os._exit(3)))

@@ -1,4 +1,4 @@
-"""Settings: defaults, variables, and errors that name the variable and keep its value to themselves."""
+"""Settings: defaults, variables, and errors that name the variable but not its value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def test_without_variables_the_lake_is_a_folder_and_neither_redis_nor_a_model_is_used() -> None:
+def test_the_defaults_are_a_lake_in_a_folder_no_redis_and_no_model() -> None:
     settings = ServingSettings.from_env()
     assert settings.lake_uri == "./lake"
     assert settings.redis_url is None
@@ -73,7 +73,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
     assert set(values) == set(ServingSettings.model_fields)
 
 
-def test_an_empty_variable_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_REDIS_URL", "")
     monkeypatch.setenv("RAG_CACHE_TTL", "")
     settings = ServingSettings.from_env()
@@ -81,7 +81,7 @@ def test_an_empty_variable_counts_as_none(monkeypatch: pytest.MonkeyPatch) -> No
     assert settings.cache_ttl == 86_400
 
 
-def test_variables_are_read_when_asked_for_and_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_read_on_every_call_and_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_CACHE_TTL", "5")
     assert ServingSettings.from_env().cache_ttl == 5
     monkeypatch.setenv("RAG_CACHE_TTL", "6")
@@ -112,7 +112,7 @@ def test_variables_are_read_when_asked_for_and_not_remembered(monkeypatch: pytes
         ("RAG_CACHE_PREFIX", "banana:banana"),
     ],
 )
-def test_a_malformed_variable_is_named_without_its_value(
+def test_the_error_for_a_malformed_variable_names_it_without_its_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -123,7 +123,7 @@ def test_a_malformed_variable_is_named_without_its_value(
     assert caught.value.__suppress_context__
 
 
-def test_all_malformed_variables_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_error_names_all_malformed_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_CACHE_TTL", "banana")
     monkeypatch.setenv("RAG_LLM_TIMEOUT", "banana")
     with pytest.raises(SettingsError, match=r"RAG_LLM_TIMEOUT.*RAG_CACHE_TTL"):
@@ -154,7 +154,7 @@ def test_no_setting_of_one_class_looks_like_a_misspelling_of_another_class() -> 
             assert not difflib.get_close_matches(name, names, cutoff=SIMILAR), name
 
 
-def test_a_malformed_redis_url_fails_when_the_client_is_made_and_shows_no_password(
+def test_a_malformed_redis_url_fails_on_creating_a_client_without_showing_the_password(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("RAG_REDIS_URL", f"redis://:{PASSWORD}@cache:banana/0")
@@ -181,7 +181,9 @@ def test_the_kafka_password_does_not_show_in_the_settings(monkeypatch: pytest.Mo
     assert PASSWORD not in settings.model_dump_json()
 
 
-def test_arrivals_come_from_the_listing_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrivals_default_to_the_listing_and_an_unknown_feed_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert PipelineSettings.from_env().arrivals == "listing"
     monkeypatch.setenv("RAG_ARRIVALS", "pigeons")
     with pytest.raises(SettingsError, match=r"RAG_ARRIVALS: .*'listing', 'sqs' or 'kafka'"):
@@ -189,7 +191,7 @@ def test_arrivals_come_from_the_listing_unless_told_otherwise(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("uri", ["gs://bucket/lake", "http://bucket", "s3://"])
-def test_a_lake_uri_of_an_unknown_kind_is_a_settings_error(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+def test_an_unsupported_lake_uri_is_a_settings_error(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.setenv("RAG_LAKE_URI", uri)
     with pytest.raises(SettingsError):
         RagClient.from_env()

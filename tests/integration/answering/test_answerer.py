@@ -1,4 +1,4 @@
-"""Asking a real lake through a real Redis: what is revalidated, shared between processes, judged and bounded."""
+"""Asking a real lake with a real Redis: revalidation, sharing between processes, judging, and limits."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARKING = "Where can I park a bicycle?"
 
 
 class CountingModel:
-    """A model that answers with the first source, word by word, and keeps its prompts."""
+    """A model that answers with the first source, word by word, and records its prompts."""
 
     def __init__(self) -> None:
         self.prompts: list[str] = []
@@ -113,7 +113,7 @@ def store(request: pytest.FixtureRequest) -> str | None:
 # Revalidation.
 
 
-def test_a_publish_of_other_documents_keeps_the_answer_and_one_of_its_evidence_does_not(
+def test_publishing_other_documents_keeps_a_cached_answer_and_changing_its_evidence_does_not(
     company: Company, store: str | None
 ) -> None:
     model = CountingModel()
@@ -137,7 +137,7 @@ def test_a_publish_of_other_documents_keeps_the_answer_and_one_of_its_evidence_d
         assert len(model.prompts) == 2
 
 
-def test_a_reworded_question_finds_an_answer_whose_documents_changed_elsewhere(
+def test_a_paraphrase_hits_an_answer_whose_evidence_is_unchanged_after_a_publish(
     company: Company, store: str | None
 ) -> None:
     model = CountingModel()
@@ -147,7 +147,7 @@ def test_a_reworded_question_finds_an_answer_whose_documents_changed_elsewhere(
         company.publish()
         reworded = client.ask(REWORDED, k=1)
         assert (reworded.cache, reworded.cached_question) == ("semantic", PER_DIEM)
-        assert client.ask(PER_DIEM, k=1).cache == "exact"  # its entry was moved on the way
+        assert client.ask(PER_DIEM, k=1).cache == "exact"  # revalidation moved its entry
 
         company.write("oslo/people/travel.md", "# Travel\n\nThe travel per-diem in Oslo is NOK 820.")
         company.publish()
@@ -156,9 +156,7 @@ def test_a_reworded_question_finds_an_answer_whose_documents_changed_elsewhere(
     assert len(model.prompts) == 2
 
 
-def test_an_answer_is_held_against_what_is_found_for_its_own_form_of_the_question(
-    company: Company, store: str | None
-) -> None:
+def test_an_answer_is_revalidated_with_its_stored_form_of_the_question(company: Company, store: str | None) -> None:
     model = CountingModel()
     with open_client(company, store, model) as client:
         client.ask(PER_DIEM, k=2)
@@ -169,7 +167,7 @@ def test_an_answer_is_held_against_what_is_found_for_its_own_form_of_the_questio
     assert len(model.prompts) == 1
 
 
-def test_a_citation_of_a_moved_answer_points_at_where_its_passage_stands_now(company: Company) -> None:
+def test_a_citation_of_a_revalidated_answer_has_the_current_offsets_of_its_passage(company: Company) -> None:
     with open_client(company, None, CountingModel()) as client:
         first = client.ask(PER_DIEM, k=1)
         text = "# Preface\n\n" + "All of this holds for every office. " * 40 + "\n\n"
@@ -177,14 +175,14 @@ def test_a_citation_of_a_moved_answer_points_at_where_its_passage_stands_now(com
         company.publish()
         moved = client.ask(PER_DIEM, k=1)
     assert moved.text == first.text
-    if moved.cache == "revalidated":  # the passage has kept its text, and with it its name
+    if moved.cache == "revalidated":  # the passage has the same text and so the same id
         assert moved.citations[0].start > first.citations[0].start
 
 
-# One call for all.
+# Single flight.
 
 
-def test_a_hundred_askers_in_three_processes_make_one_call(company: Company, redis_clean: str) -> None:
+def test_a_hundred_callers_in_three_processes_make_one_model_call(company: Company, redis_clean: str) -> None:
     with stand_in_model() as stand_in:
         stand_in.words, stand_in.pause = ("NOK 780", " [1]."), 0.3
         command = [sys.executable, "-W", "ignore", "-m", "tests.asking_process"]
@@ -207,11 +205,11 @@ def test_a_hundred_askers_in_three_processes_make_one_call(company: Company, red
             for process in processes:
                 process.kill()
                 process.wait()
-    told = [json.loads(output) for output in outputs]
+    results = [json.loads(output) for output in outputs]
     assert len(stand_in.requests) == 1
-    assert {text for one in told for text in one["texts"]} == {"NOK 780 [1]."}
-    assert sum(one["calls"] for one in told) == 1
-    assert sum(one["paid"] for one in told) == 1
+    assert {text for one in results for text in one["texts"]} == {"NOK 780 [1]."}
+    assert sum(one["calls"] for one in results) == 1
+    assert sum(one["paid"] for one in results) == 1
 
 
 def _all_at_once(processes: list[subprocess.Popen[str]]) -> list[subprocess.Popen[str]]:
@@ -222,7 +220,7 @@ def _all_at_once(processes: list[subprocess.Popen[str]]) -> list[subprocess.Pope
     return processes
 
 
-def test_a_process_that_dies_while_it_answers_is_replaced(company: Company, redis_clean: str) -> None:
+def test_another_process_takes_over_from_one_that_dies_while_answering(company: Company, redis_clean: str) -> None:
     with stand_in_model() as stand_in:
         stand_in.faults = {"dying": "hangs"}
         stand_in.words = ("NOK 780", " [1].")
@@ -241,7 +239,7 @@ def test_a_process_that_dies_while_it_answers_is_replaced(company: Company, redi
             dying.stdin.write("go\n")
             dying.stdin.flush()
             wait_until(lambda: len(stand_in.requests) == 1)
-            # Of the same name, so that it waits for the very same answer; its own calls succeed.
+            # The same model name, so that it waits for the same answer; its own calls succeed.
             stand_in.faults = {}
             heir = subprocess.Popen(
                 [*command, "openai/dying", "3", PER_DIEM],
@@ -256,11 +254,11 @@ def test_a_process_that_dies_while_it_answers_is_replaced(company: Company, redi
             heir.stdin.write("go\n")
             heir.stdin.flush()
             dying.kill()
-            told = json.loads(heir.communicate(timeout=60)[0])
+            result = json.loads(heir.communicate(timeout=60)[0])
         finally:
             dying.kill()
             dying.communicate()
-    assert told["texts"] == ["NOK 780 [1]."]
+    assert result["texts"] == ["NOK 780 [1]."]
     assert len(stand_in.requests) == 2
 
 
@@ -280,7 +278,7 @@ async def events_of(client: AsyncRagClient, question: str, **arguments: Any) -> 
     return [event async for event in client.stream(question, **arguments)]
 
 
-def test_a_hit_gives_the_sequence_of_a_miss(company: Company) -> None:
+def test_a_hit_streams_the_same_sequence_of_events_as_a_miss(company: Company) -> None:
     async def go() -> None:
         settings = ServingSettings.model_validate({"lake_uri": company.lake})
         async with AsyncRagClient(settings, model=CountingModel().model) as client:
@@ -301,10 +299,12 @@ def test_a_hit_gives_the_sequence_of_a_miss(company: Company) -> None:
     asyncio.run(go())
 
 
-# Feedback, notes and the shadow.
+# Feedback, notes and shadow mode.
 
 
-def test_a_wrong_answer_leaves_the_cache_and_the_pair_is_kept(company: Company, store: str | None) -> None:
+def test_feedback_drops_a_wrong_answer_from_the_cache_and_keeps_the_pair_for_review(
+    company: Company, store: str | None
+) -> None:
     with open_client(company, store, CountingModel()) as client:
         client.ask(PER_DIEM)
         reworded = client.ask(REWORDED)
@@ -322,7 +322,7 @@ def test_a_wrong_answer_leaves_the_cache_and_the_pair_is_kept(company: Company, 
     assert (REWORDED, PER_DIEM, False) in judged
 
 
-def test_a_narrowly_refused_question_is_told_why_and_noted(company: Company, store: str | None) -> None:
+def test_a_near_miss_reports_the_reason_and_is_noted_for_review(company: Company, store: str | None) -> None:
     with open_client(company, store, CountingModel()) as client:
         client.ask("What is the travel per-diem in Oslo in 2025?")
         refused = client.ask("What is the travel per-diem in Oslo in 2026?")
@@ -337,7 +337,7 @@ def test_a_narrowly_refused_question_is_told_why_and_noted(company: Company, sto
     assert stats["miss"] == 2
 
 
-def test_in_the_shadow_nothing_is_served_and_all_is_noted(company: Company, store: str | None) -> None:
+def test_shadow_mode_serves_nothing_from_the_cache_and_notes_would_be_hits(company: Company, store: str | None) -> None:
     model = CountingModel()
     with open_client(company, store, model, cache_mode="shadow") as client:
         states = [client.ask(question).cache for question in (PER_DIEM, PER_DIEM, REWORDED)]
@@ -349,7 +349,7 @@ def test_in_the_shadow_nothing_is_served_and_all_is_noted(company: Company, stor
     assert [(note.kind, note.asked, note.cached) for note in notes] == [("shadow", REWORDED, PER_DIEM)]
 
 
-def test_with_the_cache_off_nothing_is_looked_up_or_kept(company: Company, store: str | None) -> None:
+def test_cache_mode_off_neither_looks_up_nor_stores_answers(company: Company, store: str | None) -> None:
     model = CountingModel()
     with open_client(company, store, model, cache_mode="off") as client:
         answers = [client.ask(PER_DIEM) for _ in range(2)]
@@ -358,10 +358,10 @@ def test_with_the_cache_off_nothing_is_looked_up_or_kept(company: Company, store
     assert len(model.prompts) == 2
 
 
-# Weak evidence, costs, bounds.
+# Weak evidence, costs, limits.
 
 
-def test_a_question_about_other_things_is_refused_without_a_call(company: Company) -> None:
+def test_a_question_without_relevant_evidence_is_refused_without_a_model_call(company: Company) -> None:
     model = CountingModel()
     with open_client(company, None, model) as client:
         answer = client.ask("Who won the chess olympiad?")
@@ -369,14 +369,14 @@ def test_a_question_about_other_things_is_refused_without_a_call(company: Compan
     assert model.prompts == []
 
 
-def test_an_answer_says_what_it_cost_and_a_hit_costs_nothing(company: Company) -> None:
+def test_an_answer_reports_its_tokens_and_cost_and_a_hit_costs_nothing(company: Company) -> None:
     with open_client(company, None, CountingModel()) as client:
         first, second = client.ask(PER_DIEM), client.ask(PER_DIEM)
     assert (first.tokens, first.cost) == ({"prompt": 10, "completion": 2}, 3.0)
     assert (second.tokens, second.cost) == ({}, 0.0)
 
 
-def test_what_waits_beyond_the_limit_is_refused_and_what_takes_too_long_ends(company: Company) -> None:
+def test_questions_over_the_queue_limit_are_rejected_and_slow_ones_hit_the_deadline(company: Company) -> None:
     async def go() -> None:
         model = CountingModel()
         model.gate = asyncio.Event()
@@ -396,7 +396,7 @@ def test_what_waits_beyond_the_limit_is_refused_and_what_takes_too_long_ends(com
     asyncio.run(go())
 
 
-def test_an_error_of_the_lake_is_raised_by_its_name(company: Company) -> None:
+def test_a_missing_shard_table_raises_lake_unavailable(company: Company) -> None:
     import shutil
 
     with open_client(company, None) as client:

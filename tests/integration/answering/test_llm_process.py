@@ -1,4 +1,4 @@
-"""litellm in a process of its own: the answers, failures and prices of a call here, and no process that outlives us."""
+"""litellm in its own process: answers, failures and prices reach the caller, and the process never outlives it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def running(name: str = "openai/stand-in") -> AsyncGenerator[LanguageModel
 
 
 def child() -> psutil.Process:
-    """The one process that was started from here to call models."""
+    """Return the model process that this process started."""
     (found,) = [
         process
         for process in psutil.Process().children(recursive=True)
@@ -58,13 +58,13 @@ def child() -> psutil.Process:
 
 
 def connections() -> int:
-    """Of that process to the model."""
+    """Count the model process's open connections to the model."""
     return sum(each.status == psutil.CONN_ESTABLISHED for each in child().net_connections("tcp"))
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30  # less than what hangs
-    while not what():
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30  # shorter than the hanging calls
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -73,7 +73,7 @@ def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(work())
 
 
-def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(stand_in_here: StandIn) -> None:
+def test_answers_stream_with_usage_and_litellms_price(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running("openai/gpt-4o-mini") as model:
             result = Generated()
@@ -89,7 +89,7 @@ def test_it_answers_piece_by_piece_with_usage_and_the_price_that_litellm_knows(s
     run(work)
 
 
-def test_a_process_that_was_begun_early_is_the_one_that_answers(stand_in_here: StandIn) -> None:
+def test_a_process_started_early_answers_the_first_call(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
             assert model.process is not None
@@ -100,12 +100,12 @@ def test_a_process_that_was_begun_early_is_the_one_that_answers(stand_in_here: S
             assert child().pid == first
         async with running() as model:
             assert model.process is not None
-            model.process.begin()  # and ended before it could
+            model.process.begin()  # and closed before it has started
 
     run(work)
 
 
-def test_failures_have_litellms_names_and_an_answer_that_is_cut_is_one(stand_in_here: StandIn) -> None:
+def test_failures_keep_litellms_names_and_a_truncated_answer_is_a_failure(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
             stand_in_here.status = 429
@@ -120,7 +120,7 @@ def test_failures_have_litellms_names_and_an_answer_that_is_cut_is_one(stand_in_
     run(work)
 
 
-def test_many_answers_come_at_once_each_whole_and_one_that_nobody_awaits_is_called_off(stand_in_here: StandIn) -> None:
+def test_many_calls_run_concurrently_and_an_abandoned_call_is_cancelled(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
             stand_in_here.pause = 0.05
@@ -138,17 +138,17 @@ def test_many_answers_come_at_once_each_whole_and_one_that_nobody_awaits_is_call
     run(work)
 
 
-def test_a_process_that_dies_fails_the_call_under_way_and_the_next_one_has_another(stand_in_here: StandIn) -> None:
+def test_a_process_that_dies_fails_the_call_pending_and_the_next_one_has_another(stand_in_here: StandIn) -> None:
     async def work() -> None:
         async with running() as model:
             await model.warm()
             stand_in_here.pause = 0.5
-            under_way = asyncio.create_task(model.complete(MESSAGES))
+            pending = asyncio.create_task(model.complete(MESSAGES))
             await asyncio.to_thread(wait_for, lambda: bool(stand_in_here.requests))
             first = child().pid
             os.kill(first, signal.SIGKILL)
             with pytest.raises(ModelUnavailable, match="ModelProcessDied"):
-                await under_way
+                await pending
             stand_in_here.pause = 0.0
             assert (await model.complete(MESSAGES)).text == "".join(stand_in_here.words)
             assert child().pid != first
@@ -156,7 +156,7 @@ def test_a_process_that_dies_fails_the_call_under_way_and_the_next_one_has_anoth
     run(work)
 
 
-def test_a_process_that_dies_at_every_start_is_started_ever_more_seldom(
+def test_a_process_that_dies_at_every_start_is_restarted_with_a_pause(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stand_in_here: StandIn
 ) -> None:
     starts = tmp_path / "starts"
@@ -183,7 +183,7 @@ def test_a_process_that_dies_at_every_start_is_started_ever_more_seldom(
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_it_ends_with_the_process_that_started_it_which_imports_no_litellm(how: signal.Signals) -> None:
+def test_the_process_ends_with_its_parent_and_the_parent_never_imports_litellm(how: signal.Signals) -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None

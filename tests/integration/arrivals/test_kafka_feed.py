@@ -1,4 +1,4 @@
-"""Arrivals through a Kafka topic, on a broker of its own and, for what that one does not do, on librdkafka's."""
+"""Arrivals through a Kafka topic: on a real broker and, for features it lacks, on librdkafka's mock broker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUIET = {"log_level": 0}
 
 @dataclass(frozen=True)
 class Topic:
-    """A topic, and a producer that waits until the broker has what it sends."""
+    """A topic, and a producer that waits until the broker has received each message."""
 
     brokers: str
     name: str
@@ -70,8 +70,8 @@ def new_topic(kafka: KafkaBroker) -> NewTopics:
 
 
 @pytest.fixture
-def short_memory() -> Topic:
-    """A topic of four partitions on the broker inside librdkafka, which keeps some 5 MB of each."""
+def short_retention() -> Topic:
+    """A topic of four partitions on librdkafka's mock broker, which retains about 5 MB of each."""
     producer = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, **QUIET})
     (broker,) = producer.list_topics(timeout=30).brokers.values()
     return Topic(f"{broker.host}:{broker.port}", "events", producer)
@@ -84,7 +84,7 @@ def record(key: str) -> bytes:
     ).encode()
 
 
-def test_every_partition_is_read_from_its_first_message_and_then_on(new_topic: NewTopics) -> None:
+def test_every_partition_is_read_from_its_start_and_then_from_its_offset(new_topic: NewTopics) -> None:
     topic = new_topic(partitions=2)
     topic.send(b"a", b"b", partition=0)
     topic.send(b"c", partition=1)
@@ -95,20 +95,20 @@ def test_every_partition_is_read_from_its_first_message_and_then_on(new_topic: N
     assert topic.poll(topic.at(p0=2, p1=1)) == ([b"d"], {"0": 2, "1": 2})
 
 
-def test_a_poll_whose_position_was_lost_brings_the_same_messages_again(new_topic: NewTopics) -> None:
+def test_a_poll_from_the_same_position_returns_the_same_messages(new_topic: NewTopics) -> None:
     topic = new_topic()
     topic.send(b"a", b"b", b"c")
     assert topic.poll(topic.at(p0=1)) == topic.poll(topic.at(p0=1)) == ([b"b", b"c"], {"0": 3})
 
 
-def test_a_partition_that_the_topic_has_got_since_is_picked_up(new_topic: NewTopics) -> None:
+def test_a_partition_added_since_the_last_poll_is_read(new_topic: NewTopics) -> None:
     topic = new_topic(partitions=3)
     topic.send(b"old", partition=0)
     topic.send(b"new", partition=2)
     assert topic.poll(topic.at(p0=1, p1=0)) == ([b"new"], {"0": 1, "1": 0, "2": 1})
 
 
-def test_an_empty_topic_brings_nothing_and_is_read_from_its_start_later(new_topic: NewTopics) -> None:
+def test_an_empty_topic_returns_nothing_and_is_later_read_from_its_start(new_topic: NewTopics) -> None:
     topic = new_topic()
     bodies, offsets = topic.poll()
     assert bodies == []
@@ -116,7 +116,7 @@ def test_an_empty_topic_brings_nothing_and_is_read_from_its_start_later(new_topi
     assert topic.poll({"topic": topic.name, "offsets": offsets}) == ([b"first"], {"0": 1})
 
 
-def test_a_message_without_a_value_is_passed_on_as_such(new_topic: NewTopics) -> None:
+def test_a_message_without_a_value_is_returned_as_none(new_topic: NewTopics) -> None:
     topic = new_topic()
     topic.send(None, b"a")
     delivery = topic.feed().poll({}, seconds=20)
@@ -124,7 +124,7 @@ def test_a_message_without_a_value_is_passed_on_as_such(new_topic: NewTopics) ->
     assert read_messages(delivery.bodies, WatchedPrefix("docs", "")).foreign == 2
 
 
-def test_a_poll_reads_so_many_messages_at_most_and_the_next_goes_on(new_topic: NewTopics) -> None:
+def test_a_poll_reads_at_most_max_messages_and_the_next_one_continues(new_topic: NewTopics) -> None:
     topic = new_topic()
     topic.send(*(b"%02d" % number for number in range(25)))
     position: Mapping[str, Any] = {}
@@ -140,40 +140,42 @@ def test_a_poll_reads_so_many_messages_at_most_and_the_next_goes_on(new_topic: N
 @pytest.mark.parametrize(
     "position", [{"topic": "another", "offsets": {"0": 1}}, {"handles": []}, {"topic": "", "offsets": {"x": None}}]
 )
-def test_a_position_of_something_else_starts_anew(new_topic: NewTopics, position: dict[str, Any]) -> None:
+def test_a_position_of_another_topic_or_feed_restarts_from_the_beginning(
+    new_topic: NewTopics, position: dict[str, Any]
+) -> None:
     topic = new_topic()
     topic.send(b"a", b"b")
     named = {**position, "topic": topic.name} if position.get("topic") == "" else position
     assert topic.poll(named) == ([b"a", b"b"], {"0": 2})
 
 
-def test_an_offset_that_retention_has_overtaken_is_a_gap_and_the_partition_starts_anew(short_memory: Topic) -> None:
-    short_memory.send(b"a", b"b", b"c")
-    short_memory.send(b"other", partition=1)
+def test_an_offset_expired_by_retention_is_a_gap_and_its_partition_restarts(short_retention: Topic) -> None:
+    short_retention.send(b"a", b"b", b"c")
+    short_retention.send(b"other", partition=1)
     for _ in range(9):
-        short_memory.send(b"x" * 900_000)
-    delivery = short_memory.feed().poll(short_memory.at(p0=1, p1=0, p2=0, p3=0), seconds=20)
+        short_retention.send(b"x" * 900_000)
+    delivery = short_retention.feed().poll(short_retention.at(p0=1, p1=0, p2=0, p3=0), seconds=20)
     assert delivery.gap == "messages of events [0] were gone before they were read"
     assert (delivery.bodies, delivery.position["offsets"]) == ((b"other",), {"1": 1, "2": 0, "3": 0})
-    after = short_memory.feed().poll(delivery.position, seconds=20)
+    after = short_retention.feed().poll(delivery.position, seconds=20)
     assert after.gap == ""
     assert after.position["offsets"] == {"0": 12, "1": 1, "2": 0, "3": 0}
     assert 0 < len(after.bodies) < 12
 
 
-def test_an_offset_beyond_the_end_of_a_topic_that_was_made_anew_is_a_gap_too(short_memory: Topic) -> None:
-    short_memory.send(b"a")
-    delivery = short_memory.feed().poll(short_memory.at(p0=1000, p1=0, p2=0, p3=0), seconds=20)
+def test_an_offset_beyond_the_end_of_a_recreated_topic_is_a_gap(short_retention: Topic) -> None:
+    short_retention.send(b"a")
+    delivery = short_retention.feed().poll(short_retention.at(p0=1000, p1=0, p2=0, p3=0), seconds=20)
     assert delivery.gap == "messages of events [0] were gone before they were read"
-    assert short_memory.feed().poll(delivery.position, seconds=20).bodies == (b"a",)
+    assert short_retention.feed().poll(delivery.position, seconds=20).bodies == (b"a",)
 
 
-def test_a_topic_that_does_not_exist_is_refused_by_name(kafka: KafkaBroker) -> None:
+def test_a_topic_that_does_not_exist_is_named_in_the_error(kafka: KafkaBroker) -> None:
     with pytest.raises(FeedRefused, match=r"cannot read the topic nowhere: .*Unknown topic.*RAG_KAFKA_TOPIC"):
         KafkaFeed(kafka.address, "nowhere").poll({}, seconds=20)
 
 
-def test_brokers_that_do_not_answer_are_named_with_what_the_client_saw() -> None:
+def test_unreachable_brokers_raise_feed_unavailable_with_the_clients_error() -> None:
     with pytest.raises(FeedUnavailable, match=r"Connection refused.*RAG_KAFKA_BROKERS") as caught:
         KafkaFeed("127.0.0.1:1", "events").poll({}, seconds=20)
     assert not isinstance(caught.value, FeedRefused)
@@ -187,7 +189,7 @@ def test_brokers_and_topic_must_be_set(brokers: str | None, topic: str | None, n
         KafkaFeed(brokers, topic).poll({}, seconds=20)
 
 
-def test_a_missing_client_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_kafka_client_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(SettingsError, match=r"pip install 'rag-shards\[kafka\]'"):
         KafkaFeed("127.0.0.1:1", "events").poll({}, seconds=20)
@@ -196,14 +198,14 @@ def test_a_missing_client_is_an_error_that_says_what_to_install(monkeypatch: pyt
 @pytest.mark.parametrize(
     "config", ["sasl.password=hunter2", '["hunter2"]', '{"sasl.password": ["hunter2"]}', '{"hunter2": "hunter2"}']
 )
-def test_properties_that_cannot_be_used_are_an_error_that_does_not_show_them(config: str) -> None:
+def test_the_error_for_invalid_client_properties_does_not_reveal_them(config: str) -> None:
     with pytest.raises(SettingsError, match="RAG_KAFKA_CONFIG") as caught:
         KafkaFeed("127.0.0.1:1", "events", SecretStr(config)).poll({}, seconds=20)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__suppress_context__
 
 
-def test_properties_cannot_change_what_the_position_rests_on(new_topic: NewTopics) -> None:
+def test_client_properties_cannot_override_the_settings_that_offsets_depend_on(new_topic: NewTopics) -> None:
     topic = new_topic()
     topic.send(b"a")
     config = SecretStr('{"auto.offset.reset": "latest", "bootstrap.servers": "127.0.0.1:1", "client.id": "mine"}')
@@ -212,14 +214,14 @@ def test_properties_cannot_change_what_the_position_rests_on(new_topic: NewTopic
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance on disk: sensors open theirs by its reference, which one in memory has not."""
+    """An instance on disk: sensors reopen it by reference, which an in-memory instance does not have."""
     home = tmp_path / "dagster-home"
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as local:
         yield local
 
 
-def test_the_sensor_reads_the_topic_of_the_settings_and_keeps_offsets_and_hints_together(
+def test_the_sensor_reads_the_configured_topic_and_stores_offsets_with_hints(
     new_topic: NewTopics, instance: dg.DagsterInstance, tmp_path: Path
 ) -> None:
     topic = new_topic(partitions=2)
@@ -251,7 +253,7 @@ def test_the_sensor_reads_the_topic_of_the_settings_and_keeps_offsets_and_hints_
     topic.send(record("Oslo/people/a.md"), b"{}", partition=1)
     runs, cursor = tick(None)
     assert runs == [["Oslo/people/a.md", "Oslo/people/b c.md"]]
-    assert tick(None)[0] == runs  # as after a crash before the cursor was stored
+    assert tick(None)[0] == runs  # like after a crash before the cursor was stored
     topic.send(record("Bergen/it/x.md"))
     runs, cursor = tick(cursor)
     assert runs == [["Bergen/it/x.md"]]

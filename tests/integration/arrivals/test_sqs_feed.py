@@ -1,4 +1,4 @@
-"""Arrivals through a bucket that notifies an SQS queue, on moto, from the put of an object to what readers see."""
+"""Arrivals through a bucket that notifies an SQS queue, on moto, from uploading an object to what readers see."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ class Mailbox:
         self.sqs.send_message(QueueUrl=self.queue_url, MessageBody=body)
 
     def messages(self, queue_url: str = "") -> int:
-        """How many the queue holds, hidden ones among them."""
+        """Count the messages in the queue, including hidden ones."""
         names: Any = ["ApproximateNumberOfMessages", "ApproximateNumberOfMessagesNotVisible"]
         found = self.sqs.get_queue_attributes(QueueUrl=queue_url or self.queue_url, AttributeNames=names)
         return sum(int(value) for value in found.get("Attributes", {}).values())
 
     def redeliver(self, position: Mapping[str, Any]) -> None:
-        """What the end of the visibility timeout does, at once."""
+        """Make the messages visible immediately, as the end of the visibility timeout would."""
         for handle in position["handles"]:
             self.sqs.change_message_visibility(QueueUrl=self.queue_url, ReceiptHandle=handle, VisibilityTimeout=0)
 
@@ -73,7 +73,7 @@ class Mailbox:
 
 
 def a_queue(sqs: SQSClient, attributes: Mapping[str, str] | None = None) -> tuple[str, str]:
-    """URL and ARN of a new queue."""
+    """Create a queue and return its URL and ARN."""
     url = sqs.create_queue(QueueName=f"arrivals-{uuid.uuid4().hex}", Attributes=dict(attributes or {}))["QueueUrl"]  # pyright: ignore[reportArgumentType]
     arn = sqs.get_queue_attributes(QueueUrl=url, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
     return url, arn
@@ -94,14 +94,14 @@ def mailbox(aws_environment: AwsServer) -> Mailbox:
     }
     s3.put_bucket_notification_configuration(Bucket=bucket, NotificationConfiguration={"QueueConfigurations": [rule]})
     box = Mailbox(s3, sqs, bucket, url)
-    # S3 announces itself, as AWS does.
+    # Configuring notifications sends a test event, like on AWS.
     bodies = box.feed().poll({}, seconds=20).bodies
     assert read_messages(bodies, box.watched).tests == len(bodies)
     sqs.purge_queue(QueueUrl=url)
     return box
 
 
-def test_every_key_arrives_as_it_was_put_and_deleted(mailbox: Mailbox) -> None:
+def test_every_key_arrives_unchanged_after_an_upload_and_a_deletion(mailbox: Mailbox) -> None:
     keys = [
         "Malmö/it & web/a+b c/Årsrapport 100%.md",
         "Oslo/people/plain.md",
@@ -117,7 +117,7 @@ def test_every_key_arrives_as_it_was_put_and_deleted(mailbox: Mailbox) -> None:
     assert found == [keys[0]]
 
 
-def test_what_the_bucket_filters_never_arrives(mailbox: Mailbox) -> None:
+def test_keys_outside_the_notification_prefix_never_arrive(mailbox: Mailbox) -> None:
     mailbox.s3.put_object(Bucket=mailbox.bucket, Key="elsewhere/Oslo/people/x.md", Body=b"text")
     assert mailbox.feed().poll({}, seconds=20).bodies == ()
 
@@ -132,20 +132,20 @@ def test_a_message_is_deleted_by_the_poll_after_the_one_that_received_it(mailbox
     assert (after.bodies, after.note, mailbox.messages()) == ((), "", 0)
 
 
-def test_a_message_whose_tick_was_lost_comes_again(mailbox: Mailbox) -> None:
+def test_a_message_is_redelivered_if_its_tick_was_lost(mailbox: Mailbox) -> None:
     mailbox.put("Oslo/people/x.md")
     lost = mailbox.feed().poll({}, seconds=20)
     mailbox.redeliver(lost.position)
     assert mailbox.keys(mailbox.feed())[0] == ["Oslo/people/x.md"]
 
 
-def test_a_message_is_hidden_for_as_long_as_the_feed_says_whatever_the_queue_does(mailbox: Mailbox) -> None:
+def test_the_feeds_visibility_timeout_overrides_the_queues(mailbox: Mailbox) -> None:
     mailbox.sqs.set_queue_attributes(QueueUrl=mailbox.queue_url, Attributes={"VisibilityTimeout": "0"})
     mailbox.put("Oslo/people/x.md")
     assert len(mailbox.feed().poll({}, seconds=20).bodies) == 1
 
 
-def test_a_handle_that_is_worth_nothing_any_more_is_reported_and_forgotten(mailbox: Mailbox) -> None:
+def test_an_invalid_receipt_handle_is_reported_and_dropped(mailbox: Mailbox) -> None:
     mailbox.put("Oslo/people/x.md")
     feed = mailbox.feed()
     position = feed.poll({}, seconds=20).position
@@ -156,12 +156,12 @@ def test_a_handle_that_is_worth_nothing_any_more_is_reported_and_forgotten(mailb
 
 
 @pytest.mark.parametrize("position", [{"handles": 7}, {"handles": [7]}, {"offsets": {}}])
-def test_a_position_that_holds_no_handles_deletes_nothing(mailbox: Mailbox, position: dict[str, Any]) -> None:
+def test_a_position_without_valid_handles_deletes_nothing(mailbox: Mailbox, position: dict[str, Any]) -> None:
     mailbox.put("Oslo/people/x.md")
     assert len(mailbox.feed().poll(position, seconds=20).bodies) == 1
 
 
-def test_a_poll_receives_so_many_messages_at_most_and_the_next_goes_on(mailbox: Mailbox) -> None:
+def test_a_poll_receives_at_most_max_messages_and_the_next_one_continues(mailbox: Mailbox) -> None:
     for number in range(15):
         mailbox.put(f"Oslo/people/{number:02}.md")
     feed = mailbox.feed(max_messages=12)
@@ -171,15 +171,15 @@ def test_a_poll_receives_so_many_messages_at_most_and_the_next_goes_on(mailbox: 
     assert len({*first, *second}) == 15
 
 
-def test_a_trickle_of_messages_does_not_hold_up_those_that_are_there(mailbox: Mailbox) -> None:
+def test_a_slow_response_does_not_delay_messages_already_received(mailbox: Mailbox) -> None:
     for number in range(3):
         mailbox.put(f"Oslo/people/{number}.md")
-    ticks = iter([0.0, 0.0, 0.0, 99.0])  # the poll begins, and its first answer comes late
+    ticks = iter([0.0, 0.0, 0.0, 99.0])  # the poll starts, and its first response arrives late
     delivery = mailbox.feed(clock=lambda: next(ticks)).poll({}, seconds=100)
     assert len(delivery.bodies) == 3
 
 
-def test_a_message_that_nobody_ever_deletes_ends_in_the_dead_letter_queue(mailbox: Mailbox) -> None:
+def test_a_message_that_is_never_deleted_ends_in_the_dead_letter_queue(mailbox: Mailbox) -> None:
     dead_url, dead_arn = a_queue(mailbox.sqs)
     policy = json.dumps({"deadLetterTargetArn": dead_arn, "maxReceiveCount": "2"})
     mailbox.sqs.set_queue_attributes(QueueUrl=mailbox.queue_url, Attributes={"RedrivePolicy": policy})
@@ -190,20 +190,24 @@ def test_a_message_that_nobody_ever_deletes_ends_in_the_dead_letter_queue(mailbo
     assert (mailbox.messages(), mailbox.messages(dead_url)) == (0, 1)
 
 
-def test_a_queue_that_does_not_exist_is_refused_by_name(mailbox: Mailbox) -> None:
+def test_a_queue_that_does_not_exist_raises_feed_refused_with_the_reason(mailbox: Mailbox) -> None:
     feed = SqsFeed(mailbox.queue_url + "-gone", visibility_seconds=300)
     with pytest.raises(FeedRefused, match=r"cannot read the queue of RAG_SQS_QUEUE_URL: .*NonExistentQueue"):
         feed.poll({}, seconds=20)
 
 
-def test_a_server_that_does_not_answer_is_named(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_an_unreachable_sqs_endpoint_names_the_setting(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", "http://127.0.0.1:1")
     with pytest.raises(FeedUnavailable, match="AWS_ENDPOINT_URL_SQS") as caught:
         mailbox.feed().poll({}, seconds=20)
     assert not isinstance(caught.value, FeedRefused)
 
 
-def test_missing_credentials_or_region_are_named(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_region_or_missing_credentials_are_named_in_the_error(
+    mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(FeedRefused, match="region"):
         mailbox.feed().poll({}, seconds=20)
@@ -213,13 +217,13 @@ def test_missing_credentials_or_region_are_named(mailbox: Mailbox, monkeypatch: 
         mailbox.feed().poll({}, seconds=20)
 
 
-def test_a_queue_that_nobody_named_is_a_settings_error() -> None:
+def test_an_unset_queue_url_is_a_settings_error() -> None:
     with pytest.raises(SettingsError, match="RAG_SQS_QUEUE_URL is not set"):
         SqsFeed(None, visibility_seconds=300).poll({}, seconds=20)
 
 
-class NotingSource:
-    """Passes everything on, and notes what is asked of the store."""
+class RecordingSource:
+    """A source that records its requests to the store."""
 
     def __init__(self, source: Source, asked: list[str]) -> None:
         self._source = source
@@ -241,18 +245,18 @@ class NotingSource:
         return self._source.uri(key)
 
 
-class NotingPipeline(Pipeline):
-    """The pipeline with such a source; what it notes lies with the class, since Dagster copies resources."""
+class RecordingPipeline(Pipeline):
+    """A pipeline with a recording source; the class keeps the record because Dagster copies resources."""
 
     asked: ClassVar[list[str]] = []
 
     def source(self) -> Source:
-        return NotingSource(super().source(), self.asked)
+        return RecordingSource(super().source(), self.asked)
 
 
 @dataclass
 class Deployment:
-    """The sensor over the queue, tick after tick, with a daemon that runs what it asks for in this process."""
+    """The sensor over the queue, and a stand-in for the daemon that executes its run requests in this process."""
 
     mailbox: Mailbox
     settings: PipelineSettings
@@ -274,18 +278,18 @@ class Deployment:
         return found
 
     def run(self, request: dg.RunRequest) -> list[str]:
-        """Run it, and say what it asked of the store."""
-        NotingPipeline.asked.clear()
+        """Execute the run and return its requests to the store."""
+        RecordingPipeline.asked.clear()
         result = run_shard(
             self.instance,
             self.settings,
             request.partition_key or "",
             {"dagster/run_key": request.run_key or ""},
-            NotingPipeline(self.settings),
+            RecordingPipeline(self.settings),
             run_config=request.run_config,
         )
         assert result.success, failure_of(result)
-        return list(NotingPipeline.asked)
+        return list(RecordingPipeline.asked)
 
     def texts(self, key: str) -> dict[str, str]:
         return {row["source"].rpartition("/")[2]: row["text"] for row in published_rows(self.settings.lake_uri, key)}
@@ -306,13 +310,13 @@ def keys_of(request: dg.RunRequest) -> list[str]:
     return request.run_config["ops"]["raw_documents"]["config"]["keys"]
 
 
-def test_one_changed_document_of_a_shard_is_looked_at_without_listing_the_shard(deployment: Deployment) -> None:
+def test_a_changed_document_is_read_without_listing_its_shard(deployment: Deployment) -> None:
     mailbox = deployment.mailbox
     for name in ("a", "b", "c"):
         mailbox.put(f"Malmö/it & web/{name} +.md", f"This is page {name}.".encode())
     (first,) = deployment.tick().run_requests or ()
-    # Nothing is known of a new shard, so its first run lists it, whatever is named. The golden questions, a handful of
-    # objects in a folder of their own, are looked for whenever there is something to publish.
+    # A new shard's first run lists it, whatever the feed names. Golden questions, a few objects in their own folder,
+    # are listed whenever there is something to publish.
     questions = "LIST Malmö/it & web/_eval/"
     assert sorted(deployment.run(first)) == [
         *(f"GET Malmö/it & web/{name} +.md" for name in "abc"),
@@ -339,7 +343,7 @@ def test_one_changed_document_of_a_shard_is_looked_at_without_listing_the_shard(
     assert json.loads(quiet.cursor or "")["hints"] == {}
 
 
-def test_events_that_come_twice_late_or_lie_change_nothing_that_readers_see(deployment: Deployment) -> None:
+def test_duplicate_late_or_false_events_change_nothing_for_readers(deployment: Deployment) -> None:
     mailbox = deployment.mailbox
     mailbox.put("Oslo/people/a.md", b"The first version.")
     mailbox.put("Oslo/people/b.md", b"Another page.")
@@ -351,26 +355,26 @@ def test_events_that_come_twice_late_or_lie_change_nothing_that_readers_see(depl
     for key in ("Oslo/people/a.md", "Oslo/people/a.md", "Oslo/people/never-there.md"):
         stale["s3"]["object"] = {"key": f"incoming/{key}", "eTag": "another", "sequencer": "00"}
         mailbox.send(json.dumps({"Records": [stale]}))
-    mailbox.send("of something else")
+    mailbox.send("not an S3 event")
     (second,) = deployment.tick().run_requests or ()
     assert deployment.run(second) == ["HEAD Oslo/people/a.md", "HEAD Oslo/people/never-there.md"]
     assert published_rows(deployment.settings.lake_uri, "Oslo/people") == before
     deployment.tick()
-    assert mailbox.messages() == 0  # the foreign one too
+    assert mailbox.messages() == 0  # the foreign message is deleted, too
 
 
 class DyingFeed(SqsFeed):
-    """Receives, and then the tick is over."""
+    """A feed whose process dies after receiving messages."""
 
     def poll(self, position: Mapping[str, Any], *, seconds: float) -> Delivery:
         raise Died(super().poll(position, seconds=seconds).position)
 
 
 class Died(Exception):
-    """With the position that was lost."""
+    """A dead tick; its argument is the lost position."""
 
 
-def test_a_tick_that_dies_loses_no_message_whatever_it_had_received_or_deleted(deployment: Deployment) -> None:
+def test_a_tick_that_dies_loses_no_message(deployment: Deployment) -> None:
     mailbox = deployment.mailbox
     dying = DyingFeed(mailbox.queue_url, visibility_seconds=300, wait_seconds=1)
     mailbox.put("Oslo/people/a.md")
@@ -382,7 +386,7 @@ def test_a_tick_that_dies_loses_no_message_whatever_it_had_received_or_deleted(d
 
     mailbox.put("Oslo/people/b.md")
     with pytest.raises(Died) as died:
-        deployment.tick(dying)  # it deletes the first message, whose hint was stored
+        deployment.tick(dying)  # it deletes the first message, whose hint is stored
     mailbox.redeliver(died.value.args[0])
     assert mailbox.messages() == 1
     deployment.run(first)

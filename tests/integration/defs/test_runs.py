@@ -1,4 +1,4 @@
-"""A run of a shard as Dagster records it: what each asset says, and what the checks keep from readers."""
+"""A shard's run in Dagster: the metadata of each asset, and the checks that block a publish."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ CANTEEN = b"The canteen opens at eight."
 
 @pytest.fixture(scope="module")
 def lake(model_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """One lake for this file, so that its embedder is loaded once; every test has a shard of its own."""
+    """One lake for this file, so that its embedder is loaded once; every test uses its own shard."""
     lake = str(tmp_path_factory.mktemp("lake"))
     seed_model(model_lake, lake)
     return lake
@@ -80,7 +80,7 @@ def started_steps(result: dg.ExecuteInProcessResult) -> set[str]:
 def run_asset(
     instance: dg.DagsterInstance, settings: PipelineSettings, shard: str, name: str
 ) -> dg.ExecuteInProcessResult:
-    """One asset of the shard alone, as an operator starts it from the UI."""
+    """Materialize one asset of the shard, like an operator in the UI."""
     return (
         build_definitions(settings)
         .resolve_job_def("index_shard")
@@ -99,19 +99,19 @@ def succeeded(result: dg.ExecuteInProcessResult) -> dg.ExecuteInProcessResult:
     return result
 
 
-def test_every_asset_of_a_run_says_what_it_did(
+def test_every_asset_of_a_run_reports_its_work_as_metadata(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     shard = "Oslo/metadata"
     documents = {"leave.md": LEAVE, "canteen.txt": CANTEEN, "photo.bin": bytes(range(256))}
     for name, data in documents.items():
         source.put(f"{shard}/{name}", data)
-    said = metadata_of(succeeded(run_shard(instance, settings, shard)))
+    metadata = metadata_of(succeeded(run_shard(instance, settings, shard)))
 
-    assert set(said) == {"raw_documents", "chunks", "embeddings", "shards", "published"}
+    assert set(metadata) == {"raw_documents", "chunks", "embeddings", "shards", "published"}
     for name in ("raw_documents", "chunks", "embeddings", "shards"):
-        assert said[name]["seconds"] >= 0
-    raw = said["raw_documents"]
+        assert metadata[name]["seconds"] >= 0
+    raw = metadata["raw_documents"]
     counts = ("listed", "added", "changed", "deleted", "unchanged", "documents", "quarantined", "newly_quarantined")
     assert [raw[name] for name in counts] == [3, 2, 0, 0, 0, 2, 1, 1]
     assert raw["stale"] == 0
@@ -122,12 +122,12 @@ def test_every_asset_of_a_run_says_what_it_did(
     rows = published_rows(settings.lake_uri, shard)
     total = len(rows)
     tokens = sum(row["tokens"] for row in rows)
-    chunked = said["chunks"]
+    chunked = metadata["chunks"]
     assert (chunked["documents_chunked"], chunked["chunks_written"], chunked["chunks"]) == (2, total, total)
     assert chunked["tokens_written"] == tokens
-    embedded = said["embeddings"]
+    embedded = metadata["embeddings"]
     assert (embedded["embedded"], embedded["reused"], embedded["dropped"], embedded["tokens"]) == (total, 0, 0, tokens)
-    table = said["shards"]
+    table = metadata["shards"]
     assert (table["rows"], table["rows_written"], table["documents"], table["documents_replaced"]) == (
         total,
         total,
@@ -137,20 +137,24 @@ def test_every_asset_of_a_run_says_what_it_did(
     assert table["bytes"] > 0
     current = publication(settings.lake_uri, shard)
     assert current is not None
-    assert table["version"] == said["published"]["version"] == current.version
-    assert (said["published"]["changed"], said["published"]["content_changed"]) == (True, True)
-    assert (said["published"]["documents"], said["published"]["chunks"], said["published"]["quarantined"]) == (
+    assert table["version"] == metadata["published"]["version"] == current.version
+    assert (metadata["published"]["changed"], metadata["published"]["content_changed"]) == (True, True)
+    assert (
+        metadata["published"]["documents"],
+        metadata["published"]["chunks"],
+        metadata["published"]["quarantined"],
+    ) == (
         2,
         total,
         1,
     )
-    assert said["published"]["content_digest"] == current.content_digest
-    assert {said[name]["fingerprint"] for name in ("embeddings", "shards", "published")} == {current.fingerprint}
-    headlines = {name: said[name]["dagster/partition_row_count"] for name in said}
+    assert metadata["published"]["content_digest"] == current.content_digest
+    assert {metadata[name]["fingerprint"] for name in ("embeddings", "shards", "published")} == {current.fingerprint}
+    headlines = {name: metadata[name]["dagster/partition_row_count"] for name in metadata}
     assert headlines == {"raw_documents": 2, "chunks": total, "embeddings": total, "shards": total, "published": total}
 
 
-def test_a_second_run_says_that_nothing_changed(
+def test_a_second_run_reports_that_nothing_changed(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     source.put("Oslo/again/leave.md", LEAVE)
@@ -164,7 +168,7 @@ def test_a_second_run_says_that_nothing_changed(
     assert second["published"]["changed"] is False
 
 
-def test_the_partition_is_recorded_with_each_materialization(
+def test_materializations_record_their_partition(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     source.put("Malmö/it & web/leave.md", LEAVE)
@@ -172,7 +176,7 @@ def test_the_partition_is_recorded_with_each_materialization(
     assert instance.get_materialized_partitions(dg.AssetKey("published")) == {"Malmö/it & web"}
 
 
-def test_the_quarantine_check_warns_and_does_not_hold_up_the_others(
+def test_the_quarantine_check_warns_without_blocking_the_publish(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     source.put("Oslo/warned/canteen.txt", CANTEEN)
@@ -186,7 +190,7 @@ def test_the_quarantine_check_warns_and_does_not_hold_up_the_others(
     assert [row["text"] for row in published_rows(settings.lake_uri, "Oslo/warned")] == [CANTEEN.decode()]
 
 
-def test_rows_deleted_behind_the_pipeline_are_put_back_by_the_next_run(
+def test_the_next_run_restores_rows_deleted_outside_the_pipeline(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     shard = "Oslo/tampered"
@@ -198,22 +202,22 @@ def test_rows_deleted_behind_the_pipeline_are_put_back_by_the_next_run(
     assert table is not None
     table.delete("title = 'Parental leave'")
     assert table.count_rows() < len(before)
-    assert published_rows(settings.lake_uri, shard) == before  # readers are on the published version
+    assert published_rows(settings.lake_uri, shard) == before  # readers use the published version
 
-    said = metadata_of(succeeded(run_shard(instance, settings, shard)))
-    assert (said["published"]["changed"], said["published"]["content_changed"]) == (True, False)
+    metadata = metadata_of(succeeded(run_shard(instance, settings, shard)))
+    assert (metadata["published"]["changed"], metadata["published"]["content_changed"]) == (True, False)
     after = published_rows(settings.lake_uri, shard)
     assert [row["chunk_id"] for row in after] == [row["chunk_id"] for row in before]
 
 
-def assert_kept_from_readers(result: dg.ExecuteInProcessResult, lake: str, shard: str, before: dict[str, Any]) -> None:
+def assert_not_published(result: dg.ExecuteInProcessResult, lake: str, shard: str, before: dict[str, Any]) -> None:
     assert not result.success
     assert "published" not in started_steps(result)
     assert publication(lake, shard) == before["publication"]
     assert published_rows(lake, shard) == before["rows"]
 
 
-def test_a_row_too_many_stops_the_publish_until_whole_tables_are_compared(
+def test_a_duplicate_row_blocks_the_publish_until_whole_tables_are_compared(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     shard = "Oslo/doubled"
@@ -227,7 +231,7 @@ def test_a_row_too_many_stops_the_publish_until_whole_tables_are_compared(
 
     source.put(f"{shard}/parking.txt", b"Parking is free.")
     result = run_shard(instance, settings, shard)
-    assert_kept_from_readers(result, settings.lake_uri, shard, before)
+    assert_not_published(result, settings.lake_uri, shard, before)
     assert checks_of(result)["rows_reconcile"] == (False, "row count differs from chunk count by 1")
 
     succeeded(run_shard(instance, settings, shard, {WHOLE_TAG: "true"}))
@@ -237,7 +241,7 @@ def test_a_row_too_many_stops_the_publish_until_whole_tables_are_compared(
     }
 
 
-def test_a_vector_that_is_not_of_unit_length_stops_the_publish(
+def test_a_vector_without_unit_length_blocks_the_publish(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     shard = "Oslo/stretched"
@@ -249,15 +253,15 @@ def test_a_vector_that_is_not_of_unit_length_stops_the_publish(
         writer.update(SHARDS, "true", {"vector": (3 * np.asarray(row["vector"])).tolist()})
 
     result = run_shard(instance, settings, shard)
-    assert_kept_from_readers(result, settings.lake_uri, shard, before)
+    assert_not_published(result, settings.lake_uri, shard, before)
     assert checks_of(result)["vectors_sound"] == (False, "1 of 1 sampled vectors do not have unit length")
 
 
 @pytest.mark.parametrize("stage", [RAW_DOCUMENTS, CHUNKS, SHARDS])
-def test_writes_of_other_programs_are_rolled_back_by_the_next_run(
+def test_the_next_run_rolls_back_writes_of_other_programs(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot, stage: str
 ) -> None:
-    """As a writer does that slept past its lease and woke up."""
+    """Like the writes of a writer that slept past its lease and woke up."""
     shard = f"Oslo/foreign {stage.replace('_', ' ')}"
     source.put(f"{shard}/canteen.txt", CANTEEN)
     succeeded(run_shard(instance, settings, shard))
@@ -272,7 +276,9 @@ def test_writes_of_other_programs_are_rolled_back_by_the_next_run(
     assert len(after) == 2
 
 
-def test_a_run_of_no_partition_is_told_to_choose_one(instance: dg.DagsterInstance, settings: PipelineSettings) -> None:
+def test_the_error_for_a_run_without_a_partition_says_to_select_one(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
     with pytest.raises(Exception, match="select one partition") as caught:
         dg.materialize(
             [asset for asset in build_definitions(settings).assets or () if isinstance(asset, dg.AssetsDefinition)],
@@ -284,10 +290,10 @@ def test_a_run_of_no_partition_is_told_to_choose_one(instance: dg.DagsterInstanc
 
 
 @pytest.mark.parametrize("key", ["Oslo", "Oslo/people/deep", "Oslo/", "Oslo/a..b", "Os\nlo/people"])
-def test_a_partition_that_cannot_be_a_shard_fails_and_writes_nothing(
+def test_a_partition_that_is_not_a_valid_shard_fails_and_writes_nothing(
     instance: dg.DagsterInstance, settings: PipelineSettings, lake: str, key: str
 ) -> None:
-    """Dagster takes any text for a key of a dynamic partition."""
+    """Dagster accepts any text as a dynamic partition key."""
     before = {path for path in Path(lake).rglob("*") if path.is_file()}
     instance.add_dynamic_partitions("shard", [key])
     result = (
@@ -306,10 +312,10 @@ def test_a_partition_that_cannot_be_a_shard_fails_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("distilled_before")
-def test_the_embedding_model_is_exported_as_the_very_one_that_the_lake_has(
+def test_exporting_the_embedding_model_again_gives_the_same_fingerprint(
     instance: dg.DagsterInstance, settings: PipelineSettings, model_lake: str, tmp_path: Path
 ) -> None:
-    """Exports once more, from the weights: the fingerprint is of what is exported, not of when."""
+    """A second export from the weights has the same fingerprint: it depends on the content and not on the time."""
     lake = str(tmp_path / "lake")
     definitions = build_definitions(settings.model_copy(update={"lake_uri": lake}))
     result = definitions.resolve_job_def("export_model").execute_in_process(
@@ -317,20 +323,20 @@ def test_the_embedding_model_is_exported_as_the_very_one_that_the_lake_has(
         raise_on_error=False,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
     )
-    said = metadata_of(succeeded(result))["embedding_model"]
+    metadata = metadata_of(succeeded(result))["embedding_model"]
     expected = find_exported(open_object_store(model_lake), PACKAGED_MODEL)
     assert expected is not None
-    assert said["fingerprint"] == expected.fingerprint
+    assert metadata["fingerprint"] == expected.fingerprint
     assert find_exported(open_object_store(lake), PACKAGED_MODEL) == expected
-    assert (said["model"], said["dimensions"], said["window_tokens"]) == (PACKAGED_MODEL, 384, 256)
-    assert said["lowest_probe_cosine"] > 0.999
-    assert said["bytes"] > 10_000_000
-    assert said["uri"] == f"{lake}/{MODELS}/{expected.fingerprint}"
+    assert (metadata["model"], metadata["dimensions"], metadata["window_tokens"]) == (PACKAGED_MODEL, 384, 256)
+    assert metadata["lowest_probe_cosine"] > 0.999
+    assert metadata["bytes"] > 10_000_000
+    assert metadata["uri"] == f"{lake}/{MODELS}/{expected.fingerprint}"
     pipeline = Pipeline(settings.model_copy(update={"lake_uri": lake}))
     assert pipeline.identity() == expected
 
 
-def test_one_asset_can_be_materialized_alone_and_the_next_takes_up_what_it_left(
+def test_assets_can_be_materialized_one_by_one(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     shard = "Oslo/step by step"

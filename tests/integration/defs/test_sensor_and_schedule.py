@@ -1,4 +1,4 @@
-"""The sensor and the schedule, evaluated on an instance of their own: who is asked for, and who is not."""
+"""The listing sensor and the schedule, evaluated on their own instance: which shards they request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Tick = Callable[..., SensorExecutionData]
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
-    """An instance on disk: sensors and schedules open theirs by its reference, which one in memory has not."""
+    """An instance on disk: sensors and schedules reopen it by reference, which an in-memory one does not have."""
     home = tmp_path / "dagster-home"
     home.mkdir()
     with dg.DagsterInstance.local_temp(str(home)) as local:
@@ -67,7 +67,7 @@ def sensor_context(
 
 @pytest.fixture
 def tick(instance: dg.DagsterInstance, settings: PipelineSettings) -> Tick:
-    """One evaluation of the sensor, with the definitions' own resources; partitions it asks for are made."""
+    """Evaluate the sensor with the definitions' own resources and add the partitions it requests."""
 
     def evaluate(cursor: str | None = None, settings: PipelineSettings = settings) -> SensorExecutionData:
         definitions = build_definitions(settings)
@@ -80,7 +80,7 @@ def tick(instance: dg.DagsterInstance, settings: PipelineSettings) -> Tick:
     return evaluate
 
 
-def asked(found: SensorExecutionData) -> list[str]:
+def requested(found: SensorExecutionData) -> list[str]:
     return [request.partition_key or "" for request in found.run_requests or ()]
 
 
@@ -93,13 +93,13 @@ def a_run(instance: dg.DagsterInstance, key: str, status: dg.DagsterRunStatus, j
     )
 
 
-def test_every_new_shard_is_asked_for_once_and_becomes_a_partition(
+def test_every_new_shard_is_requested_once_and_becomes_a_partition(
     tick: Tick, instance: dg.DagsterInstance, source: FolderRoot
 ) -> None:
     for key in ("Oslo/people/a.md", "Oslo/people/b.md", "Malmö/it & web/c/d.md"):
         source.put(key, b"text")
     found = tick()
-    assert asked(found) == ["Malmö/it & web", "Oslo/people"]
+    assert requested(found) == ["Malmö/it & web", "Oslo/people"]
     assert sorted(instance.get_dynamic_partitions("shard")) == ["Malmö/it & web", "Oslo/people"]
     assert found.skip_message is None
 
@@ -112,7 +112,9 @@ def test_only_new_partitions_are_registered(tick: Tick, instance: dg.DagsterInst
     assert list(request.partition_keys) == ["Oslo/it"]
 
 
-def test_an_asked_for_shard_is_observed_upstream_with_the_digest_of_its_listing(tick: Tick, source: FolderRoot) -> None:
+def test_a_requested_shard_is_recorded_as_an_observation_with_its_listing_digest(
+    tick: Tick, source: FolderRoot
+) -> None:
     source.put("Oslo/people/a.md", b"text")
     found = tick()
     (event,) = found.asset_events
@@ -122,9 +124,9 @@ def test_an_asked_for_shard_is_observed_upstream_with_the_digest_of_its_listing(
     assert str(event.metadata["source_digest"].value)[-12:] in (request.run_key or "")
 
 
-def test_an_empty_source_asks_for_nothing_and_says_so(tick: Tick) -> None:
+def test_an_empty_source_requests_nothing_and_reports_it(tick: Tick) -> None:
     found = tick()
-    assert asked(found) == []
+    assert requested(found) == []
     assert found.skip_message == "0 objects in 0 shards; 0 dirty, 0 requested, 0 waiting"
 
 
@@ -135,89 +137,89 @@ def test_a_published_shard_is_clean_until_its_documents_change(
     source.put("Oslo/people/a.md", b"The canteen opens at eight.")
     source.put("Oslo/it/a.md", b"Ask for a badge at the desk.")
     found = tick()
-    for key in asked(found):
+    for key in requested(found):
         result = run_shard(instance, settings, key)
         assert result.success, failure_of(result)
 
     clean = tick(found.cursor)
-    assert asked(clean) == []
+    assert requested(clean) == []
     assert clean.skip_message == "2 objects in 2 shards; 0 dirty, 0 requested, 0 waiting"
 
     source.put("Oslo/people/a.md", b"The canteen opens at nine now.")
     changed = tick(clean.cursor)
-    assert asked(changed) == ["Oslo/people"]
+    assert requested(changed) == ["Oslo/people"]
     before = {request.run_key for request in found.run_requests or ()}
     assert before.isdisjoint(request.run_key for request in changed.run_requests or ())
     assert run_shard(instance, settings, "Oslo/people").success
 
     source.delete("Oslo/it/a.md")
     gone = tick(changed.cursor)
-    assert asked(gone) == ["Oslo/it"]
+    assert requested(gone) == ["Oslo/it"]
 
 
-def test_a_shard_is_not_asked_for_again_while_its_run_may_still_come(tick: Tick, source: FolderRoot) -> None:
+def test_a_shard_is_not_requested_again_while_its_run_may_still_start(tick: Tick, source: FolderRoot) -> None:
     source.put("Oslo/people/a.md", b"text")
     found = tick()
     again = tick(found.cursor)
-    assert asked(again) == []
+    assert requested(again) == []
     assert again.skip_message == "1 objects in 1 shards; 1 dirty, 0 requested, 1 waiting"
 
 
 @pytest.mark.parametrize("status", ACTIVE)
-def test_a_shard_with_a_run_queued_or_under_way_is_left_to_it(
+def test_a_shard_with_a_queued_or_running_run_is_skipped(
     tick: Tick, instance: dg.DagsterInstance, source: FolderRoot, status: dg.DagsterRunStatus
 ) -> None:
     source.put("Oslo/people/a.md", b"text")
     source.put("Oslo/it/a.md", b"text")
     a_run(instance, "Oslo/people", status)
-    assert asked(tick()) == ["Oslo/it"]
+    assert requested(tick()) == ["Oslo/it"]
 
 
 @pytest.mark.parametrize(
     "status", [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 )
-def test_a_run_that_is_over_holds_nobody_up(
+def test_a_finished_run_does_not_block_a_new_request(
     tick: Tick, instance: dg.DagsterInstance, source: FolderRoot, status: dg.DagsterRunStatus
 ) -> None:
     source.put("Oslo/people/a.md", b"text")
     a_run(instance, "Oslo/people", status)
-    assert asked(tick()) == ["Oslo/people"]
+    assert requested(tick()) == ["Oslo/people"]
 
 
-def test_runs_of_no_shard_are_no_shards(instance: dg.DagsterInstance) -> None:
+def test_runs_of_other_jobs_do_not_count_as_active_shards(instance: dg.DagsterInstance) -> None:
     a_run(instance, "", dg.DagsterRunStatus.STARTED, job="export_model")
     a_run(instance, "2026-01-01", dg.DagsterRunStatus.STARTED, job="export_model")
     assert active_shards(instance, Names()) == frozenset()
 
 
-def test_a_shard_whose_run_failed_is_asked_for_again_after_its_pause(tick: Tick, source: FolderRoot) -> None:
+def test_a_shard_whose_run_failed_is_requested_again_after_its_backoff(tick: Tick, source: FolderRoot) -> None:
     source.put("Oslo/people/a.md", b"text")
     found = tick()
     cursor = json.loads(found.cursor or "")
     digest, at, attempts = cursor["asked"]["Oslo/people"]
     cursor["asked"]["Oslo/people"] = [digest, at - RETRY_SECONDS - 60, attempts]
     again = tick(json.dumps(cursor))
-    assert asked(again) == ["Oslo/people"]
+    assert requested(again) == ["Oslo/people"]
     (first,), (second,) = found.run_requests or (), again.run_requests or ()
-    assert first.run_key != second.run_key  # Dagster drops a request whose key it has seen
+    assert first.run_key != second.run_key  # Dagster drops a request with a known run key
     assert json.loads(again.cursor or "")["asked"]["Oslo/people"][2] == 2
 
 
-def test_a_shard_that_changes_after_its_failure_is_asked_for_at_once(tick: Tick, source: FolderRoot) -> None:
+def test_a_failed_shard_that_changes_is_requested_immediately(tick: Tick, source: FolderRoot) -> None:
     source.put("Oslo/people/a.md", b"text")
     found = tick()
     source.put("Oslo/people/a.md", b"another text")
-    assert asked(tick(found.cursor)) == ["Oslo/people"]
+    assert requested(tick(found.cursor)) == ["Oslo/people"]
 
 
-def test_an_interrupted_tick_asks_with_the_same_keys(tick: Tick, source: FolderRoot) -> None:
+def test_a_repeated_tick_requests_the_same_run_keys(tick: Tick, source: FolderRoot) -> None:
     for name in ("a", "b", "c"):
         source.put(f"Oslo/{name}/a.md", b"text")
     first, second = tick(), tick()
     assert [r.run_key for r in first.run_requests or ()] == [r.run_key for r in second.run_requests or ()]
 
 
-def test_a_tick_asks_for_so_many_runs_at_most_and_the_next_goes_on(
+def test_a_tick_requests_at_most_max_runs_and_the_next_one_continues(
     tick: Tick, source: FolderRoot, settings: PipelineSettings
 ) -> None:
     for number in range(5):
@@ -226,7 +228,7 @@ def test_a_tick_asks_for_so_many_runs_at_most_and_the_next_goes_on(
     cursor, ticks = None, []
     for _ in range(4):
         found = tick(cursor, capped)
-        ticks.append(asked(found))
+        ticks.append(requested(found))
         cursor = found.cursor
     assert ticks == [["Oslo/0", "Oslo/1"], ["Oslo/2", "Oslo/3"], ["Oslo/4"], []]
 
@@ -242,7 +244,7 @@ def test_keys_outside_region_and_department_are_counted_with_examples(tick: Tick
 
 
 @pytest.mark.parametrize("cursor", [None, '{"format":1,"serial":7,"resume_after":"","asked":{},"swept":[]}'])
-def test_a_missing_source_raises_what_to_check_and_leaves_the_cursor(
+def test_a_missing_source_raises_what_to_check_and_leaves_the_cursor_unchanged(
     tick: Tick, instance: dg.DagsterInstance, source: FolderRoot, cursor: str | None, settings: PipelineSettings
 ) -> None:
     source.folder.rmdir()
@@ -254,20 +256,20 @@ def test_a_missing_source_raises_what_to_check_and_leaves_the_cursor(
         assert not context.cursor_updated
 
 
-def test_a_source_that_nobody_named_is_an_error_that_names_the_variable(tick: Tick, settings: PipelineSettings) -> None:
+def test_an_unset_source_is_an_error_that_names_the_variable(tick: Tick, settings: PipelineSettings) -> None:
     with pytest.raises(SettingsError, match="RAG_SOURCE_URI is not set"):
         tick(None, settings.model_copy(update={"source_uri": None}))
 
 
-def test_a_cursor_that_cannot_be_read_starts_anew(tick: Tick, source: FolderRoot) -> None:
+def test_an_unreadable_cursor_starts_from_the_beginning(tick: Tick, source: FolderRoot) -> None:
     source.put("Oslo/people/a.md", b"text")
-    assert asked(tick("of another version")) == ["Oslo/people"]
+    assert requested(tick("from another version")) == ["Oslo/people"]
 
 
 def requests_of(
     instance: dg.DagsterInstance, settings: PipelineSettings, at: datetime = datetime(2026, 5, 1, 2, tzinfo=UTC)
 ) -> dict[str, str]:
-    """Run keys by partition of one evaluation of the schedule."""
+    """Evaluate the schedule once and return its run keys by partition."""
     definitions = build_definitions(settings)
     with dg.build_schedule_context(
         instance=instance,
@@ -279,7 +281,7 @@ def requests_of(
     return {request.partition_key or "": request.run_key or "" for request in found.run_requests or ()}
 
 
-def test_the_schedule_asks_for_every_shard_known_or_new(
+def test_the_schedule_requests_every_known_and_every_new_shard(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     Names().add_shards(instance, [Shard("Bergen", "gone from the source")])
@@ -290,7 +292,7 @@ def test_the_schedule_asks_for_every_shard_known_or_new(
     assert set(instance.get_dynamic_partitions("shard")) == {"Bergen/gone from the source", "Oslo/it", "Oslo/people"}
 
 
-def test_the_schedule_finds_every_new_shard_however_little_time_a_sweep_has(
+def test_the_schedule_finds_every_new_shard_regardless_of_the_sweep_time_limit(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     for number in range(30):
@@ -300,7 +302,7 @@ def test_the_schedule_finds_every_new_shard_however_little_time_a_sweep_has(
     assert list(requests_of(instance, hurried)) == [f"Oslo/{number:02}" for number in range(30)]
 
 
-def test_the_schedule_asks_once_a_night(
+def test_the_schedule_uses_one_run_key_per_shard_and_night(
     instance: dg.DagsterInstance, settings: PipelineSettings, source: FolderRoot
 ) -> None:
     source.put("Oslo/people/a.md", b"text")

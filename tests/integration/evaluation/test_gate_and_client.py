@@ -1,4 +1,4 @@
-"""The quality gate must judge the rankings that people get."""
+"""The quality gate must judge the same rankings that clients get."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What keeps a bad version from readers: lost passages, mixed-up vectors, a worse index, worse answers.
+"""The quality gate blocks bad versions: lost passages, mixed-up vectors, a worse index, worse retrieval.
 
-Every one of them goes through real runs of Dagster, and the published version stays what it was.
+The tests use real Dagster runs; a blocked run leaves the published version unchanged.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def questions(*numbers: int, quote: bool = True) -> str:
 
 
 def filled(bench: Bench, golden: str = "") -> Publication:
-    """A published shard of some documents that are each a passage, and one of several."""
+    """Publish a shard of several one-passage documents and one with several passages."""
     for number in range(len(BUILDINGS)):
         bench.put(f"{number}.txt", canteen(number))
     bench.put("long.md", "".join(f"# Part {n}\n\n{f'Words about part number {n}. ' * 40}\n\n" for n in range(3)))
@@ -83,14 +83,14 @@ def checks(result: dg.ExecuteInProcessResult) -> dict[str, dg.AssetCheckEvaluati
 
 
 def table_of(check: dg.AssetCheckEvaluation, name: str) -> list[Any]:
-    """The rows of a table that a check shows."""
+    """Return the rows of a table in a check's metadata."""
     shown = check.metadata[name]
     assert isinstance(shown, dg.TableMetadataValue)
     return [record.data for record in shown.records]
 
 
 def alone(bench: Bench, *assets: str, check: str = "") -> dg.ExecuteInProcessResult:
-    """Chosen assets or one check by itself, as somebody starts them in the UI."""
+    """Run selected assets or one check, like an operator in the UI."""
     bench.instance.add_dynamic_partitions("shard", [bench.shard])
     everything = build_definitions(bench.settings).resolve_implicit_global_asset_job_def()
     keys = {dg.AssetCheckKey(dg.AssetKey("shards"), check)} if check else None
@@ -110,9 +110,9 @@ def evaluations(bench: Bench) -> tuple[Evaluation, ...]:
 
 @pytest.fixture
 def stopped(bench: Bench) -> Iterator[Callable[..., dg.AssetCheckEvaluation]]:
-    """Gives a function: a run must be stopped by that check, and readers see what they saw before, text by text.
+    """Return a function that asserts that the check blocks a run and that readers see the same rows as before.
 
-    So must be the assets alone, without the checks of the tables that they are made from.
+    Materializing only the given assets, without their upstream checks, must be blocked, too.
     """
 
     def run(
@@ -136,7 +136,7 @@ def stopped(bench: Bench) -> Iterator[Callable[..., dg.AssetCheckEvaluation]]:
     return run
 
 
-def test_golden_questions_are_no_documents_and_are_measured_before_the_publish(bench: Bench) -> None:
+def test_golden_questions_are_not_documents_and_are_evaluated_before_the_publish(bench: Bench) -> None:
     golden = questions(*range(6)) + "not json\n" + json.dumps({"question": "?", "document": "never-was.txt"}) + "\n"
     bench.put(GOLDEN, golden)
     bench.put("_eval/notes.md", "# Notes\n\nOurs.\n")
@@ -145,8 +145,8 @@ def test_golden_questions_are_no_documents_and_are_measured_before_the_publish(b
     noted, pipeline = watched(bench)
     result = bench.attempt(pipeline)
     assert result.success, failure_of(result)
-    said = metadata_of(result)
-    assert (said["raw_documents"]["listed"], said["raw_documents"]["documents"]) == (6, 6)
+    metadata = metadata_of(result)
+    assert (metadata["raw_documents"]["listed"], metadata["raw_documents"]["documents"]) == (6, 6)
     assert stage_rows(bench.lake, QUARANTINE, bench.shard) == []
     assert all("_eval" not in row["source"] for row in published_rows(bench.lake, bench.shard))
     assert current(bench).source_digest == stored_digest(Lake(bench.lake), Shard.parse(bench.shard))
@@ -154,15 +154,15 @@ def test_golden_questions_are_no_documents_and_are_measured_before_the_publish(b
     assert f"{bench.shard}/_eval/notes.md" not in noted.fetched
 
     found = checks(result)["retrieval_holds"]
-    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)  # for the line that is none
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)  # because of the invalid line
     (line,) = table_of(found, "invalid_lines")
     assert (line["file"], line["line"]) == (f"{bench.shard}/{GOLDEN}", 7)
     assert found.metadata["documents_gone"].value == [f"{bench.shard}/never-was.txt"]
     assert (found.metadata["questions"].value, found.metadata["questions_gone"].value) == (6, 1)
     for name in ("hit_at_1", "hit_at_5", "hit_at_10", "mrr_at_10", "ndcg_at_10", "index_recall"):
-        assert said["published"][name] == found.metadata[name].value
-        assert 0 <= said["published"][name] <= 1
-    assert said["published"]["hit_at_10"] == 1
+        assert metadata["published"][name] == found.metadata[name].value
+        assert 0 <= metadata["published"][name] <= 1
+    assert metadata["published"]["hit_at_10"] == 1
     (kept,) = evaluations(bench)
     assert (kept.version, kept.compared_with, kept.questions) == (current(bench).version, None, 6)
 
@@ -181,7 +181,7 @@ def test_golden_questions_are_no_documents_and_are_measured_before_the_publish(b
 
 
 @on_folders
-def test_the_check_by_itself_and_a_comparison_of_whole_tables_measure_what_is_published(bench: Bench) -> None:
+def test_running_the_check_alone_or_comparing_whole_tables_evaluates_again(bench: Bench) -> None:
     filled(bench, questions(0, 1, 2, 3, 4))
     result = alone(bench, check="retrieval_holds")
     assert result.success, failure_of(result)
@@ -193,13 +193,13 @@ def test_the_check_by_itself_and_a_comparison_of_whole_tables_measure_what_is_pu
     assert [kept.compared_with for kept in evaluations(bench)] == [None, None, None]
     bench.put("new.txt", "The library is closed on Mondays.")
     first = evaluations(bench)[0].version
-    said = bench.run(keys=["new.txt"])["published"]
-    assert said["hit_at_10"] == 1
+    metadata = bench.run(keys=["new.txt"])["published"]
+    assert metadata["hit_at_10"] == 1
     assert [kept.compared_with for kept in evaluations(bench)] == [first, None, None, None]
 
 
 @on_folders
-def test_rows_lost_from_the_table_stop_the_publish(
+def test_rows_lost_from_the_table_block_the_publish(
     bench: Bench, stopped: Callable[..., dg.AssetCheckEvaluation]
 ) -> None:
     filled(bench)
@@ -213,7 +213,7 @@ def test_rows_lost_from_the_table_stop_the_publish(
 
 @on_folders
 @pytest.mark.parametrize("whole", [False, True])
-def test_passages_lost_from_the_chunks_stop_the_publish_until_they_are_cut_anew(
+def test_passages_lost_from_the_chunks_block_the_publish_until_they_are_rebuilt(
     bench: Bench, stopped: Callable[..., dg.AssetCheckEvaluation], whole: bool
 ) -> None:
     filled(bench)
@@ -234,7 +234,7 @@ def test_passages_lost_from_the_chunks_stop_the_publish_until_they_are_cut_anew(
 
 
 def shuffled(rows: pa.Table) -> pa.Table:
-    """The rows with each vector one row further."""
+    """Return the rows with every vector shifted by one row."""
     order = np.roll(np.arange(rows.num_rows), 1)
     at = rows.schema.get_field_index("vector")
     return rows.set_column(at, rows.schema.field("vector"), rows["vector"].take(pa.array(order)))
@@ -246,7 +246,7 @@ def put_rows(table: Any, key: str, rows: pa.Table) -> None:
 
 @on_folders
 @pytest.mark.parametrize("also_in_embeddings", [False, True])
-def test_vectors_mixed_up_among_rows_stop_the_publish(
+def test_vectors_mixed_up_among_rows_block_the_publish(
     bench: Bench, stopped: Callable[..., dg.AssetCheckEvaluation], also_in_embeddings: bool
 ) -> None:
     fingerprint = filled(bench).fingerprint
@@ -269,7 +269,7 @@ def test_vectors_mixed_up_among_rows_stop_the_publish(
 
 
 @on_folders
-def test_vectors_of_another_embedder_stop_the_publish(bench: Bench) -> None:
+def test_vectors_of_another_embedder_block_the_publish(bench: Bench) -> None:
     before = filled(bench)
     rows = published_rows(bench.lake, bench.shard)
     with writer_of(bench.lake, bench.shard) as writer:
@@ -287,12 +287,12 @@ def test_vectors_of_another_embedder_stop_the_publish(bench: Bench) -> None:
         assert not result.success
     assert current(bench) == before
     assert published_rows(bench.lake, bench.shard) == rows
-    bench.run()  # which makes the table anew
+    bench.run()  # rebuilds the table
     assert [row["chunk_id"] for row in published_rows(bench.lake, bench.shard)] == [row["chunk_id"] for row in rows]
 
 
 @on_folders
-def test_answers_that_are_lost_stop_the_publish_until_they_are_back_or_it_is_accepted(
+def test_lost_answers_block_the_publish_until_they_are_restored_or_accepted(
     bench: Bench, stopped: Callable[..., dg.AssetCheckEvaluation]
 ) -> None:
     filled(bench, questions(*range(6)))
@@ -305,7 +305,7 @@ def test_answers_that_are_lost_stop_the_publish_until_they_are_back_or_it_is_acc
     assert lost == [f"When does the canteen in {BUILDINGS[number]} open?" for number in (2, 4)]
     assert found.metadata["published_hit_at_10"].value == 1
     assert bench.texts()["2.txt"] == canteen(2)
-    assert not bench.attempt().success  # nothing changed, and it does not become right by itself
+    assert not bench.attempt().success  # still blocked: nothing has changed
     for number in (2, 4):
         bench.put(f"{number}.txt", canteen(number))
     assert bench.run()["published"]["hit_at_10"] == 1
@@ -318,7 +318,7 @@ def test_answers_that_are_lost_stop_the_publish_until_they_are_back_or_it_is_acc
 
 
 @on_folders
-def test_corrected_questions_let_a_version_pass_that_they_held_up(bench: Bench) -> None:
+def test_correcting_golden_questions_unblocks_the_publish(bench: Bench) -> None:
     filled(bench, questions(*range(5)))
     bench.put("0.txt", "The canteen in the mill opens at a quarter to ten.")
     assert not bench.attempt().success
@@ -327,7 +327,7 @@ def test_corrected_questions_let_a_version_pass_that_they_held_up(bench: Bench) 
 
 
 @on_folders
-def test_few_questions_only_warn_and_documents_that_were_deleted_are_no_loss(bench: Bench) -> None:
+def test_few_questions_only_warn_and_deleted_documents_do_not_count_as_lost(bench: Bench) -> None:
     filled(bench, questions(0, 1, 2, 3))
     bench.put("0.txt", "Moved to the intranet.")
     result = bench.attempt()
@@ -348,8 +348,8 @@ def test_few_questions_only_warn_and_documents_that_were_deleted_are_no_loss(ben
 
 
 @on_folders
-def test_a_document_that_the_source_has_and_the_shard_has_not_counts_as_not_found(bench: Bench) -> None:
-    """It is in quarantine here, and would be lost there."""
+def test_a_quarantined_document_counts_as_not_found(bench: Bench) -> None:
+    """The document is quarantined, so the shard does not contain it."""
     bench.put("photo.bin", bytes(range(256)))
     filled(bench, questions(0, 1, 2, 3) + json.dumps({"question": "What is on the photo?", "document": "photo.bin"}))
     (kept,) = evaluations(bench)
@@ -359,7 +359,7 @@ def test_a_document_that_the_source_has_and_the_shard_has_not_counts_as_not_foun
 
 @pytest.fixture
 def lake_of_vectors(tmp_path: Path) -> Lake:
-    """A lake with one table of random vectors, under the index that the pipeline makes."""
+    """A lake with one table of random vectors and the index that the pipeline builds."""
     lake, shard = Lake(str(tmp_path / "lake")), Shard("oslo", "people")
     rows, dimensions = 1500, 64
     vectors = np.random.default_rng(7).normal(size=(rows, dimensions)).astype(np.float32)
@@ -384,7 +384,7 @@ def lake_of_vectors(tmp_path: Path) -> Lake:
     return lake
 
 
-def test_an_index_that_misses_what_is_nearest_is_a_problem(lake_of_vectors: Lake) -> None:
+def test_an_index_with_low_recall_is_a_problem(lake_of_vectors: Lake) -> None:
     lake, shard = lake_of_vectors, Shard("oslo", "people")
     good = assess(lake, shard, IDENTITY, Quality(), run_id="a test")
     assert good.problems == ()
@@ -399,7 +399,7 @@ def test_an_index_that_misses_what_is_nearest_is_a_problem(lake_of_vectors: Lake
     bad = assess(lake, shard, IDENTITY, Quality(), run_id="a test")
     assert "RAG_QUALITY_MIN_RECALL" in bad.problems[0]
     assert assess(lake, shard, IDENTITY, Quality(min_recall=0), run_id="a test").problems == ()
-    # An index that was measured is not measured again for a row more beside it, and the same one gives the same.
+    # One more row outside the index triggers no new measurement, and measuring is deterministic.
     table.add(table.search().limit(1).to_arrow())
     again = assess(lake, shard, IDENTITY, Quality(), run_id="a test")
     assert again.evaluation is not None
@@ -407,7 +407,7 @@ def test_an_index_that_misses_what_is_nearest_is_a_problem(lake_of_vectors: Lake
     assert again.evaluation.index_recall == bad.evaluation.index_recall
 
 
-def test_whoever_keeps_an_evaluation_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+def test_concurrent_updates_of_the_evaluation_record_lose_nothing(tmp_path: Path) -> None:
     lake, shard = Lake(str(tmp_path)), Shard("oslo", "people")
     one = Evaluation(at=datetime(2026, 1, 1, tzinfo=UTC), run_id="a test", version=1, fingerprint="f" * 32)
 

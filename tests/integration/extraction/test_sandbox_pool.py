@@ -1,4 +1,4 @@
-"""Promise 3, below Dagster: whatever a document does to its parser, it does to nobody else. With real processes."""
+"""Promise 3, without Dagster: a document that crashes its parser affects no other document. Uses real processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMITS = ParserLimits(seconds=2, memory=448 * 2**20)
 
 @pytest.fixture
 def poisoned() -> Iterator[ParserPool]:
-    """Two processes that obey what a key asks of them."""
+    """A pool of two processes that fail in the way a document's key names."""
     pool = ParserPool(LIMITS, 2, command=POISON)
     yield pool
     pool.close()
@@ -36,7 +36,7 @@ def reason_of(pool: ParserPool, key: str) -> QuarantineReason | None:
 
 
 def children() -> set[int]:
-    """Processes whose parent is this one."""
+    """Return the ids of this process's children."""
     found: set[int] = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -49,7 +49,7 @@ def children() -> set[int]:
 
 
 @pytest.mark.parametrize("name", ["leave.md", "page.html", "plain.txt"])
-def test_a_document_is_read_as_it_is_in_this_process(name: str) -> None:
+def test_a_parser_process_returns_the_same_result_as_this_process(name: str) -> None:
     data = "# Élan\n\nDie Straße, 人事.\n\n- one\n- two\n".encode()
     pool = ParserPool(ParserLimits(), 1)
     try:
@@ -58,7 +58,7 @@ def test_a_document_is_read_as_it_is_in_this_process(name: str) -> None:
         pool.close()
 
 
-def test_what_cannot_be_read_comes_back_with_the_parser_s_own_reason() -> None:
+def test_an_unreadable_document_is_refused_with_the_parsers_own_reason() -> None:
     pool = ParserPool(ParserLimits(), 1)
     try:
         assert reason_of(pool, "oslo/people/page.zip") is QuarantineReason.UNSUPPORTED_TYPE
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_comes_back_with_the_parser_s_own_reason() -> None:
         ("a/b/swell.pdf", QuarantineReason.OUT_OF_MEMORY),
     ],
 )
-def test_a_document_that_ends_its_parser_costs_itself_and_one_restart(
+def test_a_document_that_kills_its_parser_fails_alone_and_costs_one_restart(
     poisoned: ParserPool, key: str, reason: QuarantineReason
 ) -> None:
     assert reason_of(poisoned, "a/b/before.txt") is None
@@ -88,17 +88,17 @@ def test_a_document_that_ends_its_parser_costs_itself_and_one_restart(
     assert poisoned.started == 2
 
 
-def test_an_answer_that_is_none_costs_its_document_alone(poisoned: ParserPool) -> None:
+def test_a_malformed_parser_reply_fails_only_its_own_document(poisoned: ParserPool) -> None:
     assert reason_of(poisoned, "a/b/babble.txt") is QuarantineReason.CRASHED
     assert reason_of(poisoned, "a/b/after.txt") is None
 
 
-def test_what_a_parser_prints_does_not_get_between_the_answers(poisoned: ParserPool) -> None:
+def test_output_printed_by_a_parser_does_not_corrupt_its_replies(poisoned: ParserPool) -> None:
     assert [reason_of(poisoned, key) for key in ("a/b/print.txt", "a/b/print.txt", "a/b/c.txt")] == [None] * 3
     assert poisoned.started == 1
 
 
-def test_a_parser_process_knows_none_of_the_secrets_of_this_one(
+def test_a_parser_process_does_not_inherit_secrets_from_the_environment(
     poisoned: ParserPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "never tell")
@@ -108,7 +108,7 @@ def test_a_parser_process_knows_none_of_the_secrets_of_this_one(
     assert "never" not in part.document.text
 
 
-def test_poison_among_many_documents_read_at_once_costs_itself_alone(poisoned: ParserPool) -> None:
+def test_poisonous_documents_among_many_read_in_parallel_fail_alone(poisoned: ParserPool) -> None:
     names = [f"a/b/{'crash' if number % 10 == 3 else 'page'}{number}.txt" for number in range(100)]
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda key: reason_of(poisoned, key), names))
@@ -118,7 +118,7 @@ def test_poison_among_many_documents_read_at_once_costs_itself_alone(poisoned: P
     assert poisoned.started <= 2 + 10
 
 
-def test_a_process_makes_room_for_a_fresh_one_after_so_many_documents() -> None:
+def test_a_parser_process_is_replaced_after_a_number_of_documents() -> None:
     pool = ParserPool(ParserLimits(documents=3), 1)
     try:
         assert [reason_of(pool, "a/b/c.txt") for _ in range(7)] == [None] * 7
@@ -136,7 +136,7 @@ def test_a_closed_pool_leaves_no_process_behind() -> None:
     assert children() == before
 
 
-def test_a_document_larger_than_the_memory_of_its_parser_costs_itself_alone(poisoned: ParserPool) -> None:
+def test_a_document_larger_than_its_parsers_memory_fails_alone(poisoned: ParserPool) -> None:
     assert reason_of(poisoned, "a/b/before.txt") is None
     with pytest.raises(ExtractionError, match="RAG_PARSE_MEMORY") as caught:
         poisoned.read(bytes(460 * 2**20), "a/b/large.txt")
@@ -144,7 +144,7 @@ def test_a_document_larger_than_the_memory_of_its_parser_costs_itself_alone(pois
     assert reason_of(poisoned, "a/b/after.txt") is None
 
 
-def test_parsers_that_cannot_start_are_no_document_s_fault() -> None:
+def test_parsers_that_cannot_start_raise_parser_unavailable_and_blame_no_document() -> None:
     pool = ParserPool(LIMITS, 1, command=(sys.executable, "-c", "raise SystemExit(1)"))
     try:
         with pytest.raises(ParserUnavailable, match="exit status 1"):
@@ -153,7 +153,7 @@ def test_parsers_that_cannot_start_are_no_document_s_fault() -> None:
         pool.close()
 
 
-def test_a_process_that_was_ended_from_outside_is_replaced(poisoned: ParserPool) -> None:
+def test_a_parser_process_killed_from_outside_is_replaced(poisoned: ParserPool) -> None:
     before = children()
     assert reason_of(poisoned, "a/b/c.txt") is None
     (parser,) = children() - before

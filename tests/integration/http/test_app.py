@@ -1,4 +1,4 @@
-"""The service as its callers meet it: a real process, real keys, and the official client of OpenAI's protocol."""
+"""The HTTP service as callers see it: a real process, real keys, and OpenAI's official client."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def service(environment: dict[str, str], tmp_path_factory: pytest.TempPathFactor
 
 
 def sse(text: str) -> list[tuple[str, Any]]:
-    """Names and data of server-sent events."""
+    """Return the names and data of server-sent events."""
     events: list[tuple[str, Any]] = []
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines())
@@ -70,7 +70,7 @@ def sse(text: str) -> list[tuple[str, Any]]:
 # Answers.
 
 
-def test_a_miss_and_a_hit_give_the_same_events_and_json_says_what_the_cache_did(service: Service, oslo: str) -> None:
+def test_a_miss_and_a_hit_stream_the_same_events_and_json_reports_the_cache_state(service: Service, oslo: str) -> None:
     question = {"question": f"{QUESTION} Tell me."}
     with service.as_client(oslo) as client:
         miss = sse(client.post("/v1/ask", json={**question, "stream": True}).text)
@@ -113,7 +113,7 @@ def test_the_official_client_gets_answers_streams_and_citations(service: Service
     assert extra["citations"][0]["number"] == 1
 
 
-def test_a_conversation_is_read_as_the_history_of_its_last_question(
+def test_earlier_messages_of_a_conversation_become_the_history_of_its_last_question(
     service: Service, oslo: str, stand_in: StandIn
 ) -> None:
     stand_in.rewrite = f"{QUESTION} In Oslo."
@@ -132,7 +132,7 @@ def test_a_conversation_is_read_as_the_history_of_its_last_question(
     assert any(content.endswith(stand_in.rewrite) for content in asked)
 
 
-def test_passages_and_shards_are_found_and_feedback_is_taken(service: Service, oslo: str) -> None:
+def test_search_shards_and_feedback_work_within_the_scope_of_the_key(service: Service, oslo: str) -> None:
     with service.as_client(oslo) as client:
         found = client.post("/v1/search", json={"question": QUESTION, "k": 3, "regions": ["oslo"]}).json()
         assert {hit["shard"].partition("/")[0] for hit in found["hits"]} == {"oslo"}
@@ -156,7 +156,7 @@ def test_passages_and_shards_are_found_and_feedback_is_taken(service: Service, o
         ),
     ],
 )
-def test_a_shard_that_the_key_may_not_see_is_unknown_like_one_that_is_not(
+def test_a_shard_outside_the_keys_scope_looks_like_one_that_does_not_exist(
     service: Service, oslo: str, path: str, body: dict[str, Any]
 ) -> None:
     with service.as_client(oslo) as client:
@@ -178,7 +178,7 @@ def test_a_body_cannot_name_a_tenant_or_widen_the_scope(service: Service, oslo: 
     assert {citation["shard"].partition("/")[0] for citation in answered.json()["citations"]} == {"oslo"}
 
 
-def test_an_answer_of_one_tenant_cannot_be_dropped_by_another(service: Service, oslo: str, everything: str) -> None:
+def test_a_tenant_cannot_drop_an_answer_of_another_tenant(service: Service, oslo: str, everything: str) -> None:
     with service.as_client(oslo) as mine, service.as_client(everything) as other:
         answer = mine.post("/v1/ask", json={"question": QUESTION}).json()
         assert other.post("/v1/feedback", json={"answer": answer, "correct": False}).status_code == 400
@@ -191,14 +191,14 @@ def test_an_answer_of_one_tenant_cannot_be_dropped_by_another(service: Service, 
 @pytest.mark.parametrize(
     "header", ["", "Bearer", "Bearer rag_00000000_" + "x" * 43, "Basic x", "Bearer \u00e9".encode().decode("latin-1")]
 )
-def test_without_a_valid_key_nothing_is_answered(service: Service, header: str) -> None:
+def test_requests_without_a_valid_key_are_rejected(service: Service, header: str) -> None:
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         for path in ("/v1/shards", "/v1/models"):
             reply = client.get(path, headers={"authorization": header.encode("latin-1")} if header else {})
             assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
 
 
-def test_keys_are_stored_as_hashes_shown_once_and_refused_once_revoked(tmp_path: Path) -> None:
+def test_keys_are_stored_as_hashes_and_rejected_after_revocation(tmp_path: Path) -> None:
     path = tmp_path / "keys.json"
     key, text = create_key(path, "one", shards=["oslo/*", "*/people"])
     keys = ApiKeys(path)
@@ -226,7 +226,7 @@ def test_keys_are_stored_as_hashes_shown_once_and_refused_once_revoked(tmp_path:
 
 
 @given(st.text(max_size=80))
-def test_no_text_but_a_key_is_one(text: str) -> None:
+def test_no_other_text_is_accepted_as_a_key(text: str) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
@@ -235,7 +235,7 @@ def test_no_text_but_a_key_is_one(text: str) -> None:
         assert ApiKeys(path).find(text) is None
 
 
-# Within one process, where limits can be small.
+# In this process, where limits can be small.
 
 
 @contextmanager
@@ -250,7 +250,7 @@ def small(lake: str, keys_file: Path | None, **values: Any) -> Generator[TestCli
         yield client
 
 
-def test_more_requests_than_a_key_may_make_get_429_with_a_time_to_wait(sample_lake: str, tmp_path: Path) -> None:
+def test_requests_over_a_keys_rate_limit_get_429_with_retry_after(sample_lake: str, tmp_path: Path) -> None:
     key = create_key(tmp_path / "k.json", "slow", requests_per_minute=2)[1]
     other = create_key(tmp_path / "k.json", "other", requests_per_minute=2)[1]
     with small(sample_lake, tmp_path / "k.json") as client:
@@ -260,7 +260,7 @@ def test_more_requests_than_a_key_may_make_get_429_with_a_time_to_wait(sample_la
         assert client.get("/v1/shards", headers={"authorization": f"Bearer {other}"}).status_code == 200
 
 
-def test_an_address_that_tries_keys_is_stopped_and_right_keys_from_there_are_not(
+def test_an_address_that_guesses_keys_is_rate_limited_and_valid_keys_from_it_still_work(
     sample_lake: str, tmp_path: Path
 ) -> None:
     key = create_key(tmp_path / "k.json", "one")[1]
@@ -270,7 +270,7 @@ def test_an_address_that_tries_keys_is_stopped_and_right_keys_from_there_are_not
         assert client.get("/v1/shards", headers={"authorization": f"Bearer {key}"}).status_code == 200
 
 
-def test_a_caller_without_a_key_has_tried_none(sample_lake: str, tmp_path: Path) -> None:
+def test_requests_without_a_key_do_not_count_as_guesses(sample_lake: str, tmp_path: Path) -> None:
     create_key(tmp_path / "k.json", "one")
     with small(sample_lake, tmp_path / "k.json", failed_keys_per_minute=1) as client:
         assert [client.get("/v1/shards").status_code for _ in range(3)] == [401] * 3
@@ -316,13 +316,13 @@ def test_a_body_without_a_json_content_type_is_refused_with_the_header_to_send(
     assert "Content-Type: application/json" in reply.json()["error"]["message"]
 
 
-def test_without_keys_the_service_does_not_start_unless_it_is_told_to(sample_lake: str) -> None:
+def test_without_keys_the_service_does_not_start_by_default(sample_lake: str) -> None:
     settings = ServingSettings.model_validate({"lake_uri": sample_lake})
     with pytest.raises(SettingsError, match="keys create"):
         create_app(lambda: AsyncRagClient(settings), HttpSettings.model_validate({"keys": None}))
 
 
-def test_the_page_comes_with_a_policy_and_nothing_else_is_served(sample_lake: str) -> None:
+def test_the_page_has_a_content_security_policy_and_no_other_files_are_served(sample_lake: str) -> None:
     with small(sample_lake, None) as client:
         page = client.get("/")
         assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -334,10 +334,10 @@ def test_the_page_comes_with_a_policy_and_nothing_else_is_served(sample_lake: st
             assert (reply.status_code, reply.json()["error"]["type"]) == (404, "Not Found")
 
 
-# Around requests.
+# Readiness, metrics, logs and shutdown.
 
 
-def test_readiness_says_what_the_cache_can_do(
+def test_readiness_reports_the_capabilities_of_the_cache(
     service: Service, sample_lake: str, plain_redis_url: str, tmp_path: Path
 ) -> None:
     assert httpx.get(f"{service.url}/readyz", trust_env=False).json() == {
@@ -351,7 +351,7 @@ def test_readiness_says_what_the_cache_can_do(
         assert httpx.get(f"{plain.url}/readyz", trust_env=False).json()["cache"].startswith("exact tier only")
 
 
-def test_requests_are_counted_and_logged_without_questions_keys_or_documents(service: Service, oslo: str) -> None:
+def test_requests_are_counted_and_logged_without_questions_keys_or_document_text(service: Service, oslo: str) -> None:
     with service.as_client(oslo) as client:
         reply = client.post("/v1/ask", json={"question": QUESTION}, headers={"x-request-id": "my-id-1"})
         assert reply.headers["x-request-id"] == "my-id-1"
@@ -368,7 +368,7 @@ def test_requests_are_counted_and_logged_without_questions_keys_or_documents(ser
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_sigterm_finishes_what_is_under_way(
+def test_a_killed_worker_is_replaced_and_sigterm_finishes_running_requests(
     environment: dict[str, str], stand_in: StandIn, oslo: str, tmp_path: Path
 ) -> None:
     replies: list[str] = []
@@ -391,7 +391,7 @@ def test_a_killed_worker_is_replaced_and_sigterm_finishes_what_is_under_way(
             try:
                 with service.as_client(oslo) as client:
                     good += client.post("/v1/ask", json={"question": QUESTION}).status_code == 200
-            except httpx.TransportError:  # the connection lay with the one that was killed
+            except httpx.TransportError:  # the connection was to the killed worker
                 time.sleep(0.2)
         stand_in.pause = 1.0
         try:

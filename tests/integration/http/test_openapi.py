@@ -1,4 +1,4 @@
-"""Whatever the OpenAPI description of the service allows is asked of it, and much of what it does not."""
+"""Requests generated from the service's OpenAPI description, valid and invalid."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rag_serving.settings import ServingSettings
 from tests.fake_llm import stand_in_model
 from tests.serving_process import Service, serving
 
-# 400 is for what a schema cannot say: that a question is more than spaces, or which characters a region may hold.
+# 400 covers rules that the schema cannot express: a question is not only spaces, a region has valid characters.
 _TAKEN = ["2xx", "400", "404"]
 _SECRET = "k" * 43
 _KEY = ApiKey(
@@ -64,5 +64,5 @@ def service(sample_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @described.parametrize()
 @settings(max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_every_reply_is_as_described(case: schemathesis.Case, service: Service) -> None:
+def test_every_reply_matches_the_openapi_description(case: schemathesis.Case, service: Service) -> None:
     case.call_and_validate(base_url=service.url, timeout=60)

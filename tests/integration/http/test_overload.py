@@ -1,4 +1,4 @@
-"""The service with more callers than it has places for, and with callers who are slow, or not who they say."""
+"""The service under overload, with slow callers, and with callers that forge their address."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def key(keys_file: Path) -> str:
 def service(
     sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """One that has few places and little patience."""
+    """A service with low limits and short timeouts."""
     environment = service_environment(
         sample_lake,
         stand_in,
@@ -45,7 +45,7 @@ def service(
     )
     with serving(tmp_path_factory.mktemp("service"), environment) as running:
         with running.as_client(key) as client:
-            assert client.post("/v1/ask", json={"question": QUESTION}).status_code == 200  # all is loaded now
+            assert client.post("/v1/ask", json={"question": QUESTION}).status_code == 200  # now everything is loaded
         yield running
 
 
@@ -65,8 +65,8 @@ def head(key: str, length: int) -> bytes:
     ).encode()
 
 
-def asks_until_served(service: Service, key: str) -> httpx.Response:
-    """The first reply that is no refusal for want of a place."""
+def ask_until_served(service: Service, key: str) -> httpx.Response:
+    """Ask until the reply is not 503 and return it."""
     with service.as_client(key) as client:
         deadline = time.monotonic() + 60
         while True:
@@ -76,7 +76,7 @@ def asks_until_served(service: Service, key: str) -> httpx.Response:
             time.sleep(0.1)
 
 
-def test_of_more_requests_than_fit_each_is_answered_or_told_when_to_ask_again(
+def test_under_overload_every_request_is_answered_or_rejected_with_retry_after(
     service: Service, keys_file: Path, key: str, stand_in: StandIn
 ) -> None:
     hasty = create_key(keys_file, "hasty", requests_per_minute=30)[1]
@@ -100,11 +100,11 @@ def test_of_more_requests_than_fit_each_is_answered_or_told_when_to_ask_again(
         if reply.status_code != 200:
             assert int(reply.headers["retry-after"]) >= 1
             assert reply.json()["error"]["type"] in ("Overloaded", "TooManyRequests")
-    assert asks_until_served(service, key).status_code == 200
+    assert ask_until_served(service, key).status_code == 200
     assert "Traceback" not in service.log.read_text()
 
 
-def test_a_body_that_is_never_finished_keeps_no_place(service: Service, key: str) -> None:
+def test_an_unfinished_body_does_not_hold_a_slot(service: Service, key: str) -> None:
     body = json.dumps({"question": QUESTION}).encode()
     unfinished = [connected(service) for _ in range(4)]
     try:
@@ -114,17 +114,17 @@ def test_a_body_that_is_never_finished_keeps_no_place(service: Service, key: str
             raw.sendall(head(key, len(body)))
         for raw in unfinished:
             answer = b""
-            while part := raw.recv(65_536):  # up to the end, as the service closes the connection
+            while part := raw.recv(65_536):  # until the service closes the connection
                 answer += part
             assert answer.startswith(b"HTTP/1.1 408 ")
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["type"] == "TooSlow"
     finally:
         for raw in unfinished:
             raw.close()
-    assert asks_until_served(service, key).status_code == 200
+    assert ask_until_served(service, key).status_code == 200
 
 
-def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for(service: Service, key: str) -> None:
+def test_a_body_sent_byte_by_byte_times_out(service: Service, key: str) -> None:
     with connected(service) as raw:
         raw.sendall(head(key, 10_000))
         raw.settimeout(0.05)
@@ -139,7 +139,7 @@ def test_a_body_that_comes_a_byte_at_a_time_is_not_waited_for(service: Service, 
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-def test_readers_who_stop_reading_keep_no_place(service: Service, key: str, stand_in: StandIn) -> None:
+def test_clients_that_stop_reading_do_not_hold_a_slot(service: Service, key: str, stand_in: StandIn) -> None:
     stand_in.words = (*("x" * 1_000_000 for _ in range(30)), " [1].")
     body = json.dumps({"question": "What is the travel per-diem in Oslo?", "stream": True}).encode()
     stalled = [connected(service, receives=4_096) for _ in range(4)]
@@ -147,14 +147,14 @@ def test_readers_who_stop_reading_keep_no_place(service: Service, key: str, stan
         for raw in stalled:
             raw.sendall(head(key, len(body)) + body)
             assert raw.recv(12) == b"HTTP/1.1 200"
-        assert asks_until_served(service, key).status_code == 200
+        assert ask_until_served(service, key).status_code == 200
     finally:
         stand_in.words = ("46 weeks", " [1].")
         for raw in stalled:
             raw.close()
 
 
-def test_an_address_that_tries_keys_cannot_say_that_it_is_another(service: Service) -> None:
+def test_an_address_that_guesses_keys_cannot_forge_another_address(service: Service) -> None:
     with httpx.Client(base_url=service.url, trust_env=False) as client:
         statuses = [
             client.get(
@@ -165,7 +165,9 @@ def test_an_address_that_tries_keys_cannot_say_that_it_is_another(service: Servi
     assert statuses == [401] * 5 + [429] * 2
 
 
-def test_a_trusted_proxy_says_whose_keys_are_wrong(sample_lake: str, keys_file: Path, key: str, tmp_path: Path) -> None:
+def test_failed_keys_are_counted_by_the_address_that_a_trusted_proxy_forwards(
+    sample_lake: str, keys_file: Path, key: str, tmp_path: Path
+) -> None:
     environment = {
         "RAG_LAKE_URI": sample_lake,
         "RAG_HTTP_KEYS": str(keys_file),
@@ -178,14 +180,14 @@ def test_a_trusted_proxy_says_whose_keys_are_wrong(sample_lake: str, keys_file: 
             headers = {"authorization": "Bearer wrong", "x-forwarded-for": forwarded}
             return client.get("/v1/shards", headers=headers).status_code
 
-        # What a caller wrote before its proxy did is of no weight, and a chain of proxies is looked through.
+        # Addresses that a caller put before its proxy's are ignored, and trusted proxies in the chain are skipped.
         assert [tries(f"9.9.9.{n}, 203.0.113.7") for n in range(3)] == [401, 401, 429]
         assert tries("203.0.113.7, 10.1.2.3") == 429
         assert tries("203.0.113.8") == 401
 
 
 @pytest.mark.parametrize("value", ["*", "everybody", "10.0.0.1,", "10.0.0.0/33"])
-def test_proxies_are_trusted_by_address(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_trusted_proxies_must_be_addresses_or_networks(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("RAG_HTTP_TRUSTED_PROXIES", value)
     with pytest.raises(SettingsError, match="RAG_HTTP_TRUSTED_PROXIES"):
         HttpSettings.from_env()

@@ -1,4 +1,4 @@
-"""The page as people meet it, in a real browser: by keyboard, on a small screen, with hostile documents."""
+"""The web page in a real browser: by keyboard, on a small screen, with hostile documents."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def service(
 
 
 @pytest.fixture(scope="module")
-def browser(server_binaries: Path, service: Service) -> Iterator[Browser]:  # last: its event loop stays in this thread
+def browser(
+    server_binaries: Path, service: Service
+) -> Iterator[Browser]:  # last: its event loop keeps running in this thread
     from playwright.sync_api import expect
 
     expect.set_options(timeout=30_000)
@@ -75,23 +77,23 @@ def browser(server_binaries: Path, service: Service) -> Iterator[Browser]:  # la
 
 @pytest.fixture
 def page(browser: Browser, service: Service, stand_in: StandIn) -> Iterator[Page]:
-    """The page, opened without a key. At the end it has asked no other host for anything and complained of nothing."""
+    """The page, opened without a key. At the end: no requests to other hosts and no errors in the console."""
     stand_in.words, stand_in.pause, stand_in.faults = ("46 weeks", " [1]."), 0.0, {}
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     page = context.new_page()
     asked: list[str] = []
-    complaints: list[str] = []
+    errors: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(service.url)
     expect(page.get_by_role("status")).to_have_text("Enter your access key.")
     yield page
     context.close()
     assert asked
     assert [url for url in asked if not url.startswith((f"{service.url}/", "data:"))] == []
-    refused = "the server responded with a status of 401"  # which the browser notes by itself
-    assert [text for text in complaints if refused not in text] == []
+    refused = "the server responded with a status of 401"  # the browser itself logs this
+    assert [text for text in errors if refused not in text] == []
 
 
 def expect(locator: Locator) -> Any:
@@ -101,7 +103,7 @@ def expect(locator: Locator) -> Any:
 
 
 def give_key(page: Page, key: str) -> None:
-    """Enter a valid key, whose field closes then."""
+    """Enter a valid key and wait until its field closes."""
     if page.get_by_label("Key (stored in this tab only)").is_hidden():
         page.get_by_text("Access key", exact=True).click()
     page.get_by_label("Key (stored in this tab only)").fill(key)
@@ -120,14 +122,16 @@ def tab_to(page: Page, target: Locator) -> None:
         page.keyboard.press("Tab")
         if target.evaluate("element => element === document.activeElement"):
             return
-    raise AssertionError(f"no way to {target} by Tab")
+    raise AssertionError(f"{target} cannot be reached with Tab")
 
 
 def texts(page: Page, label: str) -> list[str]:
     return page.get_by_role("combobox", name=label).locator("option").all_text_contents()
 
 
-def test_a_question_is_asked_and_its_source_opened_by_keyboard_alone(page: Page, oslo: str, stand_in: StandIn) -> None:
+def test_a_question_can_be_asked_and_its_source_opened_by_keyboard_only(
+    page: Page, oslo: str, stand_in: StandIn
+) -> None:
     stand_in.pause = 0.1
     tab_to(page, page.get_by_label("Key (stored in this tab only)"))
     page.keyboard.type(oslo)
@@ -165,7 +169,7 @@ def test_a_question_is_asked_and_its_source_opened_by_keyboard_alone(page: Page,
     expect(button).to_be_focused()
 
 
-def test_a_question_asked_again_shows_that_and_why_the_cache_answered(page: Page, everything: str) -> None:
+def test_a_repeated_question_shows_that_the_cache_answered_and_why(page: Page, everything: str) -> None:
     give_key(page, everything)
     ask(page, QUESTION)
     expect(page.locator("#cache")).to_contain_text("Answered from the documents")
@@ -175,7 +179,7 @@ def test_a_question_asked_again_shows_that_and_why_the_cache_answered(page: Page
     expect(page.get_by_role("link", name="Source 1")).to_be_visible()
 
 
-def test_a_wrong_answer_can_be_taken_out_of_the_cache(page: Page, everything: str) -> None:
+def test_feedback_removes_a_wrong_answer_from_the_cache(page: Page, everything: str) -> None:
     give_key(page, everything)
     ask(page, "What is the travel per-diem?")
     page.get_by_role("button", name="No").click()
@@ -192,7 +196,9 @@ def test_feedback_that_cannot_be_sent_is_reported(page: Page, everything: str) -
     expect(page.get_by_role("status")).to_have_text("The service cannot be reached; try again.")
 
 
-def test_filters_list_what_the_key_may_see_and_narrow_the_scope(page: Page, oslo: str, everything: str) -> None:
+def test_filters_list_the_keys_regions_and_departments_and_narrow_the_scope(
+    page: Page, oslo: str, everything: str
+) -> None:
     give_key(page, oslo)
     expect(page.get_by_role("status")).to_be_empty()
     assert texts(page, "Region") == ["all", "oslo"]
@@ -207,10 +213,10 @@ def test_filters_list_what_the_key_may_see_and_narrow_the_scope(page: Page, oslo
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["entered", "asked with"])
-def test_a_wrong_key_opens_the_key_field_and_says_so(page: Page, oslo: str, asks: bool) -> None:
+def test_an_invalid_key_opens_the_key_field_and_shows_an_error(page: Page, oslo: str, asks: bool) -> None:
     give_key(page, oslo)
     expect(page.get_by_role("status")).to_be_empty()
-    if asks:  # it was revoked meanwhile, say
+    if asks:  # for example, it was revoked in the meantime
         page.evaluate("document.getElementById('key').value = 'rag_wrong'")
         page.locator("#question").fill(QUESTION)
     else:
@@ -239,7 +245,7 @@ def test_an_answer_can_be_stopped(page: Page, oslo: str, stand_in: StandIn) -> N
     ask(page, QUESTION)
 
 
-def test_a_question_asked_while_another_is_answered_takes_its_place(
+def test_a_new_question_replaces_one_that_is_still_being_answered(
     page: Page, everything: str, stand_in: StandIn
 ) -> None:
     stand_in.faults = {"stand-in": "hangs"}
@@ -255,7 +261,7 @@ def test_a_question_asked_while_another_is_answered_takes_its_place(
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
 
 
-def test_markup_of_documents_and_models_is_shown_as_text(page: Page, everything: str, stand_in: StandIn) -> None:
+def test_markup_from_documents_and_models_is_shown_as_text(page: Page, everything: str, stand_in: StandIn) -> None:
     stand_in.words = ("Call ", MARKUP, " [1].")
     give_key(page, everything)
     page.get_by_role("combobox", name="Region").select_option("nagoya")
@@ -280,7 +286,9 @@ def test_nothing_scrolls_sideways_on_a_small_screen(page: Page, everything: str,
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
-def test_axe_finds_nothing_to_object_to(page: Page, everything: str, server_binaries: Path, colours: Any) -> None:
+def test_axe_finds_no_accessibility_violations(
+    page: Page, everything: str, server_binaries: Path, colours: Any
+) -> None:
     page.emulate_media(color_scheme=colours, reduced_motion="reduce")
     page.evaluate(axe_script(server_binaries).read_text())
 

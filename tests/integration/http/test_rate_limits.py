@@ -1,4 +1,4 @@
-"""Rates of keys: the same for all processes by a real Redis, and shared out among them without it."""
+"""Rate limits of keys: shared by all processes through a real Redis, and divided among workers without it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.serving_process import Service, serving
 
 @contextlib.asynccontextmanager
 async def rates_at(url: str, *, patience: float = 5.0, pause: float = 5.0) -> AsyncGenerator[RateLimits]:
-    """What one process of a deployment counts with."""
+    """Open the rate limits of one process of a deployment."""
     rates = RateLimits(connect(url, timeout=patience), prefix="test", timeout=patience, pause=pause)
     try:
         yield rates
@@ -52,7 +52,7 @@ def shared_url(request: pytest.FixtureRequest, server_binaries: Path, tmp_path: 
         yield f"{scheme}+cluster://{rest}" + (f"?ssl_ca_certs={tmp_path / 'authority.pem'}" if tls else "")
 
 
-def test_processes_count_together_under_the_prefix_of_the_deployment(shared_url: str) -> None:
+def test_processes_share_their_counts_under_the_prefix_of_the_deployment(shared_url: str) -> None:
     async def taken() -> list[bool]:
         async with rates_at(shared_url) as one, rates_at(shared_url) as two:
             waits = [await rates.take(3, "key", "a") for rates in (one, two, one, two, one)]
@@ -70,7 +70,7 @@ def test_processes_count_together_under_the_prefix_of_the_deployment(shared_url:
     assert asyncio.run(taken()) == [True, True, True, False, False, True]
 
 
-def test_a_redis_that_hangs_is_done_without_and_is_used_again_once_it_answers(server_binaries: Path) -> None:
+def test_a_hanging_redis_is_bypassed_and_used_again_after_it_recovers(server_binaries: Path) -> None:
     async def counts() -> None:
         with redis_server(server_binaries) as own:
             async with rates_at(own.url, patience=0.2, pause=0.05) as rates:
@@ -82,7 +82,7 @@ def test_a_redis_that_hangs_is_done_without_and_is_used_again_once_it_answers(se
                     assert not rates.shared
                 finally:
                     own.process.send_signal(signal.SIGCONT)
-                assert [wait is None for wait in waits] == [True, True, False, False]  # the rate holds here, too
+                assert [wait is None for wait in waits] == [True, True, False, False]  # the limit applies locally, too
                 deadline = time.monotonic() + 60
                 while not rates.shared:
                     assert time.monotonic() < deadline
@@ -92,8 +92,8 @@ def test_a_redis_that_hangs_is_done_without_and_is_used_again_once_it_answers(se
     asyncio.run(counts())
 
 
-def test_a_dead_redis_is_not_asked_by_each_request() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # takes connections and never answers
+def test_a_dead_redis_is_not_contacted_by_every_request() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:  # accepts connections and never answers
         listening.setblocking(False)
         url = f"redis://127.0.0.1:{listening.getsockname()[1]}/0"
 
@@ -118,7 +118,7 @@ def test_a_dead_redis_is_not_asked_by_each_request() -> None:
         assert further == 0
 
 
-def test_without_redis_each_worker_gives_its_share() -> None:
+def test_without_redis_each_worker_allows_its_share_of_the_limit() -> None:
     async def taken() -> int:
         workers = [RateLimits(workers=4) for _ in range(4)]
         return sum([await one.take(10, "key", "a") is None for one in workers for _ in range(20)])
@@ -127,7 +127,7 @@ def test_without_redis_each_worker_gives_its_share() -> None:
 
 
 def statuses(service: Service, key: str, requests: int) -> Counter[int]:
-    """Of that many requests at once, each on a connection of its own, so that several workers get some."""
+    """Count the statuses of simultaneous requests, each on its own connection so that all workers get some."""
 
     async def gathered() -> list[int]:
         async def one() -> int:
@@ -140,7 +140,7 @@ def statuses(service: Service, key: str, requests: int) -> Counter[int]:
     return Counter(asyncio.run(gathered()))
 
 
-def test_several_workers_allow_what_a_key_may_do_and_no_more(
+def test_several_workers_together_enforce_the_limit_of_a_key(
     sample_lake: str, redis_clean: str, tmp_path: Path
 ) -> None:
     key = create_key(tmp_path / "keys.json", "any", requests_per_minute=10)[1]

@@ -1,4 +1,4 @@
-"""Spans as a collector gets them from a running service."""
+"""Spans that a collector receives from a running service."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 @dataclass
 class Collector:
-    """Keeps what it is sent by OTLP over HTTP."""
+    """A collector that records what it receives by OTLP over HTTP."""
 
     url: str = ""
     bodies: list[bytes] = field(default_factory=list[bytes])
@@ -60,7 +60,7 @@ def collecting() -> Generator[Collector]:
             self.send_response(200)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - named so by the base class
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class defines the name
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -79,7 +79,7 @@ def collecting() -> Generator[Collector]:
 def traced(
     sample_lake: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Collector, str, dict[str, httpx.Response]]]:
-    """What was collected of a service until its end, the key that was used, and the replies that it gave."""
+    """Everything collected from a service until it ended, the key that was used, and the service's replies."""
     folder = tmp_path_factory.mktemp("service")
     key = create_key(folder / "keys.json", "any")[1]
     with stand_in_model() as model, collecting() as collector:
@@ -110,7 +110,7 @@ def below(spans: list[Any], parent: Any) -> list[str]:
     return [span.name for span in spans if span.parent_span_id == parent.span_id]
 
 
-def test_a_request_is_a_span_of_its_callers_trace_with_the_phases_of_its_question_below(
+def test_a_request_is_a_span_in_its_callers_trace_with_its_phases_as_children(
     traced: tuple[Collector, str, dict[str, httpx.Response]],
 ) -> None:
     collector, key, replies = traced
@@ -140,7 +140,9 @@ def test_a_request_is_a_span_of_its_callers_trace_with_the_phases_of_its_questio
     assert collector.services() == {"rag-shards"}
 
 
-def test_spans_hold_no_question_no_text_and_no_key(traced: tuple[Collector, str, dict[str, httpx.Response]]) -> None:
+def test_spans_contain_no_question_document_text_or_key(
+    traced: tuple[Collector, str, dict[str, httpx.Response]],
+) -> None:
     collector, key, replies = traced
     sent = b"".join(collector.bodies)
     assert b"rag.cache" in sent
@@ -149,7 +151,7 @@ def test_spans_hold_no_question_no_text_and_no_key(traced: tuple[Collector, str,
         assert secret.encode() not in sent
 
 
-def test_without_the_packages_a_client_goes_on_without_spans() -> None:
+def test_without_opentelemetry_a_client_works_without_spans() -> None:
     code = """
 import sys
 sys.modules["opentelemetry"] = None
@@ -161,7 +163,7 @@ assert set(clock.timings()) == {"cache", "total"}
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_collector_that_is_away_keeps_no_answer_and_no_end_waiting(sample_lake: str, tmp_path: Path) -> None:
+def test_an_unreachable_collector_delays_neither_answers_nor_shutdown(sample_lake: str, tmp_path: Path) -> None:
     environment = {"RAG_LAKE_URI": sample_lake, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
     with serving(tmp_path, environment, "--open") as service:
         reply = httpx.post(f"{service.url}/v1/search", json={"question": QUESTION}, trust_env=False, timeout=60)

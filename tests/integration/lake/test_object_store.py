@@ -1,4 +1,4 @@
-"""Small lake objects, on a folder and on a real S3 server alike."""
+"""Small lake objects, in a folder and on a real S3 server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def objects(lake_uri: str) -> ObjectStore:
     return open_object_store(lake_uri)
 
 
-def test_an_object_is_read_back_as_it_was_written(objects: ObjectStore) -> None:
+def test_a_written_object_is_read_back_unchanged(objects: ObjectStore) -> None:
     data = bytes(range(256)) * 1000
     etag = objects.put("catalog/a.b.json", data)
     found = objects.get("catalog/a.b.json")
@@ -42,14 +42,14 @@ def test_an_object_that_was_never_written_is_none(objects: ObjectStore) -> None:
     assert objects.get("catalog/a.json/nothing") is None
 
 
-def test_an_empty_object_is_not_an_absent_one(objects: ObjectStore) -> None:
+def test_an_empty_object_is_not_a_missing_one(objects: ObjectStore) -> None:
     objects.put("empty", b"")
     found = objects.get("empty")
     assert found is not None
     assert found.data == b""
 
 
-def test_an_unconditional_write_replaces_what_is_there(objects: ObjectStore) -> None:
+def test_an_unconditional_write_replaces_the_object(objects: ObjectStore) -> None:
     objects.put("key", b"long ago")
     objects.put("key", b"now")
     found = objects.get("key")
@@ -57,7 +57,7 @@ def test_an_unconditional_write_replaces_what_is_there(objects: ObjectStore) -> 
     assert found.data == b"now"
 
 
-def test_a_listing_names_exactly_the_objects_below_the_prefix_with_the_etags_of_a_read(
+def test_a_listing_returns_exactly_the_objects_below_a_prefix_with_their_etags(
     objects: ObjectStore,
 ) -> None:
     for key in ("catalog/a.json", "catalog/deep/b.json", "catalogue/c.json", "leases/d.json"):
@@ -70,17 +70,17 @@ def test_a_listing_names_exactly_the_objects_below_the_prefix_with_the_etags_of_
         assert (entry.etag, entry.size) == (found.etag, len(key))
 
 
-def test_a_listing_of_nothing_is_empty(objects: ObjectStore) -> None:
+def test_listing_an_empty_prefix_returns_nothing(objects: ObjectStore) -> None:
     assert objects.list("catalog") == []
 
 
-def test_a_listing_goes_beyond_one_page_of_the_server(objects: ObjectStore) -> None:
+def test_a_listing_continues_beyond_one_page_of_the_server(objects: ObjectStore) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: objects.put(f"many/{n:04}.json", b"{}"), range(1010)))
     assert sorted(entry.key for entry in objects.list("many")) == [f"many/{n:04}.json" for n in range(1010)]
 
 
-def test_a_deleted_object_is_gone_and_may_be_deleted_again(objects: ObjectStore) -> None:
+def test_deleting_an_object_is_idempotent(objects: ObjectStore) -> None:
     objects.put("dir/key", b"1")
     objects.delete("dir/key")
     assert objects.get("dir/key") is None
@@ -89,7 +89,7 @@ def test_a_deleted_object_is_gone_and_may_be_deleted_again(objects: ObjectStore)
     objects.delete("never/was")
 
 
-def test_a_write_that_expects_nothing_there_succeeds_once(objects: ObjectStore) -> None:
+def test_a_write_that_expects_no_object_succeeds_once(objects: ObjectStore) -> None:
     first = objects.put("leases/a.json", b"one", expect=ABSENT)
     with pytest.raises(WriteConflict, match=r"leases/a\.json"):
         objects.put("leases/a.json", b"two", expect=ABSENT)
@@ -98,7 +98,7 @@ def test_a_write_that_expects_nothing_there_succeeds_once(objects: ObjectStore) 
     assert (found.data, found.etag) == (b"one", first)
 
 
-def test_a_write_that_names_the_current_etag_succeeds_and_a_stale_one_conflicts(objects: ObjectStore) -> None:
+def test_a_write_with_the_current_etag_succeeds_and_with_a_stale_one_conflicts(objects: ObjectStore) -> None:
     first = objects.put("key", b"one")
     second = objects.put("key", b"two", expect=first)
     assert second != first
@@ -109,7 +109,7 @@ def test_a_write_that_names_the_current_etag_succeeds_and_a_stale_one_conflicts(
     assert (found.data, found.etag) == (b"two", second)
 
 
-def test_an_etag_from_a_read_or_a_listing_serves_for_a_conditional_write(objects: ObjectStore) -> None:
+def test_etags_from_reads_and_listings_work_in_conditional_writes(objects: ObjectStore) -> None:
     objects.put("dir/key", b"one")
     found = objects.get("dir/key")
     assert found is not None
@@ -118,7 +118,7 @@ def test_an_etag_from_a_read_or_a_listing_serves_for_a_conditional_write(objects
     objects.put("dir/key", b"three", expect=entry.etag)
 
 
-def test_a_write_that_expects_an_object_conflicts_when_it_was_deleted(objects: ObjectStore) -> None:
+def test_a_write_that_expects_an_object_conflicts_if_it_was_deleted(objects: ObjectStore) -> None:
     etag = objects.put("key", b"one")
     objects.delete("key")
     with pytest.raises(WriteConflict):
@@ -127,7 +127,7 @@ def test_a_write_that_expects_an_object_conflicts_when_it_was_deleted(objects: O
 
 
 def count_up(uri: str) -> None:
-    """Each thread reads the counter and writes it one higher if it is still the one read, so many times."""
+    """Increment the counter `INCREMENTS` times in each thread by conditional writes."""
 
     def increments() -> None:
         objects = open_object_store(uri)
@@ -146,7 +146,7 @@ def count_up(uri: str) -> None:
             future.result()
 
 
-def test_processes_and_threads_that_race_on_a_counter_lose_no_increment(lake_uri: str) -> None:
+def test_processes_and_threads_racing_on_a_counter_lose_no_increment(lake_uri: str) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, mp_context=context) as pool:
         list(pool.map(count_up, [lake_uri] * PROCESSES))
@@ -155,7 +155,7 @@ def test_processes_and_threads_that_race_on_a_counter_lose_no_increment(lake_uri
     assert int(found.data) == PROCESSES * THREADS * INCREMENTS
 
 
-def test_a_reader_never_sees_half_of_a_write(objects: ObjectStore) -> None:
+def test_a_reader_never_sees_a_partial_write(objects: ObjectStore) -> None:
     sizes = (10, 200_000)
     objects.put("key", b"x" * sizes[0])
 
@@ -172,20 +172,20 @@ def test_a_reader_never_sees_half_of_a_write(objects: ObjectStore) -> None:
         writing.result()
 
 
-def test_etags_of_files_never_return_even_within_one_tick_of_the_clock(tmp_path: Path) -> None:
+def test_etags_of_files_never_repeat_even_within_one_clock_tick(tmp_path: Path) -> None:
     objects = FolderObjectStore(tmp_path)
     etags = [objects.put("key", b"%04d" % n) for n in range(100)]
     assert len(set(etags)) == len(etags)
 
 
-def test_a_folder_shows_neither_its_lock_nor_unfinished_writes(tmp_path: Path) -> None:
+def test_a_folder_lists_neither_its_lock_nor_unfinished_writes(tmp_path: Path) -> None:
     objects = FolderObjectStore(tmp_path)
     objects.put("dir/key", b"1")
     (tmp_path / "dir" / ".write-left-by-a-killed-process").write_bytes(b"half")
     assert [entry.key for entry in objects.list("dir")] == ["dir/key"]
 
 
-def test_what_a_killed_writer_left_is_written_over_by_the_next(tmp_path: Path) -> None:
+def test_the_next_write_overwrites_the_partial_file_of_a_killed_writer(tmp_path: Path) -> None:
     objects = FolderObjectStore(tmp_path)
     objects.put("dir/key", b"1")
     (tmp_path / "dir" / ".write-key").write_bytes(b"a longer half that was never finished")
@@ -219,21 +219,21 @@ def fails_quickly(objects: ObjectStore, operation: Operation, reason: str) -> st
     started = time.monotonic()
     with pytest.raises(LakeUnavailable, match=reason) as caught:
         operation(objects)
-    assert time.monotonic() - started < 60  # and not after minutes of retries
+    assert time.monotonic() - started < 60  # rather than after minutes of retries
     message = str(caught.value)
     assert "RAG_LAKE_URI" in message
     assert "\n" not in message
     return message
 
 
-# SeaweedFS answers "precondition failed" to an update there; that raises WriteConflict, no success either.
+# SeaweedFS answers such an update with "precondition failed", which raises WriteConflict: not a success, either.
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "update"])
-def test_a_missing_bucket_is_named_and_never_looks_empty(s3_environment: str, name: str) -> None:
+def test_a_missing_bucket_is_an_error_and_never_looks_empty(s3_environment: str, name: str) -> None:
     fails_quickly(open_object_store("s3://no-such-bucket-anywhere/lake"), OPERATIONS[name], "NoSuchBucket")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_wrong_secret_is_named_quickly_and_not_shown(
+def test_a_wrong_secret_fails_quickly_and_is_not_revealed(
     s3_environment: str, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-wrong-secret")
@@ -241,15 +241,13 @@ def test_a_wrong_secret_is_named_quickly_and_not_shown(
     assert "a-wrong-secret" not in fails_quickly(objects, OPERATIONS[name], "SignatureDoesNotMatch")
 
 
-def test_an_unknown_access_key_is_named_quickly(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_access_key_fails_quickly(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
     fails_quickly(open_object_store(f"s3://{s3_environment}/lake"), OPERATIONS["get"], "InvalidAccessKeyId")
 
 
 @pytest.mark.parametrize("name", ["get", "list", "update"])
-def test_an_endpoint_where_nobody_listens_fails_quickly(
-    s3_environment: str, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_an_unreachable_endpoint_fails_quickly(s3_environment: str, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     fails_quickly(open_object_store(f"s3://{s3_environment}/lake"), OPERATIONS[name], "127.0.0.1:9")
 
@@ -261,7 +259,7 @@ def test_an_endpoint_where_nobody_listens_fails_quickly(
         ("/srv/lake", "/srv/lake"),
     ],
 )
-def test_a_folder_is_named_by_path_or_by_file_uri(uri: str, path: str) -> None:
+def test_a_folder_is_given_as_a_path_or_a_file_uri(uri: str, path: str) -> None:
     assert folder_path(uri) == Path(path)
 
 

@@ -1,4 +1,4 @@
-"""Embedding models: several runtimes of one, several of them side by side, and those behind an API."""
+"""Embedding models: several runtimes for one model, several models side by side, and hosted models."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def settings(tmp_path: Path, model_lake: str) -> PipelineSettings:
 
 @pytest.fixture(scope="module")
 def narrow_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The packaged model with a window of 128 tokens, which makes another embedder of it."""
+    """The packaged model with a window of 128 tokens, which makes it a different embedder."""
     folder = tmp_path_factory.mktemp("model") / "narrow"
     shutil.copytree(str(get_model_path()), folder)
     path = folder / "sentence_bert_config.json"
@@ -86,7 +86,7 @@ def changed(settings: PipelineSettings) -> list[str]:
     return [shard.key for shard in select_shards(Selection.CHANGED, state.listed, state.published, ())]
 
 
-def test_torch_makes_the_vectors_of_the_exported_graph(model_lake: str) -> None:
+def test_torch_produces_the_vectors_of_the_exported_graph(model_lake: str) -> None:
     identity = identity_in(model_lake)
     ours = load_embedder(open_object_store(model_lake), identity.fingerprint, streams=2)
     theirs = TorchEmbedder(identity, device="cpu")
@@ -98,21 +98,21 @@ def test_torch_makes_the_vectors_of_the_exported_graph(model_lake: str) -> None:
         assert embedder.embed_documents([]).shape == (0, identity.dimensions)
 
 
-def test_torch_refuses_weights_that_are_not_the_exported_ones(model_lake: str) -> None:
+def test_torch_rejects_weights_that_differ_from_the_export(model_lake: str) -> None:
     identity = identity_in(model_lake).model_copy(update={"weights_sha256": "0" * 64})
     with pytest.raises(ExportError, match="materialize embedding_model again"):
         TorchEmbedder(identity, device="cpu")
 
 
-def test_torch_can_be_asked_for_by_setting(settings: PipelineSettings) -> None:
-    asked = settings.model_copy(update={"embedding_runtime": "torch"})
-    embedder = Pipeline(asked).embedder()
+def test_the_embedding_runtime_setting_selects_torch(settings: PipelineSettings) -> None:
+    torch_settings = settings.model_copy(update={"embedding_runtime": "torch"})
+    embedder = Pipeline(torch_settings).embedder()
     assert isinstance(embedder, TorchEmbedder)
     assert embedder.identity == identity_in(settings.lake_uri)
     assert not isinstance(warm_embedder(settings.lake_uri, settings.embedding_model, "openvino"), TorchEmbedder)
 
 
-def test_a_text_gets_the_same_vector_alone_and_among_others_from_many_threads(model_lake: str) -> None:
+def test_a_text_gets_the_same_vector_alone_and_in_batches_from_several_threads(model_lake: str) -> None:
     embedder = load_embedder(open_object_store(model_lake), identity_in(model_lake).fingerprint, streams=2)
     texts = [f"Rule {number} of the house: " + "quiet " * (number % 50) for number in range(200)]
     alone = np.array([embedder.embed_documents([text])[0] for text in texts[:40]])
@@ -126,7 +126,7 @@ def test_a_text_gets_the_same_vector_alone_and_among_others_from_many_threads(mo
         assert (unrolled[:40] * alone).sum(axis=1).min() >= 0.999
 
 
-def test_two_models_live_side_by_side_until_every_shard_is_of_the_new_one(
+def test_two_models_coexist_until_every_shard_uses_the_new_one(
     instance: dg.DagsterInstance, settings: PipelineSettings, narrow_model: str
 ) -> None:
     for key in ("oslo/people", "lima/people"):
@@ -157,7 +157,7 @@ def test_two_models_live_side_by_side_until_every_shard_is_of_the_new_one(
 
 
 class Api:
-    """A provider: vectors made of a text's letters; may fail, or answer with something else."""
+    """A stand-in provider whose vectors count a text's letters; it can fail or change its vectors."""
 
     def __init__(self, dimensions: int = 8, change: float = 0.0) -> None:
         self.dimensions = dimensions
@@ -200,7 +200,7 @@ def hosted_identity(dimensions: int = 8) -> EmbedderIdentity:
     )
 
 
-def test_a_hosted_model_gets_batches_and_its_vectors_come_back_in_order() -> None:
+def test_a_hosted_model_is_called_in_batches_and_its_vectors_keep_their_order() -> None:
     api = Api()
     embedder = HostedEmbedder(hosted_identity(), api)
     texts = [f"Rule {number}" + "x" * number for number in range(150)]
@@ -214,23 +214,23 @@ def test_a_hosted_model_gets_batches_and_its_vectors_come_back_in_order() -> Non
 
 
 @pytest.mark.parametrize(
-    ("dimensions", "error", "says"),
+    ("dimensions", "error", "message"),
     [
         (8, ValueError("your key sk-secret is bad"), "failed \\(ValueError\\)"),
         (9, None, "shape \\(1, 9\\) for 1 texts; expected 8 dimensions"),
     ],
 )
-def test_a_hosted_model_that_fails_or_answers_otherwise_is_a_named_error(
-    dimensions: int, error: Exception | None, says: str
+def test_a_hosted_model_that_fails_or_returns_other_dimensions_is_unavailable(
+    dimensions: int, error: Exception | None, message: str
 ) -> None:
     api = Api(dimensions)
     api.error = error
-    with pytest.raises(EmbedderUnavailable, match=says) as caught:
+    with pytest.raises(EmbedderUnavailable, match=message) as caught:
         HostedEmbedder(hosted_identity(), api).embed_query("How long?")
     assert "sk-secret" not in str(caught.value)
 
 
-def test_vectors_that_are_no_numbers_are_refused() -> None:
+def test_non_finite_vectors_are_rejected() -> None:
     def call(**_: Any) -> Any:
         return SimpleNamespace(data=[{"index": 0, "embedding": [float("nan"), 1.0]}])
 
@@ -238,7 +238,7 @@ def test_vectors_that_are_no_numbers_are_refused() -> None:
         embed_hosted("litellm:acme/embed", ["x"], call)
 
 
-def test_a_hosted_model_is_known_by_name_in_the_lake_and_told_when_it_changed(
+def test_a_hosted_model_is_exported_once_and_fails_its_self_test_after_a_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = Api()
@@ -254,7 +254,7 @@ def test_a_hosted_model_is_known_by_name_in_the_lake_and_told_when_it_changed(
         load_embedder(objects, export.identity.fingerprint)
 
 
-def test_a_shard_is_indexed_and_searched_by_a_hosted_model(
+def test_a_shard_can_be_indexed_and_searched_with_a_hosted_model(
     instance: dg.DagsterInstance, settings: PipelineSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rag_serving.lake.embedders.hosted._litellm_embedding", lambda: Api())

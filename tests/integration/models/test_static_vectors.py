@@ -1,4 +1,4 @@
-"""Static vectors: what they tell apart, how the lake keeps them, and what a shard's run does without them."""
+"""Static vectors: what they distinguish, how the lake stores them, and how a run creates missing ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def identity_in(lake: str) -> EmbedderIdentity:
 
 
 def without_vectors(model_lake: str, lake: str) -> ObjectStore:
-    """A lake with the exported model, and without its static vectors."""
+    """Create a lake with the exported model but without its static vectors."""
     seed_model(model_lake, lake)
     objects = open_object_store(lake)
     for entry in objects.list(MODELS):
@@ -53,7 +53,7 @@ def without_vectors(model_lake: str, lake: str) -> ObjectStore:
 
 
 def drawn(seed: int) -> Any:
-    """What stands in for the distillation where its result does not matter."""
+    """Return a stand-in for the distillation, for tests in which its result does not matter."""
 
     def make(_objects: ObjectStore, _identity: EmbedderIdentity) -> npt.NDArray[np.float32]:
         return np.random.default_rng(seed).standard_normal((40, 4), dtype=np.float32)
@@ -68,7 +68,7 @@ def units(vectors: StaticVectors, lake: str, texts: list[str]) -> npt.NDArray[np
     return vectors.units(np.array([token for ids in encoded for token in ids], np.int64), starts.astype(np.int64))
 
 
-def test_sentences_about_the_same_are_nearer_than_others(model_lake: str) -> None:
+def test_sentences_about_the_same_subject_are_nearer_than_others(model_lake: str) -> None:
     vectors = load_vectors(open_object_store(model_lake), identity_in(model_lake))
     one, other = (units(vectors, model_lake, [pair[side] for pair in ALIKE]) for side in (0, 1))
     cosines = one @ other.T
@@ -76,7 +76,7 @@ def test_sentences_about_the_same_are_nearer_than_others(model_lake: str) -> Non
     assert cosines.diagonal().min() > np.max(cosines[~np.eye(len(ALIKE), dtype=bool)]) + 0.05
 
 
-def test_stretches_without_known_tokens_are_zeros_and_all_others_of_unit_length() -> None:
+def test_spans_without_known_tokens_are_zero_and_all_others_have_unit_length() -> None:
     vectors = StaticVectors(np.eye(4, dtype=np.float16), "0" * 64)
     ids = np.array([0, 1, 2, 9, 9, 3] * 5000, np.int64)
     made = vectors.units(ids, np.array([0, 3, 3, 5, 6, 20_000], np.int64))
@@ -85,7 +85,7 @@ def test_stretches_without_known_tokens_are_zeros_and_all_others_of_unit_length(
     assert vectors.units(ids[:0], np.array([0], np.int64)).tolist() == [[0, 0, 0, 0]]
 
 
-def test_they_are_made_once_and_loaded_as_they_were_made(model_lake: str, tmp_path: Path) -> None:
+def test_vectors_are_distilled_once_and_loaded_unchanged(model_lake: str, tmp_path: Path) -> None:
     objects = without_vectors(model_lake, str(tmp_path))
     identity = identity_in(str(tmp_path))
     assert not are_distilled(objects, identity)
@@ -101,7 +101,7 @@ def test_they_are_made_once_and_loaded_as_they_were_made(model_lake: str, tmp_pa
     np.testing.assert_allclose(made, expected / np.linalg.norm(expected, axis=1)[:, None], rtol=1e-5)
 
 
-def test_of_two_makers_at_once_the_first_decides(model_lake: str, tmp_path: Path) -> None:
+def test_of_two_concurrent_distillations_the_first_wins(model_lake: str, tmp_path: Path) -> None:
     objects = without_vectors(model_lake, str(tmp_path))
     identity = identity_in(str(tmp_path))
     won: list[VectorsManifest] = []
@@ -115,7 +115,7 @@ def test_of_two_makers_at_once_the_first_decides(model_lake: str, tmp_path: Path
     assert load_vectors(objects, identity).version == won[0].sha256[:8]
 
 
-def test_an_altered_or_missing_file_is_a_named_error_and_mended_by_making_it_again(
+def test_an_altered_or_missing_file_is_lake_corrupt_and_repaired_by_distilling_again(
     model_lake: str, tmp_path: Path
 ) -> None:
     objects = without_vectors(model_lake, str(tmp_path))
@@ -132,12 +132,12 @@ def test_an_altered_or_missing_file_is_a_named_error_and_mended_by_making_it_aga
         assert load_vectors(objects, identity).version == manifest.sha256[:8]
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b'{"format": 1}', b"of another"])
-def test_a_malformed_manifest_is_a_named_error(model_lake: str, tmp_path: Path, data: bytes) -> None:
+@pytest.mark.parametrize("data", [b"", b"{", b'{"format": 1}', b"another fingerprint"])
+def test_a_malformed_manifest_is_lake_corrupt(model_lake: str, tmp_path: Path, data: bytes) -> None:
     objects = without_vectors(model_lake, str(tmp_path))
     identity = identity_in(str(tmp_path))
     manifest = ensure_distilled(objects, identity, drawn(1)).manifest
-    if data == b"of another":
+    if data == b"another fingerprint":
         data = manifest.model_copy(update={"fingerprint": "f" * 32}).model_dump_json().encode()
     objects.put(f"{MODELS}/{identity.fingerprint}/boundary_vectors.json", data)
     with pytest.raises(LakeCorrupt, match="materialize boundary_vectors again"):
@@ -145,7 +145,7 @@ def test_a_malformed_manifest_is_a_named_error(model_lake: str, tmp_path: Path, 
     assert ensure_distilled(objects, identity, drawn(1)).created
 
 
-def test_a_hosted_model_takes_those_of_the_packaged_one_and_embeds_no_vocabulary(
+def test_a_hosted_model_uses_the_packaged_models_vectors_and_embeds_no_vocabulary(
     model_lake: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -166,7 +166,7 @@ def test_a_hosted_model_takes_those_of_the_packaged_one_and_embeds_no_vocabulary
 
 
 @pytest.mark.usefixtures("distilled_before")
-def test_a_shards_run_makes_missing_ones_by_itself_and_the_asset_finds_them(
+def test_a_shards_run_distils_missing_vectors_and_the_asset_reuses_them(
     instance: dg.DagsterInstance, model_lake: str, tmp_path: Path
 ) -> None:
     lake, source = str(tmp_path / "lake"), tmp_path / "source" / "oslo" / "people"
@@ -192,7 +192,7 @@ def test_a_shards_run_makes_missing_ones_by_itself_and_the_asset_finds_them(
     assert said["tokens"] == load_tokenizer(objects, identity_in(lake)).get_vocab_size()
 
 
-def test_another_chunker_or_context_cuts_and_publishes_anew_and_the_context_is_embedded_but_not_shown(
+def test_changing_the_chunker_or_context_rechunks_and_the_context_is_embedded_but_not_shown(
     instance: dg.DagsterInstance, model_lake: str, tmp_path: Path
 ) -> None:
     from rag_assets.storage.lake import Lake
@@ -235,7 +235,7 @@ def _shard() -> Any:
     return Shard.parse("oslo/people")
 
 
-def test_a_chunks_table_of_an_older_schema_is_made_anew(
+def test_a_chunks_table_with_an_older_schema_is_rebuilt(
     instance: dg.DagsterInstance, model_lake: str, tmp_path: Path
 ) -> None:
     from rag_assets.storage.schemas import CHUNK_SCHEMA
@@ -245,7 +245,7 @@ def test_a_chunks_table_of_an_older_schema_is_made_anew(
     seed_model(model_lake, lake)
     source.mkdir(parents=True)
     for name in ("leave", "canteen"):
-        (source / f"{name}.txt").write_text(f"What is to be said of the {name}.")
+        (source / f"{name}.txt").write_text(f"A few words about the {name}.")
     settings = settings_for(str(tmp_path / "source"), lake)
     assert run_shard(instance, settings, "oslo/people").success
     before = published_rows(lake, "oslo/people")
@@ -268,7 +268,7 @@ def test_a_chunks_table_of_an_older_schema_is_made_anew(
     assert current.documents == 2
 
 
-def test_distilling_gives_the_same_vectors_again(model_lake: str) -> None:
+def test_distilling_is_reproducible(model_lake: str) -> None:
     objects, identity = open_object_store(model_lake), identity_in(model_lake)
     assert ensure_exported(objects, PACKAGED_MODEL).identity == identity
     ids = np.arange(1000, 5000)

@@ -1,4 +1,4 @@
-"""What operators do to published shards: roll back, hold, release, keep up; and what readers notice of it: nothing."""
+"""Operating published shards: roll back, hold, release and maintain them without disturbing readers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def three_versions(bench: Bench) -> list[Publication]:
     return made
 
 
-def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(bench: Bench) -> None:
+def test_a_rollback_restores_an_older_version_and_holds_the_shard_until_release(bench: Bench) -> None:
     _, second, third = three_versions(bench)
     with writer(bench) as shard_writer:
         entry = rollback(shard_writer, by="an operator")
@@ -65,7 +65,7 @@ def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(ben
     bench.put("page.txt", "The fourth text.")
     said = bench.run()
     assert (said["published"]["changed"], said["published"]["held_by"]) == (False, "an operator")
-    assert said["shards"]["documents_replaced"] == 1  # built all the same
+    assert said["shards"]["documents_replaced"] == 1  # built nevertheless
     assert bench.texts() == {"page.txt": "The second text."}
 
     with writer(bench) as shard_writer:
@@ -83,13 +83,14 @@ def test_a_rollback_sends_readers_back_and_holds_the_shard_until_its_release(ben
 
 
 @on_folders
-def test_a_held_shard_counts_as_worked_through_up_to_what_was_built(bench: Bench) -> None:
+def test_a_held_shard_counts_as_up_to_date_with_its_latest_build(bench: Bench) -> None:
     three_versions(bench)
     with writer(bench) as shard_writer:
         rollback(shard_writer, by="an operator")
     source = Pipeline(bench.settings).source()
     listing = listing_digest(entry for page in source.pages(f"{bench.shard}/") for entry in page)
-    assert entry_of(bench).latest_built_source_digest == listing  # else the sensor would ask for a run on every tick
+    # Otherwise the sensor would request a run on every tick.
+    assert entry_of(bench).latest_built_source_digest == listing
     bench.put("more.txt", "More.")
     assert entry_of(bench).latest_built_source_digest != listing_digest(source.pages(f"{bench.shard}/").__next__())
     bench.run()
@@ -97,7 +98,7 @@ def test_a_held_shard_counts_as_worked_through_up_to_what_was_built(bench: Bench
 
 
 @on_folders
-def test_a_rollback_goes_to_a_version_that_is_kept_and_to_no_other(bench: Bench) -> None:
+def test_a_rollback_can_only_target_a_kept_version(bench: Bench) -> None:
     first, second, third = three_versions(bench)
     with writer(bench) as shard_writer:
         with pytest.raises(VersionNotKept, match=rf"versions {first.version}, {second.version} to go back to"):
@@ -110,7 +111,7 @@ def test_a_rollback_goes_to_a_version_that_is_kept_and_to_no_other(bench: Bench)
 
 
 @on_folders
-def test_a_shard_published_once_has_nothing_to_go_back_to(bench: Bench) -> None:
+def test_a_shard_without_an_older_version_cannot_be_rolled_back(bench: Bench) -> None:
     with writer(bench) as shard_writer, pytest.raises(VersionNotKept, match="never published"):
         rollback(shard_writer, by="an operator")
     bench.put("page.txt", "The only text.")
@@ -137,7 +138,7 @@ def versions(bench: Bench, stage: str) -> int:
     return len(table.list_versions())
 
 
-def test_upkeep_removes_what_nobody_can_read_and_leaves_rows_and_published_versions(bench: Bench) -> None:
+def test_maintenance_removes_unreachable_versions_and_keeps_rows_and_published_versions(bench: Bench) -> None:
     published = three_versions(bench)
     for number in range(6):
         bench.put("page.txt", f"Text {number}.")
@@ -153,22 +154,22 @@ def test_upkeep_removes_what_nobody_can_read_and_leaves_rows_and_published_versi
     assert table is not None
     kept = kept_versions(table)
     assert published[0].version not in kept
-    assert len(kept) == 2  # the last one before, and the compacted one that the upkeep published in its place
+    assert len(kept) == 2  # the last version before maintenance, and the compacted one that maintenance published
     for version in kept:
         table.checkout(version)
         assert table.count_rows() == 1
 
-    bench.put("page.txt", "After the upkeep.")
+    bench.put("page.txt", "After maintenance.")
     said = bench.run()
     assert said["raw_documents"]["changed"] == 1
-    assert bench.texts() == {"page.txt": "After the upkeep."}
+    assert bench.texts() == {"page.txt": "After maintenance."}
     with writer(bench) as shard_writer:
         rollback(shard_writer, by="an operator")
     assert published_rows(bench.lake, bench.shard) == before
 
 
 @on_folders
-def test_upkeep_of_a_shard_that_needs_none_writes_nothing(bench: Bench) -> None:
+def test_maintenance_of_a_maintained_shard_writes_nothing(bench: Bench) -> None:
     bench.put("page.txt", "The text.")
     bench.run()
     maintained(bench)
@@ -178,9 +179,9 @@ def test_upkeep_of_a_shard_that_needs_none_writes_nothing(bench: Bench) -> None:
 
 
 @on_folders
-def test_a_reader_finishes_on_the_version_that_it_began_with(bench: Bench) -> None:
-    """It took the catalog's word just before two further versions and the upkeep came."""
-    bench.put("page.txt", "What the reader began with.")
+def test_a_reader_finishes_on_the_version_it_started_with(bench: Bench) -> None:
+    """It read the catalog just before two more publishes and a maintenance run."""
+    bench.put("page.txt", "What the reader started with.")
     bench.run()
     entry = entry_of(bench)
     for text in ("The next text.", "And the next."):
@@ -196,11 +197,11 @@ def test_a_reader_finishes_on_the_version_that_it_began_with(bench: Bench) -> No
         assert failed == ()
         return [hit.text for hit in hits]
 
-    assert asyncio.run(search()) == ["What the reader began with."]
+    assert asyncio.run(search()) == ["What the reader started with."]
 
 
 @on_folders
-def test_upkeep_leaves_a_shard_alone_that_a_run_is_on(bench: Bench) -> None:
+def test_maintenance_skips_a_shard_that_is_being_written(bench: Bench) -> None:
     bench.put("page.txt", "The text.")
     bench.run()
     before = bench.state()
@@ -212,7 +213,7 @@ def test_upkeep_leaves_a_shard_alone_that_a_run_is_on(bench: Bench) -> None:
 
 
 @on_folders
-def test_an_unpublished_head_is_kept_up_and_not_published_by_the_upkeep(bench: Bench) -> None:
+def test_maintenance_does_not_publish_an_unpublished_head(bench: Bench) -> None:
     _, second, _ = three_versions(bench)
     with writer(bench) as shard_writer:
         rollback(shard_writer, by="an operator")
@@ -237,7 +238,7 @@ def test_an_unpublished_head_is_kept_up_and_not_published_by_the_upkeep(bench: B
     ],
 )
 @on_folders
-def test_a_version_stays_while_it_is_among_the_last_or_a_reader_may_be_on_it(
+def test_a_version_is_kept_while_it_is_recent_or_a_reader_may_use_it(
     bench: Bench, ages: list[int], keep: int, pin: float, kept: set[int]
 ) -> None:
     bench.put("page.txt", "The text.")
@@ -263,7 +264,7 @@ def test_a_version_stays_while_it_is_among_the_last_or_a_reader_may_be_on_it(
 
 
 @on_folders
-def test_the_standing_check_names_failed_behind_and_held_shards(bench: Bench) -> None:
+def test_the_watch_check_names_failed_behind_and_held_shards(bench: Bench) -> None:
     three_versions(bench)
     job = build_definitions(bench.settings).resolve_job_def("watch")
 
@@ -272,20 +273,20 @@ def test_the_standing_check_names_failed_behind_and_held_shards(bench: Bench) ->
         (event,) = [event for event in result.all_events if event.event_type_value == "ASSET_CHECK_EVALUATION"]
         return event.asset_check_evaluation_data
 
-    def about(found: dg.AssetCheckEvaluation, what: str) -> bool:
-        return bench.shard in found.metadata[what].value  # other tests' shards lie in that lake too
+    def lists_shard(found: dg.AssetCheckEvaluation, state: str) -> bool:
+        return bench.shard in found.metadata[state].value  # the lake also contains other tests' shards
 
-    assert not any(about(evaluated(), what) for what in ("failed", "behind", "held"))
+    assert not any(lists_shard(evaluated(), state) for state in ("failed", "behind", "held"))
     with writer(bench) as shard_writer:
         rollback(shard_writer, by="an operator")
     found = evaluated()
     assert not found.passed
-    assert about(found, "held")
+    assert lists_shard(found, "held")
     bench.put("page.txt", "Another text.")
-    assert about(evaluated(), "behind")
+    assert lists_shard(evaluated(), "behind")
     bench.delete("page.txt")
-    assert not bench.attempt().success  # all of the shard would be deleted
+    assert not bench.attempt().success  # the whole shard would be deleted
     found = evaluated()
-    assert about(found, "failed")
+    assert lists_shard(found, "failed")
     assert found.severity == dg.AssetCheckSeverity.ERROR
     assert bench.shard in (found.description or "")

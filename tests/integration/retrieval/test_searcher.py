@@ -1,4 +1,4 @@
-"""Search on a real lake: modes and filters, wide scopes, and what happens while versions change."""
+"""Search on a real lake: modes, filters, wide scopes, changing versions and rerankers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def refresh_company(lake: str) -> None:
 
 @pytest.fixture(scope="module")
 def wide_lake(sample_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A copy of the sample lake that has a company index."""
+    """A copy of the sample lake with a company index."""
     lake = str(tmp_path_factory.mktemp("wide") / "lake")
     shutil.copytree(sample_lake, lake)
     refresh_company(lake)
@@ -61,28 +61,28 @@ def wide_lake(sample_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str
 
 @pytest.fixture(scope="module")
 def rag(wide_lake: str) -> Iterator[RagClient]:
-    """A client that goes to the shards."""
+    """A client that always searches the shards."""
     with open_client(wide_lake, wide_shards=1000) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def wide(wide_lake: str) -> Iterator[RagClient]:
-    """A client that goes to the company index for two shards and more."""
+    """A client that searches the company index for two or more shards."""
     with open_client(wide_lake, wide_shards=1) as client:
         yield client
 
 
 @pytest.fixture
 def own_lake(wide_lake: str, tmp_path: Path) -> str:
-    """A copy that the test may break."""
+    """A copy that a test may damage."""
     return str(shutil.copytree(wide_lake, tmp_path / "own"))
 
 
 # Modes and filters.
 
 
-def test_words_alone_find_japanese_without_any_embedding_model(own_lake: str) -> None:
+def test_text_mode_finds_japanese_passages_without_an_embedding_model(own_lake: str) -> None:
     shutil.rmtree(Path(own_lake, "models"))
     with open_client(own_lake) as client:
         hits = client.search(JAPANESE, mode="text")
@@ -90,14 +90,14 @@ def test_words_alone_find_japanese_without_any_embedding_model(own_lake: str) ->
     assert {hit.score for hit in hits} == {None}
 
 
-def test_meaning_alone_finds_a_japanese_document_and_orders_by_it(rag: RagClient) -> None:
+def test_vector_mode_finds_a_japanese_document_and_orders_by_similarity(rag: RagClient) -> None:
     hits = rag.search(JAPANESE, mode="vector", regions=["nagoya"])
     assert hits[0].path.endswith("-ja.md")
     scores = [hit.score or 0 for hit in hits]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_each_mode_gives_its_own_order_and_hybrid_draws_on_both(rag: RagClient) -> None:
+def test_vector_and_text_modes_rank_differently_and_hybrid_combines_them(rag: RagClient) -> None:
     found = {mode: [hit.chunk_id for hit in rag.search(LEAVE, mode=mode, k=30)] for mode in ("vector", "text")}  # type: ignore[arg-type]
     hybrid = [hit.chunk_id for hit in rag.search(LEAVE, k=10)]
     assert found["vector"] != found["text"]
@@ -106,7 +106,7 @@ def test_each_mode_gives_its_own_order_and_hybrid_draws_on_both(rag: RagClient) 
     assert set(in_both) <= set(hybrid)
 
 
-def test_a_path_prefix_keeps_to_documents_below_it(rag: RagClient) -> None:
+def test_a_path_prefix_limits_hits_to_documents_below_it(rag: RagClient) -> None:
     everything = rag.search("What was the cause of the outage?", regions=["oslo"], departments=["engineering"], k=50)
     below = rag.search(
         "What was the cause of the outage?", regions=["oslo"], departments=["engineering"], k=50, path_prefix="reviews/"
@@ -118,7 +118,7 @@ def test_a_path_prefix_keeps_to_documents_below_it(rag: RagClient) -> None:
     assert len(rag.search("outage", path_prefix="no such folder/")) == 0
 
 
-def test_a_filter_of_dates_keeps_to_documents_changed_then(rag: RagClient) -> None:
+def test_a_date_filter_limits_hits_to_documents_modified_in_its_range(rag: RagClient) -> None:
     moments = sorted({hit.modified_at for hit in rag.search(LEAVE, k=50)})
     middle = moments[len(moments) // 2]
     later = rag.search(LEAVE, k=50, modified_from=middle)
@@ -143,13 +143,13 @@ def test_a_filter_of_dates_keeps_to_documents_changed_then(rag: RagClient) -> No
         {"modified_from": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=9)))},
     ],
 )
-def test_arguments_that_are_none_are_refused(rag: RagClient, arguments: dict[str, Any]) -> None:
+def test_invalid_arguments_are_rejected(rag: RagClient, arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArgument):
         rag.search(LEAVE, **arguments)
 
 
 @pytest.mark.parametrize("prefix", ["'", "%", "_", "\\", "') OR true --", "漢字", "a%b_c'"])
-def test_a_path_prefix_is_text_and_never_a_condition(rag: RagClient, prefix: str) -> None:
+def test_a_path_prefix_is_matched_literally_and_never_as_a_condition(rag: RagClient, prefix: str) -> None:
     assert len(rag.search(LEAVE, path_prefix=prefix)) == 0
 
 
@@ -176,7 +176,9 @@ def found(client: RagClient, question: str, **options: Any) -> list[tuple[str, f
     "scope",
     [{}, {"regions": ["oslo"]}, {"regions": ["oslo", "lisbon"]}, {"departments": ["people"]}],
 )
-def test_the_company_index_finds_by_vector_what_its_shards_find(rag: RagClient, wide: RagClient, scope: Any) -> None:
+def test_a_vector_search_of_the_company_index_returns_the_hits_of_the_shards(
+    rag: RagClient, wide: RagClient, scope: Any
+) -> None:
     for question in (LEAVE, JAPANESE, "What was the cause of the Brattholm outage?"):
         apart, together = (found(client, question, mode="vector", k=10, **scope) for client in (rag, wide))
         assert [chunk_id for chunk_id, _ in together] == [chunk_id for chunk_id, _ in apart]
@@ -184,20 +186,22 @@ def test_the_company_index_finds_by_vector_what_its_shards_find(rag: RagClient, 
 
 
 @pytest.mark.parametrize("mode", ["text", "hybrid"])
-def test_the_company_index_keeps_to_the_scope(wide: RagClient, mode: Any) -> None:
+def test_the_company_index_respects_the_scope(wide: RagClient, mode: Any) -> None:
     for regions in (["oslo"], ["nagoya", "lisbon"]):
         hits = wide.search(LEAVE, regions=regions, mode=mode, k=30)
         assert hits
         assert {hit.shard.split("/")[0] for hit in hits} <= set(regions)
 
 
-def test_the_company_index_obeys_filters(wide: RagClient) -> None:
+def test_the_company_index_respects_filters(wide: RagClient) -> None:
     hits = wide.search("outage", path_prefix="reviews/", k=20)
     assert hits
     assert {hit.path.split("/")[0] for hit in hits} == {"reviews"}
 
 
-def test_without_its_table_the_company_index_is_marked_and_its_shards_answer(own_lake: str, rag: RagClient) -> None:
+def test_without_the_company_table_the_shards_are_searched_and_the_result_is_degraded(
+    own_lake: str, rag: RagClient
+) -> None:
     shutil.rmtree(Path(own_lake, "company_index"))
     with open_client(own_lake, wide_shards=1) as client:
         hits = client.search(LEAVE, mode="vector")
@@ -206,7 +210,7 @@ def test_without_its_table_the_company_index_is_marked_and_its_shards_answer(own
     assert [hit.chunk_id for hit in hits] == [chunk_id for chunk_id, _ in found(rag, LEAVE, mode="vector")]
 
 
-def test_hits_of_the_company_index_say_all_that_those_of_shards_say(rag: RagClient, wide: RagClient) -> None:
+def test_hits_of_the_company_index_have_all_fields_of_the_hits_of_shards(rag: RagClient, wide: RagClient) -> None:
     apart, together = (client.search(LEAVE, mode="vector", k=10) for client in (rag, wide))
     unscored = [[hit.model_copy(update={"score": None, "fused": 0.0}) for hit in hits] for hits in (apart, together)]
     assert unscored[0] == unscored[1]
@@ -214,7 +218,7 @@ def test_hits_of_the_company_index_say_all_that_those_of_shards_say(rag: RagClie
     assert [hit.text for hit in joined[0]] == [hit.text for hit in joined[1]]
 
 
-def test_the_shards_answer_when_the_company_index_goes_away_between_its_reads(
+def test_the_shards_are_searched_if_the_company_index_disappears_between_two_reads(
     own_lake: str, rag: RagClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = SearchEngine.completed
@@ -232,7 +236,7 @@ def test_the_shards_answer_when_the_company_index_goes_away_between_its_reads(
     assert [hit.chunk_id for hit in hits] == [chunk_id for chunk_id, _ in found(rag, LEAVE, mode="vector")]
 
 
-def test_a_broken_record_of_the_company_index_leaves_the_shards_to_answer(own_lake: str, rag: RagClient) -> None:
+def test_the_shards_are_searched_if_the_record_of_the_company_index_is_corrupt(own_lake: str, rag: RagClient) -> None:
     for path in Path(own_lake, "company").glob("*.json"):
         path.write_text("{")
     with open_client(own_lake, wide_shards=1) as client:
@@ -240,7 +244,7 @@ def test_a_broken_record_of_the_company_index_leaves_the_shards_to_answer(own_la
 
 
 @pytest.mark.parametrize("wide_shards", [1, 1000])
-def test_a_newly_published_document_is_found_at_once_by_a_running_client(
+def test_a_running_client_immediately_finds_a_newly_published_document(
     own_lake: str, tmp_path: Path, instance: dg.DagsterInstance, wide_shards: int
 ) -> None:
     source = tmp_path / "source"
@@ -262,7 +266,7 @@ def test_a_newly_published_document_is_found_at_once_by_a_running_client(
             assert sum("blue crane" in hit.text for hit in hits) == 1
 
 
-def test_a_new_version_is_opened_before_a_question_needs_it(
+def test_a_new_version_is_opened_in_the_background_before_a_question_needs_it(
     own_lake: str, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
     source = tmp_path / "source"
@@ -279,7 +283,7 @@ def test_a_new_version_is_opened_before_a_question_needs_it(
             (before,) = [key for key in searcher._engine.open_tables if key[1] == table]
             (source / "oslo" / "harbour" / "a.md").write_text("Two cranes.")
             assert (await asyncio.to_thread(run_shard, instance, pipeline, "oslo/harbour")).success
-            await client.shards()  # sees the new catalog, and searches nothing
+            await client.shards()  # reads the new catalog without searching
             assert searcher._warming is not None
             await searcher._warming
             (after,) = [key for key in searcher._engine.open_tables if key[1] == table]
@@ -299,7 +303,7 @@ def test_a_scope_can_be_warmed_before_its_first_question(wide_lake: str) -> None
 
 
 class ByLength:
-    """The longest passage first."""
+    """Rank the longest passage first."""
 
     async def scores(self, question: str, passages: list[str]) -> list[float]:
         return [float(len(passage)) for passage in passages]
@@ -318,12 +322,12 @@ def test_a_reranker_orders_the_hits(wide_lake: str) -> None:
     assert [hit.reranked for hit in hits] == [float(length) for length in lengths]
 
 
-def test_a_reranker_that_fails_is_marked_and_the_fused_order_stays(wide_lake: str, rag: RagClient) -> None:
+def test_a_failing_reranker_degrades_the_result_and_keeps_the_fused_order(wide_lake: str, rag: RagClient) -> None:
     with RagClient(lambda: AsyncRagClient(settings(wide_lake, wide_shards=1000), reranker=Broken())) as client:  # type: ignore[arg-type]
         hits = client.search(LEAVE)
     assert hits.degraded == ("reranker_unavailable",)
     assert [hit.chunk_id for hit in hits] == [hit.chunk_id for hit in rag.search(LEAVE)]
 
 
-def test_nothing_is_behind_after_a_refresh(wide_lake: str) -> None:
+def test_no_shard_is_stale_after_a_refresh_of_the_company_index(wide_lake: str) -> None:
     assert stale_shards(snapshot_of(wide_lake)) == []

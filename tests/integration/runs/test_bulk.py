@@ -1,4 +1,4 @@
-"""The bulk path in processes of its own: each shard by a run of its own, and a process that dies stops no other."""
+"""Bulk indexing in worker processes: one run per shard, and a process that dies affects no other shard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.pipelines import seed_model, settings_for
 
 
 class DyingPipeline(Pipeline):
-    """A pipeline whose process is killed when it reads a certain document."""
+    """A pipeline whose process is killed when it reads a document with "kills" in it."""
 
     def parser(self) -> Parse:
         read = super().parser()
@@ -41,7 +41,7 @@ class DyingPipeline(Pipeline):
 
 
 class InterruptedPipeline(Pipeline):
-    """A pipeline whose process gets a Ctrl-C while it embeds."""
+    """A pipeline whose process is interrupted (Ctrl-C) while embedding."""
 
     def embedder(self) -> Embedder:
         os.kill(os.getpid(), signal.SIGINT)
@@ -49,12 +49,12 @@ class InterruptedPipeline(Pipeline):
 
 
 def definitions_that_are_interrupted(settings: PipelineSettings) -> dg.Definitions:
-    """Definitions of that pipeline."""
+    """Build definitions with `InterruptedPipeline`."""
     return build_definitions(settings, {"pipeline": InterruptedPipeline(settings)})
 
 
 def definitions_that_die(settings: PipelineSettings) -> dg.Definitions:
-    """Definitions of that pipeline; importable, as other processes want it."""
+    """Build definitions with `DyingPipeline`; at module level, so that worker processes can import it."""
     return build_definitions(settings, {"pipeline": DyingPipeline(settings)})
 
 
@@ -83,13 +83,13 @@ def published(settings: PipelineSettings) -> set[str]:
     return {shard.key for shard in Catalog(Lake(settings.lake_uri).objects).snapshot().entries}
 
 
-def test_processes_index_every_shard_by_a_run_of_the_instance(
+def test_worker_processes_index_every_shard_with_a_run_on_the_instance(
     instance: dg.DagsterInstance, settings: PipelineSettings
 ) -> None:
     shards = [Shard("oslo", f"d{number}") for number in range(5)]
     for shard in shards:
         put(settings, f"{shard.key}/a.txt", f"The {shard.department} canteen opens at eight.")
-    told: list[str | None] = []
+    reported: list[str | None] = []
     result = run_here(
         instance,
         settings,
@@ -97,9 +97,9 @@ def test_processes_index_every_shard_by_a_run_of_the_instance(
         tags={"a": "b"},
         at_once=2,
         build=build_definitions,
-        done=lambda _, reason: told.append(reason),
+        done=lambda _, reason: reported.append(reason),
     )
-    assert (sorted(result.succeeded), result.failed, told) == (shards, {}, [None] * 5)
+    assert (sorted(result.succeeded), result.failed, reported) == (shards, {}, [None] * 5)
     assert (result.totals["added"], result.totals["embedded"], result.totals["published_documents"]) == (5, 5, 5)
     assert published(settings) == {shard.key for shard in shards}
     runs = instance.get_runs()
@@ -108,7 +108,7 @@ def test_processes_index_every_shard_by_a_run_of_the_instance(
     ]
 
 
-def test_a_process_that_dies_fails_its_shard_alone_and_is_replaced(
+def test_a_process_that_dies_fails_only_its_shard_and_is_replaced(
     instance: dg.DagsterInstance, settings: PipelineSettings
 ) -> None:
     shards = [Shard("oslo", f"d{number}") for number in range(4)]
@@ -122,13 +122,13 @@ def test_a_process_that_dies_fails_its_shard_alone_and_is_replaced(
     assert "died (exit code -9)" in result.failed[shards[1]]
 
 
-def test_an_interrupt_ends_the_run_that_is_under_way_and_the_next_goes_on_from_there(
+def test_an_interrupt_ends_the_active_run_and_the_next_run_continues_from_there(
     instance: dg.DagsterInstance, settings: PipelineSettings
 ) -> None:
     shards = [Shard("oslo", "d0"), Shard("oslo", "d1")]
     for shard in shards:
         put(settings, f"{shard.key}/a.txt", "The canteen opens at eight.")
-    told: list[str] = []
+    reported: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         run_here(
             instance,
@@ -136,11 +136,11 @@ def test_an_interrupt_ends_the_run_that_is_under_way_and_the_next_goes_on_from_t
             shards,
             tags={},
             build=definitions_that_are_interrupted,
-            done=lambda shard, _: told.append(shard.key),
+            done=lambda shard, _: reported.append(shard.key),
         )
     (run,) = instance.get_runs()
     assert run.status == dg.DagsterRunStatus.FAILURE
-    assert told == []
+    assert reported == []
     result = run_here(instance, settings, shards, tags={}, build=build_definitions, done=lambda _shard, _reason: None)
     assert (result.succeeded, result.failed) == (shards, {})
     assert (result.totals["added"], result.totals["unchanged"]) == (1, 1)
@@ -162,7 +162,7 @@ def test_a_warm_instance_writes_what_the_instance_reads(
     assert latest.run_id == run.run_id
 
 
-def test_a_warm_instance_opens_one_database_for_a_further_run(
+def test_a_warm_instance_opens_one_database_per_additional_run(
     instance: dg.DagsterInstance, settings: PipelineSettings
 ) -> None:
     shards = [Shard("oslo", "people"), Shard("oslo", "legal")]
@@ -186,10 +186,10 @@ def test_a_warm_instance_opens_one_database_for_a_further_run(
         )
     finally:
         event.remove(Pool, "connect", connected)
-    assert opened[1] - opened[0] == 1  # Dagster's own storage opens some two hundred
+    assert opened[1] - opened[0] == 1  # Dagster's own storage opens about two hundred
 
 
-def test_a_dagster_whose_storage_changed_is_refused_by_name(
+def test_an_incompatible_dagster_storage_is_rejected_with_the_missing_name(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr("dagster._core.storage.runs.SqliteRunStorage.connect")
@@ -209,7 +209,7 @@ def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.D
         assert entry.message == f"note {number}"
 
 
-def test_little_work_is_not_worth_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_processes_is_limited_by_shards_objects_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     assert [processes_for(shards, objects) for shards, objects in ((9, 50), (1, 10**6), (3, 500), (100, 10**6))] == [
         1,

@@ -1,5 +1,6 @@
-"""A real S3 server that throttles, breaks off, lies about what it holds or loses its answers: nothing lost, nothing
-deleted wrongly, and every giving up has a name.
+"""A real S3 server that throttles, breaks off, returns stale listings or loses responses.
+
+Nothing is lost or wrongly deleted, and every final failure is a named error.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def proxy(s3: S3Server) -> Iterator[FaultyS3]:
 
 @pytest.fixture
 def faulty(proxy: FaultyS3, s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
-    """The proxy that the AWS_* variables of this test point at, without faults before and after."""
+    """The proxy that the AWS_* variables of this test point to, without faults before and after."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
     proxy.inject()
     yield proxy
@@ -60,13 +61,13 @@ def objects(faulty: FaultyS3, s3_environment: str) -> ObjectStore:
 
 @pytest.fixture
 def bucket(s3_environment: str, s3_client: S3Client) -> BucketRoot:
-    """A source that the test writes to past the proxy."""
+    """A source that the test writes to directly, without the proxy."""
     return BucketRoot(s3_client, s3_environment, "incoming")
 
 
 @pytest.fixture
 def source(faulty: FaultyS3, bucket: BucketRoot) -> Source:
-    # A session of its own: the default one would keep the credentials of another test.
+    # A separate session: the default one would keep the credentials of another test.
     return open_source(bucket.uri, boto3.session.Session().client("s3"))
 
 
@@ -79,7 +80,7 @@ def bench(
     instance: dg.DagsterInstance,
     tmp_path: Path,
 ) -> Bench:
-    """What the parameter names is on S3, behind the proxy; the rest is a folder."""
+    """The source, the lake or both are on S3 behind the proxy; the other is a folder."""
     root: SourceRoot = FolderRoot(tmp_path) if request.param == "lake" else bucket
     return Bench(root, lakes("folder" if request.param == "source" else "s3"), new_shard(), instance)
 
@@ -94,7 +95,7 @@ def fill(bench: Bench, count: int) -> None:
 
 
 def ingest(bench: Bench, *, allow_mass_delete: bool = False) -> None:
-    """The step `raw_documents` alone, without the step's retries."""
+    """Run only the step `raw_documents`, without the step's retries."""
     pipeline = Pipeline(bench.settings)
     limits = IngestionLimits(allow_mass_delete=allow_mass_delete)
     with writer_of(bench.lake, bench.shard) as writer:
@@ -104,8 +105,8 @@ def ingest(bench: Bench, *, allow_mass_delete: bool = False) -> None:
 # Small objects of the lake.
 
 
-@pytest.mark.parametrize("fault", [Fault.LOST_ANSWER, Fault.LOST_ANSWER_500])
-def test_a_conditional_write_whose_answer_is_lost_is_known_as_ones_own(
+@pytest.mark.parametrize("fault", [Fault.LOST_RESPONSE, Fault.LOST_RESPONSE_500])
+def test_a_writer_recognizes_its_own_conditional_write_after_a_lost_response(
     objects: ObjectStore, faulty: FaultyS3, fault: Fault
 ) -> None:
     faulty.inject(Rule(fault, method="PUT", nth=(1,)))
@@ -117,7 +118,7 @@ def test_a_conditional_write_whose_answer_is_lost_is_known_as_ones_own(
 
 
 @pytest.mark.parametrize("fault", [Fault.RESET, Fault.SLOW_DOWN, Fault.INTERNAL_ERROR])
-def test_a_conditional_write_that_never_arrived_is_repeated(
+def test_a_conditional_write_that_never_arrived_is_retried(
     objects: ObjectStore, faulty: FaultyS3, fault: Fault
 ) -> None:
     faulty.inject(Rule(fault, method="PUT", nth=(1, 2, 4)))
@@ -129,8 +130,8 @@ def test_a_conditional_write_that_never_arrived_is_repeated(
     assert found.data == b"two"
 
 
-@pytest.mark.parametrize("fault", [Fault.RESET, Fault.LOST_ANSWER, Fault.LOST_ANSWER_500])
-def test_a_lost_race_stays_lost_when_its_answer_is_lost_too(
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.LOST_RESPONSE, Fault.LOST_RESPONSE_500])
+def test_a_lost_race_is_still_a_conflict_after_a_lost_response(
     objects: ObjectStore, faulty: FaultyS3, fault: Fault
 ) -> None:
     first = objects.put("key", b"one", expect=ABSENT)
@@ -145,8 +146,8 @@ def test_a_lost_race_stays_lost_when_its_answer_is_lost_too(
 
 
 @pytest.mark.parametrize("expect_absent", [True, False])
-@pytest.mark.parametrize("fault", [Fault.RESET, Fault.LOST_ANSWER_500])
-def test_another_writers_same_bytes_are_not_taken_for_ones_own(
+@pytest.mark.parametrize("fault", [Fault.RESET, Fault.LOST_RESPONSE_500])
+def test_another_writers_identical_bytes_are_not_mistaken_for_ones_own(
     objects: ObjectStore, faulty: FaultyS3, fault: Fault, expect_absent: bool
 ) -> None:
     before = ABSENT if expect_absent else objects.put("key", b"one")
@@ -158,9 +159,7 @@ def test_another_writers_same_bytes_are_not_taken_for_ones_own(
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_LISTING, Fault.SHORT_BODY, Fault.SLOW_DOWN, Fault.RESET])
-def test_a_listing_of_the_lake_that_breaks_off_is_asked_for_again(
-    objects: ObjectStore, faulty: FaultyS3, fault: Fault
-) -> None:
+def test_an_interrupted_listing_of_the_lake_is_retried(objects: ObjectStore, faulty: FaultyS3, fault: Fault) -> None:
     for number in range(5):
         objects.put(f"catalog/{number}.json", b"{}")
     faulty.inject(Rule(fault, kind="listing", nth=(1,)))
@@ -168,7 +167,7 @@ def test_a_listing_of_the_lake_that_breaks_off_is_asked_for_again(
     assert faulty.injected == {fault: 1}
 
 
-def test_a_body_that_ends_early_is_never_read_as_a_whole_object(objects: ObjectStore, faulty: FaultyS3) -> None:
+def test_a_truncated_body_is_never_returned_as_a_complete_object(objects: ObjectStore, faulty: FaultyS3) -> None:
     data = bytes(range(256)) * 1000
     objects.put("key", data)
     faulty.inject(Rule(Fault.SHORT_BODY, method="GET", nth=(1, 2)))
@@ -179,7 +178,7 @@ def test_a_body_that_ends_early_is_never_read_as_a_whole_object(objects: ObjectS
 
 
 @pytest.mark.parametrize("fault", [Fault.SLOW_DOWN, Fault.RESET, Fault.REFUSED])
-def test_a_lake_that_stays_down_is_given_up_after_a_bounded_number_of_requests(
+def test_requests_to_an_unavailable_lake_stop_after_a_bounded_number_of_retries(
     objects: ObjectStore, faulty: FaultyS3, fault: Fault
 ) -> None:
     etag = objects.put("key", b"one")
@@ -192,7 +191,7 @@ def test_a_lake_that_stays_down_is_given_up_after_a_bounded_number_of_requests(
 # The source.
 
 
-def test_an_object_whose_body_ends_early_is_fetched_again(source: Source, bucket: BucketRoot, faulty: FaultyS3) -> None:
+def test_an_object_with_a_truncated_body_is_fetched_again(source: Source, bucket: BucketRoot, faulty: FaultyS3) -> None:
     data = bytes(range(256)) * 1000
     bucket.put("oslo/people/a.bin", data)
     faulty.inject(Rule(Fault.SHORT_BODY, method="GET", nth=(1, 2)))
@@ -200,7 +199,7 @@ def test_an_object_whose_body_ends_early_is_fetched_again(source: Source, bucket
     assert faulty.injected == {Fault.SHORT_BODY: 2}
 
 
-def test_an_object_whose_body_always_ends_early_is_no_shorter_document_but_a_failure(
+def test_an_object_whose_body_is_always_truncated_fails_instead_of_being_shortened(
     source: Source, bucket: BucketRoot, faulty: FaultyS3
 ) -> None:
     bucket.put("oslo/people/a.txt", b"word " * 1000)
@@ -211,7 +210,7 @@ def test_an_object_whose_body_always_ends_early_is_no_shorter_document_but_a_fai
 
 
 @pytest.mark.parametrize("fault", [Fault.RESET, Fault.SLOW_DOWN, Fault.CUT_LISTING, Fault.SHORT_BODY])
-def test_a_listing_of_the_source_that_breaks_off_is_asked_for_again(
+def test_an_interrupted_listing_of_the_source_is_retried(
     source: Source, bucket: BucketRoot, faulty: FaultyS3, fault: Fault
 ) -> None:
     bucket.put("oslo/people/a.txt", b"x")
@@ -222,8 +221,8 @@ def test_a_listing_of_the_source_that_breaks_off_is_asked_for_again(
 
 
 @source_on_s3
-def test_a_listing_that_fails_on_its_second_page_is_named_and_deletes_nothing(bench: Bench, faulty: FaultyS3) -> None:
-    # The hidden keys, which are no documents, come first and fill the first page.
+def test_a_listing_that_fails_on_its_second_page_raises_and_deletes_nothing(bench: Bench, faulty: FaultyS3) -> None:
+    # Hidden keys are not documents; they come first and fill the first page.
     hidden = [f"{bench.shard}/.hidden/{number:04}" for number in range(1000)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: bench.source.put(key, b"x"), hidden))
@@ -238,7 +237,7 @@ def test_a_listing_that_fails_on_its_second_page_is_named_and_deletes_nothing(be
     ):
         faulty.inject(rule)
         with pytest.raises(SourceUnavailable, match=f"cannot list {bench.source.uri}"):
-            ingest(bench, allow_mass_delete=True)  # so that it is not the guard which keeps them
+            ingest(bench, allow_mass_delete=True)  # so that the mass-delete guard is not what prevents deletions
         assert faulty.injected
         assert bench.state() == before
     faulty.inject()
@@ -247,7 +246,7 @@ def test_a_listing_that_fails_on_its_second_page_is_named_and_deletes_nothing(be
 
 
 @source_on_s3
-def test_an_empty_listing_deletes_nothing_and_the_next_true_one_goes_on(bench: Bench, faulty: FaultyS3) -> None:
+def test_an_empty_listing_deletes_nothing_and_the_next_correct_one_continues(bench: Bench, faulty: FaultyS3) -> None:
     fill(bench, 3)
     bench.run()
     before = bench.state()
@@ -263,13 +262,13 @@ def test_an_empty_listing_deletes_nothing_and_the_next_true_one_goes_on(bench: B
 
 
 @source_on_s3
-def test_what_a_stale_listing_undoes_the_next_true_one_mends(bench: Bench, faulty: FaultyS3) -> None:
+def test_the_next_correct_listing_repairs_the_effects_of_a_stale_one(bench: Bench, faulty: FaultyS3) -> None:
     fill(bench, 6)
     bench.run()
     bench.delete("00.md")
     bench.put("01.md", "# Page 1\n\nIt says something else now.\n")
     bench.put("new.md", "A new page.")
-    # The stale listing names a document that is gone, another by an old etag, and not the newest.
+    # The stale listing has a deleted document, an old etag of another, and lacks the newest one.
     faulty.replay(Rule(Fault.STALE_LISTING, kind="listing", path="/incoming/"))
     bench.run()
     assert faulty.injected.keys() == {Fault.STALE_LISTING}  # the listing of golden questions may be stale, too
@@ -281,7 +280,7 @@ def test_what_a_stale_listing_undoes_the_next_true_one_mends(bench: Bench, fault
 
 
 @source_on_s3
-def test_a_stale_listing_after_a_true_one_takes_back_no_more_than_it_leaves_out(bench: Bench, faulty: FaultyS3) -> None:
+def test_a_stale_listing_only_removes_documents_that_it_lacks(bench: Bench, faulty: FaultyS3) -> None:
     fill(bench, 6)
     bench.run()
     listed = Rule(Fault.STALE_LISTING, kind="listing", path="/incoming/")
@@ -294,7 +293,7 @@ def test_a_stale_listing_after_a_true_one_takes_back_no_more_than_it_leaves_out(
     faulty.replay(listed)
     bench.run()
     assert faulty.injected.keys() == {Fault.STALE_LISTING}  # the listing of golden questions may be stale, too
-    # The deleted document cannot be fetched and so does not return; the changed one is read as it is now.
+    # The deleted document cannot be fetched, so it does not return; the changed one is read in its current state.
     assert bench.texts() == {name: text for name, text in truth.items() if name != "new.md"}
     assert stage_rows(bench.lake, QUARANTINE, bench.shard) == []
     faulty.inject()
@@ -303,7 +302,7 @@ def test_a_stale_listing_after_a_true_one_takes_back_no_more_than_it_leaves_out(
 
 
 @source_on_s3
-def test_credentials_refused_in_mid_run_blame_no_document(bench: Bench, faulty: FaultyS3) -> None:
+def test_credentials_rejected_during_a_run_quarantine_no_document(bench: Bench, faulty: FaultyS3) -> None:
     fill(bench, 3)
     bench.run()
     before = bench.texts()
@@ -324,8 +323,8 @@ def test_credentials_refused_in_mid_run_blame_no_document(bench: Bench, faulty: 
 # Whole runs.
 
 EVERYWHERE = (
-    Rule(Fault.LOST_ANSWER, method="PUT", share=0.03),
-    Rule(Fault.LOST_ANSWER_500, method="PUT", share=0.03),
+    Rule(Fault.LOST_RESPONSE, method="PUT", share=0.03),
+    Rule(Fault.LOST_RESPONSE_500, method="PUT", share=0.03),
     Rule(Fault.SHORT_BODY, method="GET", share=0.03),
     Rule(Fault.SLOW_DOWN, share=0.04),
     Rule(Fault.RESET, share=0.03),
@@ -333,7 +332,7 @@ EVERYWHERE = (
 
 
 @pytest.mark.parametrize("bench", ["both"], indirect=True)
-def test_runs_under_scattered_faults_end_as_one_clean_run(
+def test_runs_under_random_faults_end_like_one_clean_run(
     bench: Bench, faulty: FaultyS3, lakes: Callable[[str], str]
 ) -> None:
     fill(bench, 16)
@@ -356,12 +355,12 @@ def test_runs_under_scattered_faults_end_as_one_clean_run(
 @pytest.mark.parametrize(
     "rule",
     [
-        Rule(Fault.LOST_ANSWER, method="PUT", path="/(leases|progress|catalog)/"),
-        Rule(Fault.LOST_ANSWER_500, method="PUT", path="/(leases|progress|catalog)/", nth=EVERY_ODD),
+        Rule(Fault.LOST_RESPONSE, method="PUT", path="/(leases|progress|catalog)/"),
+        Rule(Fault.LOST_RESPONSE_500, method="PUT", path="/(leases|progress|catalog)/", nth=EVERY_ODD),
     ],
     ids=["reset", "500"],
 )
-def test_a_run_whose_every_conditional_write_loses_its_answer_publishes(
+def test_a_run_publishes_even_if_every_conditional_write_loses_its_response(
     bench: Bench, faulty: FaultyS3, rule: Rule
 ) -> None:
     fill(bench, 2)
@@ -376,8 +375,8 @@ def test_a_run_whose_every_conditional_write_loses_its_answer_publishes(
 
 
 @lake_on_s3
-@pytest.mark.parametrize("fault", [Fault.LOST_ANSWER, Fault.LOST_ANSWER_500])
-def test_commits_of_tables_whose_answers_are_lost_are_made_once(bench: Bench, faulty: FaultyS3, fault: Fault) -> None:
+@pytest.mark.parametrize("fault", [Fault.LOST_RESPONSE, Fault.LOST_RESPONSE_500])
+def test_table_commits_with_lost_responses_are_applied_once(bench: Bench, faulty: FaultyS3, fault: Fault) -> None:
     fill(bench, 3)
     bench.run()
     fill(bench, 5)
@@ -391,11 +390,9 @@ def test_commits_of_tables_whose_answers_are_lost_are_made_once(bench: Bench, fa
 
 
 @lake_on_s3
-def test_a_lake_that_throttles_for_longer_than_requests_are_repeated_is_tried_again_by_the_step(
-    bench: Bench, faulty: FaultyS3
-) -> None:
+def test_the_step_is_retried_if_the_lake_throttles_beyond_the_request_retries(bench: Bench, faulty: FaultyS3) -> None:
     fill(bench, 2)
-    # Lance gives up after sixteen tries of a write; they are the step's first.
+    # Lance gives up after sixteen attempts of a write; these are the step's first sixteen.
     faulty.inject(Rule(Fault.SLOW_DOWN, method="PUT", path="/shards/", nth=tuple(range(1, 17))))
     result = bench.attempt()
     assert result.success, failure_of(result)
@@ -406,7 +403,9 @@ def test_a_lake_that_throttles_for_longer_than_requests_are_repeated_is_tried_ag
 
 
 @lake_on_s3
-def test_a_lake_that_stays_down_fails_the_run_by_name_and_the_next_run_goes_on(bench: Bench, faulty: FaultyS3) -> None:
+def test_an_unavailable_lake_fails_the_run_with_a_named_error_and_the_next_run_continues(
+    bench: Bench, faulty: FaultyS3
+) -> None:
     fill(bench, 2)
     bench.run()
     before = bench.texts()
@@ -423,7 +422,7 @@ def test_a_lake_that_stays_down_fails_the_run_by_name_and_the_next_run_goes_on(b
 
 
 @lake_on_s3
-def test_a_publish_that_cannot_be_written_is_named_and_readers_keep_what_they_had(
+def test_a_failed_publish_raises_a_named_error_and_readers_keep_the_published_version(
     bench: Bench, faulty: FaultyS3
 ) -> None:
     fill(bench, 2)
@@ -431,7 +430,7 @@ def test_a_publish_that_cannot_be_written_is_named_and_readers_keep_what_they_ha
     before = bench.state()["catalog"]
     pipeline = Pipeline(bench.settings)
     with writer_of(bench.lake, bench.shard) as writer:
-        writer.update_progress(source_digest="of another listing")
+        writer.update_progress(source_digest="another listing")
         faulty.inject(Rule(Fault.SLOW_DOWN, method="PUT", path="/catalog/"))
         with pytest.raises(LakeUnavailable, match="cannot write catalog/"):
             publish(writer, pipeline.identity(), Retention(3, timedelta(seconds=60)), run_id="a run")

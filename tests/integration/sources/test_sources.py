@@ -1,4 +1,4 @@
-"""Where documents arrive: a folder and a bucket on a real S3 server must look the same from here."""
+"""Document sources: a folder and a bucket on a real S3 server must behave the same."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from rag_serving.errors import SettingsError
 from rag_serving.lake.shards import Shard
 from tests.servers.roots import FolderRoot, SourceRoot
 
-# In the order of their bytes; no folder here has a sibling that begins with its name (see `NESTED`).
+# In byte order; no folder here has a sibling whose name starts with the folder's (see `NESTED`).
 KEYS = [
     "A/B/upper.md",
     "a/b/ leading space.md",
@@ -44,12 +44,12 @@ KEYS = [
     "日本/人事/～.md",
     "日本/人事/😀.md",
 ]
-# SeaweedFS lists folder by folder ("sub/" before "sub-2"); AWS and the folder go by the bytes of whole keys.
+# SeaweedFS lists folder by folder ("sub/" before "sub-2"); AWS and `FolderSource` sort whole keys by their bytes.
 NESTED = ["a/b/sub-2.md", "a/b/sub.3.md", "a/b/sub/1.md", "a/b-c/x.md", "a/b.d/x.md", "a/b/z.md"]
 
 
 def opened(root: SourceRoot) -> Source:
-    # A session of its own: the default one would keep the credentials of another test.
+    # A separate session: the default one would keep the credentials of another test.
     client = None if isinstance(root, FolderRoot) else boto3.session.Session().client("s3")
     return open_source(root.uri, client)
 
@@ -75,7 +75,7 @@ def test_a_folder_lists_in_the_order_of_the_bytes_of_whole_keys(tmp_path: Path) 
     assert keys(opened(root)) == sorted([*KEYS, *NESTED], key=str.encode)
 
 
-def test_shards_are_found_without_listing_what_is_in_them(source_root: SourceRoot) -> None:
+def test_shards_are_found_without_listing_their_documents(source_root: SourceRoot) -> None:
     others = ["loose.md", "a/loose.md", "a/.hidden/x.md", ".hidden/b/x.md", "a/bad;name/x.md", "a/empty/.hidden.md"]
     for key in [*KEYS, *NESTED, *others]:
         source_root.put(key, b"x")
@@ -89,7 +89,7 @@ def test_an_empty_source_has_no_shards(source_root: SourceRoot) -> None:
     assert list(opened(source_root).shards()) == []
 
 
-def test_every_listed_key_can_be_fetched_with_the_bytes_etag_and_time_it_was_listed_with(
+def test_a_fetched_object_has_the_bytes_etag_and_time_of_its_listing(
     source_root: SourceRoot,
 ) -> None:
     source = opened(source_root)
@@ -99,12 +99,12 @@ def test_every_listed_key_can_be_fetched_with_the_bytes_etag_and_time_it_was_lis
         fetched = source.fetch(entry.key)
         assert fetched.data == entry.key.encode()
         assert (fetched.etag, len(fetched.data)) == (entry.etag, entry.size)
-        # S3 states the time of an object with fractions in a listing, in whole seconds in a header.
+        # S3 gives an object's time with fractions in a listing, but in whole seconds in a header.
         assert abs(fetched.modified_at - entry.modified_at) < timedelta(seconds=1)
         assert abs(datetime.now(UTC) - entry.modified_at) < timedelta(minutes=2)
 
 
-def test_listing_after_a_key_gives_exactly_the_keys_that_follow_it(source_root: SourceRoot) -> None:
+def test_a_listing_after_a_key_returns_exactly_the_keys_that_follow_it(source_root: SourceRoot) -> None:
     for key in [*KEYS, *NESTED]:
         source_root.put(key, b"x")
     source = opened(source_root)
@@ -113,7 +113,7 @@ def test_listing_after_a_key_gives_exactly_the_keys_that_follow_it(source_root: 
         assert keys(source, start_after=key) == every[position + 1 :]
 
 
-def test_listing_after_a_key_that_was_deleted_goes_on_behind_it(source_root: SourceRoot) -> None:
+def test_a_listing_after_a_deleted_key_returns_the_keys_that_follow_it(source_root: SourceRoot) -> None:
     for key in KEYS:
         source_root.put(key, b"x")
     source_root.delete("a/b/x.md")
@@ -122,13 +122,13 @@ def test_listing_after_a_key_that_was_deleted_goes_on_behind_it(source_root: Sou
 
 
 @pytest.mark.parametrize("prefix", ["a/b/", "a/b/c", "日本/", "a/b/x.md", "nothing/here/", "a/b/x.md/"])
-def test_a_prefix_gives_the_keys_that_begin_with_it(source_root: SourceRoot, prefix: str) -> None:
+def test_a_prefix_returns_the_keys_that_start_with_it(source_root: SourceRoot, prefix: str) -> None:
     for key in KEYS:
         source_root.put(key, b"x")
     assert keys(opened(source_root), prefix) == [key for key in KEYS if key.startswith(prefix)]
 
 
-def test_a_listing_goes_on_beyond_a_page_and_is_complete(source_root: SourceRoot) -> None:
+def test_a_listing_longer_than_a_page_is_complete(source_root: SourceRoot) -> None:
     expected = [f"a/b/{number:04}.md" for number in range(1003)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda key: source_root.put(key, b"x"), expected))
@@ -140,19 +140,19 @@ def test_a_listing_goes_on_beyond_a_page_and_is_complete(source_root: SourceRoot
     assert keys(source, start_after="a/b/0990.md") == expected[991:]
 
 
-def test_a_changed_object_has_another_etag_and_an_untouched_one_the_same(source_root: SourceRoot) -> None:
+def test_a_changed_object_gets_a_new_etag_and_an_unchanged_one_keeps_its_own(source_root: SourceRoot) -> None:
     source_root.put("a/b/changed.md", b"one")
     source_root.put("a/b/same.md", b"one")
     source = opened(source_root)
     before = {entry.key: entry.etag for entry in listing(source)}
-    time.sleep(0.02)  # a file written twice within one tick of the clock keeps its time
+    time.sleep(0.02)  # a file written twice within one clock tick keeps its time
     source_root.put("a/b/changed.md", b"two")
     after = {entry.key: entry.etag for entry in listing(source)}
     assert after["a/b/changed.md"] != before["a/b/changed.md"]
     assert after["a/b/same.md"] == before["a/b/same.md"]
 
 
-def test_an_object_deleted_after_the_listing_is_gone(source_root: SourceRoot) -> None:
+def test_fetching_an_object_deleted_after_the_listing_raises_object_gone(source_root: SourceRoot) -> None:
     source_root.put("a/b/c.md", b"x")
     source_root.put("a/b/d.md", b"x")
     source = opened(source_root)
@@ -163,14 +163,14 @@ def test_an_object_deleted_after_the_listing_is_gone(source_root: SourceRoot) ->
     assert keys(source) == ["a/b/d.md"]
 
 
-def test_the_listing_of_a_shard_holds_its_documents_alone(source_root: SourceRoot) -> None:
+def test_the_listing_of_a_shard_contains_only_its_documents(source_root: SourceRoot) -> None:
     inside = ["a/b/deep/2.md", "a/b/x.md"]
     for key in [*inside, "a/b/.hidden", "a/b/.git/config", "a/bb/x.md", "a/loose.md", "top.md", "A/b/x.md"]:
         source_root.put(key, b"x")
     assert [entry.key for entry in list_shard(opened(source_root), Shard("a", "b"))] == inside
 
 
-def test_a_sweep_digests_each_shard_as_its_own_listing_does(source_root: SourceRoot) -> None:
+def test_a_sweep_computes_the_same_digest_for_a_shard_as_its_own_listing(source_root: SourceRoot) -> None:
     for key in [*KEYS, *NESTED, "a/b/.DS_Store", "a/b/m/.git/config", "top.md"]:
         source_root.put(key, key.encode())
     source = opened(source_root)
@@ -183,7 +183,7 @@ def test_a_sweep_digests_each_shard_as_its_own_listing_does(source_root: SourceR
         assert digest == listing_digest(in_any_order)
 
 
-def test_folder_markers_of_the_s3_console_belong_to_no_shard(s3_environment: str) -> None:
+def test_folder_markers_of_the_s3_console_are_not_documents(s3_environment: str) -> None:
     client = boto3.session.Session().client("s3")
     for key in ("a/", "a/b/", "a/b/m/", "a/b/m/x.md", "a/b/z.md"):
         client.put_object(Bucket=s3_environment, Key=key, Body=b"")
@@ -198,23 +198,23 @@ def test_an_empty_source_lists_nothing(source_root: SourceRoot) -> None:
     assert keys(opened(source_root)) == []
 
 
-def test_a_look_at_one_key_says_what_the_listing_says(source_root: SourceRoot) -> None:
+def test_head_returns_the_same_as_the_listing(source_root: SourceRoot) -> None:
     for key in ("oslo/people/a.md", "oslo/people/a.md.d/b.md", "köln/büro/ä b+c%20.md"):
         source_root.put(key, key.encode())
     source = opened(source_root)
     for entry in listing(source):
-        seen = source.head(entry.key)  # whose time may be of whole seconds
+        seen = source.head(entry.key)  # its time may be in whole seconds
         assert seen is not None
         assert (seen.key, seen.etag, seen.size) == (entry.key, entry.etag, entry.size)
 
 
 @pytest.mark.parametrize("key", ["oslo/people/b.md", "oslo/people", "oslo/people/a.md/c.md", "nowhere/at/all.md"])
-def test_a_look_at_a_key_that_is_not_there_finds_none(source_root: SourceRoot, key: str) -> None:
+def test_head_of_a_missing_key_is_none(source_root: SourceRoot, key: str) -> None:
     source_root.put("oslo/people/a.md", b"x")
     assert opened(source_root).head(key) is None
 
 
-def test_a_look_at_a_key_behind_a_link_finds_none_as_the_listing_does(tmp_path: Path) -> None:
+def test_head_ignores_keys_behind_a_symlink_like_the_listing(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "a.md").write_text("x")
     (tmp_path / "root" / "oslo").mkdir(parents=True)
@@ -228,12 +228,12 @@ def test_a_look_at_a_key_behind_a_link_finds_none_as_the_listing_does(tmp_path: 
     "key",
     ["oslo/people//a.md", "oslo/people/./a.md", "oslo//people/a.md", "oslo/people/a\0.md", "oslo/people/" + "a" * 999],
 )
-def test_a_file_in_a_folder_has_one_key_only(tmp_path: Path, key: str) -> None:
+def test_a_file_in_a_folder_has_only_one_key(tmp_path: Path, key: str) -> None:
     FolderRoot(tmp_path).put("oslo/people/a.md", b"x")
     assert FolderSource(tmp_path).head(key) is None
 
 
-def test_the_uri_of_an_object_leads_a_person_to_it(source_root: SourceRoot) -> None:
+def test_the_uri_of_an_object_locates_it_in_its_store(source_root: SourceRoot) -> None:
     source_root.put("köln/büro/a b.md", b"x")
     uri = opened(source_root).uri("köln/büro/a b.md")
     if isinstance(source_root, FolderRoot):
@@ -243,7 +243,7 @@ def test_the_uri_of_an_object_leads_a_person_to_it(source_root: SourceRoot) -> N
         assert uri.endswith("/a b.md")
 
 
-def test_a_missing_folder_is_refused_rather_than_empty(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_rather_than_empty(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "nowhere"))
     with pytest.raises(SourceRefused, match="RAG_SOURCE_URI"):
         listing(source)
@@ -268,7 +268,7 @@ def test_a_document_whose_folder_became_a_file_is_gone(tmp_path: Path) -> None:
         opened(root).fetch("a/b/c/d.md")
 
 
-def test_names_that_are_not_utf_8_are_left_out_of_a_folders_listing(tmp_path: Path) -> None:
+def test_a_folders_listing_leaves_out_names_that_are_not_utf_8(tmp_path: Path) -> None:
     root = FolderRoot(tmp_path)
     root.put("a/b/good.md", b"x")
     folder = os.fsencode(tmp_path / "a" / "b")
@@ -279,7 +279,7 @@ def test_names_that_are_not_utf_8_are_left_out_of_a_folders_listing(tmp_path: Pa
     assert keys(opened(root)) == ["a/b/good.md"]
 
 
-def test_links_in_a_folder_lead_nowhere(tmp_path: Path) -> None:
+def test_symlinks_in_a_folder_are_not_followed(tmp_path: Path) -> None:
     root = FolderRoot(tmp_path / "source")
     root.put("a/b/good.md", b"x")
     (tmp_path / "secret.md").write_bytes(b"secret")
@@ -288,7 +288,7 @@ def test_links_in_a_folder_lead_nowhere(tmp_path: Path) -> None:
     assert keys(opened(root)) == ["a/b/good.md"]
 
 
-def test_a_missing_bucket_is_refused_by_name(s3_environment: str) -> None:
+def test_a_missing_bucket_raises_source_refused_with_the_reason(s3_environment: str) -> None:
     source = open_source("s3://no-such-bucket-anywhere/docs", boto3.session.Session().client("s3"))
     with pytest.raises(SourceRefused, match="NoSuchBucket"):
         listing(source)
@@ -302,7 +302,7 @@ def test_a_missing_bucket_is_refused_by_name(s3_environment: str) -> None:
     ("variable", "reason"),
     [("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"), ("AWS_ACCESS_KEY_ID", "InvalidAccessKeyId")],
 )
-def test_wrong_credentials_are_refused_quickly_and_not_shown(
+def test_wrong_credentials_fail_quickly_and_are_not_revealed(
     s3_environment: str, monkeypatch: pytest.MonkeyPatch, variable: str, reason: str
 ) -> None:
     monkeypatch.setenv(variable, "a-wrong-value")
@@ -317,7 +317,9 @@ def test_wrong_credentials_are_refused_quickly_and_not_shown(
     assert "a-wrong-value" not in str(caught.value)
 
 
-def test_missing_credentials_are_refused_by_every_call(s3_environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_make_every_call_raise_source_refused(
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -327,7 +329,7 @@ def test_missing_credentials_are_refused_by_every_call(s3_environment: str, monk
             call()
 
 
-def test_an_endpoint_where_nobody_listens_is_unavailable_but_not_refused(
+def test_an_unreachable_endpoint_is_unavailable_but_not_refused(
     s3_environment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
@@ -343,7 +345,7 @@ def test_an_unset_source_is_a_settings_error_that_names_the_variable() -> None:
         open_source(None)
 
 
-def test_the_sample_corpus_lies_in_shards(corpus: Path) -> None:
+def test_every_document_of_the_sample_corpus_is_in_a_shard(corpus: Path) -> None:
     seen = sweep(FolderSource(corpus), seconds=60)
     assert Shard("lisbon", "people") in seen.digests
     assert seen.outside == 0
@@ -396,5 +398,5 @@ def test_a_key_belongs_to_the_shard_of_its_first_two_folders_or_to_none(key: str
         ("a/b/c.md", None),
     ],
 )
-def test_golden_questions_lie_in_one_folder_of_a_shard(key: str, shard: Shard | None) -> None:
+def test_golden_questions_are_in_the_eval_folder_of_a_shard(key: str, shard: Shard | None) -> None:
     assert golden_shard_of(key) == shard

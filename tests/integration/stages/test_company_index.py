@@ -1,4 +1,4 @@
-"""The company index: that it follows what is published, whatever dies, sleeps, is rolled back or withdrawn."""
+"""The company index follows the published shards through crashes, lost leases, rollbacks and withdrawals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SHARDS = ("oslo/people", "oslo/finance", "lisbon/people")
 
 
 class Company:
-    """A source, a lake with its company index, and what is done to them."""
+    """A source, a lake with its company index, and operations on them."""
 
     def __init__(self, folder: Path, model_lake: str | None, instance: dg.DagsterInstance) -> None:
         self.source = folder / "source"
@@ -84,7 +84,7 @@ class Company:
         return record
 
     def rows(self) -> list[dict[str, Any]]:
-        """What a reader of the recorded version sees."""
+        """Return the rows that a reader of the recorded version sees."""
         record = self.record()
         table = self.lake.open(COMPANY, CompanyTable(record.fingerprint))
         assert table is not None
@@ -92,7 +92,7 @@ class Company:
         return table.to_arrow().to_pylist()
 
     def assert_as_published(self) -> None:
-        """The rows are those of all published versions, each once, and the record says so."""
+        """Assert that the rows are exactly those of all published versions, and that the record agrees."""
         rows = sorted(self.rows(), key=lambda row: row["chunk_id"])
         wanted = [
             {**row, SHARD_COLUMN: shard.key}
@@ -106,25 +106,25 @@ class Company:
 
 @pytest.fixture(scope="module")
 def indexed(tmp_path_factory: pytest.TempPathFactory, model_lake: str) -> Path:
-    """A folder with a source of three shards, and a lake in which they are published."""
+    """A folder with a source of three shards and a lake in which they are published."""
     folder = tmp_path_factory.mktemp("indexed")
     with dg.DagsterInstance.ephemeral() as instance:
         made = Company(folder, model_lake, instance)
         for shard in SHARDS:
             for name in ("a.md", "b.md"):
-                made.put(shard, name, f"# {name} of {shard}\n\nWhat stands in {name} of {shard}.")
+                made.put(shard, name, f"# {name} of {shard}\n\nThe contents of {name} of {shard}.")
             made.index(shard)
     return folder
 
 
 @pytest.fixture
 def company(tmp_path: Path, indexed: Path, instance: dg.DagsterInstance) -> Company:
-    """A copy of them that is the test's own."""
+    """A copy of `indexed` for one test."""
     shutil.copytree(indexed, tmp_path, dirs_exist_ok=True)
     return Company(tmp_path, None, instance)
 
 
-def test_it_holds_all_that_is_published_and_a_second_refresh_writes_nothing(company: Company) -> None:
+def test_it_contains_every_published_row_and_a_second_refresh_writes_nothing(company: Company) -> None:
     assert stale_shards(company.snapshot()) == sorted(SHARDS)
     report = company.refresh()
     assert (report.added, report.shards, report.rows) == (3, 3, 6)
@@ -134,7 +134,7 @@ def test_it_holds_all_that_is_published_and_a_second_refresh_writes_nothing(comp
     assert company.record() == before
 
 
-def test_a_changed_an_added_and_a_deleted_document_are_followed_in_one_commit_a_shard(company: Company) -> None:
+def test_changed_added_and_deleted_documents_are_applied_in_one_commit_per_shard(company: Company) -> None:
     company.refresh()
     company.put("oslo/people", "a.md", "Something new.")
     company.put("oslo/people", "c.md", "Another.")
@@ -148,7 +148,7 @@ def test_a_changed_an_added_and_a_deleted_document_are_followed_in_one_commit_a_
     company.assert_as_published()
 
 
-def test_a_document_that_only_became_newer_is_followed_too(company: Company) -> None:
+def test_a_document_with_only_a_newer_modification_time_is_updated(company: Company) -> None:
     company.refresh()
     digest = company.snapshot().entries[Shard.parse("oslo/people")].current.content_digest
     path = company.source / "oslo/people/a.md"
@@ -159,7 +159,7 @@ def test_a_document_that_only_became_newer_is_followed_too(company: Company) -> 
     company.assert_as_published()
 
 
-def test_a_compacted_shard_costs_a_look_and_no_row(company: Company) -> None:
+def test_a_compacted_shard_is_noted_without_writing_rows(company: Company) -> None:
     company.refresh()
     company.put("oslo/people", "c.md", "Another.")
     company.index("oslo/people")
@@ -181,7 +181,7 @@ def test_a_compacted_shard_costs_a_look_and_no_row(company: Company) -> None:
     company.assert_as_published()
 
 
-def test_a_rollback_is_followed(company: Company) -> None:
+def test_a_rollback_is_applied(company: Company) -> None:
     company.put("oslo/people", "a.md", "A bad version.")
     company.index("oslo/people")
     company.refresh()
@@ -193,7 +193,7 @@ def test_a_rollback_is_followed(company: Company) -> None:
     assert not any("bad version" in row["text"] for row in company.rows())
 
 
-def test_a_withdrawn_shard_goes(company: Company) -> None:
+def test_a_withdrawn_shard_is_removed(company: Company) -> None:
     company.refresh()
     company.lake.objects.delete(catalog_key(Shard.parse("lisbon/people")))
     assert stale_shards(company.snapshot()) == ["lisbon/people"]
@@ -201,7 +201,7 @@ def test_a_withdrawn_shard_goes(company: Company) -> None:
     company.assert_as_published()
 
 
-def test_an_emptied_shard_leaves_no_row_and_is_not_behind(company: Company) -> None:
+def test_an_emptied_shard_has_no_rows_and_is_not_stale(company: Company) -> None:
     company.refresh()
     for name in ("a.md", "b.md"):
         company.put("oslo/people", name, None)
@@ -211,7 +211,7 @@ def test_an_emptied_shard_leaves_no_row_and_is_not_behind(company: Company) -> N
     company.assert_as_published()
 
 
-def test_a_shard_of_another_embedder_is_in_no_table_of_this_one(company: Company) -> None:
+def test_a_shard_of_another_embedder_is_not_added_to_this_embedders_table(company: Company) -> None:
     company.refresh()
     key = catalog_key(Shard.parse("oslo/people"))
     stored = company.lake.objects.get(key)
@@ -219,11 +219,12 @@ def test_a_shard_of_another_embedder_is_in_no_table_of_this_one(company: Company
     fingerprint = company.record().fingerprint
     company.lake.objects.put(key, stored.data.replace(fingerprint.encode(), b"0" * 32))
     assert "oslo/people" in stale_shards(company.snapshot())
-    with pytest.raises(Exception, match="the lake does not contain it"):  # this one's table is updated before, or next
+    # This embedder's table is updated before that or by the next refresh.
+    with pytest.raises(Exception, match="the lake does not contain it"):
         company.refresh()
 
 
-def test_a_version_that_is_gone_is_left_out_until_the_next_time(company: Company) -> None:
+def test_a_missing_version_is_skipped_until_the_next_refresh(company: Company) -> None:
     key = catalog_key(Shard.parse("oslo/people"))
     stored = company.lake.objects.get(key)
     assert stored is not None
@@ -237,7 +238,7 @@ def test_a_version_that_is_gone_is_left_out_until_the_next_time(company: Company
     company.assert_as_published()
 
 
-def test_one_refresh_at_a_time(company: Company) -> None:
+def test_a_second_concurrent_refresh_finds_the_index_locked(company: Company) -> None:
     with (
         acquire_company_index(company.lake, "another", seconds=30, wait=0),
         pytest.raises(ShardLocked, match="another"),
@@ -246,11 +247,11 @@ def test_one_refresh_at_a_time(company: Company) -> None:
 
 
 class Died(Exception):
-    """A writer's end at an instant."""
+    """The writer has died."""
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
-    """Have no record be written from the `at`-th on, as by a death between a commit and its record; gives the count."""
+    """Make the writer die before its `at`-th record, after the commit; return a counter of the records."""
     whole = module._CompanyWriter._save
     count = 0
 
@@ -266,7 +267,7 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], int]:
 
 
 @pytest.mark.parametrize("at", [1, 2, 3, 4])
-def test_what_a_dead_writer_left_unrecorded_is_never_read_and_rolled_back(
+def test_unrecorded_commits_of_a_dead_writer_are_never_read_and_are_rolled_back(
     company: Company, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     company.refresh()
@@ -288,15 +289,15 @@ def test_what_a_dead_writer_left_unrecorded_is_never_read_and_rolled_back(
     company.assert_as_published()
 
 
-def test_a_sleeper_that_wakes_up_writes_no_record(company: Company) -> None:
+def test_a_writer_that_slept_past_its_lease_writes_no_record(company: Company) -> None:
     company.refresh()
     company.put("oslo/people", "a.md", "Changed.")
     company.index("oslo/people")
     with acquire_company_index(company.lake, "a sleeper", seconds=1, wait=1) as asleep:
-        asleep._stop.set()  # as a stopped process: no renewal any more
+        asleep._stop.set()  # like a stopped process: the lease is no longer renewed
         asleep._thread.join()
         sleeper = module._CompanyWriter(company.lake, asleep, company.record().fingerprint, lambda _line: None)
-        asleep._deadline = float("inf")  # and a clock that stood still
+        asleep._deadline = float("inf")  # and its clock stood still
         with acquire_company_index(company.lake, "the next", seconds=30, wait=10) as lease:
             sync_company_index(
                 company.lake, lease, company.snapshot(), vector_index_rows=256, pin_seconds=60, log=lambda _line: None
@@ -309,7 +310,7 @@ def test_a_sleeper_that_wakes_up_writes_no_record(company: Company) -> None:
     company.assert_as_published()
 
 
-def test_a_lost_table_or_a_broken_record_is_made_anew(company: Company) -> None:
+def test_a_lost_table_or_a_corrupt_record_is_rebuilt(company: Company) -> None:
     company.refresh()
     shutil.rmtree(Path(company.uri, COMPANY))
     company.refresh()
@@ -319,7 +320,7 @@ def test_a_lost_table_or_a_broken_record_is_made_anew(company: Company) -> None:
     company.assert_as_published()
 
 
-def test_indexes_cover_the_rows_from_the_bound_on(sample_lake: str, tmp_path: Path) -> None:
+def test_tables_above_the_row_threshold_have_complete_indexes(sample_lake: str, tmp_path: Path) -> None:
     uri = str(shutil.copytree(sample_lake, tmp_path / "lake"))
     lake, snapshot = Lake(uri), Catalog(open_object_store(uri)).snapshot()
     with acquire_company_index(lake, "a test", seconds=30, wait=1) as lease:
@@ -334,7 +335,9 @@ def test_indexes_cover_the_rows_from_the_bound_on(sample_lake: str, tmp_path: Pa
     assert report.unindexed_rows == 0
 
 
-def test_the_job_and_the_sensor_follow_what_is_published(company: Company, instance: dg.DagsterInstance) -> None:
+def test_the_sensor_requests_a_refresh_only_while_the_index_is_stale(
+    company: Company, instance: dg.DagsterInstance
+) -> None:
     definitions = build_definitions(company.settings)
     sensor = definitions.resolve_sensor_def("company_index_follows")
     resources = {"pipeline": definitions.resources["pipeline"]}  # type: ignore[index]
@@ -375,7 +378,7 @@ STEPS = st.lists(
 
 @settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-def test_after_any_sequence_readers_see_only_recorded_rows_and_a_refresh_makes_them_the_published(
+def test_after_any_sequence_readers_see_only_recorded_rows_and_a_refresh_catches_up(
     shared: Company, monkeypatch: pytest.MonkeyPatch, steps: list[tuple[str, str, int, int]]
 ) -> None:
     for step, shard, number, word in steps:

@@ -1,4 +1,4 @@
-"""A run that a feed asked for: it looks at the objects named, and the rest of the shard costs it nothing."""
+"""Runs requested by a feed: they read only the named objects and no others of the shard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = on_folders
 
 
 def assert_exact(bench: Bench) -> None:
-    """What was kept up to date piece by piece is what a look at everything gives."""
+    """Assert that incremental progress equals the result of comparing everything."""
     lake, shard = Lake(bench.lake), Shard.parse(bench.shard)
     progress, table = read_progress(lake, shard), lake.open(SHARDS, shard)
     current = publication(bench.lake, bench.shard)
@@ -27,7 +27,7 @@ def assert_exact(bench: Bench) -> None:
     assert len({row["chunk_id"] for row in published_rows(bench.lake, bench.shard)}) == current.chunks
 
 
-def test_a_named_change_is_published_with_no_listing_but_of_golden_questions_and_no_look_at_other_objects(
+def test_a_named_change_is_published_without_listing_the_shard_or_reading_other_objects(
     bench: Bench,
 ) -> None:
     for number in range(8):
@@ -59,7 +59,7 @@ def test_a_named_deletion_is_published(bench: Bench) -> None:
     assert_exact(bench)
 
 
-def test_events_that_are_late_repeated_or_of_other_places_change_nothing(bench: Bench) -> None:
+def test_late_repeated_or_unrelated_events_change_nothing(bench: Bench) -> None:
     bench.put("page.txt", "The page.")
     bench.run()
     before = bench.state()
@@ -76,21 +76,21 @@ def test_events_that_are_late_repeated_or_of_other_places_change_nothing(bench: 
     assert bench.state() == before
 
 
-def test_what_a_feed_lost_is_found_by_the_next_listing(bench: Bench) -> None:
+def test_a_change_missed_by_a_feed_is_found_by_the_next_listing(bench: Bench) -> None:
     for name in ("lost.txt", "named.txt"):
         bench.put(name, f"This is {name}.")
     bench.run()
-    bench.put("lost.txt", "Changed, and nobody said so.")
-    bench.put("named.txt", "Changed, as was said.")
+    bench.put("lost.txt", "Changed without an event.")
+    bench.put("named.txt", "Changed with an event.")
     bench.run(keys=["named.txt"])
-    assert bench.texts() == {"lost.txt": "This is lost.txt.", "named.txt": "Changed, as was said."}
+    assert bench.texts() == {"lost.txt": "This is lost.txt.", "named.txt": "Changed with an event."}
     assert_exact(bench)
     bench.run()
-    assert bench.texts()["lost.txt"] == "Changed, and nobody said so."
+    assert bench.texts()["lost.txt"] == "Changed without an event."
     assert_exact(bench)
 
 
-def test_the_first_run_of_a_shard_lists_it_whatever_a_feed_names(bench: Bench) -> None:
+def test_the_first_run_of_a_shard_lists_it_regardless_of_the_named_objects(bench: Bench) -> None:
     for name in ("named.txt", "old.txt"):
         bench.put(name, f"This is {name}.")
     bench.run(keys=["named.txt"])
@@ -98,7 +98,7 @@ def test_the_first_run_of_a_shard_lists_it_whatever_a_feed_names(bench: Bench) -
     assert_exact(bench)
 
 
-def test_named_deletions_of_most_of_a_shard_are_refused_like_those_of_a_listing(bench: Bench) -> None:
+def test_named_deletions_of_most_of_a_shard_are_refused_as_a_mass_delete(bench: Bench) -> None:
     names = [f"{number}.txt" for number in range(10)]
     for name in names:
         bench.put(name, f"This is {name}.")
@@ -113,7 +113,7 @@ def test_named_deletions_of_most_of_a_shard_are_refused_like_those_of_a_listing(
     assert bench.state() == before
 
 
-def test_an_object_that_becomes_unreadable_and_recovers_keeps_the_digest_of_the_listing(bench: Bench) -> None:
+def test_the_listing_digest_stays_exact_while_an_object_turns_unreadable_and_recovers(bench: Bench) -> None:
     bench.put("page.txt", "Fine.")
     bench.put("other.txt", "Other.")
     bench.run()

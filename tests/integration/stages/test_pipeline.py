@@ -1,4 +1,4 @@
-"""From documents to what readers see: folder and S3 sources into folder and S3 lakes, through Dagster."""
+"""From documents to what readers see: folder and S3 sources, folder and S3 lakes, through Dagster."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def lake_uri(request: pytest.FixtureRequest, lakes: Callable[[str], str]) -> str
 
 
 @pytest.mark.parametrize("lake_uri", ["folder", "s3"], indirect=True)
-def test_a_first_run_publishes_what_the_source_holds_and_a_second_writes_nothing(
+def test_a_first_run_publishes_the_source_and_a_second_one_writes_nothing(
     source_root: SourceRoot, lake_uri: str, instance: dg.DagsterInstance, corpus: Path
 ) -> None:
     bench = Bench(source_root, lake_uri, new_shard(), instance)
@@ -125,7 +125,7 @@ def test_a_first_run_publishes_what_the_source_holds_and_a_second_writes_nothing
     assert again["published"]["changed"] is False
 
 
-def test_additions_changes_deletions_and_renames_reach_readers_and_only_new_texts_are_embedded(bench: Bench) -> None:
+def test_added_changed_deleted_and_renamed_documents_are_published_embedding_only_new_text(bench: Bench) -> None:
     for name in ("kept.md", "changed.md", "deleted.md", "before.md"):
         bench.put(name, f"# {name.partition('.')[0]}\n\nThis is about {name}.\n")
     assert bench.run()["embeddings"]["embedded"] == 4
@@ -141,7 +141,8 @@ def test_additions_changes_deletions_and_renames_reach_readers_and_only_new_text
     raw = said["raw_documents"]
     assert [raw[name] for name in ("added", "changed", "deleted", "unchanged")] == [2, 1, 2, 1]
     assert {key.rpartition("/")[2] for key in noted.fetched} == {"added.md", "changed.md", "after.md"}
-    assert (said["embeddings"]["embedded"], said["embeddings"]["reused"]) == (2, 1)  # the renamed text is known
+    # The renamed text is already embedded.
+    assert (said["embeddings"]["embedded"], said["embeddings"]["reused"]) == (2, 1)
     texts = bench.texts()
     assert texts.keys() == {"kept.md", "changed.md", "added.md", "after.md"}
     assert "something else" in texts["changed.md"]
@@ -150,10 +151,11 @@ def test_additions_changes_deletions_and_renames_reach_readers_and_only_new_text
     assert second is not None
     assert second.content_digest != first.content_digest
     whole = bench.run(tags={WHOLE_TAG: "true"})
-    assert (whole["embeddings"]["dropped"], whole["embeddings"]["vectors"]) == (2, 4)  # which nothing needs any more
+    # Two vectors are no longer used by any chunk.
+    assert (whole["embeddings"]["dropped"], whole["embeddings"]["vectors"]) == (2, 4)
 
 
-def test_a_document_that_gets_shorter_leaves_nothing_of_its_longer_self(bench: Bench) -> None:
+def test_a_shortened_document_leaves_no_rows_of_its_longer_version(bench: Bench) -> None:
     bench.put("page.md", "".join(f"# Part {n}\n\n{f'Words about part {n}. ' * 60}\n\n" for n in range(6)))
     bench.run()
     assert len(published_rows(bench.lake, bench.shard)) > 3
@@ -163,11 +165,11 @@ def test_a_document_that_gets_shorter_leaves_nothing_of_its_longer_self(bench: B
     assert row["text"].endswith("Short.")
 
 
-def test_a_touched_document_with_the_same_content_embeds_nothing_and_keeps_the_content_digest(bench: Bench) -> None:
+def test_a_touched_document_with_unchanged_text_embeds_nothing_and_keeps_the_digest(bench: Bench) -> None:
     bench.put("page.md", "# Page\n\nThe canteen opens at eight.\n")
     bench.run()
     before = publication(bench.lake, bench.shard)
-    # Other bytes and another etag, yet the same text: a trailing line break is no content.
+    # Different bytes and etag but the same text: a trailing line break is not content.
     bench.put("page.md", "# Page\n\nThe canteen opens at eight.\n\n")
     said = bench.run()
     after = publication(bench.lake, bench.shard)
@@ -216,7 +218,7 @@ def test_a_document_that_becomes_unreadable_keeps_its_last_good_version_until_it
 
 
 @on_folders
-def test_an_object_that_could_not_be_fetched_is_tried_again_without_a_change(bench: Bench) -> None:
+def test_an_object_whose_fetch_failed_is_retried_even_if_unchanged(bench: Bench) -> None:
     bench.put("page.txt", "Readable at last.")
     bench.put("other.txt", "Another page.")
     noted, pipeline = watched(bench)
@@ -234,7 +236,7 @@ def test_an_object_that_could_not_be_fetched_is_tried_again_without_a_change(ben
 
 
 @on_folders
-def test_an_object_that_vanishes_between_listing_and_fetch_is_left_to_the_next_run(bench: Bench) -> None:
+def test_an_object_that_vanishes_between_listing_and_fetch_is_skipped(bench: Bench) -> None:
     bench.put("page.txt", "Here.")
     bench.put("other.txt", "Gone by then.")
     noted, pipeline = watched(bench)
@@ -247,7 +249,7 @@ def test_an_object_that_vanishes_between_listing_and_fetch_is_left_to_the_next_r
 
 
 @on_folders
-def test_a_document_over_the_limit_is_quarantined_unread(bench: Bench) -> None:
+def test_a_document_over_the_size_limit_is_quarantined_without_being_fetched(bench: Bench) -> None:
     bench.put("huge.txt", "x" * 2000)
     bench.put("page.txt", "Here.")
     noted, _ = watched(bench)
@@ -259,7 +261,7 @@ def test_a_document_over_the_limit_is_quarantined_unread(bench: Bench) -> None:
 
 
 @on_folders
-def test_a_shard_of_unreadable_documents_only_is_published_empty(bench: Bench) -> None:
+def test_a_shard_with_only_unreadable_documents_is_published_empty(bench: Bench) -> None:
     bench.put("photo.bin", BINARY)
     bench.run()
     assert published_rows(bench.lake, bench.shard) == []
@@ -269,7 +271,7 @@ def test_a_shard_of_unreadable_documents_only_is_published_empty(bench: Bench) -
 
 
 @pytest.mark.parametrize("left", [0, 4])
-def test_a_mass_delete_is_refused_with_the_way_to_allow_it_and_done_once_allowed(bench: Bench, left: int) -> None:
+def test_a_mass_delete_is_refused_until_it_is_allowed(bench: Bench, left: int) -> None:
     for number in range(12):
         bench.put(f"{number:02}.txt", f"Page {number}.")
     bench.run()
@@ -279,15 +281,15 @@ def test_a_mass_delete_is_refused_with_the_way_to_allow_it_and_done_once_allowed
     refused = bench.attempt()
     assert not refused.success
     assert f"would delete {12 - left} of 12" in failure_of(refused)
-    for way in ("MassDeleteRefused", "rag/allow_mass_delete=true", "--allow-mass-delete"):
-        assert way in failure_of(refused)
+    for words in ("MassDeleteRefused", "rag/allow_mass_delete=true", "--allow-mass-delete"):
+        assert words in failure_of(refused)
     assert bench.state() == before
     assert len(bench.texts()) == 12
 
     said = bench.run(tags={ALLOW_MASS_DELETE_TAG: "true"})
     assert said["raw_documents"]["deleted"] == 12 - left
     assert len(bench.texts()) == left
-    if left == 0:  # and the shard comes back to life with its next document
+    if left == 0:  # the next document fills the shard again
         bench.put("new.txt", "A new page.")
         bench.run()
         assert bench.texts() == {"new.txt": "A new page."}
@@ -321,7 +323,7 @@ def test_a_missing_source_folder_fails_the_run_and_writes_nothing(bench: Bench, 
 
 
 @on_folders
-def test_a_source_folder_that_goes_missing_deletes_nothing(bench: Bench, tmp_path: Path) -> None:
+def test_a_source_folder_that_disappears_deletes_nothing(bench: Bench, tmp_path: Path) -> None:
     bench.put("page.txt", "Here.")
     bench.run()
     before = bench.state()
@@ -330,7 +332,7 @@ def test_a_source_folder_that_goes_missing_deletes_nothing(bench: Bench, tmp_pat
     assert bench.state() == before
 
 
-def test_wrong_credentials_of_the_source_fail_the_run_and_write_nothing(
+def test_wrong_source_credentials_fail_the_run_and_write_nothing(
     s3_environment: str,
     s3_client: S3Client,
     lakes: Callable[[str], str],
@@ -353,7 +355,7 @@ def test_a_missing_bucket_fails_the_run_and_writes_nothing(
 
 
 @pytest.mark.parametrize("fault", ["credentials", "bucket"])
-def test_a_lake_that_refuses_fails_the_run_and_says_what_to_check(
+def test_a_lake_that_denies_access_fails_the_run_and_says_what_to_check(
     s3_environment: str, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     source = FolderRoot(tmp_path)
@@ -372,9 +374,7 @@ def test_a_lake_that_refuses_fails_the_run_and_says_what_to_check(
 
 @on_folders
 @pytest.mark.parametrize("patience", [0.2, 30.0], ids=["impatient", "patient"])
-def test_of_two_runs_of_one_shard_the_second_waits_or_fails_and_the_table_is_right(
-    bench: Bench, patience: float
-) -> None:
+def test_of_two_concurrent_runs_of_a_shard_the_second_waits_or_fails_as_locked(bench: Bench, patience: float) -> None:
     bench.put("page.txt", "Here.")
     noted, pipeline = watched(bench)
     listed, go_on = threading.Event(), threading.Event()
@@ -412,17 +412,17 @@ def test_a_shard_that_fails_does_not_stop_the_others(bench: Bench) -> None:
     for key in keys:
         bench.source.put(f"{key}/page.txt", b"Here.")
     shards = [Shard.parse(key) for key in keys]
-    told: dict[str, str | None] = {}
+    reported: dict[str, str | None] = {}
 
     def index() -> Any:
-        told.clear()
+        reported.clear()
         return run_here(
             bench.instance,
             bench.settings,
             shards,
             tags={},
             build=build_definitions,
-            done=lambda shard, reason: told.update({shard.key: reason}),
+            done=lambda shard, reason: reported.update({shard.key: reason}),
         )
 
     result = index()
@@ -433,7 +433,7 @@ def test_a_shard_that_fails_does_not_stop_the_others(bench: Bench) -> None:
     result = index()
     assert result.succeeded == [shards[0], shards[2]]
     assert "MassDeleteRefused" in result.failed[shards[1]]
-    assert told == {keys[0]: None, keys[1]: result.failed[shards[1]], keys[2]: None}
+    assert reported == {keys[0]: None, keys[1]: result.failed[shards[1]], keys[2]: None}
     assert len(published_rows(bench.lake, keys[2])) == 2
 
 
@@ -457,10 +457,10 @@ documents = st.dictionaries(
 @on_folders
 @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture], print_blob=True)
 @given(history=st.lists(documents, min_size=2, max_size=4))
-def test_whatever_happened_before_the_table_is_that_of_a_clean_run(
+def test_after_any_history_the_table_equals_that_of_a_clean_run(
     bench: Bench, lakes: Callable[[str], str], history: list[dict[str, str]]
 ) -> None:
-    """A document that turns unreadable keeps its old version, so what a clean run would quarantine ends readable."""
+    """A document that turns unreadable keeps its old version, so make it readable before the clean run."""
     shard = new_shard()
     here = Bench(bench.source, bench.lake, shard, bench.instance)
     present: set[str] = set()
@@ -496,9 +496,7 @@ def test_an_exported_model_is_not_exported_again(model_lake: str, tmp_path: Path
 @pytest.mark.parametrize(
     "alter", [lambda data: data[:-40], lambda data: data.replace(b'"window": 256', b'"window": 512')]
 )
-def test_an_altered_manifest_is_named_and_not_used(
-    model_lake: str, tmp_path: Path, alter: Callable[[bytes], bytes]
-) -> None:
+def test_an_altered_manifest_is_lake_corrupt(model_lake: str, tmp_path: Path, alter: Callable[[bytes], bytes]) -> None:
     lake = str(tmp_path)
     seed_model(model_lake, lake)
     objects = open_object_store(lake)
@@ -512,10 +510,10 @@ def test_an_altered_manifest_is_named_and_not_used(
 
 
 @pytest.mark.parametrize("model", ["nobody/no-such-model", "/no/such/folder"])
-def test_a_model_that_does_not_exist_is_an_export_error_that_names_the_setting(
+def test_the_error_for_a_model_that_does_not_exist_names_the_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # else it asks a hub, for a minute
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # otherwise it contacts the hub for a minute
     with pytest.raises(ExportError, match=f"cannot load the model '{model}'.*RAG_EMBEDDING_MODEL"):
         ensure_exported(open_object_store(str(tmp_path)), model)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Promise 3 through Dagster: what cannot be read is quarantined with its reason, and the rest is published."""
+"""Promise 3 through Dagster: unreadable documents are quarantined with a reason, and the others are published."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.shard_harness import Bench, on_folders
 
 pytestmark = on_folders
 POISON = (sys.executable, str(Path(__file__).parents[2] / "poison_parser.py"))
-# Dagster copies resources, so the pool lies with the module.
+# Dagster copies resources, so the module keeps the pool.
 _POOLS: list[ParserPool] = []
 
 
 class PoisonedPipeline(Pipeline):
-    """The pipeline with parsers that obey what a key asks of them."""
+    """The pipeline with parsers that fail in the way a document's key names."""
 
     def parser(self) -> Parse:
         return _POOLS[-1].read
@@ -46,7 +46,7 @@ def reasons(bench: Bench) -> dict[str, str]:
     }
 
 
-def test_documents_that_crash_hang_or_swell_are_quarantined_and_the_others_published(
+def test_documents_that_crash_hang_or_exhaust_memory_are_quarantined_and_others_published(
     bench: Bench, poisoned: Pipeline
 ) -> None:
     for name in ("crash.txt", "hang.txt", "swell.txt", "quit.txt", "first.txt", "last.txt"):
@@ -63,7 +63,7 @@ def test_documents_that_crash_hang_or_swell_are_quarantined_and_the_others_publi
     assert said["raw_documents"]["quarantine"].records[0].data["attempts"] == 1
 
 
-def test_poison_is_not_tried_again_until_it_changes_or_somebody_asks(
+def test_a_poisonous_document_is_not_read_again_until_a_retry_is_requested(
     bench: Bench, poisoned: Pipeline, quarantine: Callable[..., Any]
 ) -> None:
     bench.put("crash.txt", "Poison.")
@@ -79,7 +79,7 @@ def test_poison_is_not_tried_again_until_it_changes_or_somebody_asks(
 
 @pytest.fixture
 def quarantine(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """The command `rag-assets quarantine`, on the bench's source and lake."""
+    """Run `rag-assets quarantine` on the bench's source and lake."""
     import warnings
 
     from click.testing import CliRunner
@@ -136,7 +136,7 @@ def a_docx(text: str) -> bytes:
     return target.getvalue()
 
 
-def test_attachments_are_documents_of_their_own_and_follow_their_message(bench: Bench) -> None:
+def test_attachments_are_separate_documents_and_follow_changes_of_their_message(bench: Bench) -> None:
     plan, notes = a_docx("Berth nine opens in May."), b"Berth ten stays closed."
     bench.put("mail.eml", message("See the plan.", {"plan.docx": plan, "notes.txt": notes, "scan.bin": bytes(256)}))
     bench.put("page.txt", "A page.")
@@ -164,7 +164,7 @@ def test_attachments_are_documents_of_their_own_and_follow_their_message(bench: 
     assert bench.texts().keys() == {"page.txt"}
 
 
-def test_a_message_that_becomes_unreadable_keeps_its_older_attachments_marked_as_stale(bench: Bench) -> None:
+def test_a_message_that_becomes_unreadable_keeps_its_attachments_as_stale(bench: Bench) -> None:
     bench.put("mail.eml", message("See the plan.", {"notes.txt": b"Berth ten stays closed."}))
     bench.run()
     bench.put("mail.eml", bytes(range(256)))

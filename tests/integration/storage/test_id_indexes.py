@@ -1,4 +1,4 @@
-"""Large tables: the indexes of their ids, and comparing them a range at a time. Here large begins at a few rows."""
+"""Large tables: id indexes, and comparison by ranges of ids. In these tests, a few rows count as large."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def table_of(bench: Bench, stage: str) -> Table:
     return table
 
 
-def left_out(bench: Bench, stage: str) -> dict[str, int]:
-    """Rows that each index of ids of the stage's table does not cover."""
+def unindexed_rows(bench: Bench, stage: str) -> dict[str, int]:
+    """Return, for each id index of the stage's table, the number of rows it does not cover."""
     table = table_of(bench, stage)
     found: dict[str, int] = {}
     for index in table.list_indices():
@@ -61,33 +61,33 @@ STAGES = (RAW_DOCUMENTS, CHUNKS, EMBEDDINGS, SHARDS)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_large_table_has_an_index_of_every_column_that_it_is_asked_by(bench: Bench, stage: str) -> None:
-    assert left_out(bench, stage) == dict.fromkeys(ID_COLUMNS[stage], 0)
+def test_a_large_table_has_an_index_on_every_id_column_it_is_queried_by(bench: Bench, stage: str) -> None:
+    assert unindexed_rows(bench, stage) == dict.fromkeys(ID_COLUMNS[stage], 0)
     assert all(
         "ScalarIndexQuery" in table_of(bench, stage).search().where(f"{column} IN ('one')").explain_plan()
         for column in ID_COLUMNS[stage]
     )
 
 
-def test_a_small_table_has_none(tmp_path: Path) -> None:
+def test_a_small_table_has_no_id_index(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     for number in range(DOCUMENTS):
         bench.put(f"{number}.txt", f"Berth {number}.")
     bench.run()
-    assert [left_out(bench, stage) for stage in STAGES] == [{}] * len(STAGES)
+    assert [unindexed_rows(bench, stage) for stage in STAGES] == [{}] * len(STAGES)
 
 
 @pytest.mark.parametrize("stage", STAGES[:3])
-def test_an_index_of_ids_goes_on_covering_the_rows_within_a_bound(bench: Bench, stage: str) -> None:
+def test_an_id_index_leaves_only_a_bounded_number_of_rows_unindexed(bench: Bench, stage: str) -> None:
     beyond = 0
     for number in range(2 * LARGE):
         bench.put(f"{number:02}.txt", f"Berth {number} of the harbour is taken.")
         bench.run(keys=(f"{SHARD.key}/{number:02}.txt",))
-        rows = left_out(bench, stage)
+        rows = unindexed_rows(bench, stage)
         assert rows.keys() == set(ID_COLUMNS[stage])
         assert max(rows.values()) < LARGE
         beyond = max(beyond, *rows.values())
-    assert beyond > 1  # they are not made anew for each change
+    assert beyond > 1  # the indexes are not rebuilt on every change
     bench.assert_as_of_a_clean_run()
 
 
@@ -95,7 +95,7 @@ def test_a_large_quarantine_has_an_index(bench: Bench) -> None:
     for number in range(LARGE):
         (bench.source / SHARD.key / f"{number:02}.txt").write_bytes(UNREADABLE)
     bench.run()
-    assert left_out(bench, QUARANTINE) == {"object_id": 0}
+    assert unindexed_rows(bench, QUARANTINE) == {"object_id": 0}
     bench.put("00.txt", "Readable again.")
     bench.run(keys=(f"{SHARD.key}/00.txt",))
     assert len(stage_rows(bench.lake, QUARANTINE, SHARD.key)) == LARGE - 1
@@ -107,7 +107,7 @@ def test_an_unchanged_large_shard_writes_nothing(bench: Bench) -> None:
     assert everything(bench.lake) == before
 
 
-def test_upkeep_makes_the_indexes_that_are_missing_and_leaves_one_segment_of_each(
+def test_maintenance_creates_missing_indexes_and_bounds_their_segments(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rag_assets.storage.id_indexes.ID_INDEX_ROWS", 1000)
@@ -121,12 +121,12 @@ def test_upkeep_makes_the_indexes_that_are_missing_and_leaves_one_segment_of_eac
         bench.put(f"{number:02}.txt", f"Berth {number} of the harbour is taken.")
         bench.run(keys=(f"{SHARD.key}/{number:02}.txt",))
         write(bench.lake, maintain)
-        assert left_out(bench, CHUNKS) == {"doc_id": 0, "embed_hash": 0}
+        assert unindexed_rows(bench, CHUNKS) == {"doc_id": 0, "embed_hash": 0}
     assert all((index.num_segments or 0) <= 9 for stage in STAGES for index in table_of(bench, stage).list_indices())
 
 
-def test_what_differs_in_every_range_is_found_and_read(bench: Bench) -> None:
-    """Changed, new, gone, refused and refused no more, in one listing that is compared a part at a time."""
+def test_differences_in_every_range_of_ids_are_found(bench: Bench) -> None:
+    """One listing, compared range by range, has changed, new, deleted, newly quarantined and recovered documents."""
     for number in range(6):
         bench.put(f"{number:02}.txt", f"Berth {number} of the harbour is taken.")
     for number in range(6, 10):
@@ -145,7 +145,7 @@ def test_what_differs_in_every_range_is_found_and_read(bench: Bench) -> None:
     assert stage_rows(bench.lake, QUARANTINE, SHARD.key) == []
 
 
-def test_the_report_counts_what_every_range_holds_in_the_end(bench: Bench) -> None:
+def test_the_report_counts_stale_and_quarantined_documents_over_all_ranges(bench: Bench) -> None:
     for number in range(6):
         (bench.source / SHARD.key / f"{number:02}.txt").write_bytes(UNREADABLE)
     (bench.source / SHARD.key / "06.txt").unlink()
@@ -179,7 +179,7 @@ def test_deletions_are_counted_over_all_ranges_before_anything_is_written(bench:
     assert everything(bench.lake) == before
 
 
-def test_ranges_part_all_ids_without_a_gap_or_an_overlap(few_rows_are_many: None) -> None:
+def test_ranges_cover_all_ids_without_gaps_or_overlaps(few_rows_are_many: None) -> None:
     assert list(id_ranges("id", LARGE // 2)) == [None]
     ranges = list(id_ranges("id", LARGE + 1))
     assert ranges == [

@@ -1,4 +1,4 @@
-"""One writer per shard: the lease, on a folder and on a real S3 server, between threads and processes."""
+"""One writer per shard: leases in a folder and on a real S3 server, between threads and processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ with acquire_lease(objects, shard, "the other", seconds=seconds) as lease:
 
 
 class Unplugged:
-    """A lake that can be cut off from one writer."""
+    """A lake whose connection to one writer can be cut."""
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
@@ -66,7 +66,7 @@ class Unplugged:
 
 
 class Forgetful:
-    """A lake that does as asked, and then seems to have been down: of its writes, those counted in `lost`."""
+    """A lake that applies every write but reports those with a number in `lost` as failed."""
 
     def __init__(self, objects: ObjectStore, lost: set[int]) -> None:
         self._objects = objects
@@ -100,7 +100,7 @@ def objects(lake_uri: str) -> ObjectStore:
 
 @pytest.fixture
 def other_process(lake_uri: str) -> Iterator[Callable[[float], subprocess.Popen[str]]]:
-    """Starts a process that holds the lease of `SHARD`, and returns once it does."""
+    """Start a process that holds the lease of `SHARD`; return once it does."""
     started: list[subprocess.Popen[str]] = []
 
     def start(seconds: float) -> subprocess.Popen[str]:
@@ -129,13 +129,13 @@ def ask(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_a_free_shard_is_held_at_once_and_its_check_passes(objects: ObjectStore) -> None:
+def test_the_lease_of_a_free_shard_is_acquired_immediately(objects: ObjectStore) -> None:
     with acquire_lease(objects, SHARD, "me", wait=0) as lease:
         assert (lease.shard, lease.epoch) == (SHARD, 1)
         lease.check()
 
 
-def test_a_second_writer_waits_and_then_finds_the_shard_locked(objects: ObjectStore) -> None:
+def test_a_second_writer_waits_and_then_raises_shard_locked(objects: ObjectStore) -> None:
     naps: list[float] = []
 
     def nap(seconds: float) -> None:
@@ -154,7 +154,7 @@ def test_a_second_writer_waits_and_then_finds_the_shard_locked(objects: ObjectSt
         assert "UTC" in str(caught.value)
 
 
-def test_a_second_writer_that_waits_long_enough_follows_the_first(objects: ObjectStore) -> None:
+def test_a_second_writer_that_waits_long_enough_acquires_the_lease(objects: ObjectStore) -> None:
     release = threading.Event()
 
     def first() -> None:
@@ -172,7 +172,7 @@ def test_a_second_writer_that_waits_long_enough_follows_the_first(objects: Objec
         holding.result()
 
 
-def test_leases_of_two_shards_do_not_meet(objects: ObjectStore) -> None:
+def test_leases_of_two_shards_are_independent(objects: ObjectStore) -> None:
     with (
         acquire_lease(objects, Shard("a", "b"), "one", wait=0) as first,
         acquire_lease(objects, Shard("A", "b"), "two", wait=0) as second,
@@ -181,7 +181,7 @@ def test_leases_of_two_shards_do_not_meet(objects: ObjectStore) -> None:
         second.check()
 
 
-def test_the_epoch_rises_with_every_holder(objects: ObjectStore) -> None:
+def test_the_epoch_increases_with_every_holder(objects: ObjectStore) -> None:
     epochs: list[int] = []
     for _ in range(3):
         with acquire_lease(objects, SHARD, "me", wait=0) as lease:
@@ -189,14 +189,14 @@ def test_the_epoch_rises_with_every_holder(objects: ObjectStore) -> None:
     assert epochs == [1, 2, 3]
 
 
-def test_a_lease_is_given_back_when_the_work_fails(objects: ObjectStore) -> None:
+def test_a_lease_is_released_if_the_work_fails(objects: ObjectStore) -> None:
     with pytest.raises(ZeroDivisionError), acquire_lease(objects, SHARD, "me", wait=0):
         raise ZeroDivisionError
     with acquire_lease(objects, SHARD, "you", wait=0) as lease:
         lease.check()
 
 
-def test_a_lease_that_could_not_be_renewed_is_lost_and_followed(objects: ObjectStore) -> None:
+def test_a_lease_that_could_not_be_renewed_is_lost_to_the_next_holder(objects: ObjectStore) -> None:
     cable = Unplugged(objects)
     with acquire_lease(cable, SHARD, "cut off", seconds=0.9) as lease:
         cable.cut = True
@@ -204,14 +204,14 @@ def test_a_lease_that_could_not_be_renewed_is_lost_and_followed(objects: ObjectS
             assert follower.epoch == lease.epoch + 1
             with pytest.raises(LeaseLost, match="London/people & culture"):
                 lease.check()
-            cable.cut = False  # it must not come back to life when the lake does
+            cable.cut = False  # a lost lease stays lost after the lake recovers
             time.sleep(0.5)
             with pytest.raises(LeaseLost):
                 lease.check()
             follower.check()
 
 
-def test_a_holder_that_lost_its_lease_does_not_release_the_followers(objects: ObjectStore) -> None:
+def test_a_holder_that_lost_its_lease_does_not_release_the_next_holders(objects: ObjectStore) -> None:
     cable = Unplugged(objects)
     with acquire_lease(cable, SHARD, "cut off", seconds=0.6):
         cable.cut = True
@@ -230,13 +230,13 @@ def test_a_short_outage_of_the_lake_does_not_lose_the_lease(tmp_path: Path) -> N
     cable = Unplugged(open_object_store(str(tmp_path)))
     with acquire_lease(cable, SHARD, "me", seconds=1.8) as lease:
         cable.cut = True
-        time.sleep(0.8)  # the first renewal falls into this
+        time.sleep(0.8)  # the first renewal fails during this time
         cable.cut = False
-        time.sleep(1.2)  # beyond the time of the lease as it was taken
+        time.sleep(1.2)  # past the lease's original expiry
         lease.check()
 
 
-def test_the_heartbeat_keeps_the_lease_beyond_its_time(objects: ObjectStore) -> None:
+def test_the_heartbeat_extends_the_lease(objects: ObjectStore) -> None:
     with acquire_lease(objects, SHARD, "me", seconds=0.9) as lease:
         for _ in range(3):
             time.sleep(0.4)
@@ -245,7 +245,7 @@ def test_the_heartbeat_keeps_the_lease_beyond_its_time(objects: ObjectStore) -> 
             pytest.fail("two writers hold one shard")
 
 
-def test_of_many_writers_that_want_a_shard_one_at_a_time_holds_it(objects: ObjectStore) -> None:
+def test_many_writers_of_a_shard_hold_its_lease_one_at_a_time(objects: ObjectStore) -> None:
     inside: list[int] = []
     most = 0
 
@@ -265,7 +265,7 @@ def test_of_many_writers_that_want_a_shard_one_at_a_time_holds_it(objects: Objec
     assert sorted(epochs) == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_killed_process_is_followed_once_its_lease_has_run_out(
+def test_the_lease_of_a_killed_process_can_be_acquired_after_it_expires(
     objects: ObjectStore, other_process: Callable[[float], subprocess.Popen[str]]
 ) -> None:
     process = other_process(1.5)
@@ -281,7 +281,7 @@ def test_a_killed_process_is_followed_once_its_lease_has_run_out(
         lease.check()
 
 
-def test_a_process_that_was_frozen_finds_its_lease_lost_when_it_wakes(
+def test_a_frozen_process_finds_its_lease_lost_when_it_wakes_up(
     objects: ObjectStore, other_process: Callable[[float], subprocess.Popen[str]]
 ) -> None:
     process = other_process(1.0)
@@ -300,15 +300,15 @@ def test_a_process_that_was_frozen_finds_its_lease_lost_when_it_wakes(
         b'{"epoch": "x"}',
         b'{"epoch": 1, "holder": "a", "where": "b", "expires_at": "2026-01-01T00:00:00"}',
     ],
-    ids=["empty", "no json", "fields missing", "time without a zone"],
+    ids=["empty", "not JSON", "missing fields", "time without a zone"],
 )
-def test_a_malformed_lease_is_named_and_not_taken(objects: ObjectStore, data: bytes) -> None:
+def test_a_malformed_lease_is_lake_corrupt_and_not_taken_over(objects: ObjectStore, data: bytes) -> None:
     objects.put(f"{LEASES}/{SHARD.table_name}.json", data)
     with pytest.raises(LakeCorrupt, match=LEASES), acquire_lease(objects, SHARD, "me", wait=0):
         pytest.fail("a malformed lease was taken")
 
 
-def test_no_heartbeat_runs_on_after_the_lease_was_given_back(objects: ObjectStore) -> None:
+def test_the_heartbeat_stops_when_the_lease_is_released(objects: ObjectStore) -> None:
     def beating() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name.startswith("lease-")]
 
@@ -318,7 +318,7 @@ def test_no_heartbeat_runs_on_after_the_lease_was_given_back(objects: ObjectStor
     assert beating() == []
 
 
-def test_a_renewal_that_was_written_though_it_seemed_to_fail_does_not_cost_the_lease(objects: ObjectStore) -> None:
+def test_a_renewal_that_was_written_but_reported_as_failed_keeps_the_lease(objects: ObjectStore) -> None:
     lake = Forgetful(objects, lost={2, 3})
     with acquire_lease(lake, SHARD, "me", seconds=3) as lease:
         assert lake.kept_on.wait(60)
@@ -327,7 +327,7 @@ def test_a_renewal_that_was_written_though_it_seemed_to_fail_does_not_cost_the_l
         assert (follower.epoch, follower.taken_over) == (2, False)
 
 
-def test_an_acquisition_that_was_written_though_it_seemed_to_fail_is_waited_out(objects: ObjectStore) -> None:
+def test_a_lease_that_was_written_but_reported_as_failed_must_expire_first(objects: ObjectStore) -> None:
     with pytest.raises(LakeUnavailable), acquire_lease(Forgetful(objects, lost={1}), SHARD, "me", seconds=0.5):
         pytest.fail("the lease was not known to be held")
     with acquire_lease(objects, SHARD, "me again", wait=10) as lease:

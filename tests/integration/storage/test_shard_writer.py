@@ -1,4 +1,4 @@
-"""The shard writer and its record: unrecorded commits are rolled back, lost tables are built again."""
+"""The shard writer and its progress record: unrecorded commits are rolled back, lost tables are rebuilt."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ lake, source, at, mark = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), Path(
 
 def looked(looks):
     if looks == at:
-        print("looked", flush=True)  # and now it is put to sleep, with a lease that it has just found to hold
+        print("looked", flush=True)  # now it is stopped, right after a successful lease check
         while not mark.exists():
             time.sleep(0.005)
 
@@ -61,7 +61,7 @@ except LeaseLost as error:
 
 @dataclass(frozen=True)
 class Bench:
-    """A source and a lake; a run of the plain functions."""
+    """A source and a lake, and runs of the plain functions without Dagster."""
 
     folder: Path
 
@@ -111,7 +111,7 @@ def texts(bench: Bench) -> set[str]:
 
 
 class Sleeper:
-    """A process that runs the shard and, once it has looked at its lease so often, is put to sleep."""
+    """A process that indexes the shard and is stopped at its `at`-th lease check."""
 
     def __init__(self, bench: Bench, at: int) -> None:
         self._mark = bench.folder / "go-on"
@@ -131,7 +131,7 @@ class Sleeper:
         self._mark.touch()
 
     def wake(self) -> str:
-        """Its last words."""
+        """Continue the process and return its last line of output."""
         self._process.send_signal(signal.SIGCONT)
         said, _ = self._process.communicate(timeout=60)
         return said.splitlines()[-1]
@@ -149,10 +149,10 @@ def sleepers() -> Iterator[list[Sleeper]]:
         sleeper.end()
 
 
-# A run that changes one document looks at its lease before the commit and the note of raw_documents (1, 2), of chunks
-# (3, 4), embeddings (5, 6) and shards (7, 8), and before the write of the catalog object (9).
+# A run that changes one document checks its lease before the commit and the progress record of raw_documents (1, 2),
+# of chunks (3, 4), embeddings (5, 6) and shards (7, 8), and before it writes the catalog object (9).
 @pytest.mark.parametrize(("at", "stage"), [(1, RAW_DOCUMENTS), (3, CHUNKS), (7, SHARDS), (9, "catalog")])
-def test_a_writer_that_slept_past_its_lease_neither_publishes_nor_leaves_its_writes_behind(
+def test_a_writer_that_slept_past_its_lease_publishes_nothing_and_is_rolled_back(
     published: Bench, sleepers: list[Sleeper], at: int, stage: str
 ) -> None:
     published.put("0.txt", "What the sleeper reads.")
@@ -160,7 +160,7 @@ def test_a_writer_that_slept_past_its_lease_neither_publishes_nor_leaves_its_wri
     sleepers.append(sleeper)
     sleeper.sleep()
     published.put("0.txt", "What the second holder reads, which is newer.")
-    published.run(wait=60)  # for the sleeper's lease to run out
+    published.run(wait=60)  # for the sleeper's lease to expire
     current = publication(published.lake, SHARD.key)
 
     assert sleeper.wake().startswith("lost:")
@@ -174,7 +174,7 @@ def test_a_writer_that_slept_past_its_lease_neither_publishes_nor_leaves_its_wri
     published.assert_as_of_a_clean_run()
 
 
-def test_a_commit_of_another_writer_between_two_of_ours_is_noticed(published: Bench) -> None:
+def test_a_commit_of_another_writer_between_two_of_ours_is_a_lost_lease(published: Bench) -> None:
     lake = Lake(published.lake)
 
     def race(writer: ShardWriter) -> None:
@@ -193,7 +193,7 @@ def test_a_commit_of_another_writer_between_two_of_ours_is_noticed(published: Be
     published.assert_as_of_a_clean_run()
 
 
-def test_a_compaction_that_meets_one_of_another_writer_is_a_lost_lease(published: Bench) -> None:
+def test_a_compaction_that_conflicts_with_another_writers_is_a_lost_lease(published: Bench) -> None:
     published.put("4.txt", "One more file to compact.")
     published.run()
 
@@ -212,9 +212,7 @@ def test_a_compaction_that_meets_one_of_another_writer_is_a_lost_lease(published
 
 
 @pytest.mark.parametrize("when", ["before", "during"])
-def test_rows_that_another_writer_adds_to_a_table_under_upkeep_are_not_taken_for_ours(
-    published: Bench, when: str
-) -> None:
+def test_rows_added_by_another_writer_during_maintenance_are_rolled_back(published: Bench, when: str) -> None:
     published.put("4.txt", "One more file to compact.")
     published.run()
 
@@ -238,7 +236,7 @@ def test_rows_that_another_writer_adds_to_a_table_under_upkeep_are_not_taken_for
     published.assert_as_of_a_clean_run()
 
 
-def test_progress_that_another_writer_recorded_meanwhile_is_not_overwritten(published: Bench) -> None:
+def test_progress_recorded_by_another_writer_is_not_overwritten(published: Bench) -> None:
     def race(writer: ShardWriter) -> None:
         end_lease(Lake(published.lake))
         published.put("0.txt", "Read by the second holder.")
@@ -267,7 +265,7 @@ def test_unreadable_progress_only_costs_a_comparison_of_whole_tables(published: 
 
 @pytest.mark.parametrize("stage", [RAW_DOCUMENTS, QUARANTINE, CHUNKS, EMBEDDINGS, SHARDS])
 @pytest.mark.parametrize("changed", [False, True], ids=["unchanged", "changed"])
-def test_a_table_that_somebody_removed_is_made_anew(published: Bench, stage: str, changed: bool) -> None:
+def test_a_removed_table_is_rebuilt(published: Bench, stage: str, changed: bool) -> None:
     (published.source / SHARD.key / "photo.bin").write_bytes(bytes(range(256)))
     published.run()
     fingerprint = IDENTITY.fingerprint if stage == EMBEDDINGS else ""
@@ -280,7 +278,7 @@ def test_a_table_that_somebody_removed_is_made_anew(published: Bench, stage: str
     published.assert_as_of_a_clean_run()
 
 
-def test_a_version_that_was_cleaned_away_does_not_stop_a_run(published: Bench) -> None:
+def test_a_recorded_version_that_was_cleaned_up_does_not_stop_a_run(published: Bench) -> None:
     noted = read_progress(Lake(published.lake), SHARD)
     assert noted is not None
     for stage in (RAW_DOCUMENTS, CHUNKS):
@@ -293,7 +291,7 @@ def test_a_version_that_was_cleaned_away_does_not_stop_a_run(published: Bench) -
     published.assert_as_of_a_clean_run()
 
 
-def test_what_turned_unreadable_is_marked_stale_wherever_the_run_died(published: Bench) -> None:
+def test_a_document_that_turned_unreadable_is_marked_stale_wherever_the_run_died(published: Bench) -> None:
     (published.source / SHARD.key / "0.txt").write_bytes(bytes(range(256)))
     named = index(FaultySource(published.source), [f"{SHARD.key}/0.txt"], embedder=HashEmbedder())
     for at in range(1, 30):
@@ -313,21 +311,21 @@ def test_what_turned_unreadable_is_marked_stale_wherever_the_run_died(published:
     assert at > 6
 
 
-def test_upkeep_that_dies_anywhere_has_removed_no_version_that_the_note_still_names(published: Bench) -> None:
-    """Else the next writer would go back to a version whose files are gone."""
+def test_maintenance_that_dies_anywhere_keeps_every_version_named_in_the_progress_record(published: Bench) -> None:
+    """Otherwise the next writer would roll back to a version whose files are gone."""
     for number in range(4):  # small files to compact
         published.put("0.txt", f"Version {number}.")
         published.run()
-    looks_of_upkeep = 0
+    lease_checks = 0
 
     def count(looks: int) -> None:
-        nonlocal looks_of_upkeep
-        looks_of_upkeep = looks
+        nonlocal lease_checks
+        lease_checks = looks
 
     copies = [shutil.copytree(published.lake, published.folder / f"lake-{number}") for number in range(20)]
     write(str(copies.pop()), maintain, count)
-    assert 0 < looks_of_upkeep < len(copies)
-    for at, lake in enumerate(copies[:looks_of_upkeep], start=1):
+    assert 0 < lease_checks < len(copies)
+    for at, lake in enumerate(copies[:lease_checks], start=1):
 
         def die(looks: int, at: int = at) -> None:
             if looks == at:
@@ -341,4 +339,4 @@ def test_upkeep_that_dies_anywhere_has_removed_no_version_that_the_note_still_na
             stage, _, fingerprint = folder.partition("/")
             table = Lake(str(lake)).open(stage, SHARD, fingerprint=fingerprint)
             assert table is not None
-            assert version in {known["version"] for known in table.list_versions()}, f"{folder} at look {at}"
+            assert version in {known["version"] for known in table.list_versions()}, f"{folder} at lease check {at}"

@@ -1,4 +1,4 @@
-"""Single flight: who makes an answer, who follows, and what happens when the maker fails or dies."""
+"""Single flight: who leads, who follows, and what happens when the leader fails or dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DONE = Done(answer=Answer(question="Q", text="ab", citations=(), kind="extract",
 
 
 class Board:
-    """A board in memory; leases end when `now` passes them."""
+    """An in-memory board; a lease expires when `now` passes its end."""
 
     def __init__(self) -> None:
         self.leaders: dict[str, tuple[str, float]] = {}
@@ -60,7 +60,7 @@ class Board:
 
 
 class Producer:
-    """Emits two pieces and the end, and counts how often it was asked to; waits before the second if told to."""
+    """Emit two deltas and the end, and count the calls; with `wait`, pause before the second delta."""
 
     def __init__(self, *, wait: asyncio.Event | None = None, fails: Exception | None = None) -> None:
         self.calls = 0
@@ -91,7 +91,7 @@ async def all_of(flights: SingleFlight, produce: Producer, key: str = "key") -> 
 WHOLE = [Delta(text="a"), Delta(text="b"), DONE]
 
 
-def test_askers_of_one_process_share_one_making_and_all_get_its_events() -> None:
+def test_concurrent_callers_of_one_process_share_one_flight_and_all_get_its_events() -> None:
     async def go() -> None:
         flights, produce = SingleFlight(), Producer()
         results = await asyncio.gather(*(all_of(flights, produce) for _ in range(50)))
@@ -103,7 +103,7 @@ def test_askers_of_one_process_share_one_making_and_all_get_its_events() -> None
     asyncio.run(go())
 
 
-def test_other_keys_are_made_apart_and_an_ended_flight_is_not_joined() -> None:
+def test_other_keys_fly_separately_and_a_finished_flight_is_not_joined() -> None:
     async def go() -> None:
         flights, produce = SingleFlight(Board()), Producer()
         await asyncio.gather(all_of(flights, produce, "one"), all_of(flights, produce, "two"))
@@ -114,7 +114,7 @@ def test_other_keys_are_made_apart_and_an_ended_flight_is_not_joined() -> None:
     asyncio.run(go())
 
 
-def test_askers_of_three_processes_share_one_making() -> None:
+def test_callers_of_three_processes_share_one_flight() -> None:
     async def go() -> None:
         board = Board()
         processes = [SingleFlight(board) for _ in range(3)]
@@ -128,7 +128,7 @@ def test_askers_of_three_processes_share_one_making() -> None:
     asyncio.run(go())
 
 
-def test_an_error_reaches_whoever_waits_and_the_next_asker_tries_again() -> None:
+def test_an_error_reaches_every_waiting_caller_and_the_next_caller_tries_again() -> None:
     async def go() -> None:
         board = Board()
         produce = Producer(fails=ValueError("a secret"))
@@ -143,7 +143,7 @@ def test_an_error_reaches_whoever_waits_and_the_next_asker_tries_again() -> None
     asyncio.run(go())
 
 
-def test_a_leader_that_died_is_replaced_and_its_pieces_are_void() -> None:
+def test_a_follower_takes_over_from_a_dead_leader_and_restarts_the_stream() -> None:
     async def go() -> None:
         board = Board()
         never = asyncio.Event()
@@ -155,17 +155,17 @@ def test_a_leader_that_died_is_replaced_and_its_pieces_are_void() -> None:
         waiting = asyncio.create_task(all_of(heir, produce))
         await asyncio.sleep(0.2)
         assert produce.calls == 0
-        board.now = 1e7  # nobody renewed its lease
+        board.now = 1e7  # its lease has expired
         events, led = await waiting
         assert led
         assert events == [Delta(text="a"), Restart(), *WHOLE]
         never.set()
-        assert (await dying)[0] == WHOLE  # its own askers are answered still
+        assert (await dying)[0] == WHOLE  # its own callers still get their answer
 
     asyncio.run(go())
 
 
-def test_a_leader_that_lives_on_renews_its_lease() -> None:
+def test_a_live_leader_renews_its_lease() -> None:
     async def go() -> None:
         board, go_on = Board(), asyncio.Event()
         flights = SingleFlight(board, lease_seconds=0.2)
@@ -183,8 +183,8 @@ def test_a_leader_that_lives_on_renews_its_lease() -> None:
     asyncio.run(go())
 
 
-@pytest.mark.parametrize("when", ["before", "while it is made"])
-def test_without_the_board_every_process_makes_its_own(when: str) -> None:
+@pytest.mark.parametrize("when", ["before", "during the flight"])
+def test_without_the_board_every_process_makes_its_own_answer(when: str) -> None:
     async def go() -> None:
         board, go_on = Board(), asyncio.Event()
         board.down = when == "before"
@@ -201,7 +201,7 @@ def test_without_the_board_every_process_makes_its_own(when: str) -> None:
     asyncio.run(go())
 
 
-def test_garbage_on_the_board_is_not_followed() -> None:
+def test_a_flight_ignores_garbage_on_the_board() -> None:
     async def go() -> None:
         board = Board()
         board.leaders["key"] = ("liar", 0.5)
@@ -216,7 +216,7 @@ def test_garbage_on_the_board_is_not_followed() -> None:
     asyncio.run(go())
 
 
-def test_what_was_begun_goes_on_when_its_asker_leaves() -> None:
+def test_a_flight_continues_after_its_first_caller_leaves() -> None:
     async def go() -> None:
         flights, go_on = SingleFlight(), asyncio.Event()
         produce = Producer(wait=go_on)
@@ -232,7 +232,7 @@ def test_what_was_begun_goes_on_when_its_asker_leaves() -> None:
     asyncio.run(go())
 
 
-def test_closing_ends_whoever_waits_with_an_error_and_frees_the_flight() -> None:
+def test_closing_fails_waiting_callers_and_releases_the_lease() -> None:
     async def go() -> None:
         board = Board()
         flights = SingleFlight(board)

@@ -1,4 +1,4 @@
-"""Which shards are dirty, decided without a server, a clock or Dagster."""
+"""Deciding which shards are dirty: no server, clock or Dagster needed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def document(key: str, etag: str = "1", size: int = 1) -> SourceObject:
 
 
 class Listing:
-    """A source that can be listed only, from a dictionary of keys and etags."""
+    """A source that only supports listing, backed by a dictionary from key to etag."""
 
     def __init__(self, etags: Mapping[str, str], page: int = 1000) -> None:
         self.etags = etags
@@ -56,7 +56,7 @@ def ticking() -> Callable[[], float]:
 
 
 def digests_of(etags: Mapping[str, str]) -> dict[Shard, str]:
-    """What a walk over everything would find, said in the plainest way."""
+    """The digests of a complete walk, computed the simplest way."""
     entries: dict[Shard, list[SourceObject]] = {}
     for key, etag in etags.items():
         if (shard := shard_of(key)) is not None:
@@ -70,7 +70,7 @@ def saw(digests: Mapping[Shard, str], resume_after: str = "") -> Sweep:
 
 @dataclass(frozen=True)
 class Ticked:
-    """What a tick requested and left, and its cursor."""
+    """A tick's run requests, the number of shards left waiting, and its cursor."""
 
     requests: tuple[RunRequest, ...]
     waiting: int
@@ -117,11 +117,11 @@ BEFORE = [document("a/x/1"), document("a/x/2", "old", 7), document("a/x/3")]
     ],
     ids=["added", "changed", "resized", "deleted", "renamed", "swapped", "listed twice", "emptied"],
 )
-def test_a_digest_changes_with_the_documents(after: list[SourceObject]) -> None:
+def test_a_digest_changes_when_the_documents_change(after: list[SourceObject]) -> None:
     assert listing_digest(after) != listing_digest(BEFORE)
 
 
-def test_a_digest_depends_neither_on_times_nor_on_the_order_of_the_listing() -> None:
+def test_a_digest_is_independent_of_modification_times_and_listing_order() -> None:
     later = [SourceObject(e.key, e.etag, e.size, datetime(2027, 1, 1, tzinfo=UTC)) for e in reversed(BEFORE)]
     assert listing_digest(later) == listing_digest(BEFORE)
 
@@ -131,14 +131,14 @@ entries = st.lists(st.builds(document, texts, texts, st.integers(0, 99)), max_si
 
 
 @given(entries, entries)
-def test_two_listings_have_one_digest_exactly_if_they_are_the_same(
+def test_two_listings_have_the_same_digest_exactly_if_they_are_equal(
     one: list[SourceObject], other: list[SourceObject]
 ) -> None:
     same = sorted(one, key=lambda e: e.key) == sorted(other, key=lambda e: e.key)
     assert (listing_digest(one) == listing_digest(other)) == same
 
 
-def test_a_sweep_with_time_to_spare_sees_everything() -> None:
+def test_a_sweep_with_enough_time_sees_everything() -> None:
     etags = {"a/x/1": "1", "a/x/d/2": "1", "b/x/1": "1", "loose": "1", "a/loose": "1"}
     seen = sweep(Listing(etags, page=2), seconds=1000, clock=ticking())
     assert seen.digests == digests_of(etags)
@@ -146,7 +146,7 @@ def test_a_sweep_with_time_to_spare_sees_everything() -> None:
     assert set(seen.outside_examples) == {"loose", "a/loose"}
 
 
-def test_hidden_keys_and_markers_inside_a_shard_do_not_cut_it_in_two() -> None:
+def test_hidden_keys_and_folder_markers_do_not_split_a_shard() -> None:
     documents = {"a/x/(1).md": "1", "a/x/2.md": "1", "a/x/s/3.md": "1", "b/x/1.md": "1"}
     noise = {"a/x/": "1", "a/x/.DS_Store": "1", "a/x/r/.git/config": "1", "a/x/s/": "1"}
     seen = sweep(Listing({**documents, **noise}, page=2), seconds=1000, clock=ticking())
@@ -154,7 +154,7 @@ def test_hidden_keys_and_markers_inside_a_shard_do_not_cut_it_in_two() -> None:
     assert (seen.objects, seen.outside) == (4, 4)
 
 
-def test_golden_questions_are_neither_documents_nor_outside_and_make_no_shard() -> None:
+def test_golden_questions_are_neither_documents_nor_outside_keys_and_create_no_shard() -> None:
     documents = {"a/x/1.md": "1", "a/x/b/2.md": "1"}
     golden = {"a/x/_eval/q.jsonl": "1", "a/x/_eval/r/q.jsonl": "1", "b/x/_eval/q.jsonl": "1"}
     seen = sweep(Listing({**documents, **golden}, page=2), seconds=1000, clock=ticking())
@@ -169,7 +169,7 @@ def test_only_a_few_outside_keys_are_kept_as_examples() -> None:
 
 
 def walk(source: Listing, seconds: float, clock: Callable[[], float] | None = None) -> list[Sweep]:
-    """Sweep after sweep until the end of the listing."""
+    """Sweep repeatedly until the end of the listing."""
     sweeps: list[Sweep] = []
     position = ""
     while not sweeps or position:
@@ -180,7 +180,7 @@ def walk(source: Listing, seconds: float, clock: Callable[[], float] | None = No
     return sweeps
 
 
-def test_a_sweep_that_runs_out_of_time_is_resumed_before_the_shard_it_was_in() -> None:
+def test_a_sweep_that_runs_out_of_time_resumes_at_the_start_of_the_shard_it_left_incomplete() -> None:
     etags = {f"{region}/x/{n}": "1" for region in "abc" for n in range(3)}
     sweeps = walk(Listing(etags, page=2), seconds=1)
     assert len(sweeps) > 1
@@ -189,14 +189,14 @@ def test_a_sweep_that_runs_out_of_time_is_resumed_before_the_shard_it_was_in() -
     assert sum(seen.objects for seen in sweeps) == len(etags)
 
 
-def test_a_shard_that_fills_the_time_alone_is_still_seen_whole() -> None:
+def test_a_shard_that_exceeds_the_time_limit_is_still_listed_completely() -> None:
     etags = {**{f"a/x/{n:03}": "1" for n in range(100)}, "b/x/1": "1"}
     first = sweep(Listing(etags, page=10), seconds=0, clock=ticking())
     assert first.digests == {A: digests_of(etags)[A]}
     assert first.resume_after == "a/x/099"
 
 
-def test_many_keys_outside_every_shard_do_not_break_the_time_box() -> None:
+def test_many_keys_outside_every_shard_do_not_exceed_the_time_limit() -> None:
     etags = {"a/x/1": "1", **{f"b/{n:03}": "1" for n in range(100)}, "c/x/1": "1"}
     sweeps = walk(Listing(etags, page=10), seconds=3)
     assert max(seen.outside for seen in sweeps) < 100
@@ -211,7 +211,7 @@ keys = st.tuples(st.sampled_from("ab"), st.sampled_from(["x", "y", ".h"]), st.sa
     st.integers(1, 4),
     st.integers(0, 5),
 )
-def test_however_often_a_walk_is_interrupted_it_sees_each_shard_whole(found: set[str], page: int, seconds: int) -> None:
+def test_an_interrupted_walk_still_sees_each_shard_completely(found: set[str], page: int, seconds: int) -> None:
     etags = dict.fromkeys(found, "1")
     seen: dict[Shard, str] = {}
     for part in walk(Listing(etags, page), seconds):
@@ -220,13 +220,13 @@ def test_however_often_a_walk_is_interrupted_it_sees_each_shard_whole(found: set
     assert seen == digests_of(etags)
 
 
-def test_a_new_shard_and_a_changed_one_are_asked_for_and_an_unchanged_one_is_not() -> None:
+def test_new_and_changed_shards_are_requested_and_unchanged_ones_are_not() -> None:
     decision = tick({A: "new", B: "b2", C: "c"}, Cursor(), published={B: "b1", C: "c"})
     assert [(request.shard, request.digest) for request in decision.requests] == [(A, "new"), (B, "b2")]
     assert (decision.dirty, decision.waiting) == (2, 0)
 
 
-def test_a_shard_with_a_run_under_way_is_left_alone_until_that_run_is_over() -> None:
+def test_a_shard_with_an_active_run_is_skipped_until_the_run_ends() -> None:
     first = tick({A: "1", B: "1"}, Cursor(), active=frozenset({A}))
     assert requested(first) == [B]
     assert (first.dirty, first.waiting) == (2, 1)
@@ -234,7 +234,7 @@ def test_a_shard_with_a_run_under_way_is_left_alone_until_that_run_is_over() -> 
     assert requested(second) == [A]
 
 
-def test_a_change_during_a_run_is_asked_for_when_the_run_is_over() -> None:
+def test_a_change_during_a_run_is_requested_after_the_run() -> None:
     first = tick({A: "1"}, Cursor())
     during = tick({A: "2"}, first.cursor, active=frozenset({A}), now=1)
     assert requested(during) == []
@@ -242,7 +242,7 @@ def test_a_change_during_a_run_is_asked_for_when_the_run_is_over() -> None:
     assert requested(after) == [A]
 
 
-def test_a_shard_that_goes_from_a_to_b_and_back_to_a_never_repeats_a_run_key() -> None:
+def test_a_shard_that_alternates_between_two_states_never_repeats_a_run_key() -> None:
     cursor, published = Cursor(), {A: "none"}
     run_keys: list[str] = []
     for number, digest in enumerate(["aaa", "bbb", "aaa", "bbb", "aaa"]):
@@ -252,29 +252,29 @@ def test_a_shard_that_goes_from_a_to_b_and_back_to_a_never_repeats_a_run_key() -
     assert len(run_keys) == len(set(run_keys)) == 5
 
 
-def test_a_tick_that_is_evaluated_again_asks_by_the_same_run_keys() -> None:
+def test_a_repeated_tick_requests_the_same_run_keys() -> None:
     cursor = Cursor(serial=7)
     first, again = tick({A: "1", B: "1"}, cursor, now=5), tick({A: "1", B: "1"}, cursor, now=9)
     assert [r.run_key for r in first.requests] == [r.run_key for r in again.requests]
 
 
-def test_a_failed_run_is_asked_for_again_after_pauses_that_grow_to_a_ceiling() -> None:
+def test_a_failed_run_is_retried_with_exponential_backoff_up_to_a_ceiling() -> None:
     cursor, now = Cursor(), 0.0
-    asked_at: list[float] = []
-    while len(asked_at) < 14:
+    requested_at: list[float] = []
+    while len(requested_at) < 14:
         decision = tick({A: "1"}, cursor, now=now)
         if decision.requests:
-            asked_at.append(now)
+            requested_at.append(now)
         else:
             assert (decision.dirty, decision.waiting) == (1, 1)
         cursor, now = decision.cursor, now + 30
-    pauses = [later - earlier for earlier, later in itertools.pairwise(asked_at)]
+    pauses = [later - earlier for earlier, later in itertools.pairwise(requested_at)]
     assert pauses[:4] == [RETRY_SECONDS, 2 * RETRY_SECONDS, 4 * RETRY_SECONDS, 8 * RETRY_SECONDS]
     assert pauses == sorted(pauses)
     assert pauses[-1] == RETRY_CEILING
 
 
-def test_a_new_change_is_asked_for_at_once_whatever_failed_before() -> None:
+def test_a_new_change_is_requested_immediately_despite_earlier_failures() -> None:
     cursor = Cursor(serial=3, requested={A: RequestedRun("", 100.0, 9, "1")})
     assert requested(tick({A: "1"}, cursor, now=101)) == []
     decision = tick({A: "2"}, cursor, now=101)
@@ -282,14 +282,14 @@ def test_a_new_change_is_asked_for_at_once_whatever_failed_before() -> None:
     assert decision.cursor.requested[A].attempts == 1
 
 
-def test_success_clears_the_pause() -> None:
+def test_a_successful_run_resets_the_backoff() -> None:
     cursor = Cursor(serial=3, requested={A: RequestedRun("", 100.0, 9, "1")})
     done = tick({A: "1"}, cursor, published={A: "1"}, now=101)
     assert done.cursor.requested == {}
     assert requested(tick({A: "1"}, done.cursor, published={A: "elsewhere"}, now=102)) == [A]
 
 
-def test_a_tick_asks_for_no_more_runs_than_allowed_and_the_next_ticks_for_the_rest() -> None:
+def test_a_tick_requests_at_most_max_requests_runs_and_later_ticks_the_rest() -> None:
     cursor = Cursor()
     active: frozenset[Shard] = NOBODY
     for expected in ([A, B], [C], []):
@@ -299,14 +299,14 @@ def test_a_tick_asks_for_no_more_runs_than_allowed_and_the_next_ticks_for_the_re
         cursor, active = decision.cursor, active | set(expected)
 
 
-def test_shards_that_keep_failing_do_not_starve_the_others() -> None:
+def test_repeatedly_failing_shards_do_not_starve_the_others() -> None:
     first = tick({A: "1", B: "1", C: "1"}, Cursor(), max_requests=1)
     second = tick({A: "1", B: "1", C: "1"}, first.cursor, now=30, max_requests=1)
     third = tick({A: "1", B: "1", C: "1"}, second.cursor, now=60, max_requests=1)
     assert requested(first) + requested(second) + requested(third) == [A, B, C]
 
 
-def test_a_published_shard_without_objects_is_dirty_only_after_a_complete_walk() -> None:
+def test_a_published_shard_without_objects_becomes_dirty_only_after_a_complete_walk() -> None:
     published = {A: "1", B: "1", C: "1"}
     first = tick({A: "1"}, Cursor(), published=published, resume_after="a/x/9")
     assert (requested(first), first.dirty) == ([], 0)
@@ -317,14 +317,14 @@ def test_a_published_shard_without_objects_is_dirty_only_after_a_complete_walk()
     assert (requested(again), again.dirty) == ([], 0)
 
 
-def test_a_new_walk_does_not_remember_what_an_older_one_saw() -> None:
+def test_a_new_walk_forgets_the_shards_seen_by_the_previous_one() -> None:
     published = {A: "1", B: "1"}
     whole = tick({A: "1", B: "1"}, Cursor(), published=published)
     assert whole.cursor.swept == frozenset()
     assert requested(tick({A: "1"}, whole.cursor, published=published)) == [B]
 
 
-def test_a_cursor_is_read_back_as_it_was_written() -> None:
+def test_a_cursor_survives_a_round_trip() -> None:
     odd = Shard("東京 1", "R&D")
     cursor = Cursor(
         9, "a/x/ä+%\n.md", {A: RequestedRun("", 100.0, 2, "1"), odd: RequestedRun("", 5.0, 1, "2")}, frozenset({B, odd})
@@ -333,7 +333,7 @@ def test_a_cursor_is_read_back_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("text", [None, ""])
-def test_no_cursor_is_a_beginning(text: str | None) -> None:
+def test_a_missing_cursor_starts_from_the_beginning(text: str | None) -> None:
     assert Cursor.loads(text) == Cursor()
 
 
@@ -352,13 +352,13 @@ def test_no_cursor_is_a_beginning(text: str | None) -> None:
         '{"asked": {}, "swept": 5, "serial": 1, "resume_after": ""}',
     ],
 )
-def test_a_garbled_cursor_starts_anew_without_repeating_run_keys(text: str) -> None:
+def test_a_corrupt_cursor_restarts_the_walk_without_repeating_run_keys(text: str) -> None:
     cursor = Cursor.loads(text)
     assert (cursor.resume_after, cursor.requested, cursor.swept) == ("", {}, frozenset())
     assert cursor.serial > 1_700_000_000
 
 
-def test_the_cursor_of_a_large_company_stays_small() -> None:
+def test_the_cursor_stays_small_with_a_thousand_shards() -> None:
     shards = [Shard(f"region-{n % 40}", f"department-{n // 40}") for n in range(1000)]
     seen = dict.fromkeys(shards, "f" * 24)
     decision = tick(seen, Cursor(), now=1.8e9, max_requests=1000, resume_after="z")
@@ -368,7 +368,7 @@ def test_the_cursor_of_a_large_company_stays_small() -> None:
 
 @dataclass
 class World:
-    """The sensor, its source and its runs, with Dagster reduced to what matters: a run key is used once."""
+    """The sensor, its source and its runs; all that remains of Dagster is that it uses each run key once."""
 
     etags: dict[str, str] = field(default_factory=dict[str, str])
     published: dict[Shard, str] = field(default_factory=dict[Shard, str])
@@ -381,7 +381,7 @@ class World:
         return digests_of(self.etags).get(shard, listing_digest(()))
 
     def tick(self, *, seconds: int, page: int, max_requests: int, saved: bool = True) -> Ticked:
-        """One tick; not `saved` when the daemon dies between asking for the runs and keeping the cursor."""
+        """Run one tick; `saved=False` if the daemon dies after requesting the runs and before storing the cursor."""
         cursor = Cursor.loads(self.cursor)
         source = Listing(dict(self.etags), page)
         seen = sweep(source, start_after=cursor.resume_after, seconds=seconds, clock=ticking())
@@ -393,7 +393,7 @@ class World:
             assert request.shard not in self.active, "a second run for a shard that has one"
             if request.run_key not in self.run_keys:
                 self.run_keys.add(request.run_key)
-                self.active[request.shard] = self.listed(request.shard)  # what the run reads as it begins
+                self.active[request.shard] = self.listed(request.shard)  # the listing that the run reads when it starts
         if saved:
             self.cursor = decision.cursor.dumps()
         return decision
@@ -418,7 +418,7 @@ steps = st.one_of(
 
 @settings(max_examples=300)
 @given(st.lists(steps, max_size=40), boxes)
-def test_whatever_happens_every_shard_is_published_as_listed_once_runs_succeed(
+def test_after_any_history_successful_runs_publish_every_shard_as_listed(
     history: list[tuple[object, ...]], box: tuple[int, int, int]
 ) -> None:
     world = World()

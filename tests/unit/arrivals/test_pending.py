@@ -1,4 +1,4 @@
-"""Which runs hints ask for, whatever is repeated, reordered, failed or crashed on the way."""
+"""Which runs pending hints request, despite duplicates, reordering, failures and crashes."""
 
 from __future__ import annotations
 
@@ -55,82 +55,82 @@ def step(
     )
 
 
-def asked(decision: Decision) -> dict[str, tuple[str, ...]]:
+def requested(decision: Decision) -> dict[str, tuple[str, ...]]:
     return {request.shard.key: request.keys for request in decision.requests}
 
 
-def test_named_documents_become_one_run_for_each_shard_with_exactly_those_keys() -> None:
+def test_named_documents_become_one_run_per_shard_with_exactly_their_keys() -> None:
     decision = step(add_named({}, named("b/x/1", "a/x/2", "b/x/0", "b/x/1")))
-    assert asked(decision) == {"b/x": ("b/x/0", "b/x/1"), "a/x": ("a/x/2",)}
+    assert requested(decision) == {"b/x": ("b/x/0", "b/x/1"), "a/x": ("a/x/2",)}
     assert len({request.run_key for request in decision.requests}) == 2
 
 
-def test_nothing_named_asks_for_nothing() -> None:
+def test_without_named_documents_nothing_is_requested() -> None:
     assert step({}) == Decision((), 0, {})
 
 
-def test_a_run_that_succeeded_settles_what_it_was_asked_for() -> None:
+def test_a_successful_run_clears_the_keys_it_was_requested_for() -> None:
     first = step(add_named({}, named("a/x/1")))
     decision = step(first.pending, succeeded=frozenset({first.requests[0].run_key}))
-    assert (asked(decision), decision.pending) == ({}, {})
+    assert (requested(decision), decision.pending) == ({}, {})
 
 
-def test_what_is_named_while_a_run_is_under_way_is_asked_for_after_it() -> None:
+def test_documents_named_during_a_run_are_requested_after_it() -> None:
     first = step(add_named({}, named("a/x/1")))
     waiting = step(add_named(first.pending, named("a/x/1", "a/x/2")), active=frozenset({A}))
-    assert (asked(waiting), waiting.waiting) == ({}, 1)
+    assert (requested(waiting), waiting.waiting) == ({}, 1)
     after = step(waiting.pending, succeeded=frozenset({first.requests[0].run_key}))
-    assert asked(after) == {"a/x": ("a/x/1", "a/x/2")}
+    assert requested(after) == {"a/x": ("a/x/1", "a/x/2")}
 
 
-def test_a_failed_run_is_asked_for_again_as_the_whole_shard_after_growing_pauses() -> None:
+def test_a_failed_run_is_retried_for_the_whole_shard_with_exponential_backoff() -> None:
     decision = step(add_named({}, named("a/x/1")), now=0)
     now = 0.0
     for attempts in range(1, 5):
         pause = retry_pause(attempts)
         early = step(decision.pending, now=now + pause - 1)
-        assert (asked(early), early.waiting) == ({}, 1)
+        assert (requested(early), early.waiting) == ({}, 1)
         before, now = decision, now + pause
         decision = step(before.pending, now=now)
-        assert asked(decision) == {"a/x": ()}
+        assert requested(decision) == {"a/x": ()}
         assert decision.requests[0].run_key != before.requests[0].run_key
 
 
-def test_news_of_a_failing_shard_cuts_its_pause_back_to_the_first() -> None:
+def test_a_new_change_resets_the_backoff_of_a_failing_shard() -> None:
     failing: Pending = {A: PendingShard(requested=RequestedRun("a/x@old", at=0.0, attempts=9))}
-    assert asked(step(failing, now=RETRY_SECONDS)) == {}
-    assert asked(step(add_named(failing, named("a/x/1")), now=RETRY_SECONDS - 1)) == {}
-    assert asked(step(add_named(failing, named("a/x/1")), now=RETRY_SECONDS)) == {"a/x": ()}
+    assert requested(step(failing, now=RETRY_SECONDS)) == {}
+    assert requested(step(add_named(failing, named("a/x/1")), now=RETRY_SECONDS - 1)) == {}
+    assert requested(step(add_named(failing, named("a/x/1")), now=RETRY_SECONDS)) == {"a/x": ()}
 
 
-def test_a_retry_that_succeeds_late_settles_the_hint() -> None:
+def test_a_run_that_succeeds_late_clears_the_hint() -> None:
     first = step(add_named({}, named("a/x/1")))
     waiting = step(first.pending, now=RETRY_SECONDS / 2)
     assert waiting.waiting == 1
     assert step(waiting.pending, succeeded=frozenset({first.requests[0].run_key})).pending == {}
 
 
-def test_a_clock_set_back_does_not_lengthen_the_pause() -> None:
+def test_setting_the_clock_back_does_not_lengthen_the_backoff() -> None:
     failed: Pending = {A: PendingShard(requested=RequestedRun("a/x@old", at=1e9, attempts=1))}
     again = step(failed, now=1000.0)
-    assert asked(again) == {"a/x": ()}
-    assert asked(step(again.pending, now=1001.0)) == {}
+    assert requested(again) == {"a/x": ()}
+    assert requested(step(again.pending, now=1001.0)) == {}
 
 
-def test_a_full_tick_leaves_the_rest_to_the_next_and_starves_nobody() -> None:
+def test_a_full_tick_leaves_the_rest_to_the_next_one_and_starves_no_shard() -> None:
     hints = add_named({}, named("a/x/1", "b/x/1", "ö/it & web/1"))
     ticks: list[str] = []
     for _ in range(3):
-        hints = add_named(hints, named("a/x/2"))  # busy all the time
+        hints = add_named(hints, named("a/x/2"))  # this shard changes all the time
         decision = step(hints, max_requests=1)
-        ticks += asked(decision)
+        ticks += requested(decision)
         hints = step(
             decision.pending, succeeded=frozenset(r.run_key for r in decision.requests), max_requests=0
         ).pending
     assert ticks == ["a/x", "b/x", "ö/it & web"]
 
 
-def test_too_many_keys_of_a_shard_become_the_whole_shard() -> None:
+def test_too_many_keys_of_a_shard_request_the_whole_shard() -> None:
     few = add_named({}, named(*(f"a/x/{n}" for n in range(MAX_KEYS))))
     assert len(few[A].keys) == MAX_KEYS
     many = add_named(few, named("a/x/one more", "b/x/1"))
@@ -138,7 +138,7 @@ def test_too_many_keys_of_a_shard_become_the_whole_shard() -> None:
     assert add_named(many, named("a/x/another"))[A] == PendingShard(whole=True)
 
 
-def test_many_long_keys_of_a_shard_become_the_whole_shard() -> None:
+def test_many_long_keys_of_a_shard_request_the_whole_shard() -> None:
     assert add_named({}, named(*(f"a/x/{'y' * 900}{n}" for n in range(20)))) == {A: PendingShard(whole=True)}
 
 
@@ -150,7 +150,7 @@ def test_the_cursor_stays_small_however_many_shards_are_named() -> None:
     assert len(FeedCursor("sqs", {}, hints).dumps()) < MAX_BYTES + 100 * 40
 
 
-def test_a_gap_widens_every_shard_it_names_and_forgets_no_run() -> None:
+def test_a_gap_in_the_feed_widens_the_affected_shards_and_keeps_their_requested_runs() -> None:
     first = step(add_named({}, named("a/x/1")))
     hints = add_named(first.pending, named("b/x/1"), whole=[A, B])
     assert hints[A] == PendingShard(whole=True, requested=first.pending[A].requested)
@@ -168,14 +168,14 @@ hint = st.builds(
 
 
 @given(st.dictionaries(shards, hint | hint.map(PendingShard.as_full_listing)))
-def test_a_cursor_reads_back_as_it_was_written(hints: dict[Shard, PendingShard]) -> None:
+def test_a_cursor_survives_a_round_trip(hints: dict[Shard, PendingShard]) -> None:
     cursor = FeedCursor("kafka", {"topic": "t", "offsets": {"0": 5}}, hints)
     again = FeedCursor.loads(cursor.dumps(), "kafka")
     assert again == cursor
     assert list(again.pending) == list(hints)
 
 
-def test_another_feeds_cursor_keeps_its_hints_and_starts_reading_anew() -> None:
+def test_the_cursor_of_another_feed_keeps_its_hints_and_resets_its_position() -> None:
     cursor = FeedCursor("kafka", {"topic": "t"}, add_named({}, named("a/x/1")))
     assert FeedCursor.loads(cursor.dumps(), "sqs") == FeedCursor("sqs", {}, cursor.pending)
 
@@ -185,7 +185,7 @@ def test_another_feeds_cursor_keeps_its_hints_and_starts_reading_anew() -> None:
     [
         None,
         "",
-        "of another version",
+        "from another version",
         "[]",
         "7",
         '{"format":2}',
@@ -199,16 +199,16 @@ def test_another_feeds_cursor_keeps_its_hints_and_starts_reading_anew() -> None:
         Cursor(3).dumps(),
     ],
 )
-def test_a_cursor_that_cannot_be_read_starts_anew(text: str | None) -> None:
+def test_an_unreadable_cursor_starts_from_the_beginning(text: str | None) -> None:
     assert FeedCursor.loads(text, "sqs") == FeedCursor("sqs")
 
 
-def test_a_feeds_cursor_means_nothing_to_the_listing() -> None:
+def test_the_listing_ignores_the_cursor_of_a_feed() -> None:
     assert Cursor.loads(FeedCursor("sqs", {}, add_named({}, named("a/x/1"))).dumps()).requested == {}
 
 
 @given(st.text() | st.recursive(st.none() | st.text(), st.lists).map(json.dumps))
-def test_no_cursor_raises(text: str) -> None:
+def test_loading_a_cursor_never_raises(text: str) -> None:
     FeedCursor.loads(text, "sqs")
 
 
@@ -216,15 +216,15 @@ Document = tuple[Shard, str]
 
 
 class World:
-    """A store whose documents change, a feed that names them, and a Dagster whose runs end well, badly or never."""
+    """A store whose documents change, a feed that names them, and a Dagster whose runs succeed, fail or hang."""
 
     def __init__(self) -> None:
         self.stored: Pending = {}
         self.now = 0.0
         self.changes = itertools.count()
-        self.unseen: dict[Document, int] = {}  # the last change that was named and stored, until a run looked
-        self.undelivered: dict[Document, int] = {}  # of ticks that were lost: the feed brings its messages again
-        self.running: dict[Shard, tuple[str, dict[Document, int]]] = {}  # run key, and the changes it will see
+        self.unseen: dict[Document, int] = {}  # the last named and stored change, until a run has seen it
+        self.undelivered: dict[Document, int] = {}  # from lost ticks: the feed redelivers their messages
+        self.running: dict[Shard, tuple[str, dict[Document, int]]] = {}  # run key and the changes that the run will see
         self.succeeded: set[str] = set()
 
     def end(self, shard: Shard, *, well: bool) -> None:
@@ -247,7 +247,7 @@ class World:
         )
         self.now += 1000.0
         known = {**self.unseen, **news}
-        for request in decision.requests:  # Dagster starts them before it stores the cursor, or never stores it
+        for request in decision.requests:  # Dagster starts the runs before it stores the cursor, if it does
             assert request.shard not in self.running
             looked = {
                 (shard, key): change
@@ -268,13 +268,13 @@ class World:
         if hint.requested is None or hint.requested.run_key in self.succeeded:
             return False
         run_key, seen = self.running.get(shard, ("", {}))
-        # A run that is over without success will be asked for again as the whole shard.
+        # A failed run will be requested again for the whole shard.
         return run_key != hint.requested.run_key or seen.get(document) == self.unseen[document]
 
 
 steps = st.tuples(
     st.lists(st.tuples(shards, keys), max_size=4),
-    st.dictionaries(shards, st.booleans()),  # which runs end, and whether well
+    st.dictionaries(shards, st.booleans()),  # which runs end, and whether they succeed
     st.booleans(),  # whether the tick is stored
     st.integers(0, 3),
 )
@@ -282,7 +282,7 @@ steps = st.tuples(
 
 @settings(max_examples=300)
 @given(st.lists(steps, max_size=15))
-def test_no_named_change_is_forgotten_before_a_run_that_was_asked_for_later_has_looked(
+def test_a_named_change_is_remembered_until_a_later_run_has_seen_it(
     history: list[tuple[list[Document], dict[Shard, bool], bool, int]],
 ) -> None:
     world = World()
@@ -292,7 +292,7 @@ def test_no_named_change_is_forgotten_before_a_run_that_was_asked_for_later_has_
                 world.end(shard, well=well)
         world.tick(brought, survives=survives, room=room)
         assert all(world.remembers(document) for document in world.unseen)
-    for _ in range(4):  # and once all goes well, nothing is left
+    for _ in range(4):  # once every run succeeds, nothing is left
         for shard in list(world.running):
             world.end(shard, well=True)
         world.now += 1e6

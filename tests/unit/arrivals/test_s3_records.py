@@ -1,4 +1,4 @@
-"""Messages as S3, SNS, EventBridge and MinIO send them, and as anybody else might."""
+"""Messages from S3, SNS, EventBridge and MinIO, and arbitrary other input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KEY = "Malmö/it & web/a+b/Årsrapport 100%.md"
 
 
 def record(key: str, bucket: str = "company-docs", source: str = "aws:s3", event: str = "ObjectCreated:Put") -> Any:
-    """A record, its key encoded as S3 does it."""
+    """A record whose key is encoded the way S3 encodes it."""
     stored = {"bucket": {"name": bucket, "arn": f"arn:aws:s3:::{bucket}"}, "object": {"key": quote_plus(key, safe="/")}}
     return {"eventSource": source, "eventName": event, "s3": {"s3SchemaVersion": "1.0", **stored}}
 
@@ -61,7 +61,7 @@ SHAPES: Mapping[str, Any] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_names_the_same_document(shape: str) -> None:
+def test_every_message_format_names_the_same_document(shape: str) -> None:
     expected = DecodedMessages(named=(NamedObjects(Shard("Malmö", "it & web"), KEY),))
     text = json.dumps(SHAPES[shape])
     assert read_message(text, WATCHED) == expected
@@ -69,17 +69,17 @@ def test_every_shape_names_the_same_document(shape: str) -> None:
 
 
 @pytest.mark.parametrize("event", ["ObjectRemoved:DeleteMarkerCreated", "ObjectCreated:CompleteMultipartUpload", "?"])
-def test_what_happened_is_not_asked_of_the_event(event: str) -> None:
+def test_the_event_type_is_ignored(event: str) -> None:
     assert read_message(json.dumps(plain(KEY, event=event)), WATCHED) == read_message(json.dumps(plain(KEY)), WATCHED)
 
 
-def test_a_slash_may_be_encoded_too() -> None:
+def test_encoded_slashes_in_keys_are_decoded() -> None:
     message = plain(KEY)
     message["Records"][0]["s3"]["object"]["key"] = quote_plus(f"incoming/{KEY}", safe="")
     assert [named.key for named in read_message(json.dumps(message), WATCHED).named] == [KEY]
 
 
-def test_a_source_without_a_prefix_is_the_whole_bucket() -> None:
+def test_a_source_without_a_prefix_watches_the_whole_bucket() -> None:
     reading = read_message(json.dumps({"Records": [record("a/b/c.md")]}), WatchedPrefix("company-docs", ""))
     assert reading.named == (NamedObjects(Shard("a", "b"), "a/b/c.md"),)
 
@@ -90,7 +90,7 @@ def test_a_message_names_each_document_once() -> None:
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_test_event_of_s3_is_a_test_and_not_foreign(wrapped: bool) -> None:
+def test_an_s3_test_event_counts_as_a_test_and_not_as_foreign(wrapped: bool) -> None:
     event: Any = {"Service": "Amazon S3", "Event": "s3:TestEvent", "Bucket": "company-docs"}
     message = {"Type": "Notification", "Message": json.dumps(event)} if wrapped else event
     assert read_message(json.dumps(message), WATCHED) == DecodedMessages(tests=1)
@@ -109,11 +109,11 @@ def test_the_test_event_of_s3_is_a_test_and_not_foreign(wrapped: bool) -> None:
         "incoming",
     ],
 )
-def test_keys_that_are_no_document_are_counted_outside(key: str) -> None:
+def test_keys_that_are_not_documents_count_as_outside(key: str) -> None:
     assert read_message(json.dumps({"Records": [record(key)]}), WATCHED) == DecodedMessages(outside=1)
 
 
-def test_golden_questions_are_counted_by_themselves_and_name_no_document() -> None:
+def test_golden_questions_are_counted_separately_and_name_no_document() -> None:
     golden = json.dumps({"Records": [record("incoming/a/b/_eval/q.jsonl"), record("incoming/a/b/c.md")]})
     assert read_message(golden, WATCHED) == DecodedMessages((NamedObjects(Shard("a", "b"), "a/b/c.md"),), golden=1)
     assert read_messages([golden, golden], WATCHED).golden == 2
@@ -121,7 +121,7 @@ def test_golden_questions_are_counted_by_themselves_and_name_no_document() -> No
     assert read_message(elsewhere, WATCHED) == DecodedMessages(outside=1)
 
 
-def test_a_key_that_is_no_text_is_not_taken_for_another() -> None:
+def test_a_key_that_is_not_valid_text_is_not_mistaken_for_another_key() -> None:
     message = plain(KEY)
     message["Records"][0]["s3"]["object"]["key"] = "incoming/a/b/%FF.md"
     assert read_message(json.dumps(message), WATCHED) == DecodedMessages(foreign=1)
@@ -129,7 +129,7 @@ def test_a_key_that_is_no_text_is_not_taken_for_another() -> None:
     assert read_message(json.dumps(message), WATCHED) == DecodedMessages(outside=1)
 
 
-def test_a_foreign_record_does_not_hide_its_neighbours() -> None:
+def test_a_foreign_record_does_not_hide_other_records_of_its_message() -> None:
     records = [record("incoming/a/b/c.md", bucket="another"), 7, {"eventSource": "aws:ses"}, *plain(KEY)["Records"]]
     reading = read_message(json.dumps({"Records": records}), WATCHED)
     assert ([named.key for named in reading.named], reading.foreign) == ([KEY], 3)
@@ -155,11 +155,11 @@ def test_a_foreign_record_does_not_hide_its_neighbours() -> None:
         b" " * (MAX_BODY_BYTES + 1),
     ],
 )
-def test_a_message_of_something_else_is_foreign(body: bytes | str | None) -> None:
+def test_an_unrelated_message_is_foreign(body: bytes | str | None) -> None:
     assert read_messages([body], WATCHED) == DecodedMessages(foreign=1)
 
 
-def test_several_messages_count_together_and_name_what_they_repeat_once() -> None:
+def test_several_messages_are_counted_together_and_repeated_keys_are_named_once() -> None:
     bodies = [json.dumps(plain(KEY)), json.dumps(plain(KEY, "loose.md")), '{"Event": "s3:TestEvent"}', "?", None]
     reading = read_messages(bodies, WATCHED)
     assert reading == DecodedMessages((NamedObjects(Shard("Malmö", "it & web"), KEY),), outside=1, foreign=2, tests=1)
@@ -176,24 +176,24 @@ anything = st.recursive(
 
 
 @given(anything)
-def test_no_json_raises(message: object) -> None:
+def test_reading_any_json_never_raises(message: object) -> None:
     read_message(json.dumps(message), WATCHED)
 
 
 @given(st.binary())
-def test_no_bytes_raise(body: bytes) -> None:
+def test_reading_any_bytes_never_raises(body: bytes) -> None:
     read_messages([body], WATCHED)
 
 
 @given(st.text(), st.text(), anything)
-def test_no_record_raises_and_each_is_counted_somewhere(bucket: str, key: str, source: object) -> None:
+def test_reading_any_record_never_raises_and_counts_it_exactly_once(bucket: str, key: str, source: object) -> None:
     message = {"eventSource": source, "s3": {"bucket": {"name": bucket}, "object": {"key": key}}}
     reading = read_message(json.dumps(message), WatchedPrefix(bucket, ""))
     assert len(reading.named) + reading.outside + reading.foreign + reading.golden == 1
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
-def test_every_key_of_a_shard_survives_the_encoding_of_s3(name: str) -> None:
+def test_every_key_of_a_shard_survives_s3_encoding(name: str) -> None:
     key = f"incoming/Malmö/it & web/x{name}x"
     reading = read_message(json.dumps({"Records": [record(key)]}), WATCHED)
     assert [named.key for named in reading.named] in ([key.removeprefix("incoming/")], [])
@@ -201,14 +201,14 @@ def test_every_key_of_a_shard_survives_the_encoding_of_s3(name: str) -> None:
 
 
 @pytest.mark.corpus
-def test_published_samples_of_aws_and_minio_are_read_by_their_bucket() -> None:
+def test_sample_events_published_by_aws_and_minio_are_matched_by_bucket() -> None:
     data = os.environ.get("RAG_TEST_DATA")
     folder = Path(data, "events") if data else None
     if folder is None or not folder.is_dir():
         pytest.skip("needs event samples: set RAG_TEST_DATA to the folder that holds events/")
 
     def outside(name: str, bucket: str) -> int:
-        # Their keys lie in no region and department, so they count as outside; of another bucket they would be foreign.
+        # Their keys have no region and department, so they count as outside; another bucket's would be foreign.
         return read_message((folder / name).read_bytes(), WatchedPrefix(bucket, "")).outside
 
     assert outside("s3-event.json", "sourcebucket") == 1

@@ -1,4 +1,4 @@
-"""The cache benchmark's parts: timing, and the wordings that are tried."""
+"""The cache benchmark: timing and question wordings."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from benchmarks.cache.timing import cycled, measured, percentile
 from rag_serving.cache.entries import normalise
 
 
-def test_percentiles_are_values_that_occur() -> None:
+def test_percentiles_are_measured_values() -> None:
     assert percentile([3, 1, 2, 4], 0.5) == 3
     assert percentile([1], 0.95) == 1
 
 
-def test_every_kind_is_asked_and_the_served_share_counted() -> None:
+def test_every_kind_of_question_is_asked_and_its_served_share_computed() -> None:
     asked: list[str] = []
 
     async def ask(question: str) -> bool:
@@ -29,12 +29,12 @@ def test_every_kind_is_asked_and_the_served_share_counted() -> None:
     assert set(asked) == {"a", "b"}
 
 
-def test_other_wordings_are_other_questions_to_the_exact_tier() -> None:
+def test_paraphrases_are_different_questions_to_the_exact_tier() -> None:
     question = "How many weeks of parental leave are on full pay?"
     assert normalise(question) not in {normalise(text) for text in others(question)}
 
 
-def test_no_miss_is_asked_twice() -> None:
+def test_no_miss_question_is_asked_twice() -> None:
     misses = Misses([Question("Who pays?", {})])
     texts = [question.text for count in (3, 2) for question in misses(count)]
     assert len(set(texts)) == 5

@@ -1,4 +1,4 @@
-"""The load benchmark's parts: what is asked, and how what was met is judged."""
+"""The load benchmark: which questions are asked, and how the measurements of a step are judged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def met(state: str, seconds: float, problem: str = "") -> dict[str, Any]:
     return {"at": 0.0, "state": state, "begun": seconds / 2, "whole": seconds, "problem": problem}
 
 
-def test_half_of_the_questions_are_common_ones_and_no_other_is_asked_twice() -> None:
+def test_half_of_the_questions_are_common_ones_and_the_others_never_repeat() -> None:
     texts = [body["question"] for body in islice(questions_of(PLAN), 2_000)]
     common = {body["question"] for body in COMMON}
     repeated = [text for text in texts if text in common]

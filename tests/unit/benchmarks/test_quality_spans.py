@@ -1,4 +1,4 @@
-"""The measures of benchmarks.quality against the paper's definitions, character by character."""
+"""The metrics of benchmarks.quality, checked character by character against the paper's definitions."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def chunk(start: int, end: int, corpus: str = "a") -> Chunk:
     return Chunk(corpus, start, end, "")
 
 
-def test_a_question_whose_answer_is_half_covered() -> None:
+def test_scores_of_a_question_whose_answer_is_half_covered() -> None:
     question = Question("?", "a", ((10, 20), (30, 40)))
     found = [chunk(5, 20), chunk(100, 115), chunk(10, 20, "b")]
     scores = score(question, found, [*found[:2], chunk(20, 45), chunk(45, 60)])
     assert scores.recall == 10 / 20
     assert scores.precision == 10 / 40
     assert scores.iou == 10 / (40 + 10)
-    # The one that begins where a reference ends touches it, and so it does another; together they hold all.
+    # The chunk that starts where one reference ends touches it and the next; together the chunks cover both.
     assert scores.omega == 20 / 40
 
 
-def test_nothing_found_scores_nothing() -> None:
+def test_retrieving_nothing_scores_zero() -> None:
     question = Question("?", "a", ((10, 20),))
     assert score(question, [], []) == Scores(0, 0, 0, 0)
     assert score(question, [chunk(20, 30, "b")], []) == Scores(0, 0, 0, 0)
 
 
 @given(SPANS.filter(bool), SPANS, SPANS)
-def test_the_scores_are_those_of_sets_of_characters(
+def test_scores_match_a_calculation_on_sets_of_characters(
     references: list[tuple[int, int]], retrieved: list[tuple[int, int]], corpus: list[tuple[int, int]]
 ) -> None:
     apart = [
@@ -56,14 +56,14 @@ def test_the_scores_are_those_of_sets_of_characters(
     assert scores.omega == pytest.approx(len(wanted & reached) / len(wanted | reached))
 
 
-def test_halves_are_about_even_and_do_not_depend_on_other_questions() -> None:
+def test_halves_are_about_equal_in_size_and_do_not_depend_on_other_questions() -> None:
     questions = [Question(f"What is rule {number}?", "a", ()) for number in range(400)]
     halves = [half(question) for question in questions]
     assert all(150 < halves.count(name) < 250 for name in HALVES)
     assert [half(question) for question in questions[::-1]] == halves[::-1]
 
 
-def test_intervals_hold_the_difference_and_are_points_where_all_differ_by_the_same() -> None:
+def test_intervals_contain_the_difference_and_are_points_if_every_difference_is_equal() -> None:
     ones = [Scores(0.5, 0.25, number / 100, 0) for number in range(100)]
     others = [Scores(0.25, 0.25, (99 - number) / 100, 0) for number in range(100)]
     found = intervals(ones, others)

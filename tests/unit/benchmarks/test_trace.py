@@ -1,4 +1,4 @@
-"""The trace benchmark's parts: questions of sentences, who asks what, changes of documents, rules about evidence."""
+"""The trace benchmark: questions made from sentences, drawn traces, document changes and evidence rules."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def made() -> Questions:
 
 
 @pytest.mark.parametrize(("sentence", "question"), list(zip(SENTENCES, QUESTIONS, strict=True)))
-def test_a_sentence_is_asked_for_in_several_wordings(sentence: str, question: str) -> None:
+def test_a_sentence_yields_a_question_in_three_wordings(sentence: str, question: str) -> None:
     wordings = asked_of(sentence)
     assert wordings[0] == question
     assert len({normalise(text) for text in wordings}) == 3
 
 
 @pytest.mark.parametrize("sentence", ["It is late.", "See [the page](x).", "If it is set, click."])
-def test_of_other_sentences_nothing_is_asked(sentence: str) -> None:
+def test_unsuitable_sentences_yield_no_question(sentence: str) -> None:
     assert asked_of(sentence) == []
 
 
-def test_near_misses_differ_in_more_than_their_form() -> None:
+def test_near_misses_differ_in_meaning_and_not_only_in_form() -> None:
     question = "How do I book a room in Oslo for more than 2 hours?"
     found = near_misses(question, ("Oslo", "Lisbon"), ("Porto",), random.Random(1))
     assert "How do I book a room in Lisbon for more than 2 hours?" in found
@@ -73,12 +73,12 @@ def test_no_two_base_questions_share_a_wording() -> None:
     assert all(questions.of(text) is base for base in questions.bases for text in base.wordings)
 
 
-def test_a_sentence_that_stands_twice_is_not_asked_for() -> None:
+def test_a_sentence_that_occurs_twice_yields_no_question() -> None:
     twice = [*passages(), ("oslo/people", "again.md", SENTENCES[0])]
     assert SENTENCES[0] not in {base.key for base in made_from(twice, 10, 0, ("Porto",), 1).bases}
 
 
-def test_the_first_are_asked_more_the_greater_the_exponent() -> None:
+def test_a_greater_exponent_asks_the_most_popular_questions_more_often() -> None:
     most: list[int] = []
     for exponent in (0.5, 1.5):
         trace = drawn(made(), 2_000, exponent, 1)
@@ -90,12 +90,12 @@ def test_the_first_are_asked_more_the_greater_the_exponent() -> None:
     assert drawn(made(), 50, 1.0, 1) == drawn(made(), 50, 1.0, 1)
 
 
-def test_restyling_keeps_the_question() -> None:
+def test_restyling_keeps_the_normalised_question() -> None:
     draw = random.Random(1)
     assert {normalise(restyled("Can I?", draw)) for _ in range(50)} == {normalise("Can I?")}
 
 
-def test_what_key_sentences_read_is_known_after_changes(tmp_path: Path) -> None:
+def test_the_current_text_of_key_sentences_is_known_after_changes(tmp_path: Path) -> None:
     for shard, name, text in passages():
         (tmp_path / shard).mkdir(parents=True, exist_ok=True)
         (tmp_path / shard / name).write_text(text, "utf-8")
@@ -127,7 +127,7 @@ def evidence(*names: str, cited: str = "a") -> list[Evidence]:
         ("bc", "abc", "", [False, False, False, False, False]),
     ],
 )
-def test_rules_about_evidence(found: str, there: str, new: str, kept: list[bool]) -> None:
+def test_evidence_rules_decide_whether_an_answer_is_kept(found: str, there: str, new: str, kept: list[bool]) -> None:
     change = Change(evidence(*"ab"), evidence(*found), frozenset(there), frozenset(new))
     assert [rule(change) for rule in EVIDENCE_RULES.values()] == kept
 

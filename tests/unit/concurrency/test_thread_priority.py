@@ -1,4 +1,4 @@
-"""Threads that give way: they and what they start have a lower priority, and nobody else has."""
+"""Low-priority work: it and the threads it starts get a lower priority, and no other thread does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def niceness() -> int:
     return os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def test_work_that_gives_way_and_the_threads_it_starts_are_nicer_than_those_of_others() -> None:
+def test_low_priority_work_and_the_threads_it_starts_are_nicer_than_the_caller() -> None:
     mine, found = niceness(), []
 
     def work() -> int:
@@ -31,6 +31,6 @@ def test_work_that_gives_way_and_the_threads_it_starts_are_nicer_than_those_of_o
     assert niceness() == mine
 
 
-def test_what_fails_while_giving_way_is_raised() -> None:
+def test_an_error_in_low_priority_work_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
         with_low_priority(lambda: 1 // 0)

@@ -1,4 +1,4 @@
-"""The Dagster objects as Dagster sees them: a snapshot of the graph, and the files that deployments load."""
+"""The Dagster definitions: snapshots of the graph, jobs, checks, sensors and schedules, and the deployment files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def definitions() -> dg.Definitions:
     return build_definitions(settings)
 
 
-def test_the_code_location_loads_in_a_fresh_interpreter_without_settings_and_contacts_nothing(tmp_path: Path) -> None:
+def test_the_code_location_loads_without_settings_and_contacts_nothing(tmp_path: Path) -> None:
     script = (
         "import sys\n"
         "from rag_assets.definitions import defs\n"
@@ -49,11 +49,11 @@ def test_the_code_location_loads_in_a_fresh_interpreter_without_settings_and_con
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "6"  # those below, and Dagster's own over all assets
+    assert done.stdout.strip() == "6"  # the jobs below, and Dagster's implicit job over all assets
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_setting_fails_the_load_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_setting_fails_the_load_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_EXECUTOR", "threads")
     with pytest.raises(SettingsError, match="invalid environment variable: RAG_EXECUTOR"):
         build_definitions()
@@ -97,7 +97,7 @@ GRAPH: dict[str, dict[str, Any]] = {
 }
 
 
-def test_the_asset_graph_is_this_one(definitions: dg.Definitions) -> None:
+def test_the_asset_graph_matches_its_snapshot(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     nodes = {key.to_user_string(): graph.get(key) for key in graph.get_all_asset_keys()}
     assert {
@@ -115,7 +115,7 @@ def test_the_asset_graph_is_this_one(definitions: dg.Definitions) -> None:
     assert all(node.description for node in nodes.values())
 
 
-def test_the_jobs_are_these(definitions: dg.Definitions) -> None:
+def test_the_jobs_match_their_snapshot(definitions: dg.Definitions) -> None:
     jobs = {
         job.name: sorted(key.to_user_string() for key in job.asset_layer.executable_asset_keys)
         for job in definitions.get_repository_def().get_all_jobs()
@@ -130,14 +130,14 @@ def test_the_jobs_are_these(definitions: dg.Definitions) -> None:
     }
 
 
-def test_the_job_of_a_shard_is_partitioned_by_shard(definitions: dg.Definitions) -> None:
+def test_the_index_shard_job_is_partitioned_by_shard(definitions: dg.Definitions) -> None:
     partitions = definitions.resolve_job_def("index_shard").partitions_def
     assert isinstance(partitions, dg.DynamicPartitionsDefinition)
     assert partitions.name == "shard"
     assert definitions.resolve_job_def("export_model").partitions_def is None
 
 
-def test_the_checks_are_these_and_those_of_the_table_block(definitions: dg.Definitions) -> None:
+def test_the_checks_match_their_snapshot_and_only_those_of_the_table_block(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     checks = {
         (key.asset_key.to_user_string(), key.name): graph.get_check_spec(key).blocking for key in graph.asset_check_keys
@@ -152,7 +152,7 @@ def test_the_checks_are_these_and_those_of_the_table_block(definitions: dg.Defin
     }
 
 
-def test_the_sensor_and_the_schedules_are_these_and_off_until_switched_on(definitions: dg.Definitions) -> None:
+def test_sensors_and_schedules_match_their_snapshot_and_are_off_by_default(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     assert {(each.name, each.job_name, each.minimum_interval_seconds) for each in repository.sensor_defs} == {
         ("s3_arrivals", "index_shard", 30),
@@ -168,7 +168,7 @@ def test_the_sensor_and_the_schedules_are_these_and_off_until_switched_on(defini
     assert {schedule.default_status for schedule in repository.schedule_defs} == {dg.DefaultScheduleStatus.STOPPED}
 
 
-def test_interval_and_cron_are_settings() -> None:
+def test_settings_define_the_sensor_interval_and_the_reconcile_cron() -> None:
     settings = PipelineSettings.model_validate({"arrivals_interval": 7, "reconcile_cron": "30 4 * * 1"})
     definitions = build_definitions(settings)
     assert definitions.resolve_sensor_def("s3_arrivals").minimum_interval_seconds == 7
@@ -176,7 +176,7 @@ def test_interval_and_cron_are_settings() -> None:
 
 
 @pytest.mark.parametrize("name", ["in_process", "multiprocess", "k8s"])
-def test_every_executor_builds(name: str) -> None:
+def test_definitions_build_with_every_executor(name: str) -> None:
     settings = PipelineSettings.model_validate({"executor": name})
     assert build_definitions(settings).resolve_job_def("index_shard").executor_def.name == name
 
@@ -192,7 +192,7 @@ def test_every_executor_builds(name: str) -> None:
         (LakeCorrupt, False),
     ],
 )
-def test_only_what_another_try_can_mend_is_retried(error: type[RagError], retried: bool) -> None:
+def test_only_errors_that_a_retry_can_fix_are_retried(error: type[RagError], retried: bool) -> None:
     from rag_assets.runs.failures import named_failures
 
     with pytest.raises(dg.Failure) as caught, named_failures():
@@ -217,7 +217,7 @@ def test_dagster_plus_accepts_dagster_cloud_yaml() -> None:
     assert (ROOT / (location.build.directory or "-") / "pyproject.toml").is_file()
 
 
-def test_dagster_plus_would_refuse_a_key_that_it_does_not_know() -> None:
+def test_dagster_plus_rejects_an_unknown_key() -> None:
     from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
 
     with pytest.raises(ValidationError, match="Extra inputs"):
@@ -232,7 +232,7 @@ def test_workspace_yaml_names_the_code_location() -> None:
     assert hasattr(importlib.import_module(module["module_name"]), "defs")
 
 
-def test_dagster_accepts_dagster_yaml_with_one_run_a_shard_and_retries_of_crashes_only(tmp_path: Path) -> None:
+def test_dagster_yaml_allows_one_run_per_shard_and_retries_crashes_only(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         runs = instance.get_concurrency_config().run_queue_config

@@ -1,4 +1,4 @@
-"""The metrics, and what a difference in them forbids: pure."""
+"""Retrieval metrics and the publish decision based on them, as pure functions."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def asked(*documents: str, quote: str = "") -> ResolvedQuestion:
 
 
 def ranking(*documents: str) -> list[Candidate]:
-    """Passages of those documents; the text after a colon."""
+    """Passages of the given documents; the text follows a colon."""
     parts = [document.partition(":") for document in documents]
     return [Candidate({"doc_id": name, "text": text}, 0.0, None) for name, _, text in parts]
 
 
-def test_scores_are_those_of_the_books() -> None:
+def test_scores_match_their_textbook_definitions() -> None:
     found = scores([((1,), 1), ((3, 7), 2), ((), 1), ((6,), 1)])
     assert (found.hit_at_1, found.hit_at_5, found.hit_at_10) == (0.25, 0.5, 0.75)
     assert found.mrr_at_10 == pytest.approx((1 + 1 / 3 + 1 / 6) / 4)
@@ -47,7 +47,7 @@ def test_scores_are_those_of_the_books() -> None:
 
 
 @given(found_of)
-def test_scores_lie_between_none_and_all_and_in_order(found: list[tuple[tuple[int, ...], int]]) -> None:
+def test_scores_lie_between_0_and_1_and_in_order(found: list[tuple[tuple[int, ...], int]]) -> None:
     of = scores(found)
     assert 0 <= of.hit_at_1 <= of.hit_at_5 <= of.hit_at_10 <= 1
     assert of.hit_at_1 <= of.mrr_at_10 + 1e-9
@@ -57,7 +57,7 @@ def test_scores_lie_between_none_and_all_and_in_order(found: list[tuple[tuple[in
 
 
 @given(found_of, st.integers(1, 9))
-def test_a_passage_that_moves_up_makes_no_score_worse(found: list[tuple[tuple[int, ...], int]], place: int) -> None:
+def test_a_passage_that_moves_up_worsens_no_score(found: list[tuple[tuple[int, ...], int]], place: int) -> None:
     before, after = scores([*found, ((place + 1,), 1)]), scores([*found, ((place,), 1)])
     assert after.ndcg_at_10 > before.ndcg_at_10
     assert after.mrr_at_10 > before.mrr_at_10
@@ -70,13 +70,13 @@ def test_a_document_counts_once_at_its_first_passage_and_under_any_of_its_ids() 
     assert places_in(ranking(*["x"] * 10, "a"), asked("a")) == ()
 
 
-def test_a_quote_must_be_in_the_passage_whatever_its_white_space() -> None:
+def test_a_quote_must_occur_in_the_passage_ignoring_whitespace() -> None:
     found = ranking("a:no such words", "x:two  weeks of\nleave", "a:full two\n weeks  of leave")
     assert places_in(found, asked("a", quote="two weeks of leave")) == (3,)
     assert places_in(found, asked("a", quote="three weeks")) == ()
 
 
-def test_a_copy_that_the_ranking_dropped_counts_where_its_twin_ranks() -> None:
+def test_a_copy_dropped_from_the_ranking_counts_at_the_rank_of_its_twin() -> None:
     twins = [replace(ranking("x")[0], copies=("b",)), *ranking("a")]
     assert places_in(twins, asked("a", "b")) == (1, 2)
 
@@ -85,7 +85,7 @@ def test_a_copy_that_the_ranking_dropped_counts_where_its_twin_ranks() -> None:
     ("hit", "ndcg", "blocks"),
     [(0.9, 0.8, False), (0.85, 0.75, False), (0.84, 0.8, True), (0.9, 0.74, True), (1.0, 1.0, False)],
 )
-def test_a_drop_beyond_the_setting_blocks(hit: float, ndcg: float, blocks: bool) -> None:
+def test_a_drop_beyond_max_drop_blocks(hit: float, ndcg: float, blocks: bool) -> None:
     evaluation = replace(EVALUATION, head=retrieval(hit, ndcg), published=retrieval(0.9, 0.8))
     problems, warnings = judge(evaluation, Quality())
     assert (bool(problems), warnings) == (blocks, ())
@@ -95,7 +95,7 @@ def test_a_drop_beyond_the_setting_blocks(hit: float, ndcg: float, blocks: bool)
 
 
 @pytest.mark.parametrize("questions", [1, 4])
-def test_of_few_questions_a_drop_only_warns(questions: int) -> None:
+def test_with_few_questions_a_drop_only_warns(questions: int) -> None:
     evaluation = replace(EVALUATION, questions=questions, head=retrieval(0, 0), published=retrieval(1, 1))
     problems, warnings = judge(evaluation, Quality())
     assert problems == ()
@@ -103,23 +103,23 @@ def test_of_few_questions_a_drop_only_warns(questions: int) -> None:
     assert "too few questions to block" in warnings[0]
 
 
-def test_a_first_version_is_compared_with_nothing() -> None:
+def test_a_first_version_has_no_baseline_and_passes() -> None:
     assert judge(replace(EVALUATION, head=retrieval(0, 0)), Quality()) == ((), ())
 
 
-def test_an_index_that_finds_too_little_blocks_unless_any_may_pass() -> None:
+def test_index_recall_below_the_minimum_blocks_unless_the_minimum_is_zero() -> None:
     evaluation = replace(EVALUATION, questions=0, index_recall=0.89)
     assert "RAG_QUALITY_MIN_RECALL" in judge(evaluation, Quality())[0][0]
     assert judge(evaluation, Quality(min_recall=0))[0] == ()
     assert judge(replace(evaluation, index_recall=0.9), Quality())[0] == ()
 
 
-def test_lines_that_are_not_read_warn() -> None:
+def test_invalid_lines_only_warn() -> None:
     problems, warnings = judge(replace(EVALUATION, invalid=3), Quality())
     assert (problems, len(warnings)) == ((), 1)
 
 
-def test_the_newest_evaluations_are_kept_and_read_back_as_they_were() -> None:
+def test_only_the_newest_evaluations_are_kept_and_survive_a_round_trip() -> None:
     record = Record()
     for version in range(1, KEPT + 6):
         record = replace_evaluations(record, replace(EVALUATION, version=version, head=retrieval(0.5, 0.25)))
@@ -128,7 +128,7 @@ def test_the_newest_evaluations_are_kept_and_read_back_as_they_were() -> None:
 
 
 @given(st.text("ab \n\t", max_size=60), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=5))
-def test_what_no_span_covers_is_counted_without_its_white_space(text: str, pairs: list[tuple[int, int]]) -> None:
+def test_uncovered_characters_are_counted_without_whitespace(text: str, pairs: list[tuple[int, int]]) -> None:
     spans = sorted((min(pair), max(pair)) for pair in pairs)
     covered = {place for start, end in spans for place in range(start, end)}
     expected = sum(not letter.isspace() and place not in covered for place, letter in enumerate(text))

@@ -1,4 +1,4 @@
-"""Golden questions as they are written, and what is wrong with what is written wrongly."""
+"""Reading golden questions, and the errors reported for invalid lines and files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Files:
-    """A source of a few files in memory; `gone` ones are listed and no longer there, `locked` ones are refused."""
+    """An in-memory source; `gone` is listed but cannot be found, and access to `locked` is denied."""
 
     def __init__(self, files: dict[str, bytes], *, gone: str = "", locked: str = "") -> None:
         self.files = files
@@ -66,7 +66,7 @@ def parsed(data: bytes) -> list[tuple[int, GoldenQuestion | str]]:
     return list(parse_lines(data, SHARD))
 
 
-def test_a_document_may_be_named_from_the_shard_or_from_the_source_and_be_several() -> None:
+def test_documents_are_named_relative_to_the_shard_or_the_source_and_may_be_several() -> None:
     written = b"\n".join(
         [
             line("Which of them?", ["a.md", "oslo/people/sub/b.md", "oslo/people/a.md"], quote=" two  words "),
@@ -103,7 +103,7 @@ def test_a_document_may_be_named_from_the_shard_or_from_the_source_and_be_severa
         b'{"question": "\\ud800", "document": "a"}',
     ],
 )
-def test_a_wrong_line_is_named_and_the_others_are_read(wrong: bytes) -> None:
+def test_an_invalid_line_is_reported_and_the_others_are_read(wrong: bytes) -> None:
     first, second, third = parsed(b"\n".join([line("One?"), wrong, line("Three?")]))
     assert isinstance(first[1], GoldenQuestion)
     assert isinstance(third[1], GoldenQuestion)
@@ -113,7 +113,7 @@ def test_a_wrong_line_is_named_and_the_others_are_read(wrong: bytes) -> None:
 
 
 @given(st.binary(max_size=300) | st.lists(st.text(max_size=40)).map(lambda parts: "\n".join(parts).encode()))
-def test_no_bytes_at_all_raise(data: bytes) -> None:
+def test_parsing_any_bytes_never_raises(data: bytes) -> None:
     for number, found in parsed(data):
         assert number >= 1
         assert isinstance(found, GoldenQuestion | str)
@@ -123,7 +123,7 @@ def test_no_bytes_at_all_raise(data: bytes) -> None:
     st.text(min_size=1, max_size=100).filter(lambda text: text.strip()),
     st.lists(st.from_regex(r"[a-zé_-]{1,8}(/[a-z]{1,8}){0,2}\.md", fullmatch=True), min_size=1, max_size=10),
 )
-def test_what_is_written_is_what_is_read(question: str, documents: list[str]) -> None:
+def test_a_written_question_is_read_back_with_its_documents(question: str, documents: list[str]) -> None:
     documents = [name for name in documents if not name.startswith("_eval/")] or ["a.md"]
     ((_, found),) = parsed(line(question, documents))
     assert isinstance(found, GoldenQuestion)
@@ -131,7 +131,7 @@ def test_what_is_written_is_what_is_read(question: str, documents: list[str]) ->
     assert found.documents == tuple(dict.fromkeys(f"oslo/people/{name}" for name in documents))
 
 
-def test_files_are_read_in_the_order_of_their_keys_and_others_of_the_folder_are_left_alone() -> None:
+def test_files_are_read_in_key_order_and_other_files_are_ignored() -> None:
     source = Files(
         {
             "oslo/people/_eval/b.jsonl": line("Second?"),
@@ -139,7 +139,7 @@ def test_files_are_read_in_the_order_of_their_keys_and_others_of_the_folder_are_
             "oslo/people/_eval/notes.txt": b"Mine.",
             "oslo/people/_eval/sub/c.jsonl": line("Third?"),
             "oslo/people/_eval/.hidden.jsonl": line("Hidden?"),
-            "oslo/people/_eval.jsonl": line("A document of that name?"),
+            "oslo/people/_eval.jsonl": line("A document with this name?"),
             "oslo/people2/_eval/a.jsonl": line("Another shard's?"),
         }
     )
@@ -149,7 +149,7 @@ def test_files_are_read_in_the_order_of_their_keys_and_others_of_the_folder_are_
     assert len(source.fetched) == 3
 
 
-def test_files_that_are_gone_locked_or_too_large_are_named() -> None:
+def test_files_that_are_gone_inaccessible_or_too_large_are_reported() -> None:
     keys = [f"oslo/people/_eval/{name}.jsonl" for name in ("gone", "huge", "locked", "right")]
     source = Files(dict.fromkeys(keys, line()) | {keys[1]: b" " * (MOST_BYTES + 1)}, gone=keys[0], locked=keys[2])
     golden = read_golden(source, SHARD)
@@ -158,7 +158,7 @@ def test_files_that_are_gone_locked_or_too_large_are_named() -> None:
     assert keys[1] not in source.fetched
 
 
-def test_there_is_a_bound_to_files_questions_and_wrong_lines() -> None:
+def test_files_questions_and_invalid_lines_are_limited() -> None:
     many = Files({f"oslo/people/_eval/{number:03}.jsonl": line(f"{number}?") for number in range(MOST_FILES + 3)})
     golden = read_golden(many, SHARD)
     assert (len(golden.questions), len(golden.invalid), len(many.fetched)) == (MOST_FILES, 1, MOST_FILES)

@@ -1,4 +1,4 @@
-"""E-mail: what is read of a message, which files come with it as documents of their own, and where that ends."""
+"""E-mail: the text of a message, attachments as separate documents, and the limits of both."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def body_of(reading: ParsedObject) -> str:
     return reading.parts[0].document.text.partition("+0200\n\n")[2]
 
 
-def test_a_message_reads_as_its_subject_its_correspondents_and_its_body() -> None:
+def test_a_message_is_read_as_its_subject_correspondents_and_body() -> None:
     reading = read(a_message("Hello Bob.\n\nTwo paragraphs.", subject="Urlaub für alle"))
     document = reading.parts[0].document
     assert [part.name for part in reading.parts] == [""]
@@ -56,18 +56,18 @@ def test_a_message_reads_as_its_subject_its_correspondents_and_its_body() -> Non
     ]
 
 
-def test_a_message_is_told_by_its_header_whatever_it_is_called() -> None:
+def test_a_message_is_detected_by_its_header_whatever_its_file_name() -> None:
     assert extract(a_message().as_bytes(), "notes/a.txt").media_type == "message/rfc822"
 
 
 @pytest.mark.parametrize(
     "text", [b"Note: this\nFrom: here on\n\nwords", b"Title: x\nAuthor: y\n\nwords", b"From: me\n"]
 )
-def test_prose_with_colons_is_no_message(text: bytes) -> None:
+def test_prose_with_colons_is_not_a_message(text: bytes) -> None:
     assert extract(text, "a.txt").media_type == "text/plain"
 
 
-def test_of_alternatives_the_plain_text_is_read_once() -> None:
+def test_among_alternatives_only_the_plain_text_is_read() -> None:
     message = a_message("plain words")
     message.add_alternative("<html><p>html words</p></html>", subtype="html")
     reading = read(message)
@@ -75,7 +75,7 @@ def test_of_alternatives_the_plain_text_is_read_once() -> None:
     assert reading.refused == ()
 
 
-def test_html_is_read_where_the_plain_alternative_is_empty() -> None:
+def test_html_is_read_if_the_plain_text_alternative_is_empty() -> None:
     message = a_message(" \n")
     message.add_alternative("<html><h1>Days</h1><ul><li>one</li></ul></html>", subtype="html")
     assert pieces(read(message).parts[0].document)[2:] == [("heading", "Days"), ("list", "- one")]
@@ -84,13 +84,13 @@ def test_html_is_read_where_the_plain_alternative_is_empty() -> None:
 @pytest.mark.parametrize(
     ("charset", "words"), [("iso-2022-jp", "育児休業の概要"), ("iso-8859-2", "Zażółć"), ("utf-8", "€")]
 )
-def test_a_body_is_decoded_as_its_part_declares(charset: str, words: str) -> None:
+def test_a_body_is_decoded_with_the_declared_charset(charset: str, words: str) -> None:
     message = a_message()
     message.set_content(words, charset=charset)
     assert body_of(read(message)) == words
 
 
-def test_attachments_are_documents_of_their_own_and_their_content_says_what_they_are() -> None:
+def test_attachments_are_separate_documents_with_formats_detected_from_content() -> None:
     book = openpyxl.Workbook()
     book.active.append(["Who", "Days"])
     sheet = io.BytesIO()
@@ -107,7 +107,7 @@ def test_attachments_are_documents_of_their_own_and_their_content_says_what_they
     assert reading.refused == ()
 
 
-def test_what_cannot_be_read_of_a_message_is_refused_by_itself() -> None:
+def test_an_unreadable_attachment_is_refused_without_refusing_its_message() -> None:
     message = a_message()
     message.add_attachment(b"\x89PNG\r\n", maintype="image", subtype="png", filename="scan.png")
     message.add_attachment(b"", maintype="application", subtype="pdf", filename="empty.pdf")
@@ -120,7 +120,7 @@ def test_what_cannot_be_read_of_a_message_is_refused_by_itself() -> None:
     ]
 
 
-def test_pictures_that_a_page_shows_and_signatures_are_no_attachments() -> None:
+def test_inline_images_and_signatures_are_not_attachments() -> None:
     message = a_message("plain")
     message.add_alternative("<html><p>x</p><img src='cid:logo'></html>", subtype="html")
     message.get_payload()[1].add_related(b"\x89PNG\r\n", "image", "png", cid="<logo>")
@@ -134,7 +134,7 @@ def test_pictures_that_a_page_shows_and_signatures_are_no_attachments() -> None:
     assert reading.refused == ()
 
 
-def test_names_of_attachments_are_unique_and_hold_no_path() -> None:
+def test_attachment_names_are_unique_and_contain_no_path() -> None:
     message = a_message()
     for name in ("note.txt", "note.txt", "../x/note.txt", ""):
         message.add_attachment(f"words of {name}", filename=name)
@@ -144,7 +144,7 @@ def test_names_of_attachments_are_unique_and_hold_no_path() -> None:
     assert names == ["", "note.txt", "note (2).txt", ".._x_note.txt", "attachment.txt"]
 
 
-def test_a_forwarded_message_and_its_attachment_are_named_by_where_they_are() -> None:
+def test_a_forwarded_message_and_its_attachment_are_named_by_their_path() -> None:
     inner = a_message("inner words", subject="Older")
     inner.add_attachment("attached words", filename="note.txt")
     message = a_message()
@@ -154,7 +154,7 @@ def test_a_forwarded_message_and_its_attachment_are_named_by_where_they_are() ->
     assert "inner words" in reading.parts[1].document.text
 
 
-def test_messages_nested_beyond_reason_are_refused_where_the_limit_is() -> None:
+def test_messages_nested_too_deeply_are_refused_from_the_limit_on() -> None:
     message = a_message("innermost", subject="0")
     for number in range(1, 8):
         outer = a_message(f"words {number}", subject=str(number))
@@ -166,7 +166,7 @@ def test_messages_nested_beyond_reason_are_refused_where_the_limit_is() -> None:
 
 
 @pytest.mark.parametrize(("limit", "value"), [("MAX_ATTACHMENTS", 1), ("MAX_ATTACHED_BYTES", 6)])
-def test_attachments_beyond_the_limits_are_refused_one_by_one(
+def test_attachments_over_the_limits_are_refused_individually(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     monkeypatch.setattr(f"rag_assets.extraction.registry.{limit}", value)
@@ -178,7 +178,7 @@ def test_attachments_beyond_the_limits_are_refused_one_by_one(
     assert [(part.name, part.reason) for part in reading.refused] == [("b.txt", QuarantineReason.TOO_LARGE)]
 
 
-def test_an_encrypted_message_says_so() -> None:
+def test_an_encrypted_message_is_refused_as_encrypted() -> None:
     message = a_message()
     message.set_content(b"sealed", maintype="application", subtype="pkcs7-mime")
     with pytest.raises(ExtractionError) as caught:
@@ -186,7 +186,7 @@ def test_an_encrypted_message_says_so() -> None:
     assert caught.value.reason is QuarantineReason.ENCRYPTED
 
 
-def test_ten_thousand_nested_parts_are_refused_before_they_are_parsed() -> None:
+def test_ten_thousand_nested_parts_are_too_large() -> None:
     opening = b"From: a@b\nMessage-ID: <1>\n"
     nested = b"".join(
         b'Content-Type: multipart/mixed; boundary="%d"\n\n--%d\n' % (number, number) for number in range(10_000)
@@ -196,7 +196,7 @@ def test_ten_thousand_nested_parts_are_refused_before_they_are_parsed() -> None:
     assert caught.value.reason is QuarantineReason.TOO_LARGE
 
 
-def test_a_header_that_no_parser_understands_is_shown_as_it_came() -> None:
+def test_an_unparsable_header_does_not_prevent_reading_the_message() -> None:
     data = b"From: " + b"(" * 5000 + b"\nMessage-ID: <1>\nSubject: s\n\nwords"
     assert "words" in extract(data, "a.eml").text
 
@@ -225,7 +225,7 @@ def test_a_header_that_no_parser_understands_is_shown_as_it_came() -> None:
         max_size=25,
     ).map(b"".join)
 )
-def test_no_message_raises_anything_but_an_extraction_error(data: bytes) -> None:
+def test_any_message_is_read_or_raises_an_extraction_error(data: bytes) -> None:
     try:
         reading = read_object(data, "a.eml")
     except ExtractionError:

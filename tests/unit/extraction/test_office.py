@@ -1,4 +1,4 @@
-"""What PowerPoint and Excel files keep, and what holds for every Office container: limits, dialects, macros."""
+"""PowerPoint and Excel extraction, and rules for every Office container: limits, dialects, macros."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def saved(file: Any) -> bytes:
 
 
 def rewritten(data: bytes, rewrite: Rewrite) -> bytes:
-    """The container with every entry passed through `rewrite(name, content)`."""
+    """Return the container with every entry passed through `rewrite(name, content)`."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as target:
         for name in source.namelist():
@@ -71,13 +71,13 @@ def an_xlsx(*rows: tuple[object, ...]) -> bytes:
 # PowerPoint
 
 
-def test_a_presentation_reads_slide_by_slide_with_titles_lists_tables_and_notes() -> None:
+def test_a_presentation_is_read_slide_by_slide_with_titles_lists_tables_and_notes() -> None:
     deck = pptx.Presentation()
     opening = deck.slides.add_slide(deck.slide_layouts[0])
     opening.shapes.title.text = "Parental leave"
     opening.placeholders[1].text = "For everyone"
     slide = deck.slides.add_slide(deck.slide_layouts[1])
-    # The title is drawn last, and is still read first.
+    # The title comes last in the file but must be read first.
     slide.shapes._spTree.append(slide.shapes.title._element)
     slide.shapes.title.text = "Who\vand when"
     body = slide.placeholders[1].text_frame
@@ -102,7 +102,7 @@ def test_a_presentation_reads_slide_by_slide_with_titles_lists_tables_and_notes(
     assert [(block.page, block.level) for block in document.blocks] == [(1, 1), (1, 0), (2, 2), (2, 0), (2, 0), (2, 0)]
 
 
-def test_text_boxes_are_read_inside_groups_and_without_invented_bullets() -> None:
+def test_text_boxes_inside_groups_are_read_as_paragraphs_without_bullets() -> None:
     deck = pptx.Presentation()
     slide = deck.slides.add_slide(deck.slide_layouts[6])
     inner = slide.shapes.add_group_shape().shapes.add_group_shape().shapes
@@ -112,7 +112,7 @@ def test_text_boxes_are_read_inside_groups_and_without_invented_bullets() -> Non
     assert pieces(extract(saved(deck), "a.pptx")) == [("paragraph", "first"), ("paragraph", "second")]
 
 
-def test_a_chart_is_read_as_its_title_and_the_table_that_it_draws() -> None:
+def test_a_chart_is_read_as_its_title_and_data_table() -> None:
     deck = pptx.Presentation()
     slide = deck.slides.add_slide(deck.slide_layouts[6])
     data = CategoryChartData()
@@ -128,7 +128,7 @@ def test_a_chart_is_read_as_its_title_and_the_table_that_it_draws() -> None:
     ]
 
 
-def test_page_numbers_and_footers_of_slides_are_left_out() -> None:
+def test_page_numbers_footers_and_dates_of_slides_are_left_out() -> None:
     deck = pptx.Presentation()
     slide = deck.slides.add_slide(deck.slide_layouts[5])
     slide.shapes.title.text = "Title"
@@ -143,7 +143,7 @@ def test_page_numbers_and_footers_of_slides_are_left_out() -> None:
 # Excel
 
 
-def test_a_workbook_reads_sheet_by_sheet_with_tables_set_apart_by_empty_rows() -> None:
+def test_a_workbook_is_read_sheet_by_sheet_and_empty_rows_separate_tables() -> None:
     book = openpyxl.Workbook()
     sheet = book.active
     sheet.title = "Leave"
@@ -165,9 +165,9 @@ def test_a_workbook_reads_sheet_by_sheet_with_tables_set_apart_by_empty_rows() -
     assert [block.page for block in document.blocks] == [1, 1, 1, 3, 3]
 
 
-def test_dates_shares_and_fractions_read_as_they_are_seen() -> None:
+def test_dates_percentages_and_fractions_are_read_as_displayed() -> None:
     book = openpyxl.Workbook()
-    moment = dt.datetime(2025, 4, 1, 9, 30)  # noqa: DTZ001, a sheet knows no time zones
+    moment = dt.datetime(2025, 4, 1, 9, 30)  # noqa: DTZ001, spreadsheets have no time zones
     book.active.append([dt.date(2025, 4, 1), moment, dt.time(8, 5), 0.1 + 0.2, 0.125, 7, "a\nb "])
     book.active["E1"].number_format = "0.0%"
     text = extract(saved(book), "a.xlsx").text
@@ -183,7 +183,7 @@ def test_hidden_sheets_are_not_read() -> None:
 
 
 def sheet_of(rows: bytes) -> bytes:
-    """A workbook whose only sheet is written by hand."""
+    """Return a workbook with one handwritten sheet."""
     sheet = (
         b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main">'
         b'<dimension ref="A1:XFD1048576"/><sheetData>' + rows + b"</sheetData></worksheet>"
@@ -191,7 +191,7 @@ def sheet_of(rows: bytes) -> bytes:
     return rewritten(an_xlsx(), lambda name, content: sheet if name.endswith("sheet1.xml") else content)
 
 
-def test_what_a_sheet_declares_about_its_size_is_not_believed() -> None:
+def test_the_declared_dimensions_of_a_sheet_are_ignored() -> None:
     rows = b'<row r="1"><c r="A1"><v>1</v></c></row><row r="1048576"><c r="XFD1048576"><v>2</v></c></row>'
     assert extract(sheet_of(rows), "a.xlsx").text == "Sheet\n\n1\n\n2"
 
@@ -206,7 +206,7 @@ def test_a_sheet_with_more_rows_than_excel_allows_is_malformed() -> None:
     ("limit", "value", "words"),
     [("MAX_CELLS", 3, "cells"), ("MAX_CHARACTERS", 3, "characters"), ("_MAX_VISITED", 3, "to the right")],
 )
-def test_a_workbook_beyond_the_limits_is_too_large(
+def test_a_workbook_over_the_limits_is_too_large(
     monkeypatch: pytest.MonkeyPatch, limit: str, value: int, words: str
 ) -> None:
     monkeypatch.setattr(f"rag_assets.extraction.formats.xlsx.{limit}", value)
@@ -222,7 +222,7 @@ def test_a_workbook_beyond_the_limits_is_too_large(
     ("data", "part"),
     [(a_docx(), "word/document.xml"), (a_pptx(), "ppt/presentation.xml"), (an_xlsx(), "xl/workbook.xml")],
 )
-def test_no_office_file_gets_to_declare_entities(data: bytes, part: str) -> None:
+def test_an_office_file_that_declares_entities_is_malformed(data: bytes, part: str) -> None:
     bomb = b'<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
 
     def declare(name: str, content: bytes) -> bytes:
@@ -235,7 +235,7 @@ def test_no_office_file_gets_to_declare_entities(data: bytes, part: str) -> None
 
 
 @pytest.mark.parametrize("data", [a_docx(), a_pptx(), an_xlsx()])
-def test_one_enormous_part_is_too_large(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+def test_an_office_file_with_one_enormous_part_is_too_large(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr("rag_assets.extraction.formats.ooxml.MAX_MARKUP_BYTES", 100)
     assert refusal(data, "a").reason is QuarantineReason.TOO_LARGE
 
@@ -265,7 +265,7 @@ def test_one_enormous_part_is_too_large(monkeypatch: pytest.MonkeyPatch, data: b
         ),
     ],
 )
-def test_files_with_macros_templates_and_slide_shows_read_like_others(
+def test_macro_enabled_files_templates_and_slide_shows_are_read_like_others(
     data: bytes, ordinary: bytes, variant: bytes
 ) -> None:
     changed = rewritten(data, lambda _, content: content.replace(ordinary, variant))
@@ -274,7 +274,7 @@ def test_files_with_macros_templates_and_slide_shows_read_like_others(
 
 
 @pytest.mark.parametrize("data", [a_docx(), a_pptx(), an_xlsx(("a", 1))])
-def test_the_strict_dialect_reads_like_the_ordinary_one(data: bytes) -> None:
+def test_the_strict_dialect_is_read_like_the_transitional_one(data: bytes) -> None:
     families = ("wordprocessingml", "presentationml", "spreadsheetml", "drawingml", "officeDocument")
 
     def strict(_: str, content: bytes) -> bytes:

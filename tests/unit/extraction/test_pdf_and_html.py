@@ -1,4 +1,4 @@
-"""What each format makes of a document: its titles, headings, lists, tables, pages, and what it refuses."""
+"""Markdown, HTML, Word and PDF extraction: titles, headings, lists, tables, pages and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refusal(data: bytes, key: str) -> ExtractionError:
 # Markdown
 
 
-def test_markdown_keeps_its_source_and_tells_its_blocks_apart() -> None:
+def test_markdown_keeps_its_source_and_is_split_into_typed_blocks() -> None:
     source = (
         "# Leave\n\nSome *words*.\n\n- one\n- two\n  - three\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n"
         "```sh\nls\n```\n\nDates\n-----\n> quoted\n\n[ref]: https://example.com\n"
@@ -61,13 +61,13 @@ def test_markdown_keeps_its_source_and_tells_its_blocks_apart() -> None:
         ("title:\nother: x", "Heading"),
     ],
 )
-def test_front_matter_gives_the_title_and_leaves_the_text(front_matter: str, title: str) -> None:
+def test_front_matter_provides_the_title_and_is_removed_from_the_text(front_matter: str, title: str) -> None:
     document = extract(f"---\n{front_matter}\n---\n\n# Heading\n\nwords".encode(), "a.md")
     assert document.title == title
     assert document.text == "# Heading\n\nwords"
 
 
-def test_rules_around_prose_at_the_top_are_not_front_matter() -> None:
+def test_prose_between_horizontal_rules_at_the_top_is_not_front_matter() -> None:
     assert extract(b"---\nJust prose here\n---\nmore", "a.md").text == "---\nJust prose here\n---\nmore"
 
 
@@ -84,20 +84,20 @@ def test_rules_around_prose_at_the_top_are_not_front_matter() -> None:
         ("## 概要", "概要"),
     ],
 )
-def test_a_heading_reads_as_words_without_markup(source: str, words: str) -> None:
+def test_heading_text_has_no_markup(source: str, words: str) -> None:
     document = extract(f"{source}\n\ntext".encode(), "a.md")
     assert heading_text(document, document.blocks[0]) == words
     assert document.title == words
 
 
-def test_a_heading_of_brackets_takes_no_time() -> None:
+def test_a_heading_of_half_a_million_brackets_is_read_quickly() -> None:
     assert extract(b"# " + b"[" * 500_000 + b"a", "a.md").blocks
 
 
 # HTML
 
 
-def test_html_reads_in_order_without_the_page_around_it() -> None:
+def test_html_is_read_in_order_without_navigation_and_other_page_chrome() -> None:
     page = """<!doctype html><html><head><title> The
       title </title><style>p {}</style></head><body><nav>Menu</nav><header>Banner</header>
       <article><header><h1>Parental &amp; leave</h1></header>
@@ -132,7 +132,7 @@ def test_without_a_title_element_the_first_heading_is_the_title() -> None:
     assert extract(b"<html><h2>Other</h2><h1>The <i>one</i></h1>", "a.html").title == "The one"
 
 
-def test_a_table_that_lays_out_the_page_keeps_its_headings() -> None:
+def test_headings_inside_a_layout_table_are_kept() -> None:
     page = b"<html><table><tr><td><h2>News</h2><p>words</td><td><table><tr><td>a<td>b</table></table>"
     assert pieces(extract(page, "a.html")) == [
         ("heading", "News"),
@@ -141,12 +141,12 @@ def test_a_table_that_lays_out_the_page_keeps_its_headings() -> None:
     ]
 
 
-def test_html_nested_thousands_deep_is_read() -> None:
+def test_html_nested_thousands_of_levels_deep_is_read() -> None:
     page = b"<html>" + b"<div>" * 5_000 + b"<ul><li>" * 1_000 + b"deep"
     assert extract(page, "a.html").text == "- deep"
 
 
-def test_html_nested_beyond_reason_is_malformed_at_once() -> None:
+def test_html_nested_too_deeply_is_malformed() -> None:
     error = refusal(b"<html>" + b"<div>" * 200_000 + b"deep", "a.html")
     assert error.reason is QuarantineReason.MALFORMED
     assert "deep" in error.detail
@@ -168,7 +168,7 @@ def a_docx(words: str = "words") -> bytes:
 
 
 def with_entry(data: bytes, name: str, content: bytes, **attributes: int) -> bytes:
-    """The zip `data` with one more entry, and then its directory falsified by `attributes`."""
+    """Return the zip `data` with one more entry whose directory record is falsified by `attributes`."""
     buffer = io.BytesIO(data)
     with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, content)
@@ -177,7 +177,7 @@ def with_entry(data: bytes, name: str, content: bytes, **attributes: int) -> byt
     return buffer.getvalue()
 
 
-def test_a_word_document_reads_in_order_with_headings_lists_and_tables() -> None:
+def test_a_word_document_is_read_in_order_with_headings_lists_and_tables() -> None:
     document = docx.Document()
     document.add_paragraph("Parental leave", style="Title")
     document.add_heading("Who", level=1)
@@ -203,7 +203,7 @@ def test_a_word_document_reads_in_order_with_headings_lists_and_tables() -> None
     assert [block.level for block in found.blocks] == [1, 1, 0, 0, 0, 3, 0]
 
 
-def test_a_word_document_is_told_by_content_and_titled_by_its_properties() -> None:
+def test_a_word_document_is_detected_by_content_and_titled_by_its_properties() -> None:
     document = docx.Document()
     document.core_properties.title = "Leave policy"
     document.add_heading("Introduction", level=1)
@@ -226,7 +226,7 @@ def test_a_zip_bomb_is_too_large() -> None:
     assert "MiB" in error.detail
 
 
-def test_declared_sizes_are_not_believed() -> None:
+def test_a_false_declared_size_makes_a_container_malformed() -> None:
     data = with_entry(a_docx(), "word/media/a.bin", bytes(2**20), file_size=1024)
     assert refusal(data, "a.docx").reason is QuarantineReason.MALFORMED
 
@@ -239,7 +239,7 @@ def test_a_container_with_too_many_entries_is_too_large() -> None:
     assert refusal(buffer.getvalue(), "a.docx").reason is QuarantineReason.TOO_LARGE
 
 
-def test_a_container_that_is_cut_off_is_malformed() -> None:
+def test_a_truncated_container_is_malformed() -> None:
     assert refusal(a_docx()[:-100], "a.docx").reason is QuarantineReason.MALFORMED
 
 
@@ -259,7 +259,7 @@ def test_a_word_document_with_broken_xml_is_malformed() -> None:
 def a_pdf(
     pages: Sequence[Sequence[str]], *, title: str = "", trailer: str = "", sizes: Mapping[str, int] | None = None
 ) -> bytes:
-    """A PDF with one text line under the other on each page, in 10 points where `sizes` does not say otherwise."""
+    """Return a PDF with these lines of text on each page, in 10 points unless `sizes` has another size."""
     sizes = sizes or {}
     kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
     objects = [
@@ -288,7 +288,7 @@ def a_pdf(
     return out + f"xref\n0 {count}\n0000000000 65535 f \n{table}{end}".encode()
 
 
-def test_a_pdf_reads_page_by_page_in_paragraphs_and_lists() -> None:
+def test_a_pdf_is_read_page_by_page_as_paragraphs_and_lists() -> None:
     data = a_pdf(
         [
             [
@@ -328,8 +328,8 @@ def test_a_pdf_reads_page_by_page_in_paragraphs_and_lists() -> None:
 PROSE = "This line of prose is about number {0} and goes on for as long as lines of a page do, or so."
 
 
-def test_lines_of_a_pdf_that_are_set_larger_are_headings_by_size() -> None:
-    # "Not this one." ends as a sentence does.
+def test_larger_lines_of_a_pdf_are_headings_with_levels_by_size() -> None:
+    # "Not this one." ends like a sentence.
     sizes = {"Parental leave": 20, "in all of our offices": 20, "Who": 14, "Not this one.": 14, "When": 14}
     pages = [
         ["Parental leave", "in all of our offices", *[PROSE.format(n) for n in "abc"], "Who"],
@@ -345,13 +345,13 @@ def test_lines_of_a_pdf_that_are_set_larger_are_headings_by_size() -> None:
     assert document.title == "Parental leave in all of our offices"
 
 
-def test_where_much_of_a_pdf_is_set_large_size_says_nothing() -> None:
+def test_a_pdf_with_mostly_large_text_has_no_headings() -> None:
     lines = ["A slide with large words", "small words", "and more large words here"]
     sizes = {lines[0]: 30, lines[2]: 20}
     assert {block.kind for block in extract(a_pdf([lines], sizes=sizes), "a.pdf").blocks} == {BlockKind.PARAGRAPH}
 
 
-def test_lines_that_run_along_the_pages_of_a_pdf_are_kept_once() -> None:
+def test_running_headers_and_footers_of_a_pdf_are_kept_once() -> None:
     data = a_pdf([["Leave policy", PROSE.format(n), f"Page {n} of 6", "Confidential"] for n in range(1, 7)])
     document = extract(data, "a.pdf")
     assert document.text.count("Leave policy") == document.text.count("Confidential") == 1
@@ -360,7 +360,7 @@ def test_lines_that_run_along_the_pages_of_a_pdf_are_kept_once() -> None:
     assert {block.page for block in document.blocks} == set(range(1, 7))
 
 
-def test_headers_of_left_and_right_pages_run_along_each_by_themselves() -> None:
+def test_alternating_headers_of_left_and_right_pages_are_each_kept_once() -> None:
     data = a_pdf([["Left" if n % 2 else "Right", PROSE.format(n)] for n in range(1, 11)])
     text = extract(data, "a.pdf").text
     assert (text.count("Left"), text.count("Right")) == (1, 1)
@@ -374,25 +374,25 @@ def test_headers_of_left_and_right_pages_run_along_each_by_themselves() -> None:
         [[("Yes" if n in (1, 4, 6) else PROSE.format(n)), PROSE.format(n + 100)] for n in range(1, 9)],
     ],
 )
-def test_lines_of_content_that_look_alike_stay(pages: list[list[str]]) -> None:
+def test_similar_lines_of_content_are_not_mistaken_for_running_headers(pages: list[list[str]]) -> None:
     words = " ".join(" ".join(page) for page in pages).split()
     assert extract(a_pdf(pages), "a.pdf").text.split() == words
 
 
-def test_pypdf_reads_what_pdfium_cannot_open() -> None:
-    # The catalog is called so by no name that PDFium accepts, and the pages are there.
+def test_pypdf_reads_a_file_that_pdfium_cannot_open() -> None:
+    # PDFium does not accept the misspelled catalog type; the pages are intact.
     data = a_pdf([["Parental leave"], ["second page"]]).replace(b"/Type /Catalog", b"/Type /Katalog")
     document = extract(data, "a.pdf")
     assert "Parental leave" in document.text
 
 
 @pytest.mark.parametrize("limit", ["MAX_PAGES", "MAX_CHARACTERS"])
-def test_a_pdf_beyond_the_limits_is_too_large(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+def test_a_pdf_over_the_limits_is_too_large(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     monkeypatch.setattr(f"rag_assets.extraction.formats.pdf.{limit}", 3)
     assert refusal(a_pdf([["words"]] * 4), "a.pdf").reason is QuarantineReason.TOO_LARGE
 
 
-def test_words_broken_at_line_ends_are_joined_where_that_is_safe() -> None:
+def test_words_hyphenated_at_line_ends_are_joined_where_that_is_safe() -> None:
     lines = [
         "The policy says that all of the employ-",
         "ees may use the self-",
@@ -405,11 +405,11 @@ def test_words_broken_at_line_ends_are_joined_where_that_is_safe() -> None:
     assert "Rolls-Royce" in text
 
 
-def test_a_title_that_a_program_left_in_a_pdf_is_not_used() -> None:
+def test_a_pdf_title_generated_by_a_program_is_ignored() -> None:
     assert extract(a_pdf([["words"]], title="Microsoft Word - x.doc"), "a/leave.pdf").title == "Leave"
 
 
-def test_a_pdf_without_text_is_empty_and_says_what_to_do() -> None:
+def test_a_pdf_without_text_is_empty_and_the_error_suggests_ocr() -> None:
     error = refusal(a_pdf([[]]), "a.pdf")
     assert error.reason is QuarantineReason.EMPTY
     assert "OCR" in error.detail
@@ -419,8 +419,8 @@ def test_a_pdf_that_is_only_a_header_is_malformed() -> None:
     assert refusal(b"%PDF-1.4\nnothing else", "a.pdf").reason is QuarantineReason.MALFORMED
 
 
-def test_a_pdf_under_a_password_is_encrypted() -> None:
-    # No password opens it: the check value of the user password is all zeroes.
+def test_a_password_protected_pdf_is_encrypted() -> None:
+    # No password opens this file: the check value of the user password is all zeroes.
     zeroes = "00" * 32
     trailer = (
         f"/ID [<{'00' * 16}> <{'00' * 16}>] "

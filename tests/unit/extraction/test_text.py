@@ -1,4 +1,4 @@
-"""What holds for every format: which bytes are read as what, what is refused and why, what blocks promise."""
+"""Rules for every format: detection, decoding, refusals, and the guarantees of blocks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def read_if_it_has_text(
     key: str,
     *accepted: QuarantineReason,
 ) -> ExtractedDocument | None:
-    """None where it is refused for one of the `accepted` reasons, by default because no text is in it."""
+    """Extract, or return None for a refusal with an `accepted` reason (default: empty or unsupported)."""
     try:
         return extract(data, key)
     except ExtractionError as error:
@@ -148,7 +148,7 @@ HTML_PIECES = st.sampled_from(
 @given(st.lists(MARKDOWN_LINES | st.text(max_size=20), max_size=30).map("\n".join))
 @example("---\ntitle: x\n---\n")
 @example("[a]: b\ntext\n\n[c]: d")
-def test_blocks_of_any_markdown_hold_all_of_its_text(source: str) -> None:
+def test_blocks_of_any_markdown_cover_all_of_its_text(source: str) -> None:
     document = read_if_it_has_text(source.encode("utf-8", errors="replace"), "page.md")
     if document is not None:
         assert_blocks_hold_the_text(document)
@@ -158,7 +158,7 @@ def test_blocks_of_any_markdown_hold_all_of_its_text(source: str) -> None:
 @given(st.lists(HTML_PIECES | st.text(max_size=10), max_size=40).map("".join))
 @example("<table><tr><td><table><tr><td>x<h1>y</table></table>")
 @example("<ul><li><pre>a\n b</pre></ul><li>x")
-def test_blocks_of_any_html_hold_all_of_its_text(source: str) -> None:
+def test_blocks_of_any_html_cover_all_of_its_text(source: str) -> None:
     page = ("<!doctype html>" + source).encode("utf-8", errors="replace")
     document = read_if_it_has_text(page, "page.html")
     if document is not None:
@@ -166,7 +166,7 @@ def test_blocks_of_any_html_hold_all_of_its_text(source: str) -> None:
 
 
 @given(st.text(max_size=200), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
-def test_blocks_of_any_text_in_any_unicode_encoding_hold_all_of_it(source: str, encoding: str) -> None:
+def test_blocks_of_any_text_in_any_unicode_encoding_cover_all_of_it(source: str, encoding: str) -> None:
     document = read_if_it_has_text(source.encode(encoding, errors="replace"), "note.txt")
     if document is not None:
         assert_blocks_hold_the_text(document)
@@ -177,7 +177,7 @@ def test_blocks_of_any_text_in_any_unicode_encoding_hold_all_of_it(source: str, 
 @example(b"PK\x03\x04", "a.docx")
 @example(b"{\\rtf1\\", "a.rtf")
 @example(b'"', "a.csv")
-def test_no_bytes_make_it_raise_anything_but_an_extraction_error(data: bytes, key: str) -> None:
+def test_any_bytes_are_read_or_raise_an_extraction_error(data: bytes, key: str) -> None:
     document = read_if_it_has_text(data, key, *QuarantineReason)
     if document is not None:
         assert_blocks_hold_the_text(document)
@@ -198,7 +198,7 @@ def test_no_bytes_make_it_raise_anything_but_an_extraction_error(data: bytes, ke
         (b"A PDF begins with %PDF-1.7", "a/b.md", "text/markdown"),
     ],
 )
-def test_content_decides_the_format_and_the_name_where_content_cannot(data: bytes, key: str, media_type: str) -> None:
+def test_the_format_is_detected_from_content_then_extension(data: bytes, key: str, media_type: str) -> None:
     assert extract(data, key).media_type == media_type
 
 
@@ -213,7 +213,7 @@ def test_content_decides_the_format_and_the_name_where_content_cannot(data: byte
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1 words", "a.doc", "old binary kind"),
     ],
 )
-def test_an_unsupported_type_is_refused_with_what_it_is_and_what_is_supported(
+def test_the_refusal_of_an_unsupported_type_names_it_and_the_supported_formats(
     data: bytes, key: str, words: str
 ) -> None:
     error = refusal(data, key)
@@ -226,7 +226,7 @@ def test_an_unsupported_type_is_refused_with_what_it_is_and_what_is_supported(
 @pytest.mark.parametrize(
     ("entry", "words"), [("xl/workbook.bin", "can save as xlsx"), ("notes/a.txt", "a zip archive")]
 )
-def test_another_kind_of_zip_is_named_in_the_refusal(entry: str, words: str) -> None:
+def test_the_refusal_of_another_kind_of_zip_names_it(entry: str, words: str) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr(entry, "x")
@@ -240,7 +240,7 @@ def test_a_document_without_letters_or_digits_is_empty(data: bytes) -> None:
     assert refusal(data, "a.md").reason is QuarantineReason.EMPTY
 
 
-def test_an_office_file_under_a_password_is_encrypted() -> None:
+def test_a_password_protected_office_file_is_encrypted() -> None:
     data = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le")
     assert refusal(data, "a.docx").reason is QuarantineReason.ENCRYPTED
 
@@ -276,21 +276,21 @@ def test_text_over_the_limit_is_too_large(monkeypatch: pytest.MonkeyPatch) -> No
         ("cp1253", "Όλοι οι εργαζόμενοι δικαιούνται άδεια"),
     ],
 )
-def test_text_is_decoded_whatever_its_encoding(encoding: str, words: str) -> None:
+def test_text_is_decoded_from_common_encodings(encoding: str, words: str) -> None:
     assert extract(words.encode(encoding), "a.txt").text == words.strip()
 
 
-def test_one_broken_byte_does_not_turn_utf8_into_another_alphabet() -> None:
+def test_one_invalid_byte_does_not_make_utf8_decode_as_another_encoding() -> None:
     text = extract("概要と動機 ".encode() * 20 + b"\xe3", "a.txt").text
     assert text.startswith("概要と動機 概要と動機")
 
 
-def test_html_is_decoded_as_it_declares() -> None:
+def test_html_is_decoded_with_its_declared_charset() -> None:
     page = '<html><meta charset="shift_jis"><p>概要</p>'.encode("shift_jis")
     assert extract(page, "a.html").text == "概要"
 
 
-def test_line_ends_controls_and_accents_are_normalised_before_offsets_are_taken() -> None:
+def test_offsets_refer_to_text_with_normalised_line_ends_controls_and_accents() -> None:
     document = extract("e\x00\u0301a\r\nb\rc\x0c\ud55c\u00ad".encode(), "a.txt")
     assert document.text == "éa\nb\nc\n한"
     assert_blocks_hold_the_text(document)
@@ -305,16 +305,16 @@ def test_line_ends_controls_and_accents_are_normalised_before_offsets_are_taken(
         ("tokyo/概要.txt", "概要"),
     ],
 )
-def test_a_document_without_a_title_is_called_after_its_file(key: str, title: str) -> None:
+def test_a_document_without_a_title_is_titled_after_its_file(key: str, title: str) -> None:
     assert extract(b"words", key).title == title
 
 
-def test_paragraphs_of_plain_text_are_set_apart_by_empty_lines() -> None:
+def test_empty_lines_separate_paragraphs_of_plain_text() -> None:
     document = extract(b"\n  one\ntwo\n \t\nthree  \n", "a.txt")
     assert pieces(document) == [(BlockKind.PARAGRAPH, "one\ntwo"), (BlockKind.PARAGRAPH, "three")]
 
 
-def test_the_heading_text_of_formats_without_markup_is_left_alone() -> None:
+def test_the_heading_text_of_formats_without_markup_is_unchanged() -> None:
     document = extract(b"<h1># of *new* employees</h1>x", "a.html")
     assert heading_text(document, document.blocks[0]) == "# of *new* employees"
 
@@ -323,7 +323,7 @@ def test_the_extractor_has_a_version() -> None:
     assert EXTRACTOR_VERSION == "2"
 
 
-def test_an_unexpected_error_of_a_parser_is_a_malformed_document(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_parser_error_makes_the_document_malformed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> object:
         raise RecursionError("too\ndeep")
 

@@ -1,4 +1,4 @@
-"""What is published: entries, snapshots refreshed sparingly, and routing by region and department."""
+"""The catalog: entries, snapshots and their refresh, and routing by region and department."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOKYO_PEOPLE, MUNICH_LEGAL = Shard("東京", "people"), Shard("M\u00fcnchen", "l
 
 
 class CountedObjects:
-    """Objects in memory, counting what is asked of them."""
+    """An in-memory object store that counts requests."""
 
     def __init__(self) -> None:
         self.data: dict[str, bytes] = {}
@@ -50,7 +50,7 @@ class CountedObjects:
         return _etag(data)
 
     def list(self, prefix: str) -> list[ObjectEntry]:
-        self.lists += prefix == CATALOG  # the records of the company index are listed each time, too
+        self.lists += prefix == CATALOG  # the company index's records are listed each time, too
         if self.down:
             raise LakeUnavailable("the lake is down")
         found = [(key, data) for key, data in self.data.items() if key.startswith(prefix + "/")]
@@ -121,13 +121,13 @@ def versions(snapshot: Snapshot) -> dict[str, int]:
     return {shard.key: found.current.version for shard, found in snapshot.entries.items()}
 
 
-def test_an_entry_is_read_back_as_it_was_written() -> None:
+def test_an_entry_survives_a_round_trip() -> None:
     written = entry(TOKYO_PEOPLE, 7, history=(publication(6), publication(5)))
     assert read_entry(TOKYO_PEOPLE, written.to_json()) == written
     assert written.shard == TOKYO_PEOPLE
 
 
-def test_fields_of_a_later_release_do_not_disturb_the_reader() -> None:
+def test_unknown_fields_from_a_later_release_are_ignored() -> None:
     data = entry(LONDON_PEOPLE).to_json().replace(b'"epoch"', b'"added_later": {"x": 1}, "epoch"')
     assert read_entry(LONDON_PEOPLE, data) == entry(LONDON_PEOPLE)
 
@@ -151,7 +151,7 @@ def test_fields_of_a_later_release_do_not_disturb_the_reader() -> None:
         ),
     ],
 )
-def test_an_entry_that_breaks_the_contract_is_corrupt_and_says_where(data: bytes, reason: str) -> None:
+def test_an_invalid_entry_is_corrupt_and_the_error_names_the_field(data: bytes, reason: str) -> None:
     with pytest.raises(LakeCorrupt) as caught:
         read_entry(LONDON_PEOPLE, data)
     assert reason in str(caught.value)
@@ -159,7 +159,7 @@ def test_an_entry_that_breaks_the_contract_is_corrupt_and_says_where(data: bytes
     assert "publish" in str(caught.value)
 
 
-def test_one_entry_is_read_with_its_etag_or_none_before_the_first_publish(objects: CountedObjects) -> None:
+def test_an_entry_is_read_with_its_etag_and_is_none_before_the_first_publish(objects: CountedObjects) -> None:
     assert read_catalog_entry(objects, LONDON_PEOPLE) is None
     publish(objects, LONDON_PEOPLE, 4)
     found = read_catalog_entry(objects, LONDON_PEOPLE)
@@ -167,7 +167,7 @@ def test_one_entry_is_read_with_its_etag_or_none_before_the_first_publish(object
     assert (found[0].current.version, found[1]) == (4, _etag(objects.data[catalog_key(LONDON_PEOPLE)]))
 
 
-def test_a_snapshot_holds_every_published_shard(objects: CountedObjects, catalog: Catalog) -> None:
+def test_a_snapshot_contains_every_published_shard(objects: CountedObjects, catalog: Catalog) -> None:
     for number, shard in enumerate((LONDON_PEOPLE, TOKYO_PEOPLE, MUNICH_LEGAL), 1):
         publish(objects, shard, number)
     snapshot = catalog.snapshot()
@@ -184,7 +184,7 @@ def test_nothing_is_contacted_before_the_first_snapshot(objects: CountedObjects,
     assert (objects.lists, objects.gets) == (0, [])
 
 
-def test_a_snapshot_is_used_until_its_time_is_over(objects: CountedObjects, clock: Clock, catalog: Catalog) -> None:
+def test_a_snapshot_is_reused_for_the_refresh_interval(objects: CountedObjects, clock: Clock, catalog: Catalog) -> None:
     publish(objects, LONDON_PEOPLE, 1)
     first = catalog.snapshot()
     publish(objects, LONDON_PEOPLE, 2)
@@ -195,7 +195,7 @@ def test_a_snapshot_is_used_until_its_time_is_over(objects: CountedObjects, cloc
     clock.now += 0.2
     assert catalog.cached() is None
     assert versions(catalog.snapshot()) == {"london/people": 2}
-    assert versions(first) == {"london/people": 1}, "a question in flight keeps the state it began with"
+    assert versions(first) == {"london/people": 1}, "a question in flight keeps the snapshot it started with"
 
 
 def test_only_changed_objects_are_fetched_again(objects: CountedObjects, clock: Clock, catalog: Catalog) -> None:
@@ -211,7 +211,7 @@ def test_only_changed_objects_are_fetched_again(objects: CountedObjects, clock: 
     assert sorted(objects.gets) == sorted([catalog_key(LONDON_LEGAL), catalog_key(MUNICH_LEGAL)])
 
 
-def test_a_refresh_that_finds_no_change_fetches_nothing_and_keeps_the_snapshot(
+def test_a_refresh_without_changes_fetches_nothing_and_keeps_the_snapshot(
     objects: CountedObjects, clock: Clock, catalog: Catalog
 ) -> None:
     publish(objects, LONDON_PEOPLE)
@@ -235,9 +235,7 @@ def test_a_shard_whose_object_was_removed_leaves_the_snapshot(
     assert versions(catalog.snapshot()) == {"london/people": 1}
 
 
-def test_an_object_that_goes_between_the_listing_and_the_fetch_is_simply_not_there(
-    objects: CountedObjects, catalog: Catalog
-) -> None:
+def test_an_object_deleted_between_listing_and_fetch_is_left_out(objects: CountedObjects, catalog: Catalog) -> None:
     publish(objects, LONDON_PEOPLE)
     publish(objects, LONDON_LEGAL)
     objects.vanished.add(catalog_key(LONDON_LEGAL))
@@ -245,7 +243,7 @@ def test_an_object_that_goes_between_the_listing_and_the_fetch_is_simply_not_the
     assert (versions(snapshot), snapshot.broken) == ({"london/people": 1}, {})
 
 
-def test_a_broken_object_is_left_out_and_named_until_it_is_mended(
+def test_a_broken_object_is_left_out_and_reported_until_it_is_repaired(
     objects: CountedObjects, clock: Clock, catalog: Catalog
 ) -> None:
     publish(objects, LONDON_PEOPLE)
@@ -262,12 +260,12 @@ def test_a_broken_object_is_left_out_and_named_until_it_is_mended(
     assert "london/legal" in snapshot.broken[catalog_key(LONDON_LEGAL)]
     publish(objects, LONDON_LEGAL, 2)
     clock.now += 3
-    mended = catalog.snapshot()
-    assert versions(mended) == {"london/people": 1, "london/legal": 2}
-    assert catalog_key(LONDON_LEGAL) not in mended.broken
+    repaired = catalog.snapshot()
+    assert versions(repaired) == {"london/people": 1, "london/legal": 2}
+    assert catalog_key(LONDON_LEGAL) not in repaired.broken
 
 
-def test_an_object_that_breaks_takes_its_shard_out_of_the_snapshot(
+def test_an_object_that_becomes_corrupt_removes_its_shard_from_the_snapshot(
     objects: CountedObjects, clock: Clock, catalog: Catalog
 ) -> None:
     publish(objects, LONDON_PEOPLE)
@@ -278,13 +276,13 @@ def test_an_object_that_breaks_takes_its_shard_out_of_the_snapshot(
     assert (snapshot.entries, snapshot.broken.keys()) == ({}, {catalog_key(LONDON_PEOPLE)})
 
 
-def test_an_object_that_is_no_json_file_is_none_of_the_catalogs(objects: CountedObjects, catalog: Catalog) -> None:
+def test_objects_other_than_catalog_json_files_are_ignored(objects: CountedObjects, catalog: Catalog) -> None:
     objects.put("catalog/README.txt", b"hello")
     objects.put("leases/london.people.json", b"{}")
     assert catalog.snapshot() == Snapshot({}, {})
 
 
-def test_an_unavailable_lake_is_an_error_and_the_next_call_tries_again(
+def test_an_unavailable_lake_raises_and_the_next_call_tries_again(
     objects: CountedObjects, clock: Clock, catalog: Catalog
 ) -> None:
     publish(objects, LONDON_PEOPLE)
@@ -325,7 +323,7 @@ def published() -> Snapshot:
         ((name for name in ["london"]), {"legal"}, ["london/legal"]),
     ],
 )
-def test_a_question_is_routed_to_the_shards_of_its_regions_and_departments(
+def test_a_question_is_routed_to_the_published_shards_of_its_scope(
     published: Snapshot, regions: Any, departments: Any, expected: list[str]
 ) -> None:
     assert [found.shard.key for found in published.route(regions, departments)] == expected
@@ -346,7 +344,7 @@ def test_a_question_is_routed_to_the_shards_of_its_regions_and_departments(
         ([None], None, InvalidShardName, "must be a string"),
     ],
 )
-def test_a_scope_that_means_nothing_is_refused_with_a_way_out(
+def test_an_invalid_scope_is_rejected_with_a_suggestion(
     published: Snapshot, regions: Any, departments: Any, error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -354,6 +352,6 @@ def test_a_scope_that_means_nothing_is_refused_with_a_way_out(
     assert words in str(caught.value)
 
 
-def test_an_empty_lake_says_that_something_must_be_indexed_first() -> None:
+def test_routing_in_an_empty_lake_suggests_a_backfill() -> None:
     with pytest.raises(UnknownScope, match="rag-assets backfill"):
         Snapshot({}).route(None, None)

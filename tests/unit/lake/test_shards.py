@@ -1,4 +1,4 @@
-"""Names of shards: what is allowed, and that every way to write one leads back to the same shard."""
+"""Shard names: which ones are valid, and that key and table name both round-trip."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ ALLOWED = {
 
 
 @given(shards)
-def test_a_shard_is_read_back_from_its_key_and_from_its_table_name(shard: Shard) -> None:
+def test_a_shard_round_trips_through_its_key_and_its_table_name(shard: Shard) -> None:
     assert Shard.parse(shard.key) == shard
     assert Shard.from_table_name(shard.table_name) == shard
 
 
 @given(shards)
-def test_a_table_name_is_plain_lower_case_and_fits_a_file_name(shard: Shard) -> None:
+def test_a_table_name_is_lower_case_ascii_and_short_enough_for_a_file_name(shard: Shard) -> None:
     assert set(shard.table_name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-_.")
     assert shard.table_name.count(".") == 1
     assert shard.table_name == shard.table_name.casefold()
@@ -91,31 +91,31 @@ def test_a_table_name_is_plain_lower_case_and_fits_a_file_name(shard: Shard) -> 
 
 
 @given(shards, shards)
-def test_distinct_shards_have_distinct_table_names_even_where_case_is_folded(one: Shard, other: Shard) -> None:
+def test_distinct_shards_have_table_names_that_differ_even_ignoring_case(one: Shard, other: Shard) -> None:
     assert (one == other) == (one.table_name.casefold() == other.table_name.casefold())
 
 
 @given(st.lists(st.sampled_from(["a", "A", "_", "__", "_41", "-", "å", "a\u030a"]), min_size=1, max_size=3))
-def test_names_that_look_like_escapes_stay_what_they_are(parts: list[str]) -> None:
+def test_names_that_look_like_escape_sequences_round_trip(parts: list[str]) -> None:
     shard = Shard("".join(parts), "x")
     assert Shard.from_table_name(shard.table_name) == shard
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_case_accents_underscores_and_spaces_survive(name: str) -> None:
+def test_case_accents_underscores_and_spaces_round_trip(name: str) -> None:
     check_name("region", name)
     shard = Shard(name, name)
     assert Shard.from_table_name(shard.table_name) == shard
     assert (Shard.parse(shard.key).region, str(shard)) == (name, f"{name}/{name}")
 
 
-def test_every_good_name_has_a_table_of_its_own() -> None:
+def test_every_valid_name_has_its_own_table_name() -> None:
     tables = {Shard(region, department).table_name for region in GOOD for department in GOOD}
     assert len(tables) == len(GOOD) ** 2
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_name_is_refused_with_what_is_allowed(kind: str) -> None:
+def test_the_error_for_an_invalid_name_lists_what_is_allowed(kind: str) -> None:
     for build in (lambda: Shard(BAD[kind], "people"), lambda: Shard("london", BAD[kind])):
         with pytest.raises(InvalidShardName) as caught:
             build()
@@ -125,31 +125,31 @@ def test_a_bad_name_is_refused_with_what_is_allowed(kind: str) -> None:
         assert len(message) < 300
 
 
-def test_a_bad_name_is_said_to_be_the_region_or_the_department() -> None:
+def test_the_error_for_an_invalid_name_identifies_the_region_or_the_department() -> None:
     with pytest.raises(InvalidShardName, match=r"the region 'a\|b'"):
         Shard("a|b", "people")
     with pytest.raises(InvalidShardName, match=r"the department 'a\|b'"):
         Shard("london", "a|b")
 
 
-def test_an_invalid_name_is_caught_as_the_projects_error_and_as_a_value_error() -> None:
+def test_invalid_shard_name_is_both_a_rag_error_and_a_value_error() -> None:
     assert issubclass(InvalidShardName, RagError)
     assert issubclass(InvalidShardName, ValueError)
 
 
-def test_something_that_is_no_string_is_refused() -> None:
+def test_a_name_that_is_not_a_string_is_rejected() -> None:
     with pytest.raises(InvalidShardName, match="must be a string, not int"):
         Shard(7, "people")  # pyright: ignore[reportArgumentType]
 
 
-def test_two_names_that_are_too_long_only_together_are_refused() -> None:
+def test_two_names_that_are_too_long_only_in_combination_are_rejected() -> None:
     check_name("region", "東" * 20)
     with pytest.raises(InvalidShardName, match="too long together"):
         Shard("東" * 20, "京" * 20)
 
 
 @pytest.mark.parametrize("key", ["", "london", "/", "a/", "/b", "a/b/c", "a/b/", "//", "a|b", "london\n/people"])
-def test_a_key_that_is_not_region_and_department_is_refused(key: str) -> None:
+def test_a_key_that_is_not_region_slash_department_is_rejected(key: str) -> None:
     with pytest.raises(InvalidShardName):
         Shard.parse(key)
 
@@ -174,19 +174,19 @@ def test_a_key_that_is_not_region_and_department_is_refused(key: str) -> None:
         "a.b\n",
     ],
 )
-def test_a_table_name_that_no_shard_has_is_refused(name: str) -> None:
+def test_an_invalid_table_name_is_rejected(name: str) -> None:
     with pytest.raises(InvalidShardName):
         Shard.from_table_name(name)
 
 
 @pytest.mark.parametrize("name", ["_61.b", "a._62", "_2d.b", "_C3_A9.b"])
-def test_another_spelling_of_a_shards_table_name_is_refused(name: str) -> None:
+def test_a_non_canonical_table_name_is_rejected(name: str) -> None:
     with pytest.raises(InvalidShardName):
         Shard.from_table_name(name)
 
 
 @given(st.text(max_size=40))
-def test_any_text_is_a_table_name_of_exactly_one_shard_or_refused(text: str) -> None:
+def test_any_text_is_the_table_name_of_exactly_one_shard_or_rejected(text: str) -> None:
     try:
         shard = Shard.from_table_name(text)
     except InvalidShardName:
@@ -195,7 +195,7 @@ def test_any_text_is_a_table_name_of_exactly_one_shard_or_refused(text: str) -> 
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
-def test_any_two_texts_name_a_shard_or_are_refused_by_the_one_error(region: str, department: str) -> None:
+def test_any_two_texts_name_a_shard_or_raise_invalid_shard_name(region: str, department: str) -> None:
     try:
         shard = Shard(region, department)
     except InvalidShardName:
@@ -203,7 +203,7 @@ def test_any_two_texts_name_a_shard_or_are_refused_by_the_one_error(region: str,
     assert Shard.from_table_name(shard.table_name) == shard
 
 
-def test_composed_and_decomposed_accents_are_the_same_name_and_case_is_not() -> None:
+def test_names_are_compared_by_normalized_accents_but_with_case() -> None:
     assert same_name("M\u00fcnchen", "Mu\u0308nchen")
     assert not same_name("london", "London")
     assert Shard("M\u00fcnchen", "x").table_name != Shard("Mu\u0308nchen", "x").table_name

@@ -1,4 +1,4 @@
-"""What keeps serving within bounds: gates, the circuit breaker, and questions embedded together."""
+"""Bounds of serving: concurrency limiters, the circuit breaker, and batched question embedding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.retrieval.query_embedder import MOST_TOGETHER, QueryEmbedder
 
 
-def test_a_gate_lets_so_many_in_has_so_many_wait_and_refuses_the_rest() -> None:
+def test_a_limiter_runs_some_queues_some_and_rejects_the_rest_as_overloaded() -> None:
     async def go() -> None:
         gate, leave = ConcurrencyLimiter("searches", running=2, waiting=3), asyncio.Event()
         running = 0
@@ -43,13 +43,13 @@ def test_a_gate_lets_so_many_in_has_so_many_wait_and_refuses_the_rest() -> None:
     asyncio.run(go())
 
 
-def test_who_gives_up_waiting_at_a_gate_leaves_the_place() -> None:
+def test_a_caller_that_stops_waiting_frees_its_place_in_the_queue() -> None:
     async def go() -> None:
         gate = ConcurrencyLimiter("calls", running=1, waiting=1)
         async with gate.slot():
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01), gate.slot():
-                    raise AssertionError("there was no place")
+                    raise AssertionError("the gate is full")
             assert gate.inside == 1
         async with gate.slot():
             assert gate.inside == 1
@@ -58,7 +58,7 @@ def test_who_gives_up_waiting_at_a_gate_leaves_the_place() -> None:
 
 
 class Server:
-    """Answers a probe when it is told to."""
+    """A server whose probe succeeds once `back` is set."""
 
     def __init__(self) -> None:
         self.back = False
@@ -75,7 +75,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_a_breaker_opens_at_a_failure_and_closes_once_a_probe_succeeds() -> None:
+def test_a_breaker_opens_on_a_failure_and_closes_after_a_successful_probe() -> None:
     async def go() -> None:
         now = 0.0
         server = Server()
@@ -84,13 +84,13 @@ def test_a_breaker_opens_at_a_failure_and_closes_once_a_probe_succeeds() -> None
         breaker.trip()
         assert breaker.open
         await settle()
-        assert server.probes == 0  # it was seen failing a moment ago
+        assert server.probes == 0  # it has just failed, so the first probe waits for the pause
         now = 5.0
-        assert breaker.open  # nobody waits for the probe
+        assert breaker.open  # callers do not wait for the probe
         assert breaker.open
         await settle()
         assert server.probes == 1
-        assert breaker.open  # it failed
+        assert breaker.open  # the probe failed
         now = 9.0
         assert breaker.open
         await settle()
@@ -105,7 +105,7 @@ def test_a_breaker_opens_at_a_failure_and_closes_once_a_probe_succeeds() -> None
 
 
 class SlowEmbedder:
-    """Vectors of one number; one batch at a time, until `go` is set."""
+    """Return one-number vectors; every batch blocks until `go` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
@@ -114,10 +114,10 @@ class SlowEmbedder:
 
     @property
     def identity(self) -> EmbedderIdentity:
-        raise NotImplementedError("not asked for here")
+        raise NotImplementedError("not used in these tests")
 
     def embed_documents(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        raise NotImplementedError("not asked for here")
+        raise NotImplementedError("not used in these tests")
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         return self.embed_queries([text])[0]
@@ -133,7 +133,7 @@ class SlowEmbedder:
         return bool(text)
 
 
-def test_questions_that_come_while_others_are_embedded_are_embedded_together() -> None:
+def test_questions_that_arrive_during_an_embedding_are_batched_together() -> None:
     async def go() -> None:
         slow = SlowEmbedder()
         embedder = QueryEmbedder(slow)
@@ -152,7 +152,7 @@ def test_questions_that_come_while_others_are_embedded_are_embedded_together() -
     asyncio.run(go())
 
 
-def test_a_failure_reaches_every_asker_of_its_batch_and_later_ones_are_served() -> None:
+def test_a_failure_reaches_every_caller_of_its_batch_and_later_callers_are_served() -> None:
     async def go() -> None:
         slow = SlowEmbedder()
         slow.fails = True

@@ -1,4 +1,4 @@
-"""Rerankers: what they hand on, and what becomes of their failures."""
+"""Rerankers: the calls they make, the scores they return, and their failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def scores(reranker: Any, passages: list[str]) -> list[float]:
     return asyncio.run(reranker.scores("how long?", passages))
 
 
-def test_a_scoring_function_sees_pairs_of_question_and_passage() -> None:
+def test_a_scoring_function_gets_pairs_of_question_and_passage() -> None:
     seen: list[Any] = []
 
     def predict(pairs: list[tuple[str, str]]) -> list[int]:
@@ -28,7 +28,7 @@ def test_a_scoring_function_sees_pairs_of_question_and_passage() -> None:
 
 
 @pytest.mark.parametrize("result", [[1.0], None, ["x", "y"], RuntimeError("out of memory")])
-def test_a_scoring_function_that_fails_is_unavailable(result: Any) -> None:
+def test_a_failing_scoring_function_makes_the_reranker_unavailable(result: Any) -> None:
     def predict(_pairs: Any) -> Any:
         if isinstance(result, Exception):
             raise result
@@ -49,7 +49,7 @@ def hosted(results: Any) -> HostedReranker:
     return HostedReranker("cohere/rerank-v3.5", call=call)
 
 
-def test_a_hosted_reranker_gives_scores_in_the_order_of_the_passages() -> None:
+def test_a_hosted_reranker_returns_scores_in_the_order_of_the_passages() -> None:
     results = [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]
     assert scores(hosted(results), ["a", "b"]) == [0.1, 0.9]
 
@@ -64,7 +64,7 @@ def test_a_hosted_reranker_gives_scores_in_the_order_of_the_passages() -> None:
         ValueError("key sk-secret refused"),
     ],
 )
-def test_a_hosted_reranker_that_does_not_score_all_is_unavailable_and_tells_no_secret(results: Any) -> None:
+def test_a_hosted_reranker_that_fails_or_omits_scores_is_unavailable_without_leaking_keys(results: Any) -> None:
     with pytest.raises(RerankerUnavailable) as caught:
         scores(hosted(results), ["a", "b"])
     assert "sk-secret" not in str(caught.value)
@@ -75,6 +75,6 @@ def test_a_hosted_reranker_that_hangs_is_unavailable() -> None:
         await asyncio.sleep(60)
 
     reranker = HostedReranker("m", timeout=0.01, retries=0, call=call)
-    reranker._timeout = -0.99  # the second that is added for good measure is not waited for here
+    reranker._timeout = -0.99  # offsets the extra second of grace, to keep the test fast
     with pytest.raises(RerankerUnavailable, match="TimeoutError"):
         scores(reranker, ["a"])

@@ -1,4 +1,4 @@
-"""What a listing asks for against what the tables hold, and the ids of what is cut from it: pure decisions."""
+"""Pure decisions: what to fetch and delete, given a listing and the tables, and the ids of documents and chunks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def refused(
     part: str = "",
     retry: bool = False,
 ) -> dict[str, ObjectState]:
-    """The object in quarantine, beside an `older` good version of it."""
+    """Return the quarantined object, together with an `older` good version of it."""
     refusal = QuarantineState(
         doc_id=document_id(key, part),
         etag=etag,
@@ -63,7 +63,7 @@ def test_a_new_document_is_fetched() -> None:
     assert plan([entry()], {}, "now") == Plan((entry(),), (), 0)
 
 
-def test_an_unchanged_document_is_left_alone() -> None:
+def test_an_unchanged_document_is_skipped() -> None:
     assert plan([entry()], held(), "now") == Plan((), (), 1)
 
 
@@ -71,7 +71,7 @@ def test_a_document_with_another_etag_is_fetched() -> None:
     assert keys(plan([entry(etag="2")], held(), "now")) == [KEY]
 
 
-def test_a_new_extractor_reads_every_document_again() -> None:
+def test_a_new_extractor_version_refetches_every_document() -> None:
     assert keys(plan([entry()], held(extractor="before"), "now")) == [KEY]
 
 
@@ -85,7 +85,7 @@ def test_a_renamed_document_is_fetched_under_its_new_key_and_deleted_under_the_o
     assert found.delete == (document_id(KEY),)
 
 
-def test_a_document_that_is_quarantined_and_gone_is_deleted_from_the_quarantine() -> None:
+def test_a_quarantined_document_that_left_the_listing_is_deleted_from_the_quarantine() -> None:
     assert plan([], refused(QuarantineReason.MALFORMED), "now").delete == (document_id(KEY),)
 
 
@@ -93,46 +93,46 @@ LASTING = [reason for reason in QuarantineReason if reason != QuarantineReason.F
 
 
 @pytest.mark.parametrize("reason", LASTING)
-def test_a_quarantined_document_is_not_tried_again_while_nothing_changes(reason: QuarantineReason) -> None:
+def test_an_unchanged_quarantined_document_is_not_retried(reason: QuarantineReason) -> None:
     assert plan([entry()], refused(reason), "now") == Plan((), (), 1)
 
 
 @pytest.mark.parametrize("reason", LASTING)
-def test_a_quarantined_document_is_tried_again_when_it_changes(reason: QuarantineReason) -> None:
+def test_a_quarantined_document_is_retried_when_it_changes(reason: QuarantineReason) -> None:
     assert keys(plan([entry(etag="2")], refused(reason), "now")) == [KEY]
 
 
 @pytest.mark.parametrize("reason", LASTING)
-def test_a_quarantined_document_is_tried_again_by_a_new_extractor(reason: QuarantineReason) -> None:
+def test_a_quarantined_document_is_retried_by_a_new_extractor_version(reason: QuarantineReason) -> None:
     assert keys(plan([entry()], refused(reason, extractor="before"), "now")) == [KEY]
 
 
-def test_a_document_whose_fetch_failed_is_always_tried_again() -> None:
+def test_a_document_whose_fetch_failed_is_always_retried() -> None:
     assert keys(plan([entry()], refused(QuarantineReason.FETCH_FAILED), "now")) == [KEY]
 
 
-def test_the_quarantine_knows_better_than_the_older_good_version() -> None:
-    """The new version was refused: neither is it fetched again, nor is the old one taken for it."""
+def test_an_unchanged_quarantined_version_is_not_refetched_despite_an_older_good_version() -> None:
+    """The refused new version is not fetched again, and the old one is not mistaken for it."""
     both = plan([entry(etag="2")], refused(QuarantineReason.MALFORMED, etag="2", older=held(etag="1")), "now")
     assert both == Plan((), (), 1)
 
 
-def test_the_return_of_the_older_good_version_is_noticed() -> None:
+def test_a_document_that_reverts_to_its_older_good_version_is_fetched() -> None:
     both = plan([entry(etag="1")], refused(QuarantineReason.MALFORMED, etag="2", older=held(etag="1")), "now")
     assert keys(both) == [KEY]
 
 
-def test_a_document_that_somebody_wants_tried_again_is() -> None:
+def test_a_quarantined_document_marked_for_retry_is_fetched() -> None:
     assert keys(plan([entry()], refused(QuarantineReason.MALFORMED, retry=True), "now")) == [KEY]
 
 
-def test_an_attachment_in_quarantine_leaves_its_message_alone_until_that_changes() -> None:
+def test_a_message_with_a_quarantined_attachment_is_skipped_until_it_changes() -> None:
     attached = refused(QuarantineReason.MALFORMED, older=held(), part="scan.bin")
     assert plan([entry()], attached, "now") == Plan((), (), 1)
     assert keys(plan([entry(etag="2")], attached, "now")) == [KEY]
 
 
-def test_an_object_of_which_only_an_attachment_was_noted_is_read() -> None:
+def test_an_object_known_only_from_a_quarantined_attachment_is_fetched() -> None:
     assert keys(plan([entry()], refused(QuarantineReason.MALFORMED, part="scan.bin"), "now")) == [KEY]
 
 
@@ -142,7 +142,7 @@ listings = st.dictionaries(names, etags)
 
 
 @given(listings, listings)
-def test_fetched_and_unchanged_make_up_the_listing_and_deletions_what_it_lacks(
+def test_a_plan_fetches_changes_skips_the_unchanged_and_deletes_what_is_not_listed(
     before: dict[str, str], after: dict[str, str]
 ) -> None:
     tables = {document_id(key): ObjectState(key, etag, 10, "now") for key, etag in before.items()}
@@ -152,13 +152,13 @@ def test_fetched_and_unchanged_make_up_the_listing_and_deletions_what_it_lacks(
     assert set(found.delete) == {document_id(key) for key in before.keys() - after.keys()}
 
 
-def test_a_paragraph_put_in_above_renames_nothing_below_it() -> None:
+def test_a_paragraph_inserted_above_changes_no_ids_below_it() -> None:
     before = chunk_ids("doc", ["one", "two", "three"])
     after = chunk_ids("doc", ["zero", "one", "two", "three"])
     assert after[1:] == before
 
 
-def test_repeated_texts_have_ids_of_their_own() -> None:
+def test_repeated_texts_have_distinct_ids() -> None:
     assert len(set(chunk_ids("doc", ["same", "same", "other", "same"]))) == 4
 
 
@@ -170,7 +170,7 @@ texts = st.lists(st.sampled_from(["a", "b", "c", "a b", "é", ""]), max_size=12)
 
 
 @given(texts)
-def test_ids_are_distinct_and_always_the_same(passages: list[str]) -> None:
+def test_ids_are_distinct_and_deterministic(passages: list[str]) -> None:
     ids = chunk_ids("doc", passages)
     assert len(set(ids)) == len(passages)
     assert ids == chunk_ids("doc", passages)
@@ -178,12 +178,12 @@ def test_ids_are_distinct_and_always_the_same(passages: list[str]) -> None:
 
 
 @given(texts, texts)
-def test_the_ids_depend_on_which_texts_there_are_and_not_on_where(passages: list[str], more: list[str]) -> None:
+def test_ids_depend_on_the_texts_and_not_on_their_positions(passages: list[str], more: list[str]) -> None:
     assert set(chunk_ids("doc", passages)) <= set(chunk_ids("doc", [*more, *passages]))
     assert sorted(chunk_ids("doc", passages)) == sorted(chunk_ids("doc", passages[::-1]))
 
 
-def test_what_a_writer_left_between_the_mark_of_stale_and_the_refusal_is_read_again() -> None:
+def test_a_document_left_between_the_stale_mark_and_its_refusal_is_fetched_again() -> None:
     (known,) = held().values()
     marked = {document_id(KEY): replace(known, stale=True)}
     assert keys(plan([entry()], marked, "now")) == [KEY]

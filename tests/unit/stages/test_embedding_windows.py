@@ -1,4 +1,4 @@
-"""Windows of texts are embedded ahead of the one that is written, each with its own vectors, whatever ends first."""
+"""Embedding windows of texts ahead of the writer: each window gets its own vectors, in order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rag_serving.lake.embedders.base import EmbedderIdentity
 
 
 class CountingEmbedder:
-    """Makes a vector of a text's number, slower for earlier ones, and knows how many calls ran at once."""
+    """Return a text's number as its vector, even numbers slower, and record how many calls ran at once."""
 
     def __init__(self, fails_at: int | None = None) -> None:
         self.most = 0
@@ -26,7 +26,7 @@ class CountingEmbedder:
 
     @property
     def identity(self) -> EmbedderIdentity:
-        raise NotImplementedError("not asked for here")
+        raise NotImplementedError("not used in these tests")
 
     def embed_query(self, text: str) -> npt.NDArray[np.float32]:
         return self.embed_documents([text])[0]
@@ -49,14 +49,14 @@ def window(number: int) -> Window:
     return Window([f"hash{number}"], [str(number)], 1)
 
 
-def test_windows_come_in_order_with_their_own_vectors() -> None:
+def test_windows_are_returned_in_order_with_their_own_vectors() -> None:
     embedder = CountingEmbedder()
     seen = [(w.hashes[0], v.tolist()) for w, v in embedded(embedder, (window(n) for n in range(9)))]
     assert seen == [(f"hash{n}", [[n]]) for n in range(9)]
     assert embedder.most == 2
 
 
-def test_no_more_windows_are_read_than_are_in_work() -> None:
+def test_windows_are_read_only_as_far_ahead_as_they_are_embedded() -> None:
     read: list[int] = []
 
     def windows() -> object:
@@ -70,7 +70,7 @@ def test_no_more_windows_are_read_than_are_in_work() -> None:
     results.close()
 
 
-def test_a_failing_window_is_an_error_and_nothing_more_is_begun() -> None:
+def test_a_failing_window_raises_and_stops_further_embedding() -> None:
     embedder = CountingEmbedder(fails_at=2)
     results = embedded(embedder, (window(n) for n in range(100)))
     assert [next(results)[0].hashes[0] for _ in range(2)] == ["hash0", "hash1"]

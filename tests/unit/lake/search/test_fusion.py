@@ -1,4 +1,4 @@
-"""From rankings to hits: fusion by rank, duplicates, neighbours."""
+"""From rankings to hits: reciprocal rank fusion, removing copies, joining neighbours."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def order(candidates: Sequence[Candidate]) -> list[str]:
     return [each.row["chunk_id"] for each in candidates]
 
 
-def test_what_both_rankings_found_comes_before_what_one_found() -> None:
+def test_rows_found_by_both_rankings_come_before_rows_found_by_one() -> None:
     found = fuse(
         [
             ranking("vector", FIRST, [row("a"), row("b")], [0.1, 0.2]),
@@ -90,11 +90,11 @@ def test_what_both_rankings_found_comes_before_what_one_found() -> None:
         10,
     )
     assert order(found) == ["b", "a", "c"]
-    assert [each.score for each in found] == pytest.approx([0.8, 0.9, 0.6]), "measured by the table, or from its vector"
+    assert [each.score for each in found] == pytest.approx([0.8, 0.9, 0.6]), "from the distance, or from the vector"
     assert found[0].fused == pytest.approx(1 / (FUSION + 2) + 1 / (FUSION + 1))
 
 
-def test_tables_of_one_embedder_are_ranked_together_by_distance_and_words_by_score() -> None:
+def test_tables_of_one_embedder_are_ranked_by_distance_and_text_matches_by_score() -> None:
     vectors = [
         ranking("vector", FIRST, [row("a")], [0.4]),
         ranking("vector", FIRST, [row("b")], [0.1]),
@@ -104,7 +104,7 @@ def test_tables_of_one_embedder_are_ranked_together_by_distance_and_words_by_sco
     assert order(fuse(words, VECTORS, 10)) == ["b", "a"]
 
 
-def test_vectors_of_two_embedders_are_ranked_apart_since_their_distances_do_not_compare() -> None:
+def test_vectors_of_two_embedders_are_ranked_separately_because_distances_differ() -> None:
     near = ranking("vector", FIRST, [row("a1"), row("a2")], [0.01, 0.02])
     far = ranking("vector", SECOND, [row("b1"), row("b2")], [0.91, 0.92])
     found = fuse([near, far], VECTORS, 10)
@@ -117,7 +117,7 @@ def test_vectors_of_two_embedders_are_ranked_apart_since_their_distances_do_not_
     assert set(order(found)[:2]) == {"a1", "b1"}
 
 
-def test_without_vectors_there_is_no_score_but_an_order() -> None:
+def test_without_vectors_candidates_are_ordered_but_have_no_score() -> None:
     table = pa.Table.from_pylist([{**row("a"), "_score": 1.0}, {**row("b"), "_score": 2.0}])
     found = fuse([Ranking("text", FIRST, table)], {}, 10)
     assert order(found) == ["b", "a"]
@@ -125,25 +125,25 @@ def test_without_vectors_there_is_no_score_but_an_order() -> None:
     assert [hit.score for hit in hits_of(found)] == [None, None]
 
 
-def test_a_ranking_counts_to_its_depth_only() -> None:
+def test_a_ranking_counts_only_down_to_its_depth() -> None:
     rows = [row(f"{number:02}") for number in range(9)]
     assert len(fuse([ranking("vector", FIRST, rows, [float(n) for n in range(9)])], VECTORS, 4)) == 4
 
 
-def test_a_copy_is_left_out_and_named_by_the_better_one() -> None:
+def test_a_copy_is_dropped_and_listed_under_the_better_one() -> None:
     text = " ".join(WORDS)
     kept = distinct([candidate("a", text), candidate("b", "something else entirely"), candidate("c", text.upper())], 3)
     assert order(kept) == ["a", "b"]
     assert kept[0].also_in == ("s3://b/oslo/people/c.md",)
 
 
-def test_a_copy_of_the_same_document_is_not_named_as_another_place() -> None:
+def test_a_copy_in_the_same_document_is_not_listed_as_another_source() -> None:
     kept = distinct([candidate("a", "word " * 30, source="s"), candidate("b", "word " * 30, source="s")], 3)
     assert order(kept) == ["a"]
     assert kept[0].also_in == ()
 
 
-def test_a_copy_under_another_header_is_a_copy() -> None:
+def test_a_copy_under_another_header_is_still_a_copy() -> None:
     text = " ".join(WORDS * 4)
     assert order(distinct([candidate("a", "London edition. " + text), candidate("b", text)], 3)) == ["a"]
 
@@ -161,18 +161,18 @@ def test_a_copy_under_another_header_is_a_copy() -> None:
         ("a", "b"),
     ],
 )
-def test_a_number_or_a_word_in_the_middle_makes_another_passage(one: str, other: str) -> None:
+def test_a_different_number_or_word_in_the_middle_makes_a_different_passage(one: str, other: str) -> None:
     assert order(distinct([candidate("a", one), candidate("b", other)], 3)) == ["a", "b"]
 
 
-def test_copies_do_not_take_the_places_of_hits() -> None:
+def test_copies_do_not_take_up_places_among_the_hits() -> None:
     copies = [candidate(f"c{number}", " ".join(WORDS)) for number in range(5)]
     others = [candidate(f"o{number}", f"entirely different matter {number}") for number in range(5)]
     assert order(distinct([*copies, *others], 3)) == ["c0", "o0", "o1"]
 
 
 @given(st.lists(st.text(max_size=40), max_size=12), st.integers(1, 12))
-def test_nothing_is_lost_but_copies_and_what_is_beyond_the_count(texts: list[str], count: int) -> None:
+def test_only_copies_and_passages_beyond_the_count_are_dropped(texts: list[str], count: int) -> None:
     candidates = [candidate(f"{number:02}", text or " ") for number, text in enumerate(texts)]
     kept = distinct(candidates, count)
     assert len(kept) <= count
@@ -182,7 +182,7 @@ def test_nothing_is_lost_but_copies_and_what_is_beyond_the_count(texts: list[str
         assert named == {each.row["source"] for each in candidates}
 
 
-def test_neighbours_become_one_passage_in_the_place_of_the_best() -> None:
+def test_neighbouring_passages_are_joined_at_the_rank_of_the_best() -> None:
     document = "First sentence. Second one.\n\nThird."
     spans = [(0, 15), (16, 27), (29, 35)]
     parts = [
@@ -197,12 +197,12 @@ def test_neighbours_become_one_passage_in_the_place_of_the_best() -> None:
     assert rest == other
 
 
-def test_passages_with_another_between_them_stay_apart() -> None:
+def test_passages_with_a_gap_between_them_are_not_joined() -> None:
     parts = [candidate(str(number), doc_id="d", ordinal=number) for number in (0, 2)]
     assert joined(parts) == parts
 
 
-def test_passages_of_equal_documents_in_two_shards_stay_apart() -> None:
+def test_passages_of_equal_documents_in_two_shards_are_not_joined() -> None:
     one, other = candidate("a", doc_id="d", ordinal=0), candidate("b", doc_id="d", ordinal=1)
     moved = Candidate({**other.row, "shard": "lisbon/people"}, other.fused, other.score)
     assert joined([one, moved]) == [one, moved]
@@ -232,6 +232,6 @@ def test_joined_passages_are_as_long_as_their_span_and_hold_every_part(places: l
     )
 
 
-def test_a_rerankers_scores_stand_beside_the_fused_ones() -> None:
+def test_a_hit_has_the_rerankers_score_and_the_fused_score() -> None:
     (hit,) = hits_of([candidate("a")], {"a": 3.5})
     assert (hit.reranked, hit.fused, hit.rank) == (3.5, 0.1, 1)

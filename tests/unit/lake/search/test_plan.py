@@ -1,4 +1,4 @@
-"""Which tables answer for a scope: the shards', or the company index with the shards that it does not hold."""
+"""Which tables are searched for a scope: the shards', or the company index plus the shards it does not contain."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tables(targets: list[object]) -> list[tuple[str, str, int, str | None]]:
     return [(t.folder, t.table, t.version, t.scope) for t in targets]  # type: ignore[attr-defined]
 
 
-def test_few_shards_are_searched_each() -> None:
+def test_few_shards_are_searched_individually() -> None:
     entries = [entry(number) for number in range(4)]
     targets = plan(entries, {FIRST: record(entries)}, QUESTION, wide=4)
     assert [target.table for target in targets] == [each.table for each in entries]
@@ -69,7 +69,7 @@ def test_many_shards_are_searched_in_the_company_index_at_its_recorded_version()
     assert (target.folder, target.table, target.version, target.scope) == (COMPANY, FIRST, 7, None)
 
 
-def test_a_part_of_the_shards_is_named_in_the_filter_or_the_rest_is_excluded_whichever_is_shorter() -> None:
+def test_the_filter_names_the_included_or_the_excluded_shards_whichever_is_shorter() -> None:
     entries = [entry(number) for number in range(20)]
     companies = {FIRST: record(entries)}
     (few,) = plan(entries[:5], companies, QUESTION, wide=4)
@@ -80,7 +80,7 @@ def test_a_part_of_the_shards_is_named_in_the_filter_or_the_rest_is_excluded_whi
     assert few.probes > most.probes > 20
 
 
-def test_a_shard_with_other_content_than_the_index_holds_is_searched_directly() -> None:
+def test_a_shard_whose_copy_in_the_index_is_stale_is_searched_directly() -> None:
     entries = [entry(number) for number in range(6)]
     newer = entry(2, digest="digest-1", version=4)
     company, direct = plan([*entries[:2], newer, *entries[3:]], {FIRST: record(entries)}, QUESTION, wide=4)
@@ -88,13 +88,13 @@ def test_a_shard_with_other_content_than_the_index_holds_is_searched_directly() 
     assert (direct.folder, direct.table, direct.version) == (SHARDS, newer.table, 4)
 
 
-def test_a_withdrawn_shard_that_the_index_still_holds_is_excluded() -> None:
+def test_a_withdrawn_shard_that_the_index_still_contains_is_excluded() -> None:
     entries = [entry(number) for number in range(6)]
     (company,) = plan(entries[1:], {FIRST: record(entries)}, QUESTION, wide=4)
     assert company.scope == "shard NOT IN ('r00/d')"
 
 
-def test_a_compacted_shard_is_still_held_but_not_for_a_filter_of_dates() -> None:
+def test_a_compacted_shard_is_searched_in_the_index_except_with_a_date_filter() -> None:
     entries = [entry(number) for number in range(6)]
     compacted = [entry(number, version=9) for number in range(6)]
     companies = {FIRST: record(entries)}
@@ -103,14 +103,14 @@ def test_a_compacted_shard_is_still_held_but_not_for_a_filter_of_dates() -> None
     assert {target.folder for target in plan(compacted, companies, dated, wide=4)} == {SHARDS}
 
 
-def test_two_embedders_have_a_company_table_each() -> None:
+def test_each_embedder_has_its_own_company_table() -> None:
     old, new = [entry(n) for n in range(5)], [entry(n, fingerprint=SECOND) for n in range(5, 11)]
     companies = {FIRST: record(old), SECOND: record(new, SECOND)}
     targets = plan([*old, *new], companies, QUESTION, wide=4)
     assert [(target.folder, target.table) for target in targets] == [(COMPANY, FIRST), (COMPANY, SECOND)]
 
 
-def test_the_record_of_another_embedder_does_not_count() -> None:
+def test_the_record_of_another_embedder_is_ignored() -> None:
     entries = [entry(number) for number in range(6)]
     moved = [entry(number, fingerprint=SECOND) for number in range(6)]
     assert {target.folder for target in plan(moved, {FIRST: record(entries)}, QUESTION, wide=4)} == {SHARDS}
@@ -125,10 +125,10 @@ def test_empty_shards_are_not_searched() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=12, max_size=12),
     st.integers(1, 6),
 )
-def test_every_filled_shard_is_answered_for_exactly_once_and_by_rows_of_its_own_digest(
+def test_every_filled_shard_is_searched_exactly_once_at_its_published_digest(
     shards: list[tuple[int, int, bool]], held: list[tuple[int, bool]], wide: int
 ) -> None:
-    """Whatever the record holds: a company table counts for the shards that its filter lets through."""
+    """A company table answers for the shards that its filter admits, whatever its record contains."""
     entries = [
         entry(n, digest=f"digest-{d}", chunks=c * 5, fingerprint=SECOND if second else FIRST)
         for n, (d, c, second) in enumerate(shards)
@@ -158,17 +158,17 @@ def test_every_filled_shard_is_answered_for_exactly_once_and_by_rows_of_its_own_
 @pytest.mark.parametrize(
     "data", [b"", b"{}", b"[]", b'{"fingerprint": "../../x", "version": 1, "epoch": 1, "shards": {}}']
 )
-def test_a_malformed_record_is_named(data: bytes) -> None:
+def test_a_malformed_record_is_lake_corrupt(data: bytes) -> None:
     with pytest.raises(LakeCorrupt, match="company index"):
         read_record(FIRST, data)
 
 
-def test_a_record_under_another_name_is_refused() -> None:
+def test_a_record_stored_under_another_fingerprint_is_rejected() -> None:
     with pytest.raises(LakeCorrupt, match="describes"):
         read_record(SECOND, record([]).model_dump_json().encode())
 
 
-def test_filters_quote_what_they_are_given() -> None:
+def test_filters_quote_their_values() -> None:
     query = Query("q", 3, path_prefix="it's %_/", modified_before=datetime(2026, 2, 3, 4, 5, tzinfo=UTC))
     assert query.filters == (
         "starts_with(path, 'it''s %_/')",
