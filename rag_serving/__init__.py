@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "AsyncRagClient", "Citation", "Hit", "Hits", "RagClient", "RemoteRagClient", "ShardInfo"]
 
+_LAKE_CLIENT = "rag_serving.clients.lake"
 _HOMES = {
-    "AsyncRagClient": "rag_serving.clients.lake",
+    "AsyncRagClient": _LAKE_CLIENT,
     "RagClient": "rag_serving.clients.sync",
     "RemoteRagClient": "rag_serving.clients.remote",
     "Answer": "rag_serving.results",
@@ -31,9 +32,15 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first use, so that importing the package costs nothing."""
+    """Import public names on first use, so that importing the package costs nothing.
+
+    Raises `MissingExtra` for the client of a lake if its packages are not installed.
+    """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    from rag_serving.requirements import needs_extra
+
+    with needs_extra("serving", "a client of a lake"):
+        return getattr(import_module(_HOMES[name]), name)

@@ -2,6 +2,7 @@
 
     RagError
     ├── SettingsError            a setting is missing or malformed
+    │   └── MissingExtra         an optional package is not installed
     ├── InvalidQuestion          the question is empty or too long
     ├── InvalidArgument          k, a filter or another argument is out of range
     ├── InvalidShardName         a region or department cannot name a shard
@@ -41,6 +42,7 @@ __all__ = [
     "LakeCorrupt",
     "LakeError",
     "LakeUnavailable",
+    "MissingExtra",
     "ModelUnavailable",
     "NotAllowed",
     "NotOffered",
@@ -66,6 +68,10 @@ class RagError(Exception):
 
 class SettingsError(RagError):
     """A setting is missing or malformed; the message names the environment variable."""
+
+
+class MissingExtra(SettingsError, ImportError):
+    """A package of an optional extra is not installed; the message has the command that installs it."""
 
 
 class InvalidQuestion(RagError, ValueError):

@@ -8,6 +8,8 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypedDict
 
+from rag_serving.requirements import needs_extra
+
 Completion = Callable[..., Awaitable[Any]]
 Price = Callable[[str, int, int], float | None]
 """Maps a model's name, prompt tokens and completion tokens to US dollars; None if the price is unknown."""
@@ -72,8 +74,8 @@ def litellm_price(model: str, prompt: int, completion: int) -> float | None:
 
 
 def import_litellm() -> Any:
-    """Import litellm without the download of a price list that it starts with by default."""
+    """Import litellm without the download of a price list that it starts with by default; raises `MissingExtra`."""
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    import litellm
-
+    with needs_extra("llm", "a hosted model"):
+        import litellm
     return litellm

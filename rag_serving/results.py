@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rag_serving.requirements import needs_extra
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -74,9 +76,9 @@ class Hits(Sequence[Hit]):
         return f"Hits({len(self._hits)}, best={self._hits[0].source!r})" if self._hits else "Hits(0)"
 
     def to_pandas(self) -> "pd.DataFrame":
-        """Return one row per hit, best first; the columns are the fields of `Hit`."""
-        import pandas as pd
-
+        """Return one row per hit, best first; the columns are the fields of `Hit`. Raises `MissingExtra`."""
+        with needs_extra("pandas", "Hits.to_pandas"):
+            import pandas as pd
         return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
 
 

@@ -9,12 +9,16 @@ from rag_assets.cli.evaluate import evaluate
 from rag_assets.cli.quarantine import quarantine
 from rag_assets.cli.versions import history, maintain, release, rollback
 from rag_serving.cli.errors import NamedErrorGroup
+from rag_serving.requirements import require_posix
 
 
-@click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "rag-assets", cls=NamedErrorGroup, extra="assets", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="rag-shards")
 def main() -> None:
     """Index the documents of RAG_SOURCE_URI into the lake RAG_LAKE_URI with Dagster."""
+    require_posix()
     # Dagster warns at every start that partitioned checks are a preview.
     warnings.filterwarnings("ignore", module="dagster")
     warnings.filterwarnings("ignore", message=".*in preview.*")

@@ -19,12 +19,14 @@ from rag_assets.defs.sensors import build_arrivals_sensor
 from rag_assets.pipeline import Pipeline
 from rag_assets.runs.names import INDEX_SHARD, REFRESH, WATCH, Names
 from rag_assets.settings import PipelineSettings
+from rag_serving.requirements import require_posix
 
 
 def build_definitions(
     settings: PipelineSettings | None = None, resource_overrides: Mapping[str, Any] | None = None
 ) -> dg.Definitions:
     """Return all definitions; settings default to the environment."""
+    require_posix()
     settings = settings or PipelineSettings.from_env()
     names = Names.of(settings)
     jobs = build_asset_jobs(names)

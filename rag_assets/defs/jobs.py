@@ -6,6 +6,7 @@ import dagster as dg
 
 from rag_assets.options import ExecutorName
 from rag_assets.runs.names import EXPORT_MODEL, INDEX_SHARD, REFRESH, SHARD_ASSETS, WATCH, Names
+from rag_serving.requirements import needs_extra
 
 AssetJob = Any
 """The result of `dg.define_asset_job`, whose type is not public."""
@@ -46,7 +47,7 @@ def build_asset_jobs(names: Names) -> dict[str, AssetJob]:
 def executor(name: ExecutorName) -> dg.ExecutorDefinition:
     """Return the executor of every job. The default is in-process: a process per step costs more than the steps."""
     if name == "k8s":
-        from dagster_k8s import k8s_job_executor
-
+        with needs_extra("k8s", "RAG_EXECUTOR=k8s"):
+            from dagster_k8s import k8s_job_executor
         return k8s_job_executor
     return dg.multiprocess_executor if name == "multiprocess" else dg.in_process_executor

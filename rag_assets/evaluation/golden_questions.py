@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError, field_validator
 
 from rag_assets.sources.base import (
     GOLDEN_FOLDER,
@@ -38,7 +38,11 @@ _MOST_OBJECTS = 1_000
 """Objects of the folder that are listed."""
 
 _Key = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=_MOST_KEY_BYTES)]
-_Question = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MOST_CHARACTERS)]
+_Question = Annotated[
+    str,
+    BeforeValidator(lambda value: value.strip() if isinstance(value, str) else value),  # also U+001C to U+001F
+    StringConstraints(min_length=1, max_length=MOST_CHARACTERS),
+]
 _Quote = Annotated[str, StringConstraints(strip_whitespace=True, max_length=MOST_CHARACTERS)]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 

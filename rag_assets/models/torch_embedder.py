@@ -4,6 +4,7 @@ Its vectors equal those of the exported graph (fp16 on a GPU agrees with fp32 to
 a self-test at load checks that.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
@@ -13,9 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from rag_assets.errors import ExportError
-from rag_assets.models.export import load_reference, weights_hash
+from rag_assets.models.model_source import is_packaged
+from rag_assets.models.packaged import WEIGHTS_SHA256
+from rag_assets.models.torch_export import load_reference, weights_hash
+from rag_serving.errors import MissingExtra
 from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.lake.embedders.batching import batches_by_length
+from rag_serving.requirements import needs_extra
+
+_log = logging.getLogger(__name__)
 
 _BATCH_TOKENS = 65_536
 """A GPU needs tens of thousands of tokens per batch; a CPU's caches only hold a few thousand."""
@@ -25,11 +32,18 @@ _DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/kfd", "/dev/d
 
 
 def gpu_is_there() -> bool:
-    """Return whether torch can use a GPU; imports torch, which takes seconds, only if there is a driver."""
+    """Return whether torch can use a GPU; imports torch, which takes seconds, only if there is a driver.
+
+    Logs a warning if there is a driver but no torch.
+    """
     if not any(Path(driver).exists() for driver in _DRIVERS):
         return False
-    import torch
-
+    try:
+        with needs_extra("torch", "embedding on the GPU"):
+            import torch
+    except MissingExtra as error:
+        _log.warning("%s; embedding on the CPU", error)
+        return False
     return torch.cuda.is_available()
 
 
@@ -37,12 +51,14 @@ class TorchEmbedder:
     """The sentence-transformers model that was exported; raises `ExportError` if its weights have changed."""
 
     def __init__(self, identity: EmbedderIdentity, *, device: str | None = None) -> None:
+        self._model = load_reference(identity.model)
         import torch
 
         self._identity = identity
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._model = load_reference(identity.model)
-        if weights_hash(self._model) != identity.weights_sha256:
+        # The names of weights depend on sentence-transformers; those of the packaged model are verified as files.
+        found = WEIGHTS_SHA256 if is_packaged(identity.model) else weights_hash(self._model)
+        if found != identity.weights_sha256:
             raise ExportError(
                 f"the weights of {identity.model!r} have changed since the export; materialize embedding_model again"
             )

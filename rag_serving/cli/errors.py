@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from rag_serving.errors import RagError, SettingsError
+from rag_serving.errors import RagError
+from rag_serving.requirements import needs_extra
 
 
 class NamedClickError(click.ClickException):
@@ -14,20 +15,19 @@ class NamedClickError(click.ClickException):
 
 
 class NamedErrorGroup(click.Group):
-    """A group of commands that reports every `RagError` as a `NamedClickError`."""
+    """A group of commands that reports every `RagError` as a `NamedClickError`.
+
+    A package that is not installed is reported as `MissingExtra`, as part of the extra `extra`.
+    """
+
+    def __init__(self, *args: Any, extra: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.extra = extra
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; raises `NamedClickError`."""
         try:
-            return super().invoke(ctx)
+            with needs_extra(self.extra, f"{self.name}"):
+                return super().invoke(ctx)
         except RagError as error:
             raise NamedClickError(f"{type(error).__name__}: {error}") from error
-
-
-def require_http_extra() -> None:
-    """Raise `SettingsError` unless ``rag-shards[http]`` is installed."""
-    try:
-        import fastapi  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        import uvicorn  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError as error:
-        raise SettingsError("the service needs more packages: pip install 'rag-shards[http]'") from error

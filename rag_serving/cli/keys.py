@@ -5,11 +5,13 @@ from pathlib import Path
 import click
 
 from rag_serving.errors import SettingsError
+from rag_serving.requirements import require_posix
 
 
 @click.group(short_help="Create, list and revoke API keys.")
 def keys() -> None:
     """Create, list and revoke API keys of the service, in the file at RAG_HTTP_KEYS."""
+    require_posix()
 
 
 @keys.command("create", short_help="Create an API key and print it.")

@@ -8,10 +8,11 @@ from typing import get_args
 import click
 
 from rag_serving.cli.calibrate import calibrate_command
-from rag_serving.cli.errors import NamedErrorGroup, require_http_extra
+from rag_serving.cli.errors import NamedErrorGroup
 from rag_serving.cli.keys import keys
 from rag_serving.clients.sync import RagClient
 from rag_serving.lake.search.query import Mode
+from rag_serving.requirements import require_module, require_posix
 from rag_serving.results import Answer, Place
 
 
@@ -26,7 +27,9 @@ def _scope(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group(cls=NamedErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    "rag-serving", cls=NamedErrorGroup, extra="serving", context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(package_name="rag-shards")
 def main() -> None:
     """Query the published shards of a lake (RAG_LAKE_URI) or of a service (RAG_SERVICE_URL).
@@ -155,7 +158,9 @@ def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
 
     Example: rag-serving serve --port 8080 --workers 4
     """
-    require_http_extra()
+    require_posix()
+    for module in ("fastapi", "prometheus_client", "uvicorn"):
+        require_module(module, "http", "the service")
     from rag_serving.http.server import serve as run
 
     run(host, port, workers=workers, open_to_all=open_to_all)

@@ -2,13 +2,15 @@
 
 from rag_serving.answering.generation import LanguageModel
 from rag_serving.answering.llm_process import ModelProcess
+from rag_serving.requirements import require_module
 from rag_serving.settings import ServingSettings
 
 
 def configured_model(settings: ServingSettings, process: ModelProcess | None = None) -> LanguageModel | None:
-    """Return the configured model, or None. With `process`, litellm is called there."""
+    """Return the configured model, or None. With `process`, litellm is called there. Raises `MissingExtra`."""
     if settings.llm_model is None:
         return None
+    require_module("litellm", "llm", "RAG_LLM_MODEL")
     named = (settings.llm_fallbacks or "").split(",")
     return LanguageModel(
         settings.llm_model,

@@ -44,6 +44,7 @@ from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.object_store import ObjectStore, open_object_store
 from rag_serving.lake.search.query import Query
+from rag_serving.requirements import require_module, require_posix
 from rag_serving.results import Answer, Hit, Hits, ShardInfo, Turn
 from rag_serving.retrieval.query_embedder import QueryEmbedders
 from rag_serving.retrieval.rerankers import HostedReranker, Reranker
@@ -73,11 +74,14 @@ class AsyncRagClient(BaseRagClient):
         clock: Callable[[], float] = time.time,
         load: Callable[[ObjectStore, str], Embedder] = load_embedder,
     ) -> None:
+        """Open the lake without connecting yet; raises `SettingsError`, or `MissingExtra` for a hosted model."""
+        require_posix()
         self._settings = settings
         self._clock = clock
         self._objects = objects or open_object_store(settings.lake_uri)
         self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh)
         if reranker is None and settings.rerank_model is not None:
+            require_module("litellm", "llm", "RAG_RERANK_MODEL")
             reranker = HostedReranker(settings.rerank_model)
         self._searcher: SearchBackend = searcher or Searcher(
             settings.lake_uri,

@@ -14,6 +14,7 @@ from rag_serving.clients.base import BaseRagClient, Health, Scope
 from rag_serving.errors import InvalidArgument, NotOffered, RagError, SettingsError
 from rag_serving.events import Event, failed, until
 from rag_serving.lake.search.query import Query
+from rag_serving.requirements import needs_extra
 from rag_serving.results import Answer, Hits, ShardInfo, Turn
 from rag_serving.settings import SERVICE_DEADLINE, SERVICE_TRIES, ServiceSettings
 
@@ -45,11 +46,9 @@ class RemoteRagClient(BaseRagClient):
         tries: int = SERVICE_TRIES,
         transport: "httpx2.AsyncBaseTransport | None" = None,
     ) -> None:
-        """Connect lazily; raises `InvalidArgument`, or `SettingsError` if ``rag-shards[client]`` is not installed."""
-        try:
+        """Connect lazily; raises `InvalidArgument` or `MissingExtra`."""
+        with needs_extra("client", "a client of a service"):
             from rag_serving.clients.transport import ServiceTransport
-        except ModuleNotFoundError as error:
-            raise SettingsError("a service client needs more packages: pip install 'rag-shards[client]'") from error
         secret = None if key is None else SecretStr(key)
         self._transport = ServiceTransport(base_url, secret, deadline=deadline, tries=tries, transport=transport)
         self._deadline = deadline

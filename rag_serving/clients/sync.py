@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast, overload
 
 from rag_serving.clients.base import BaseRagClient
+from rag_serving.requirements import needs_extra
 from rag_serving.settings import ServiceSettings
 
 _T = TypeVar("_T")
@@ -151,8 +152,8 @@ def _of_a_service(base_url: str, key: str | None) -> BaseRagClient:
 
 def _by_the_environment() -> BaseRagClient:
     if ServiceSettings.from_env().url is None:
-        from rag_serving.clients.lake import AsyncRagClient
-
+        with needs_extra("serving", "a client of a lake"):
+            from rag_serving.clients.lake import AsyncRagClient
         return AsyncRagClient.from_env()
     from rag_serving.clients.remote import RemoteRagClient
 

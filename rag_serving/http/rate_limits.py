@@ -1,15 +1,17 @@
-"""Rate limits per minute, enforced across all processes with Redis and per process without it."""
+"""Rate limits per minute, enforced across all processes with Redis and per process without it.
+
+Both count in a moving window: the times of the latest requests are kept, and a request is within the limit if the one
+that many requests before it is at least a minute old. (The package limits would do, but supports no redis 8 and takes
+no client that exists already.)
+"""
 
 import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage, RedisStorage
-from limits.aio.strategies import MovingWindowRateLimiter
 
 from rag_serving.cache.redis_connection import connect
 from rag_serving.concurrency.circuit_breaker import CircuitBreaker
@@ -20,6 +22,22 @@ if TYPE_CHECKING:
     from redis.asyncio.cluster import RedisCluster
 
 _PAUSE_SECONDS = 5.0
+_WINDOW_SECONDS = 60.0
+_MOST_WINDOWS = 10_000
+"""Windows in memory from which expired ones are removed: failed keys have one for each address."""
+
+# Redis' clock, so that the clocks of the processes do not matter. Returns the milliseconds to wait.
+_TAKE = """
+local now = redis.call('TIME')
+local at = now[1] * 1000 + math.floor(now[2] / 1000)
+local limit, window = tonumber(ARGV[1]), tonumber(ARGV[2])
+local oldest = redis.call('LINDEX', KEYS[1], limit - 1)
+if oldest and at - oldest < window then return window - (at - oldest) end
+redis.call('LPUSH', KEYS[1], at)
+redis.call('LTRIM', KEYS[1], 0, limit - 1)
+redis.call('PEXPIRE', KEYS[1], window)
+return 0
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -43,28 +61,42 @@ class RateLimits:
         self._client: Any = client
         self._timeout = timeout
         self._workers = workers
-        self._here = MovingWindowRateLimiter(MemoryStorage())
-        self._everywhere = None if client is None else MovingWindowRateLimiter(_Storage(client, f"{prefix}:rates"))
+        self._prefix = f"{prefix}:rates"
+        self._script = None if self._client is None else self._client.register_script(_TAKE)
+        self._windows: dict[tuple[str, ...], deque[float]] = {}
         self._breaker = CircuitBreaker(self._probe, pause=pause)
         self.shared = client is not None
         """Whether the latest request was counted across all processes."""
 
     async def take(self, per_minute: int, *of: str) -> int | None:
         """Record one request. Returns None if within the limit, else seconds until a retry may succeed."""
-        if self._everywhere is not None and not self._breaker.open:
+        if self._script is not None and not self._breaker.open:
             from redis.exceptions import RedisClusterException, RedisError
 
             try:
                 async with asyncio.timeout(self._timeout):
-                    left = await _take(self._everywhere, per_minute, of)
+                    key = ":".join((self._prefix, *of))
+                    wait = await self._script(keys=[key], args=[per_minute, int(_WINDOW_SECONDS * 1000)]) / 1000
             except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
                 self._breaker.trip()
                 _log.warning("Redis unavailable (%s); enforcing rate limits per process", type(error).__name__)
             else:
                 self.shared = True
-                return left
+                return math.ceil(wait) or None
         self.shared = False
-        return await _take(self._here, math.ceil(per_minute / self._workers), of)
+        return self._take_here(math.ceil(per_minute / self._workers), of)
+
+    def _take_here(self, limit: int, of: tuple[str, ...]) -> int | None:
+        now = time.monotonic()
+        if len(self._windows) >= _MOST_WINDOWS and of not in self._windows:
+            self._windows = {key: times for key, times in self._windows.items() if now - times[0] < _WINDOW_SECONDS}
+        times = self._windows.setdefault(of, deque())  # newest first, like the list in Redis
+        if len(times) >= limit and (age := now - times[limit - 1]) < _WINDOW_SECONDS:
+            return math.ceil(_WINDOW_SECONDS - age)
+        times.appendleft(now)
+        while len(times) > limit:
+            times.pop()
+        return None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -85,26 +117,3 @@ def open_rate_limits(settings: ServingSettings, *, workers: int) -> Callable[[],
         return RateLimits(client, prefix=settings.cache_prefix, timeout=settings.cache_timeout, workers=workers)
 
     return make
-
-
-async def _take(limiter: MovingWindowRateLimiter, per_minute: int, of: tuple[str, ...]) -> int | None:
-    rate = RateLimitItemPerMinute(per_minute)
-    if await limiter.hit(rate, *of):
-        return None
-    reset, _ = await limiter.get_window_stats(rate, *of)
-    return max(1, round(reset - time.time()))
-
-
-class _Storage(RedisStorage):
-    """The Redis storage of the package limits on our client, which supports clusters behind TLS and has timeouts."""
-
-    STORAGE_SCHEME = None  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]  # not found by URL
-
-    def __init__(self, client: "Redis | RedisCluster", prefix: str) -> None:
-        self._given: Any = client
-        super().__init__("async+redis://", implementation="redispy", key_prefix=prefix)
-
-    def configure_bridge(self) -> None:
-        bridge: Any = self.bridge
-        bridge.storage = self._given
-        bridge.connection_getter = lambda _readonly: self._given  # pyright: ignore[reportUnknownLambdaType]

@@ -123,7 +123,7 @@ def s3_options(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def open_object_store(uri: str) -> ObjectStore:
-    """Open a folder or ``s3://bucket/prefix``, without connecting yet."""
+    """Open a folder or ``s3://bucket/prefix``, without connecting yet; raises `SettingsError`."""
     if not is_s3(uri):
         return FolderObjectStore(folder_path(uri))
     from obstore.store import S3Store

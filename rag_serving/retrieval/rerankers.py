@@ -87,7 +87,4 @@ class HostedReranker:
 
 
 def _litellm_rerank() -> Call:
-    try:
-        return import_litellm().arerank
-    except ImportError as error:
-        raise RerankerUnavailable("hosted rerankers need litellm: pip install 'rag-shards[serving]'") from error
+    return import_litellm().arerank

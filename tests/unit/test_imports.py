@@ -8,9 +8,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
+import click
 import pytest
+from click.testing import CliRunner
 
 import rag_serving
+from rag_assets.cli.main import main as rag_assets_main
+from rag_assets.defs.build import build_definitions
+from rag_serving import requirements
+from rag_serving.errors import SettingsError
 
 
 def modules_after(statement: str, environment: Mapping[str, str] | None = None) -> set[str]:
@@ -69,6 +75,18 @@ def test_importing_reads_no_environment_variable(module: str) -> None:
         "RAG_LAKE_URI": "banana://",
     }
     assert module.partition(".")[0] in modules_after(f"import {module}", malformed)
+
+
+def test_windows_is_refused_by_name_except_by_a_client_of_a_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "_SYSTEM", "nt")
+    for refused in (
+        rag_serving.RagClient.from_env,
+        build_definitions,
+        lambda: CliRunner().invoke(rag_assets_main, ["status"], standalone_mode=False, catch_exceptions=False),
+    ):
+        with pytest.raises((SettingsError, click.ClickException), match=r"Linux and macOS.*WSL 2"):
+            refused()
+    rag_serving.RagClient(base_url="http://127.0.0.1:1").close()
 
 
 def test_importing_serving_does_not_import_the_pipeline() -> None:

@@ -5,7 +5,6 @@ committed offset. New partitions are read from their earliest message. If the br
 by retention, topic recreated), this is reported as a gap, and the next poll starts at the earliest message.
 """
 
-import importlib.util
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from pydantic import SecretStr, TypeAdapter
 from rag_assets.arrivals.events.base import Delivery
 from rag_assets.errors import FeedRefused, FeedUnavailable
 from rag_serving.errors import SettingsError
+from rag_serving.requirements import require_module
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
@@ -91,8 +91,7 @@ class KafkaFeed:
         if self._brokers is None or self._topic is None:
             missing = "RAG_KAFKA_BROKERS" if self._brokers is None else "RAG_KAFKA_TOPIC"
             raise SettingsError(f"{missing} is not set; RAG_ARRIVALS=kafka needs the brokers and the topic to read")
-        if importlib.util.find_spec("confluent_kafka") is None:
-            raise SettingsError("RAG_ARRIVALS=kafka needs confluent-kafka: pip install 'rag-shards[kafka]'")
+        require_module("confluent_kafka", "kafka", "RAG_ARRIVALS=kafka")
         deadline = self._clock() + seconds
         stored = _offsets(position, self._topic)
         with self._consumer(self._brokers, self._topic) as consumer:

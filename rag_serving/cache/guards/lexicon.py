@@ -1,12 +1,13 @@
-"""Loads the guards' word lists: data/*.toml by language, and names of months, days, units and currencies from CLDR.
+"""Loads the guards' word lists: data/*.toml by language, and data/cldr.json with names of months, days and units.
 
 The lists of all languages are merged, and loaded on first use. The purpose of each is described in data/en.toml; its
 effect is decided by the modules that use it.
 """
 
+import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -18,8 +19,7 @@ LANGUAGES = ("en", "de", "fr", "es", "pt", "nb", "ja")
 
 WordList = Literal[
     "stop_words", "light_words", "negations", "contracted_negations", "negating_prefixes", "auxiliaries", "not_names",
-    "joining_words", "first_person", "second_person", "directions", "ambiguous_months", "before_months", "currencies",
-    "excluded_months", "excluded_units",
+    "joining_words", "first_person", "second_person", "directions", "ambiguous_months", "before_months",
 ]  # fmt: skip
 
 Groups = Mapping[str, Mapping[str, Sequence[str]]]
@@ -27,7 +27,7 @@ Groups = Mapping[str, Mapping[str, Sequence[str]]]
 
 
 def preload() -> None:
-    """Load the files and the names from CLDR, which takes about 0.2 s."""
+    """Load the files, which takes about 0.1 s."""
     common_words()
     units()
 
@@ -96,57 +96,36 @@ def alternation(patterns: Sequence[str]) -> re.Pattern[str]:
 @cache
 def _sources() -> Sequence[Mapping[str, Any]]:
     folder = files("rag_serving.cache.guards").joinpath("data")
-    return [tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8")) for name in (*LANGUAGES, "cldr")]
+    return [tomllib.loads(folder.joinpath(f"{name}.toml").read_text("utf-8")) for name in LANGUAGES]
 
 
-# --- CLDR. Babel is imported on first use, because it takes 0.1 s. ---
+# --- Names from CLDR. `python -m tests.cldr_names` writes the file with Babel, which would add 32 MB to an install. ---
 
 
 @cache
 def months() -> Mapping[str, int]:
     """Return the names and abbreviations of months with their numbers."""
-    found: dict[str, int] = {}
-    for locale in _locales():
-        for context in ("format", "stand-alone"):
-            for width in ("abbreviated", "wide"):
-                names: Mapping[int, str] = locale.months[context][width]
-                found |= {name.casefold().rstrip("."): number for number, name in names.items()}
-    # Japanese months are numbers, which have their own patterns.
-    return {name: month for name, month in found.items() if name not in words("excluded_months") and name[0].isalpha()}
+    return _names()["months"]
 
 
 @cache
 def weekdays() -> Mapping[str, int]:
     """Return the full names of days, from 1 for Monday; abbreviations such as "sun" and "so" are other words, too."""
-    found: dict[str, int] = {}
-    for locale in _locales():
-        names: Mapping[int, str] = locale.days["stand-alone"]["wide"]
-        found |= {name.casefold(): number + 1 for number, name in names.items()}
-    return {**found, **integers("weekdays")}
+    return {**_names()["weekdays"], **integers("weekdays")}
 
 
 @cache
 def units() -> Mapping[str, str]:
     """Return every one-word spelling of a unit or currency with its canonical name."""
-    from babel.numbers import get_currency_name, get_currency_symbol
-    from babel.units import format_unit
-
-    found: dict[str, str] = {}
-    lengths: list[tuple[str, Literal["long", "short"]]] = [("en", "short"), *((name, "long") for name in LANGUAGES)]
-    for unit, identifier in _sources()[-1]["cldr_units"].items():
-        for language, length in lengths:
-            shown = [format_unit(count, identifier, length, locale=language) for count in (1, 2)]
-            found.update((re.sub(r"[\d.\s]+", " ", name).strip().casefold(), unit) for name in shown)
-    for unit in words("currencies"):
-        code = unit.upper()
-        for language in LANGUAGES:
-            plural = [get_currency_name(code, count, language) for count in (1, 2)]
-            found.update((name.casefold(), unit) for name in (code, get_currency_symbol(code, language), *plural))
-    single = {name: unit for name, unit in found.items() if " " not in name and name not in words("excluded_units")}
-    return {**single, **by_word("units")}
+    return {**_names()["units"], **by_word("units")}
 
 
-def _locales() -> Iterable[Any]:
-    from babel import Locale
+@cache
+def currencies() -> frozenset[str]:
+    """Return the canonical names of the units that are currencies."""
+    return frozenset(_names()["currencies"])
 
-    return [Locale.parse(language) for language in LANGUAGES]
+
+@cache
+def _names() -> Mapping[str, Any]:
+    return json.loads(files("rag_serving.cache.guards").joinpath("data", "cldr.json").read_text("utf-8"))

@@ -249,7 +249,7 @@ def _unit_of(words: Sequence[str], start: int, end: int) -> tuple[str, int]:
     if unit:
         return unit, end + 1
     before = units.get(words[start - 1], "") if start else ""
-    return (before if before in lexicon.words("currencies") else ""), end
+    return (before if before in lexicon.currencies() else ""), end
 
 
 def _ordinal_at(words: Sequence[str], place: int) -> str | None:

@@ -101,7 +101,4 @@ def _in_order(data: Sequence[Any]) -> list[Any]:
 
 
 def _litellm_embedding() -> Call:
-    try:
-        return import_litellm().embedding
-    except ImportError as error:
-        raise EmbedderUnavailable("hosted embedding models need litellm: pip install 'rag-shards[serving]'") from error
+    return import_litellm().embedding

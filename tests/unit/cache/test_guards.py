@@ -22,6 +22,7 @@ from rag_serving.cache.guards.rules import disagreement
 from rag_serving.cache.guards.tokens import singular
 from rag_serving.cli.calibrate import calibrate_command
 from rag_serving.errors import InvalidArgument, SettingsError
+from tests import cldr_names
 
 AGREE = [
     ("When is the report for 12 March 2024 due?", "when is the report for 2024-03-12 due"),
@@ -374,3 +375,7 @@ def test_too_few_pairs_and_malformed_lines_are_rejected(tmp_path: Path) -> None:
     assert not out.exists()
     with pytest.raises(InvalidArgument, match="pairs"):
         calibrate([])
+
+
+def test_the_stored_names_are_those_of_the_cldr() -> None:
+    assert json.loads(cldr_names.FILE.read_text("utf-8")) == cldr_names.names()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rag_assets.evaluation.golden_questions import (
@@ -119,6 +119,7 @@ def test_parsing_any_bytes_never_raises(data: bytes) -> None:
         assert isinstance(found, GoldenQuestion | str)
 
 
+@example("0\x1f", ["a.md"])
 @given(
     st.text(min_size=1, max_size=100).filter(lambda text: text.strip()),
     st.lists(st.from_regex(r"[a-zé_-]{1,8}(/[a-z]{1,8}){0,2}\.md", fullmatch=True), min_size=1, max_size=10),
