@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 DEMO_ENV := DAGSTER_HOME=$${DAGSTER_HOME:-$(DEMO)/dagster} RAG_LAKE_URI=$${RAG_LAKE_URI:-$(DEMO)/lake} \
   RAG_SOURCE_URI=$${RAG_SOURCE_URI:-$(CURDIR)/examples/corpus}
 
-.PHONY: demo dev ask test lint check-definitions servers docs reference lock clean
+.PHONY: demo dev ask test test-lowest test-newest lint check-definitions servers docs reference lock audit release-check clean
 
 demo: $(VENV)/.run  ## index the sample corpus and ask it some questions
 	@$(BIN)/python examples/demo.py
@@ -44,17 +44,32 @@ reference: $(VENV)/.dev  ## write the generated pages of docs/reference
 docs: $(VENV)/.dev  ## build the documentation site, with search, into build/docs
 	@$(BIN)/sphinx-build --fail-on-warning --quiet docs build/docs && echo built build/docs/index.html
 
-lock: $(VENV)/.dev  ## pin what is installed now as the development environment
-	@echo '# The development environment, pinned by make lock; users install what pyproject.toml asks for.' > requirements/dev.lock
+# Torch is left out of the constraints: which of its builds to take is the user's choice.
+CONSTRAINED := assets client http k8s kafka llm otel pandas serving ui
+lock: $(VENV)/.dev  ## pin what is installed now, for development and, with hashes, for users
+	@echo '# The development environment, pinned by make lock; users install with constraints.txt.' > requirements/dev.lock
 	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' >> requirements/dev.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	  --constraint requirements/dev.lock $(CONSTRAINED:%=--extra %) pyproject.toml --output-file requirements/constraints.txt
+	@echo pinned requirements/dev.lock and requirements/constraints.txt
 
-$(VENV)/.run: pyproject.toml requirements/dev.lock
+audit: $(VENV)/.dev  ## look up the constraints in a database of vulnerabilities (needs the network)
+	@test -x $(VENV)-audit/bin/pip-audit || ($(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit)
+	@$(VENV)-audit/bin/pip-audit --require-hashes --disable-pip --requirement requirements/constraints.txt
+
+release-check: $(VENV)/.dev  ## build the release and try every extra from the wheel alone
+	@$(BIN)/python -m tests.release_check
+
+test-lowest test-newest: test-%: $(VENV)/.dev  ## the tests at the lowest or newest versions that pyproject.toml allows
+	@$(BIN)/python -m tests.bounds $* $(PYTEST_ARGS)
+
+$(VENV)/.run: pyproject.toml requirements/constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (some minutes the first time)"
-	@$(PIP) install --constraint requirements/dev.lock --editable '.[assets,serving]'
+	@echo "installing into $(VENV) (a minute or two the first time)"
+	@$(PIP) install --constraint requirements/constraints.txt --editable '.[assets,serving,ui]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run
+$(VENV)/.dev: $(VENV)/.run requirements/dev.lock
 	@$(PIP) install --constraint requirements/dev.lock --editable '.[dev]'
 	@touch $@
 
