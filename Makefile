@@ -47,7 +47,7 @@ docs: $(VENV)/.dev  ## build the documentation site, with search, into build/doc
 # Torch is left out of the constraints: which of its builds to take is the user's choice.
 CONSTRAINED := assets client http k8s kafka llm otel pandas serving ui
 lock: $(VENV)/.dev  ## pin what is installed now, for development and, with hashes, for users
-	@echo '# The development environment, pinned by make lock; users install with constraints.txt.' > requirements/dev.lock
+	@echo '# The development environment, pinned by make lock; constraints.txt is for users.' > requirements/dev.lock
 	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' >> requirements/dev.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	  --constraint requirements/dev.lock $(CONSTRAINED:%=--extra %) pyproject.toml --output-file requirements/constraints.txt
@@ -63,13 +63,13 @@ release-check: $(VENV)/.dev  ## build the release and try every extra from the w
 test-lowest test-newest: test-%: $(VENV)/.dev  ## the tests at the lowest or newest versions that pyproject.toml allows
 	@$(BIN)/python -m tests.bounds $* $(PYTEST_ARGS)
 
-$(VENV)/.run: pyproject.toml requirements/constraints.txt
+$(VENV)/.run: pyproject.toml requirements/dev.lock
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a minute or two the first time)"
-	@$(PIP) install --constraint requirements/constraints.txt --editable '.[assets,serving,ui]'
+	@$(PIP) install --constraint requirements/dev.lock --editable '.[assets,serving,ui]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements/dev.lock
+$(VENV)/.dev: $(VENV)/.run
 	@$(PIP) install --constraint requirements/dev.lock --editable '.[dev]'
 	@touch $@
 

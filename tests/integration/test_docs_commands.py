@@ -20,6 +20,7 @@ from tests.pipelines import seed_model
 
 PAGES = [
     "README.md",
+    "docs/guides/installation.md",
     "docs/guides/indexing.md",
     "docs/guides/arrivals.md",
     "docs/guides/sqs.md",

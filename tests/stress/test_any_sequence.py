@@ -214,7 +214,7 @@ def index(source: FolderSource, keys: Sequence[str] = (), *, embedder: HashEmbed
         sync_shard(writer, IDENTITY, 10_000, print)
         checked = check_rows(writer.lake, SHARD, dirty_documents(writer.lake, SHARD))
         if checked.problems:  # only possible with a concurrent writer
-            writer.check()
+            writer.lease.check()
             raise LeaseLost("; ".join(checked.problems))
         publish(writer, IDENTITY, RETENTION, run_id="a test")
 
