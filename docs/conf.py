@@ -9,5 +9,3 @@ html_theme = "furo"
 html_title = "rag-shards"
 myst_heading_anchors = 3
 myst_enable_extensions = ["linkify"]
-# Links to files outside docs/ work on a forge; the site has no such pages.
-suppress_warnings = ["myst.xref_missing"]
