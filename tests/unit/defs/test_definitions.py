@@ -14,6 +14,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rag_assets.cli.init import write_instance
 from rag_assets.defs.build import build_definitions
 from rag_assets.errors import LeaseLost, ShardLocked, SourceRefused, SourceUnavailable
 from rag_assets.settings import PipelineSettings
@@ -54,8 +55,8 @@ def test_the_code_location_loads_without_settings_and_contacts_nothing(tmp_path:
 
 
 def test_an_invalid_setting_fails_the_load_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAG_EXECUTOR", "threads")
-    with pytest.raises(SettingsError, match="invalid environment variable: RAG_EXECUTOR"):
+    monkeypatch.setenv("RAG_ARRIVALS", "pigeons")
+    with pytest.raises(SettingsError, match="invalid environment variable: RAG_ARRIVALS"):
         build_definitions()
 
 
@@ -175,12 +176,6 @@ def test_settings_define_the_sensor_interval_and_the_reconcile_cron() -> None:
     assert definitions.resolve_schedule_def("reconcile").cron_schedule == "30 4 * * 1"
 
 
-@pytest.mark.parametrize("name", ["in_process", "multiprocess", "k8s"])
-def test_definitions_build_with_every_executor(name: str) -> None:
-    settings = PipelineSettings.model_validate({"executor": name})
-    assert build_definitions(settings).resolve_job_def("index_shard").executor_def.name == name
-
-
 @pytest.mark.parametrize(
     ("error", "retried"),
     [
@@ -233,7 +228,7 @@ def test_workspace_yaml_names_the_code_location() -> None:
 
 
 def test_dagster_yaml_allows_one_run_per_shard_and_retries_crashes_only(tmp_path: Path) -> None:
-    (tmp_path / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
+    write_instance(tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         runs = instance.get_concurrency_config().run_queue_config
         assert runs is not None
