@@ -226,6 +226,15 @@ def test_dagster_plus_accepts_dagster_cloud_yaml() -> None:
     ]
 
 
+def test_the_documented_command_adds_the_location_to_dagster_plus() -> None:
+    from dagster_cloud_cli.config_utils import get_location_document
+
+    document = get_location_document("rag-assets", {"location_file": ROOT / "dagster_cloud.yaml"})
+    page = (ROOT / "docs" / "operations" / "deployment.md").read_text()
+    assert f"add-location {document['location_name']} --from dagster_cloud.yaml" in page
+    assert document["image"]
+
+
 def test_dagster_plus_rejects_an_unknown_key() -> None:
     from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
 

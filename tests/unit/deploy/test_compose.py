@@ -6,7 +6,7 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -30,6 +30,7 @@ SERVICE_KEYS = {
 THIRD_PARTIES = {"postgres", "redis", "s3"}
 DAGSTER = ["code", "webserver", "daemon", "worker"]
 OF_THE_IMAGES = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "REDISCLI_AUTH"}
+OF_THE_COMMANDS = {"RAG_DAGSTER_URL"}  # rag-assets backfill
 OF_AWS = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"}
 
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -124,7 +125,7 @@ def test_every_named_volume_is_used() -> None:
 def test_every_variable_is_a_setting_or_is_read_by_dagster_yaml(name: str) -> None:
     classes = (PipelineSettings, ServingSettings, HttpSettings)
     settings = {each.variable(field) for each in classes for field in each.model_fields}
-    known = settings | set(read_by_dagster_yaml()) | OF_THE_IMAGES | OF_AWS | example().keys()
+    known = settings | set(read_by_dagster_yaml()) | OF_THE_IMAGES | OF_THE_COMMANDS | OF_AWS | example().keys()
     assert SERVICES[name].get("environment", {}).keys() <= known
 
 
@@ -175,9 +176,8 @@ def ref(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InstanceRef:
 def test_dagster_yaml_is_valid_and_has_the_limits_of_the_one_for_one_machine(ref: InstanceRef) -> None:
     coordinator = ref.run_coordinator
     assert isinstance(coordinator, QueuedRunCoordinator)
-    limits = ConcurrencyConfig.from_concurrency_settings(
-        ref.settings["concurrency"], coordinator.get_run_queue_config()
-    )
+    settings = cast("dict[str, Any]", ref.settings["concurrency"])
+    limits = ConcurrencyConfig.from_concurrency_settings(settings, coordinator.get_run_queue_config())
     assert limits.run_queue_config is not None
     assert limits.run_queue_config.max_concurrent_runs == 7
     one_machine = yaml.safe_load((ROOT / "dagster.yaml").read_text())
