@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import jsonschema
 import pytest
 import yaml
 from dagster._config import validate_config
@@ -22,11 +25,7 @@ from tests.deploy_commands import check_command, check_module
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-SERVICE_KEYS = {
-    *("build", "cap_drop", "command", "depends_on", "deploy", "environment", "env_file", "healthcheck", "image"),
-    *("ports", "profiles", "read_only", "restart", "security_opt", "stop_grace_period", "tmpfs", "volumes"),
-}
-"""Keys of the Compose specification that the file uses; a new one is added here after a look at the specification."""
+SPECIFICATION = "vendor/compose-spec.json"
 THIRD_PARTIES = {"postgres", "redis", "s3"}
 DAGSTER = ["code", "webserver", "daemon", "worker"]
 OF_THE_IMAGES = {"POSTGRES_USER", "POSTGRES_DB", "POSTGRES_PASSWORD", "REDISCLI_AUTH"}
@@ -57,10 +56,19 @@ def read_by_dagster_yaml(value: Any = INSTANCE) -> Iterator[str]:
             yield from read_by_dagster_yaml(each)
 
 
+@pytest.mark.skipif(find_spec("check_jsonschema") is None, reason="the extra dev is not installed")
+def test_the_file_follows_the_compose_specification() -> None:
+    package = find_spec("check_jsonschema")
+    assert package is not None
+    assert package.origin is not None
+    schema = json.loads(Path(package.origin).with_name("builtin_schemas").joinpath(SPECIFICATION).read_text())
+    problems = jsonschema.Draft202012Validator(schema).iter_errors(COMPOSE)
+    assert [f"{list(each.path)}: {each.message}" for each in problems] == []
+
+
 @pytest.mark.parametrize("name", SERVICES)
-def test_services_have_known_keys_a_restart_policy_and_a_pinned_or_built_image(name: str) -> None:
+def test_services_have_a_restart_policy_and_a_pinned_or_built_image(name: str) -> None:
     service = SERVICES[name]
-    assert service.keys() <= SERVICE_KEYS
     assert service["restart"] == "unless-stopped"
     if name in THIRD_PARTIES:
         assert re.search(r":\d+\.\d+", service["image"]), service["image"]
