@@ -35,7 +35,7 @@ check-definitions: $(VENV)/.dev
 	@RAG_SOURCE_URI=examples/corpus $(BIN)/dg check defs
 	@RAG_SOURCE_URI=examples/corpus $(BIN)/python -W ignore -m dagster definitions validate -w workspace.yaml
 
-servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback, and the browser
+servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback, the browser and Helm
 	@$(BIN)/python -m tests.servers install .servers
 
 reference: $(VENV)/.dev  ## write the generated pages of docs/reference

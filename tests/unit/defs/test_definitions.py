@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +204,30 @@ def cloud_yaml() -> str:
 
 def test_dagster_plus_accepts_dagster_cloud_yaml() -> None:
     from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
+    from dagster_k8s.container_context import K8sContainerContext
 
     (location,) = load_dagster_cloud_yaml(cloud_yaml()).locations
-    assert location.location_name == "rag_assets"
+    assert re.fullmatch(r"[a-z0-9-]{1,63}", location.location_name)
     assert location.code_source is not None
     assert location.code_source.module_name is not None
     assert hasattr(importlib.import_module(location.code_source.module_name), "defs")
-    assert location.build is not None
-    assert (ROOT / (location.build.directory or "-") / "pyproject.toml").is_file()
+    assert location.build is None  # it would install the project from a package index
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert location.image is not None
+    assert location.image.endswith(f"-assets:{version}")
+    context = K8sContainerContext.create_from_config(location.container_context)
+    assert {"name": "RAG_CODE_LOCATION", "value": location.location_name} in context.run_k8s_config.container_config[
+        "env"
+    ]
+
+
+def test_the_documented_command_adds_the_location_to_dagster_plus() -> None:
+    from dagster_cloud_cli.config_utils import get_location_document
+
+    document = get_location_document("rag-assets", {"location_file": ROOT / "dagster_cloud.yaml"})
+    page = (ROOT / "docs" / "operations" / "deployment.md").read_text()
+    assert f"add-location {document['location_name']} --from dagster_cloud.yaml" in page
+    assert document["image"]
 
 
 def test_dagster_plus_rejects_an_unknown_key() -> None:
