@@ -26,6 +26,7 @@ _SETTINGS = {
 _PROFILE_SETTINGS: dict[str, dict[str, str]] = {
     "one-machine": {},
     "workers": {
+        "RAG_WORKERS": "4",
         "RAG_BROKER_URL": "redis://redis:6379/0",
         "DAGSTER_POSTGRES_URL": "postgresql+psycopg2://dagster:PASSWORD@postgres:5432/dagster",
     },

@@ -1,6 +1,6 @@
 """A real cluster on loopback: Postgres, Redis, a Dagster daemon, and Celery workers, some of which are killed.
 
-It runs the profile `workers` as `rag-assets init` writes it, with another number of concurrent runs.
+It runs the profile `workers` as `rag-assets init` writes it.
 """
 
 from __future__ import annotations
@@ -125,10 +125,6 @@ def cluster(
 
     home = folder / "home"
     write_instance(home, "workers")
-    configuration = (home / "dagster.yaml").read_text()
-    (home / "dagster.yaml").write_text(
-        configuration.replace("max_concurrent_runs: 20", f"max_concurrent_runs: {slots}")
-    )
     with postgres_server(binaries) as postgres, redis_server(binaries, search=False) as broker:
         variables = {
             **daemon_environment(Path(source_uri), Path(lake_uri), home),
@@ -136,6 +132,7 @@ def cluster(
             "RAG_SOURCE_URI": source_uri,
             "RAG_LAKE_URI": lake_uri,
             "RAG_BROKER_URL": broker.url,
+            "RAG_WORKERS": str(slots),
             "DAGSTER_POSTGRES_URL": postgres.url,
             "PYTHONPATH": str(ROOT),
         }
@@ -155,7 +152,7 @@ def cluster(
 @contextlib.contextmanager
 def patched(variables: dict[str, str]) -> Generator[None]:
     """Set the environment variables of this process that dagster.yaml names."""
-    names = ("RAG_BROKER_URL", "DAGSTER_POSTGRES_URL")
+    names = ("RAG_BROKER_URL", "RAG_WORKERS", "DAGSTER_POSTGRES_URL")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: variables[name] for name in names})
     try:

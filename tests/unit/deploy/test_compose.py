@@ -197,7 +197,7 @@ def test_dagster_yaml_is_valid_and_has_the_limits_of_the_one_for_one_machine(ref
     limits = ConcurrencyConfig.from_concurrency_settings(settings, coordinator.get_run_queue_config())
     assert limits.run_queue_config is not None
     assert limits.run_queue_config.max_concurrent_runs == 7
-    one_machine = yaml.safe_load((ROOT / "dagster.yaml").read_text())
+    one_machine = yaml.safe_load((ROOT / "rag_assets/cli/profiles/one-machine.yaml").read_text())
     expected = one_machine["concurrency"]
     assert limits.run_queue_config.tag_concurrency_limits == expected["runs"]["tag_concurrency_limits"]
     assert limits.pool_config.default_pool_limit == expected["pools"]["default_limit"]
