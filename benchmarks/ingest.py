@@ -43,7 +43,7 @@ def ingest(source: str, lake: str, scratch: str, jobs: int | None = None) -> dic
     home = Path(tempfile.mkdtemp(dir=scratch))
     with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
         state = Pipeline(settings).survey()
-        jobs = jobs or processes_for(len(state.listed), state.objects)
+        jobs = jobs or processes_for(len(state.listed), state.objects, settings.usable_cores)
         if jobs == 1:
             warm_embedder(lake, settings.embedding_model)
         with peak_memory() as memory:

@@ -103,7 +103,10 @@ class Pipeline:
 
     def embedder(self) -> Embedder:
         """Return the embedder, which stays loaded for the life of this process."""
-        return warm_embedder(self.settings.lake_uri, self.settings.embedding_model, self.settings.embedding_runtime)
+        settings = self.settings
+        return warm_embedder(
+            settings.lake_uri, settings.embedding_model, settings.embedding_runtime, cores=settings.usable_cores
+        )
 
     def chunker(self) -> Chunker:
         """Return the configured chunker for the embedding model."""

@@ -1,9 +1,15 @@
-"""Settings of the serving side, read from `RAG_*` environment variables on request, never at import."""
+"""Settings of the serving side, read from `RAG_*` environment variables on request, never at import.
 
+Also what a setting defaults to if it depends on the machine.
+"""
+
+import contextlib
 import difflib
 import logging
+import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
@@ -75,6 +81,14 @@ class EnvironmentSettings(Environment):
     """Settings that both packages share."""
 
     lake_uri: NonEmpty = Field(DEFAULT_LAKE, description="folder or s3://bucket/prefix that holds the tables")
+    cores: int | None = Field(
+        None, ge=1, le=1_024, description="cores to use; unset: those that the machine or its container grants"
+    )
+
+    @property
+    def usable_cores(self) -> int:
+        """Cores to use."""
+        return self.cores or available_cores()
 
 
 class ServingSettings(EnvironmentSettings):
@@ -120,7 +134,7 @@ class ServingSettings(EnvironmentSettings):
     @property
     def searches_at_once(self) -> int:
         """Maximum concurrent searches; more than one per core speeds up no search and slows down everything else."""
-        return self.search_concurrency or max(2, os.cpu_count() or 1)
+        return self.search_concurrency or max(2, self.usable_cores)
 
 
 class ServiceSettings(Environment):
@@ -132,3 +146,38 @@ class ServiceSettings(Environment):
     key: SecretStr | None = Field(None, description="API key, rag_…")
     deadline: float = Field(SERVICE_DEADLINE, gt=0, le=3_600, description="seconds per question, including retries")
     tries: int = Field(SERVICE_TRIES, ge=1, le=20, description="maximum requests per question")
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Return the cores that this process may use, at least one; `root` is the folder of the kernel's files.
+
+    A fraction of a core counts as one. Reads quotas of control groups, version 2 and 1.
+    """
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([affinity, *(math.ceil(quota) for quota in _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """Yield the quota of each control group that this process is in, in cores."""
+    mounted = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                group = mounted / path.lstrip("/")
+                for folder in (group, *group.parents):
+                    if folder == mounted.parent:
+                        break
+                    yield from _quota(folder / "cpu.max")
+            elif "cpu" in controllers.split(","):
+                # A container sees its own group at the top, whatever its path says.
+                for folder in (mounted / "cpu", mounted / "cpu" / path.lstrip("/")):
+                    yield from _quota(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us")
+
+
+def _quota(*files: Path) -> Iterator[float]:
+    """Yield the quota from files that hold a time and its period in microseconds; nothing without a limit."""
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
+        time, period = " ".join(file.read_text() for file in files).split()
+        if time not in ("max", "-1"):
+            yield int(time) / int(period)

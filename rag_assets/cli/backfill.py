@@ -127,7 +127,7 @@ def _index_here(
         # machines on one lake begin with different shards.
         random.shuffle(shards)
         shards.sort(key=lambda shard: -sizes[shard].bit_length())
-        jobs = jobs or processes_for(len(shards), sum(sizes.values()))
+        jobs = jobs or processes_for(len(shards), sum(sizes.values()), settings.usable_cores)
         pipeline = Pipeline(settings)
         others = OtherIndexers(pipeline.lake().objects, state, pipeline.fingerprint())
         result = run_with_progress(instance, settings, shards, tags, verbose, jobs, others)

@@ -3,7 +3,6 @@
 They are cached by fingerprint, which is read from the lake each time, so that a running process uses a new export.
 """
 
-import os
 from functools import lru_cache
 
 from rag_assets.chunking.options import ChunkerOptions, make_chunker
@@ -37,9 +36,9 @@ def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
     return ensure_exported(objects, model).identity
 
 
-def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto") -> Embedder:
+def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto", cores: int = 2) -> Embedder:
     """Return the model's embedder; `auto` uses torch if there is a GPU. Hosted models ignore `runtime`."""
-    return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, runtime)
+    return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, runtime, cores)
 
 
 def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions) -> Chunker:
@@ -56,13 +55,13 @@ def _identity(lake_uri: str, fingerprint: str) -> EmbedderIdentity:
 
 
 @lru_cache(maxsize=2)
-def _embedder(lake_uri: str, fingerprint: str, runtime: RuntimeName) -> Embedder:
+def _embedder(lake_uri: str, fingerprint: str, runtime: RuntimeName, cores: int) -> Embedder:
     identity = _identity(lake_uri, fingerprint)
     if identity.runtime == "openvino" and (runtime == "torch" or (runtime == "auto" and gpu_is_there())):
         embedder = TorchEmbedder(identity)
         check_self_test(embedder)
         return embedder
-    return load_embedder(open_lake(lake_uri).objects, fingerprint, streams=max(2, os.cpu_count() or 1))
+    return load_embedder(open_lake(lake_uri).objects, fingerprint, streams=max(2, cores), cores=cores)
 
 
 @lru_cache(maxsize=2)

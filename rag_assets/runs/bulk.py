@@ -34,6 +34,7 @@ _LOOK_AGAIN = 1.0
 """Shards to look at for one that nobody writes to, and seconds until the next look if there is none."""
 
 Build = Callable[[PipelineSettings], dg.Definitions]
+Done = Callable[[Shard, str | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +79,9 @@ _TOTALS = {
 }
 
 
-def processes_for(shards: int, objects: int) -> int:
+def processes_for(shards: int, objects: int, cores: int) -> int:
     """Return the number of processes to use: one per core, or this process alone for little work."""
-    return min(shards, os.cpu_count() or 1) if objects >= _WORTH_PROCESSES else 1
+    return min(shards, cores) if objects >= _WORTH_PROCESSES else 1
 
 
 class Others(Protocol):
@@ -98,10 +99,11 @@ class Others(Protocol):
 class _Queue:
     """The shards that are still to be indexed, in order; those that others write to go to the end."""
 
-    def __init__(self, shards: Sequence[Shard], others: Others | None, result: BulkResult) -> None:
+    def __init__(self, shards: Sequence[Shard], others: Others | None, result: BulkResult, done: Done) -> None:
         self._waiting = deque(shards)
         self._others = others
         self._result = result
+        self._done = done
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -110,10 +112,12 @@ class _Queue:
         """Return the next shard that nobody writes to; None if there is none among the next few."""
         for _ in range(min(len(self._waiting), _LOOK_AT)):
             shard = self._waiting.popleft()
-            if self._others is not None and self._others.indexed(shard):
-                self._result.elsewhere.append(shard)
-            elif self._others is not None and self._others.are_writing(shard):
+            # In this order: a writer publishes before it releases its lease.
+            if self._others is not None and self._others.are_writing(shard):
                 self._waiting.append(shard)
+            elif self._others is not None and self._others.indexed(shard):
+                self._result.elsewhere.append(shard)
+                self._done(shard, None)
             else:
                 return shard
         return None
@@ -132,15 +136,15 @@ def run_here(
     verbose: bool = False,
     at_once: int = 1,
     build: Build,
-    done: Callable[[Shard, str | None], None],
+    done: Done,
     others: Others | None = None,
 ) -> BulkResult:
     """Index the shards in that order, one Dagster run each, in this process or in `at_once` child processes.
 
     A failed run or a dead process is reported in the result and does not stop the other shards. Shards that `others`
     write to are left for later, and those that they indexed are left out. An interrupt (Ctrl-C) fails the active runs
-    and raises KeyboardInterrupt. `done` is called for each indexed shard, with the reason if it failed. `build` makes
-    the definitions; child processes import it by name.
+    and raises KeyboardInterrupt. `done` is called for each shard that is indexed, here or by others, with the reason if
+    it failed. `build` makes the definitions; child processes import it by name.
     """
     started = time.monotonic()
     result = BulkResult()
@@ -150,7 +154,7 @@ def run_here(
     if others is not None:  # waiting for a lease would keep this process from other shards
         settings = settings.model_copy(update={"lease_wait": 0.0})
     work = _Work(settings, build, dict(tags), verbose)
-    queue = _Queue(shards, others, result)
+    queue = _Queue(shards, others, result, done)
 
     def count(outcome: ShardDone) -> None:
         if others is not None and ShardLocked.__name__ in (outcome.reason or "").partition(": ")[0]:

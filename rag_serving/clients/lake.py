@@ -72,7 +72,7 @@ class AsyncRagClient(BaseRagClient):
         judge: Judge | None = None,
         searcher: SearchBackend | None = None,
         clock: Callable[[], float] = time.time,
-        load: Callable[[ObjectStore, str], Embedder] = load_embedder,
+        load: Callable[[ObjectStore, str], Embedder] | None = None,
     ) -> None:
         """Open the lake without connecting yet; raises `SettingsError`, or `MissingExtra` for a hosted model."""
         require_posix()
@@ -95,7 +95,7 @@ class AsyncRagClient(BaseRagClient):
             store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl, clock=clock
         )
         self._model = model or configured_model(settings)
-        self._embedders = QueryEmbedders(self._objects, load)
+        self._embedders = QueryEmbedders(self._objects, load or partial(load_embedder, cores=settings.usable_cores))
         self._flights = SingleFlight(store if isinstance(store, SharedFlights) else None)
         self._searches = ConcurrencyLimiter("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
         self._calls = ConcurrencyLimiter("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)

@@ -53,7 +53,8 @@ def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = No
         model = configured_model(settings, ModelProcess() if http_settings.llm_process else None)
         if model is not None and model.process is not None:
             model.process.begin()
-        return AsyncRagClient(settings, model=model, load=partial(load_embedder, low_priority=True))
+        load = partial(load_embedder, cores=settings.usable_cores, low_priority=True)
+        return AsyncRagClient(settings, model=model, load=load)
 
     return create_app(
         client,

@@ -37,6 +37,7 @@ def test_the_defaults_are_a_lake_in_a_folder_no_redis_and_no_model() -> None:
 def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "lake_uri": "s3://bucket/lake",
+        "cores": 3,
         "redis_url": f"redis://:{PASSWORD}@cache:6379/0",
         "llm_model": "openai/gpt",
         "llm_fallbacks": "openai/other, ollama/third",

@@ -15,10 +15,18 @@ from rag_serving.lake.embedders.openvino import OpenVinoEmbedder
 from rag_serving.lake.object_store import ObjectStore
 
 
-def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, low_priority: bool = False) -> Embedder:
+def load_embedder(
+    objects: ObjectStore,
+    fingerprint: str,
+    *,
+    streams: int = 1,
+    cores: int | None = None,
+    low_priority: bool = False,
+) -> Embedder:
     """Load an exported embedder from the lake; checks the hashes of its files and its self-test.
 
-    Raises `EmbedderUnavailable` if it does not exist, or `LakeCorrupt` if a file is missing or altered.
+    It uses no more than `cores`, or all of the machine. Raises `EmbedderUnavailable` if it does not exist, or
+    `LakeCorrupt` if a file is missing or altered.
     """
     identity = read_manifest(objects, fingerprint)
     if identity is None:
@@ -29,6 +37,8 @@ def load_embedder(objects: ObjectStore, fingerprint: str, *, streams: int = 1, l
         embedder: Embedder = HostedEmbedder(identity)
     else:
         graph, weights, tokenizer = (read_model_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
-        embedder = OpenVinoEmbedder(identity, graph, weights, tokenizer, streams=streams, low_priority=low_priority)
+        embedder = OpenVinoEmbedder(
+            identity, graph, weights, tokenizer, streams=streams, cores=cores, low_priority=low_priority
+        )
     check_self_test(embedder)
     return embedder

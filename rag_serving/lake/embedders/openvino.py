@@ -3,6 +3,7 @@
 The pipeline and serving load the same exported files, so their vectors are comparable.
 """
 
+import os
 import sys
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,7 @@ class OpenVinoEmbedder:
         tokenizer: bytes,
         *,
         streams: int = 1,
+        cores: int | None = None,
         low_priority: bool = False,
     ) -> None:
         from tokenizers import Tokenizer
@@ -81,6 +83,8 @@ class OpenVinoEmbedder:
         model = core.read_model(graph, weights)
         hint = "LATENCY" if streams == 1 else "THROUGHPUT"
         config: dict[str, Any] = {"PERFORMANCE_HINT": hint, "NUM_STREAMS": str(streams)}
+        if cores is not None and cores < (os.cpu_count() or 1):
+            config["INFERENCE_NUM_THREADS"] = str(max(streams, cores))  # OpenVINO knows nothing of a container's quota
         if streams > 1:
             # Several processes may embed at the same time, and all would be pinned to the same cores.
             config["ENABLE_CPU_PINNING"] = "NO"

@@ -211,9 +211,8 @@ def test_a_warm_instance_keeps_a_bounded_number_of_databases_open(instance: dg.D
         assert entry.message == f"note {number}"
 
 
-def test_the_number_of_processes_is_limited_by_shards_objects_and_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    assert [processes_for(shards, objects) for shards, objects in ((9, 50), (1, 10**6), (3, 500), (100, 10**6))] == [
+def test_the_number_of_processes_is_limited_by_shards_objects_and_cores() -> None:
+    assert [processes_for(shards, objects, 4) for shards, objects in ((9, 50), (1, 10**6), (3, 500), (100, 10**6))] == [
         1,
         1,
         3,
