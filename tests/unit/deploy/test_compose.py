@@ -113,7 +113,7 @@ def test_published_ports_are_reachable_from_this_host_only() -> None:
     assert all(re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port) for port in published)
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - THIRD_PARTIES)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - THIRD_PARTIES))
 def test_our_containers_have_few_rights_and_a_read_only_root(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
