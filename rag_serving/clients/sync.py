@@ -38,7 +38,7 @@ class RagClient:
         key: str | None = None,
     ) -> None:
         if (make is None) == (base_url is None) or (make is not None and key is not None):
-            raise TypeError("RagClient takes either base_url (and key) or a function that returns a client")
+            raise TypeError("use RagClient.from_env(), or pass base_url and key, or a function that returns a client")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rag-client", daemon=True)
         self._thread.start()
