@@ -15,7 +15,7 @@ from rag_serving.lake.shards import Shard
 def history(shard: str) -> None:
     """Show the published versions of a shard.
 
-    Versions that are marked as kept can be rolled back to.
+    Versions that are marked as kept can be rolled back to. A version that was rolled back to is listed again.
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.retention import kept_versions
@@ -34,7 +34,7 @@ def history(shard: str) -> None:
         click.echo(
             f"version {publication.version:<6} {publication.published_at:%Y-%m-%d %H:%M:%S} UTC  {what:<8} "
             f"{publication.documents} documents, {publication.chunks} chunks, {publication.quarantined} quarantined  "
-            f"by {publication.published_by}"
+            f"{'' if publication.published_by.startswith('run ') else 'rolled back to '}by {publication.published_by}"
         )
     if entry.hold is not None:
         click.echo(f"held by {entry.hold.by} since {entry.hold.since:%Y-%m-%d %H:%M:%S} UTC")
@@ -42,7 +42,12 @@ def history(shard: str) -> None:
 
 @click.command()
 @click.argument("shard", metavar="REGION/DEPARTMENT")
-@click.option("--to", type=int, metavar="VERSION", help="A kept version, see history (default: the previous one).")
+@click.option(
+    "--to",
+    type=click.IntRange(min=1),
+    metavar="VERSION",
+    help="A kept version, see history (default: the previous one).",
+)
 def rollback(shard: str, to: int | None) -> None:
     """Roll a shard back to an older published version.
 

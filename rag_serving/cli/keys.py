@@ -20,7 +20,13 @@ def keys() -> None:
 @click.option(
     "--shards", multiple=True, default=("*/*",), show_default=True, help="Visible shards, such as oslo/*; repeatable."
 )
-@click.option("--per-minute", default=600, show_default=True, help="Maximum requests per minute.")
+@click.option(
+    "--per-minute",
+    type=click.IntRange(1, 1_000_000),
+    default=600,
+    show_default=True,
+    help="Maximum requests per minute.",
+)
 def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int) -> None:
     """Create an API key for NAME and print it (it cannot be shown again).
 
