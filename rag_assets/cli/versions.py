@@ -27,7 +27,7 @@ def history(shard: str) -> None:
     found = read_catalog_entry(pipeline.lake().objects, named)
     table = pipeline.lake().open(SHARDS, named)
     if found is None or table is None:
-        raise NamedClickError(f"{shard} was never published")
+        raise NamedClickError(f"{shard} was never published in {pipeline.settings.lake_uri}; see rag-assets status")
     entry, kept = found[0], kept_versions(table)
     for publication in (entry.current, *entry.history):
         what = "current" if publication is entry.current else "kept" if publication.version in kept else "removed"
@@ -93,7 +93,11 @@ def maintain() -> None:
     from rag_assets.pipeline import Pipeline
 
     holder = f"maintenance by {user_name()}"
-    report = Pipeline(PipelineSettings.from_env()).maintain(holder, run_id=holder, log=click.echo)
+    pipeline = Pipeline(PipelineSettings.from_env())
+    if not pipeline.catalog().snapshot().entries:
+        click.echo(f"nothing is published in {pipeline.settings.lake_uri}; check RAG_LAKE_URI", err=True)
+        return
+    report = pipeline.maintain(holder, run_id=holder, log=click.echo)
     click.echo(
         f"{report.shards} shards, {report.tables} tables: {report.versions_removed} old versions removed, "
         f"{report.indexes_rebuilt} indexes rebuilt; {len(report.skipped)} shards skipped"

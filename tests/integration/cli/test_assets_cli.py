@@ -352,7 +352,8 @@ def test_a_quarantine_retry_names_the_documents_that_are_still_quarantined(
 
 
 def test_a_lake_without_published_shards_is_named(company: Company, quick: Callable[..., Result]) -> None:
-    assert f"nothing is published in {company.lake}; check RAG_LAKE_URI" in quick("quarantine", "list").stderr
+    for command in (("quarantine", "list"), ("maintain",)):
+        assert quick(*command).stderr == f"nothing is published in {company.lake}; check RAG_LAKE_URI\n"
 
 
 @pytest.mark.parametrize(

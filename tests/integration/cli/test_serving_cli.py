@@ -111,6 +111,12 @@ def test_shards_of_an_empty_lake_reports_that_nothing_is_published(tmp_path: Pat
     assert f"nothing is published in {tmp_path}; check RAG_LAKE_URI" in result.stderr
 
 
+def test_a_list_of_no_keys_names_the_file(tmp_path: Path) -> None:
+    result = run("keys", "list", RAG_HTTP_KEYS=str(tmp_path / "keys.json"))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert f"no keys in {tmp_path / 'keys.json'}; create one" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [
