@@ -191,7 +191,7 @@ _PLAIN = {
 
 def in_plain_words(problem: Mapping[str, Any]) -> str:
     """Return what is wrong in one of pydantic's errors, without the terms of pydantic: "must be a whole number"."""
-    message = str(problem["msg"]).removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ").replace(" after validation", "")
     return _PLAIN.get(problem["type"]) or re.sub(r"^\w+ should ", "must ", message)
 
 

@@ -31,10 +31,11 @@ def history(shard: str) -> None:
     entry, kept = found[0], kept_versions(table)
     for publication in (entry.current, *entry.history):
         what = "current" if publication is entry.current else "kept" if publication.version in kept else "removed"
+        run, by = f"run {publication.run_id}", publication.published_by
         click.echo(
             f"version {publication.version:<6} {publication.published_at:%Y-%m-%d %H:%M:%S} UTC  {what:<8} "
             f"{publication.documents} documents, {publication.chunks} chunks, {publication.quarantined} quarantined  "
-            f"{'' if publication.published_by.startswith('run ') else 'rolled back to '}by {publication.published_by}"
+            + (f"by {run}" if by in ("", run) else f"rolled back to by {by}")
         )
     if entry.hold is not None:
         click.echo(f"held by {entry.hold.by} since {entry.hold.since:%Y-%m-%d %H:%M:%S} UTC")

@@ -99,14 +99,14 @@ def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @click.option(
     "--sure",
-    type=click.FloatRange(-1, 1),
+    type=click.FloatRange(0, 1, min_open=True),
     default=0.98,
     show_default=True,
     help="At or above this similarity, skip the risk model.",
 )
 @click.option(
     "--least",
-    type=click.FloatRange(-1, 1),
+    type=click.FloatRange(0, 1),
     default=LEAST_SIMILARITY,
     show_default=True,
     help="Ignore pairs below this similarity.",

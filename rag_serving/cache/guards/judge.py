@@ -98,7 +98,8 @@ class Pair:
 class Verdict:
     """Whether to serve the cached answer, the guard that refused it, and the reason (without text of documents).
 
-    `risk` is the estimated share of wrong hits among pairs of this similarity; 1 if a guard refused the pair.
+    `risk` is the estimated share of wrong hits among pairs of this similarity; 1 if the pair was refused before its
+    cosine was compared with the thresholds.
     """
 
     serve: bool

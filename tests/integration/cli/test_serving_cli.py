@@ -171,7 +171,7 @@ def test_an_invalid_environment_exits_with_status_2_and_a_named_error(
         (("serve", "--port", "99999"), "99999 is not in the range 1<=x<=65535"),
         (("serve", "--workers", "0"), "0 is not in the range 1<=x<=256"),
         (("keys", "create", "x", "--per-minute", "0"), "0 is not in the range 1<=x<=1000000"),
-        (("calibrate", __file__, "--out", "x", "--sure", "2"), "2.0 is not in the range -1<=x<=1"),
+        (("calibrate", __file__, "--out", "x", "--sure", "2"), "2.0 is not in the range 0<x<=1"),
     ],
 )
 def test_an_option_out_of_range_is_a_usage_error(arguments: tuple[str, ...], message: str) -> None:

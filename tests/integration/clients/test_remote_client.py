@@ -618,6 +618,13 @@ def test_a_base_url_may_have_a_path_and_replies_are_requested_uncompressed(misbe
     assert misbehaving.headers[0]["accept-encoding"] == "identity"
 
 
+def test_an_unknown_argument_is_an_error_that_names_the_method_of_the_sync_client(misbehaving: Misbehaving) -> None:
+    with misbehaving.client() as client:
+        for method in (client.search, client.stream):
+            with pytest.raises(TypeError, match=rf"^RagClient\.{method.__name__}\(\) got an unexpected .*'region'"):
+                method(QUESTION, region="oslo")  # type: ignore[call-arg]
+
+
 # The key.
 
 
