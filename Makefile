@@ -14,7 +14,7 @@ demo: $(VENV)/.run  ## index the sample corpus and ask it some questions
 	@$(BIN)/python examples/demo.py
 
 dev: $(VENV)/.run  ## the Dagster UI and daemon on what the demo indexed (or on your RAG_* settings)
-	@mkdir -p $(DEMO)/dagster && test -e $(DEMO)/dagster/dagster.yaml || cp dagster.yaml $(DEMO)/dagster/
+	@$(BIN)/rag-assets init $(DEMO)/dagster > /dev/null
 	@$(DEMO_ENV) $(BIN)/dg dev --host 127.0.0.1 --port $${PORT:-3000}
 
 ask: $(VENV)/.run  ## make ask Q='…'
@@ -35,7 +35,7 @@ check-definitions: $(VENV)/.dev
 	@RAG_SOURCE_URI=examples/corpus $(BIN)/dg check defs
 	@RAG_SOURCE_URI=examples/corpus $(BIN)/python -W ignore -m dagster definitions validate -w workspace.yaml
 
-servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback, and the browser
+servers: $(VENV)/.dev  ## the Redis, S3 and Kafka servers that the tests start on loopback, the browser and Helm
 	@$(BIN)/python -m tests.servers install .servers
 
 reference: $(VENV)/.dev  ## write the generated pages of docs/reference
@@ -45,7 +45,7 @@ docs: $(VENV)/.dev  ## build the documentation site, with search, into build/doc
 	@$(BIN)/sphinx-build --fail-on-warning --quiet docs build/docs && echo built build/docs/index.html
 
 # Torch is left out of the constraints: which of its builds to take is the user's choice.
-CONSTRAINED := assets client http k8s kafka llm otel pandas serving ui
+CONSTRAINED := assets celery client http k8s kafka llm otel pandas postgres serving ui
 lock: $(VENV)/.dev  ## pin what is installed now, for development and, with hashes, for users
 	@echo '# The development environment, pinned by make lock; constraints.txt is for users.' > requirements/dev.lock
 	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' >> requirements/dev.lock

@@ -27,7 +27,8 @@ import psutil
 from benchmarks.incremental import DEPARTMENT, fill
 from benchmarks.ingest import export
 from benchmarks.reporting import arguments, show
-from tests.stress.burst import ROOT, daemon, daemon_environment
+from rag_assets.cli.init import write_instance
+from tests.stress.burst import ROOT, daemon, daemon_environment, daemon_is_ready
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -39,32 +40,27 @@ def measure(scratch: Path, model_lake: Path, documents: int, runs: int) -> list[
     """Return the seconds and CPU of each run, without the first one, whose caches are cold."""
     import dagster as dg
 
-    from rag_assets.errors import OrchestrationError
-    from rag_assets.runs.backfill import launch_backfill, require_daemon
+    from rag_assets.runs.dagster_api import local_api
+    from rag_assets.runs.names import Names
     from rag_serving.lake.shards import Shard
 
     source, lake, home = scratch / "source", scratch / "lake", scratch / "home"
     fill(source, REGION, documents)
     shutil.copytree(model_lake, lake)
-    home.mkdir()
-    shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
+    write_instance(home)
     environment = daemon_environment(source, lake, home)
     command = [str(Path(sys.executable).with_name("rag-assets")), "backfill", "--all", "--here"]
     subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=1800)
     found: list[dict[str, float]] = []
     with dg.DagsterInstance.from_config(str(home)) as instance, daemon(environment, scratch / "daemon.log"):
         deadline = time.monotonic() + 120
-        while True:
-            try:
-                require_daemon(instance)
-                break
-            except OrchestrationError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.5)
+        while not daemon_is_ready(instance):
+            if time.monotonic() > deadline:
+                raise SystemExit("the daemon does not start")
+            time.sleep(0.5)
         for _ in range(runs + 1):
-            with _cpu_of_runs() as cpu:
-                backfill = launch_backfill(instance, [Shard(REGION, DEPARTMENT)], {})
+            with local_api(instance, Names(), None) as dagster, _cpu_of_runs() as cpu:
+                backfill = dagster.launch([Shard(REGION, DEPARTMENT)], {})
                 record = _over(instance, backfill)
             starting, first = _instants(instance, record)
             assert record.end_time is not None

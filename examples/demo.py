@@ -4,10 +4,11 @@ It writes only to the folder DEMO_HOME (default: .demo in the repository).
 """
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from rag_assets.cli.init import write_instance
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,8 +31,7 @@ def main() -> int:
     """Run the demo; returns the exit status."""
     home = Path(os.environ.get("DEMO_HOME", ROOT / ".demo")).resolve()
     dagster_home = home / "dagster"
-    dagster_home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "dagster.yaml", dagster_home / "dagster.yaml")
+    write_instance(dagster_home)
     os.environ["DAGSTER_HOME"] = str(dagster_home)
     os.environ["RAG_SOURCE_URI"] = os.environ.get("RAG_SOURCE_URI") or str(ROOT / "examples" / "corpus")
     os.environ["RAG_LAKE_URI"] = os.environ.get("RAG_LAKE_URI") or str(home / "lake")

@@ -15,5 +15,7 @@ RuntimeName = Literal["auto", "openvino", "torch"]
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 
-ExecutorName = Literal["in_process", "multiprocess", "k8s"]
 ArrivalsName = Literal["listing", "sqs", "kafka"]
+
+PROFILES: Final = ("one-machine", "workers", "pods")
+"""Where runs execute, see `rag-assets init`."""

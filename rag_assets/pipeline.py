@@ -23,6 +23,7 @@ from rag_assets.settings import PipelineSettings
 from rag_assets.sources.base import Source
 from rag_assets.sources.open import open_source
 from rag_assets.stages.documents import IngestionLimits, Parse
+from rag_assets.storage.heartbeat import forget_heartbeats
 from rag_assets.storage.lake import Lake, Log, open_lake
 from rag_assets.storage.lease import acquire_lease
 from rag_assets.storage.shard_writer import ShardWriter
@@ -77,7 +78,8 @@ class Pipeline:
             yield ShardWriter(lake, shard, lease, whole=whole)
 
     def maintain(self, holder: str, *, run_id: str, log: Log) -> MaintenanceReport:
-        """Maintain the tables of every published shard that is not locked."""
+        """Maintain the tables of every published shard that is not locked, and forget the heartbeats of dead runs."""
+        forget_heartbeats(self.lake().objects)
         return maintain_shards(
             sorted(self.catalog().snapshot().entries),
             lambda shard: self.writer(shard, holder=holder, wait=0),

@@ -11,7 +11,6 @@ from rag_assets.options import (
     ArrivalsName,
     ChunkerName,
     ContextName,
-    ExecutorName,
     RuntimeName,
 )
 from rag_serving.settings import EnvironmentSettings, NonEmpty
@@ -38,8 +37,13 @@ class PipelineSettings(EnvironmentSettings):
     partition_set: NonEmpty | None = Field(None, description="name of the partition set; unset: PREFIX_shard")
     asset_group: NonEmpty = Field("index", description="group of the assets")
     asset_owners: NonEmpty = Field("team:search-platform", description="owners of the assets, comma-separated")
-    code_location: NonEmpty = Field("rag_assets", description="name of the code location that the daemon backfills")
-    executor: ExecutorName = Field("in_process", description="how the steps of one run are executed")
+    code_location: NonEmpty | None = Field(
+        None, description="name of the code location that the daemon backfills; unset: the one that has the pipeline"
+    )
+    dagster_url: NonEmpty | None = Field(
+        None, description="URL of the Dagster web server that backfills; unset: the instance of DAGSTER_HOME"
+    )
+    dagster_token: SecretStr | None = Field(None, description="token of a Dagster+ user or agent")
     reconcile_cron: Cron = Field("0 2 * * *", description="when every shard is reconciled with the source, in UTC")
     arrivals: ArrivalsName = Field("listing", description="how the sensor detects arrivals")
     sqs_queue_url: NonEmpty | None = Field(None, description="SQS queue that the bucket notifies")

@@ -1,4 +1,4 @@
-"""The state of every shard in the source and in the catalog, for commands and the check `no_shard_left_behind`."""
+"""The state of every shard in the source, the catalog and the leases, for commands and `no_shard_left_behind`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from rag_assets.arrivals.listing import published_listing_digests, sweep
 from rag_assets.sources.base import Source
 from rag_assets.sources.listing_digest import listing_digest
+from rag_assets.storage.lease import writer_of
+from rag_serving.errors import RagError
 from rag_serving.lake.catalog import Snapshot
+from rag_serving.lake.catalog_entry import read_catalog_entry
+from rag_serving.lake.object_store import ObjectStore
 from rag_serving.lake.shards import Shard
 
 
@@ -25,6 +29,34 @@ class ShardStates:
     objects: int
     outside: int
     outside_examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class OtherIndexers:
+    """What others do with the lake since a survey of it; a `rag_assets.runs.bulk.Others`."""
+
+    objects: ObjectStore
+    states: ShardStates
+    fingerprint: str | None
+    """Fingerprint of the configured embedding model."""
+
+    def indexed(self, shard: Shard) -> bool:
+        """Return whether the shard differed from its listing in the survey and no longer does."""
+        listed = self.states.listed.get(shard)
+        if listed == self.states.published.get(shard):
+            return False
+        try:
+            entry = read_catalog_entry(self.objects, shard)
+        except RagError:  # the shard's run reports it
+            return False
+        return entry is not None and published_listing_digests({shard: entry[0]}, self.fingerprint)[shard] == listed
+
+    def are_writing(self, shard: Shard) -> bool:
+        """Return whether somebody holds the shard's lease."""
+        try:
+            return writer_of(self.objects, shard) is not None
+        except RagError:
+            return False
 
 
 def survey(source: Source, snapshot: Snapshot, fingerprint: str | None) -> ShardStates:

@@ -14,7 +14,8 @@ from rag_serving.lake.shards import Shard
 if TYPE_CHECKING:
     import dagster as dg
 
-    from rag_assets.runs.bulk import BulkResult
+    from rag_assets.runs.bulk import BulkResult, Others
+    from rag_assets.runs.dagster_api import DagsterApi
 
 
 def user_name() -> str:
@@ -32,6 +33,7 @@ def run_with_progress(
     tags: dict[str, str],
     verbose: bool,
     jobs: int,
+    others: "Others | None" = None,
 ) -> "BulkResult":
     """Index the shards in this process or its children and show a progress bar."""
     from rag_assets.defs.build import build_definitions
@@ -54,7 +56,13 @@ def run_with_progress(
             at_once=jobs,
             build=build_definitions,
             done=done,
+            others=others,
         )
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun: 1 shard, 2 shards."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def report_result(result: "BulkResult") -> None:
@@ -62,38 +70,51 @@ def report_result(result: "BulkResult") -> None:
     totals = result.totals
     documents = totals["added"] + totals["changed"]
     click.echo(
-        f"{len(result.succeeded)} shards indexed in {result.seconds:.1f} s: {totals['added']} documents added, "
+        f"{counted(len(result.succeeded), 'shard')} indexed in {result.seconds:.1f} s: "
+        f"{counted(totals['added'], 'document')} added, "
         f"{totals['changed']} changed, {totals['deleted']} deleted, {totals['unchanged']} unchanged, "
         f"{totals['newly_quarantined']} newly quarantined; {totals['embedded']} chunks embedded "
         f"({totals['tokens']} tokens), {totals['reused']} reused; "
         f"{documents / max(result.seconds, 1e-9):.1f} documents/s"
     )
+    if result.elsewhere:
+        click.echo(f"{counted(len(result.elsewhere), 'shard')} indexed by other processes meanwhile")
     for shard, warnings in sorted(result.warnings.items()):
         click.echo(f"{shard.key}: {'; '.join(warnings)}", err=True)
     if result.failed:
         raise NamedClickError(
-            f"{len(result.failed)} shards failed: {', '.join(shard.key for shard in sorted(result.failed))}; "
-            "fix the cause, then run rag-assets backfill --failed --here"
+            f"{counted(len(result.failed), 'shard')} failed: {', '.join(sorted(map(str, result.failed)))}; fix the "
+            "cause, then run rag-assets backfill --failed --here"
         )
 
 
-def watch_with_progress(instance: "dg.DagsterInstance", backfill_id: str) -> None:
-    """Show the progress of the daemon's backfill until it ends; raise an error that lists the failed shards."""
+def watch_with_progress(dagster: "DagsterApi", backfill_id: str) -> None:
+    """Show the progress of the daemon's backfill until it ends; raise an error that lists what failed, and why."""
     from rag_assets.runs.backfill import watch_backfill
 
-    failed: tuple[str, ...] = ()
     with _progress() as progress:
         task = progress.add_task("backfill", total=None)
         try:
-            for seen in watch_backfill(instance, backfill_id):
-                failed = seen.failed
-                progress.update(task, total=seen.total, completed=seen.succeeded + len(failed))
+            seen = watch_backfill(
+                dagster,
+                backfill_id,
+                lambda now: progress.update(task, total=now.total, completed=now.succeeded + len(now.failed)),
+            )
         except KeyboardInterrupt:
             click.echo(f"\nbackfill {backfill_id} continues in the daemon; cancel it in the UI", err=True)
             raise SystemExit(130) from None
-    if failed:
+    for shard, run_id in sorted(seen.failed.items()):
+        click.echo(f"{shard} failed: {dagster.failure_reason(run_id)}", err=True)
+    if seen.error is not None:
+        raise NamedClickError(f"the daemon refused backfill {backfill_id}: {seen.error}")
+    if seen.failed:
         raise NamedClickError(
-            f"{len(failed)} shards failed: {', '.join(failed)}; fix the cause, then run rag-assets backfill --failed"
+            f"{counted(len(seen.failed), 'shard')} failed: {', '.join(sorted(seen.failed))}; fix the cause, then run "
+            "rag-assets backfill --failed"
+        )
+    if seen.succeeded < seen.total:
+        raise NamedClickError(
+            f"backfill {backfill_id} was canceled after {seen.succeeded} of {counted(seen.total, 'shard')}"
         )
     click.echo("all shards are published")
 
@@ -108,7 +129,8 @@ def _progress() -> Any:
         progress.MofNCompleteColumn(),
         progress.TextColumn("shards"),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
+        progress.TextColumn("elapsed,"),
         progress.TimeRemainingColumn(),
+        progress.TextColumn("left"),
         console=Console(stderr=True),
     )

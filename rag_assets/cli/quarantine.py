@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from rag_assets.cli.output import report_result, run_with_progress, user_name
+from rag_assets.cli.backfill import launch_in_daemon
+from rag_assets.cli.output import counted, report_result, run_with_progress, user_name
 from rag_assets.extraction.errors import QuarantineReason
 from rag_assets.settings import PipelineSettings
 from rag_serving.cli.errors import NamedClickError
@@ -75,7 +76,6 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.runs import backfill as runs
-    from rag_assets.runs.names import Names
     from rag_assets.stages.document_state import retry_documents
 
     if not keys and not shards:
@@ -90,24 +90,22 @@ def retry_quarantined(keys: tuple[str, ...], shards: tuple[str, ...], reason: st
         return
     settings = PipelineSettings.from_env()
     pipeline = Pipeline(settings)
+    if not here:
+        with runs.open_dagster(settings) as dagster:
+            dagster.require_daemon()
+    for shard, object_ids in sorted(by_shard.items()):
+        with pipeline.writer(shard, holder=f"quarantine retry by {user_name()}") as writer:
+            retry_documents(writer, sorted(object_ids))
+    count = sum(map(len, by_shard.values()))
+    click.echo(f"marked {counted(count, 'document')} of {counted(len(by_shard), 'shard')} for a retry")
+    if not here:
+        launch_in_daemon(settings, sorted(by_shard), {}, location=None, wait=False)
+        return
     with runs.open_instance() as instance:
-        if not here:
-            runs.require_daemon(instance)
-        for shard, object_ids in sorted(by_shard.items()):
-            with pipeline.writer(shard, holder=f"quarantine retry by {user_name()}") as writer:
-                retry_documents(writer, sorted(object_ids))
-        count = sum(map(len, by_shard.values()))
-        click.echo(f"marked {count} documents of {len(by_shard)} shards for a retry")
-        if here:
-            report_result(run_with_progress(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
-            for shard, name, row in _quarantined([shard.key for shard in by_shard]):
-                if row["object_id"] in by_shard[shard]:
-                    click.echo(f"still quarantined: {name} ({row['reason']})", err=True)
-            return
-        names = Names.of(settings)
-        names.add_shards(instance, by_shard)
-        backfill_id = runs.launch_backfill(instance, names, sorted(by_shard), {})
-        click.echo(f"started backfill {backfill_id} of {len(by_shard)} shards in the daemon")
+        report_result(run_with_progress(instance, settings, sorted(by_shard), {}, verbose=False, jobs=1))
+    for shard, name, row in _quarantined([shard.key for shard in by_shard]):
+        if row["object_id"] in by_shard[shard]:
+            click.echo(f"still quarantined: {name} ({row['reason']})", err=True)
 
 
 def _quarantined(keys: Sequence[str]) -> list[tuple[Shard, str, dict[str, Any]]]:

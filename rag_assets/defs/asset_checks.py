@@ -1,6 +1,7 @@
 """Asset checks: the blocking ones must pass before a shard is published; `nothing_quarantined` only warns."""
 
 import dataclasses
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -153,12 +154,16 @@ def _history(evaluations: Sequence[Evaluation]) -> dg.TableMetadataValue:
 
 def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     """Warns if documents are quarantined. The others are published anyway."""
+    shard = Shard.parse(context.partition_key)
     with named_failures():
-        refused = quarantined_documents(pipeline.lake(), Shard.parse(context.partition_key))
+        refused = quarantined_documents(pipeline.lake(), shard)
+    many = f"{len(refused)} documents are" if len(refused) > 1 else "1 document is"
     return dg.AssetCheckResult(
         passed=not refused,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{len(refused)} quarantined" if refused else "every document was read",
+        description=f"{many} quarantined; see rag-assets quarantine list {shlex.quote(shard.key)}"
+        if refused
+        else "every document was read",
         metadata={"quarantined": len(refused)},
     )
 

@@ -11,9 +11,9 @@ from rag_assets.arrivals.events.feed import open_feed
 from rag_assets.defs.asset_checks import build_asset_checks
 from rag_assets.defs.assets import ASSETS, build_source_objects
 from rag_assets.defs.company_index import build_company_sensor, company_index
-from rag_assets.defs.jobs import build_asset_jobs, executor
+from rag_assets.defs.jobs import build_asset_jobs
 from rag_assets.defs.maintenance import build_maintenance_job, build_maintenance_schedules, build_standing_check
-from rag_assets.defs.resources import shard_writer
+from rag_assets.defs.resources import pipeline_resource, shard_writer
 from rag_assets.defs.schedules import build_reconcile_schedule
 from rag_assets.defs.sensors import build_arrivals_sensor
 from rag_assets.pipeline import Pipeline
@@ -34,7 +34,7 @@ def build_definitions(
     resources: dict[str, Any] = {
         # Credentials, region and endpoint come from the AWS_* variables. The client retries with backoff and jitter;
         # the retries of steps cover longer outages.
-        "pipeline": Pipeline(settings, S3Resource(max_attempts=5).get_client),
+        "pipeline": pipeline_resource(Pipeline(settings, S3Resource(max_attempts=5).get_client)),
         "shard_writer": shard_writer,
     }
     if settings.arrivals != "listing":
@@ -52,7 +52,7 @@ def build_definitions(
             *build_maintenance_schedules(settings, names, maintain, jobs[WATCH]),
         ],
         resources={**resources, **(resource_overrides or {})},
-        executor=executor(settings.executor),
+        executor=dg.in_process_executor,  # a process per step costs more than the steps
     )
 
 

@@ -1,12 +1,10 @@
-"""The jobs over assets and checks, and the executor of their steps."""
+"""The jobs over assets and checks."""
 
 from typing import Any
 
 import dagster as dg
 
-from rag_assets.options import ExecutorName
 from rag_assets.runs.names import EXPORT_MODEL, INDEX_SHARD, REFRESH, SHARD_ASSETS, WATCH, Names
-from rag_serving.requirements import needs_extra
 
 AssetJob = Any
 """The result of `dg.define_asset_job`, whose type is not public."""
@@ -42,12 +40,3 @@ def build_asset_jobs(names: Names) -> dict[str, AssetJob]:
             description="Check that no shard is left behind. Changes nothing.",
         ),
     }
-
-
-def executor(name: ExecutorName) -> dg.ExecutorDefinition:
-    """Return the executor of every job. The default is in-process: a process per step costs more than the steps."""
-    if name == "k8s":
-        with needs_extra("k8s", "RAG_EXECUTOR=k8s"):
-            from dagster_k8s import k8s_job_executor
-        return k8s_job_executor
-    return dg.multiprocess_executor if name == "multiprocess" else dg.in_process_executor

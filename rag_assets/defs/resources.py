@@ -1,16 +1,34 @@
-"""The resources of the assets: the pipeline, and the writer of the run's shard."""
+"""The resources of the assets: the pipeline with the run's heartbeat, and the writer of the run's shard."""
 
 from collections.abc import Generator
 
 import dagster as dg
 
 from rag_assets.pipeline import Pipeline
-from rag_assets.runs.tags import PARTITION_TAG, WHOLE_TAG, flag
+from rag_assets.runs.tags import LAKE_TAG, PARTITION_TAG, PIPELINE_RESOURCE, WHOLE_TAG, flag
+from rag_assets.storage.heartbeat import keep_heartbeat
 from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.object_store import absolute_uri
 from rag_serving.lake.shards import Shard
 
 PipelineParam = dg.ResourceParam[Pipeline]
 """Type of the parameter by which assets, checks, sensors and schedules request the pipeline."""
+
+
+def pipeline_resource(pipeline: Pipeline) -> dg.ResourceDefinition:
+    """Return the resource that hands out the pipeline."""
+
+    @dg.resource(description=PIPELINE_RESOURCE)
+    def resource(context: dg.InitResourceContext) -> Generator[Pipeline]:
+        run, instance = context.run, context.instance
+        if run is None or instance is None:  # a sensor or schedule
+            yield pipeline
+            return
+        instance.add_run_tags(run.run_id, {LAKE_TAG: absolute_uri(pipeline.settings.lake_uri)})
+        with keep_heartbeat(pipeline.lake().objects, run.run_id):
+            yield pipeline
+
+    return resource
 
 
 @dg.resource(

@@ -1,33 +1,20 @@
 """Start and watch runs for the command line: daemon backfills, the model export and the company index."""
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import dagster as dg
 
 from rag_assets.errors import OrchestrationError
 from rag_assets.models.export import find_exported
 from rag_assets.models.static_vectors import are_distilled
-from rag_assets.runs.names import EXPORT_MODEL, INDEX_SHARD, REFRESH, Names
+from rag_assets.runs.dagster_api import DagsterApi, Progress, local_api, remote_api
+from rag_assets.runs.names import EXPORT_MODEL, REFRESH, Names
 from rag_assets.runs.reporting import failure_reason, quiet_logging
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import open_lake
-from rag_serving.lake.shards import Shard
-
-_BACKFILL_TAG = "dagster/backfill"
-_LAUNCH = """
-mutation Launch($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on Error { message }
-  }
-}
-"""
 
 
 @contextmanager
@@ -41,8 +28,8 @@ def open_instance() -> Generator[dg.DagsterInstance]:
         instance = dg.DagsterInstance.get()
     except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
         raise OrchestrationError(
-            "DAGSTER_HOME is not set to an existing directory: create one, copy dagster.yaml into it, then "
-            "`export DAGSTER_HOME=/absolute/path`"
+            "DAGSTER_HOME is not set to an existing directory: `rag-assets init DIR` makes one and prints the command "
+            "that sets it"
         ) from error
     except (CommandError, SQLAlchemyError) as error:
         # If two processes open a new DAGSTER_HOME at once, both create its database and one fails.
@@ -54,49 +41,16 @@ def open_instance() -> Generator[dg.DagsterInstance]:
         yield instance
 
 
-def require_daemon(instance: dg.DagsterInstance) -> None:
-    """Raise `OrchestrationError` unless a daemon that launches backfills and runs sent a recent heartbeat."""
-    statuses = instance.get_daemon_statuses()
-    silent = [
-        name for name in ("BACKFILL", "QUEUED_RUN_COORDINATOR") if name in statuses and not statuses[name].healthy
-    ]
-    if silent:
-        raise OrchestrationError(
-            f"no Dagster daemon is running for DAGSTER_HOME (no heartbeat: {', '.join(silent).lower()}). Start one "
-            "with 'make dev', 'dg dev' or 'dagster-daemon run -w workspace.yaml' and the same DAGSTER_HOME, or index "
-            "in this process with --here"
-        )
-
-
-def launch_backfill(
-    instance: dg.DagsterInstance, names: Names, shards: Sequence[Shard], tags: Mapping[str, str]
-) -> str:
-    """Start a backfill of `index_shard` over those shards in the daemon, and return its id.
-
-    The daemon retries crashed runs; `dagster job backfill` would submit the runs and exit.
-    """
-    from dagster._core.workspace.context import WorkspaceProcessContext
-    from dagster._core.workspace.load_target import ModuleTarget
-    from dagster_graphql.cli import execute_query
-
-    require_daemon(instance)
-    params = {
-        "selector": {
-            "partitionSetName": f"{names.job(INDEX_SHARD)}_partition_set",
-            "repositorySelector": {"repositoryLocationName": names.location, "repositoryName": "__repository__"},
-        },
-        "partitionNames": [shard.key for shard in shards],
-        "tags": [{"key": key, "value": value} for key, value in tags.items()],
-        "title": "rag-assets backfill",
-    }
-    target = ModuleTarget("rag_assets.definitions", None, None, names.location)
-    with WorkspaceProcessContext(instance, target, code_server_log_level="ERROR") as workspace:
-        answer = execute_query(workspace, _LAUNCH, {"params": params})
-    result: dict[str, Any] = (answer.get("data") or {}).get("launchPartitionBackfill") or {}
-    if result.get("__typename") != "LaunchBackfillSuccess":
-        message = result.get("message") or "; ".join(str(error.get("message")) for error in answer.get("errors", []))
-        raise OrchestrationError(f"Dagster refused the backfill: {message or result}")
-    return result["backfillId"]
+@contextmanager
+def open_dagster(settings: PipelineSettings, location: str | None = None) -> Generator[DagsterApi]:
+    """Yield the API of the web server at `RAG_DAGSTER_URL`, or on the instance of $DAGSTER_HOME."""
+    names, location = Names.of(settings), location or settings.code_location
+    if settings.dagster_url is not None:
+        token = settings.dagster_token
+        yield remote_api(settings.dagster_url, None if token is None else token.get_secret_value(), names, location)
+        return
+    with open_instance() as instance, local_api(instance, names, location) as api:
+        yield api
 
 
 def model_is_exported(settings: PipelineSettings) -> bool:
@@ -127,37 +81,27 @@ def _run_job(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str
     return None if run.success else failure_reason(run.all_events)
 
 
-@dataclass(frozen=True)
-class BackfillProgress:
-    """The progress of a backfill: counts of shards, and the keys of those that failed."""
-
-    total: int
-    succeeded: int
-    failed: tuple[str, ...]
-    over: bool
-
-
 def watch_backfill(
-    instance: dg.DagsterInstance, backfill_id: str, *, poll_seconds: float = 2.0
-) -> Iterator[BackfillProgress]:
-    """Yield the backfill's progress until it has ended."""
+    api: DagsterApi, backfill_id: str, shown: Callable[[Progress], None], *, poll_seconds: float = 3.0
+) -> Progress:
+    """Call `shown` with the backfill's progress until it has ended, and return its last state."""
     while True:
-        backfill = instance.get_backfill(backfill_id)
-        if backfill is None:
-            raise OrchestrationError(f"backfill {backfill_id} no longer exists in this Dagster instance")
-        latest: dict[str, dg.DagsterRun] = {}
-        for run in instance.get_runs(filters=dg.RunsFilter(tags={_BACKFILL_TAG: backfill_id})):  # newest first
-            latest.setdefault(run.tags.get("dagster/partition", run.run_id), run)
-        total = len(backfill.partition_names or ()) or len(latest)
-        succeeded = sum(run.status == dg.DagsterRunStatus.SUCCESS for run in latest.values())
-        over = backfill.status.value not in ("REQUESTED", "CANCELING", "FAILING") and all(
-            run.is_finished for run in latest.values()
-        )
-        failed = [key for key, run in latest.items() if run.is_finished and run.status != dg.DagsterRunStatus.SUCCESS]
-        yield BackfillProgress(total, succeeded, tuple(sorted(failed)), over)
-        if over:
-            return
+        progress = api.progress(backfill_id)
+        shown(progress)
+        if progress.over:
+            return progress
         time.sleep(poll_seconds)
+
+
+def refusal(api: DagsterApi, backfill_id: str, *, seconds: float = 15.0) -> str | None:
+    """Return why the daemon refuses the backfill, if it does within that time; None once it requested a run."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        progress = api.progress(backfill_id)
+        if progress.error is not None or progress.unfinished < progress.total or progress.over:
+            return progress.error
+        time.sleep(1.0)
+    return None
 
 
 def permission_tags(*, mass_delete: bool, worse_retrieval: bool) -> dict[str, str]:

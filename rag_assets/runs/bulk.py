@@ -14,10 +14,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 
+from rag_assets.errors import ShardLocked
 from rag_assets.runs.failures import INTERRUPTED, interrupts_end_runs
 from rag_assets.runs.names import INDEX_SHARD, Names
 from rag_assets.runs.reporting import failure_reason, quiet_logging
@@ -27,6 +28,10 @@ from rag_serving.lake.shards import Shard
 
 _WORTH_PROCESSES = 500
 """With fewer objects, starting processes takes longer than they save."""
+
+_LOOK_AT = 20
+_LOOK_AGAIN = 1.0
+"""Shards to look at for one that nobody writes to, and seconds until the next look if there is none."""
 
 Build = Callable[[PipelineSettings], dg.Definitions]
 
@@ -47,6 +52,8 @@ class BulkResult:
 
     succeeded: list[Shard] = field(default_factory=list[Shard])
     failed: dict[Shard, str] = field(default_factory=dict[Shard, str])
+    elsewhere: list[Shard] = field(default_factory=list[Shard])
+    """Shards that others indexed meanwhile."""
     warnings: dict[Shard, Sequence[str]] = field(default_factory=dict[Shard, Sequence[str]])
     """What checks reported without stopping the shard."""
     totals: Counter[str] = field(default_factory=Counter[str])
@@ -76,6 +83,46 @@ def processes_for(shards: int, objects: int) -> int:
     return min(shards, os.cpu_count() or 1) if objects >= _WORTH_PROCESSES else 1
 
 
+class Others(Protocol):
+    """What other processes, on this machine or another, do with the same lake."""
+
+    def indexed(self, shard: Shard) -> bool:
+        """Return whether they indexed the shard since this work was planned."""
+        ...
+
+    def are_writing(self, shard: Shard) -> bool:
+        """Return whether one of them writes to the shard."""
+        ...
+
+
+class _Queue:
+    """The shards that are still to be indexed, in order; those that others write to go to the end."""
+
+    def __init__(self, shards: Sequence[Shard], others: Others | None, result: BulkResult) -> None:
+        self._waiting = deque(shards)
+        self._others = others
+        self._result = result
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def take(self) -> Shard | None:
+        """Return the next shard that nobody writes to; None if there is none among the next few."""
+        for _ in range(min(len(self._waiting), _LOOK_AT)):
+            shard = self._waiting.popleft()
+            if self._others is not None and self._others.indexed(shard):
+                self._result.elsewhere.append(shard)
+            elif self._others is not None and self._others.are_writing(shard):
+                self._waiting.append(shard)
+            else:
+                return shard
+        return None
+
+    def put_back(self, shard: Shard) -> None:
+        """Return a shard that another writer was faster to lock."""
+        self._waiting.append(shard)
+
+
 def run_here(
     instance: dg.DagsterInstance,
     settings: PipelineSettings,
@@ -86,32 +133,44 @@ def run_here(
     at_once: int = 1,
     build: Build,
     done: Callable[[Shard, str | None], None],
+    others: Others | None = None,
 ) -> BulkResult:
     """Index the shards in that order, one Dagster run each, in this process or in `at_once` child processes.
 
-    A failed run or a dead process is reported in the result and does not stop the other shards. An interrupt (Ctrl-C)
-    fails the active runs and raises KeyboardInterrupt. `done` is called for each shard, with the reason if it failed.
-    `build` makes the definitions; child processes import it by name.
+    A failed run or a dead process is reported in the result and does not stop the other shards. Shards that `others`
+    write to are left for later, and those that they indexed are left out. An interrupt (Ctrl-C) fails the active runs
+    and raises KeyboardInterrupt. `done` is called for each indexed shard, with the reason if it failed. `build` makes
+    the definitions; child processes import it by name.
     """
     started = time.monotonic()
     result = BulkResult()
     if not shards:
         return result
     Names.of(settings).add_shards(instance, shards)
+    if others is not None:  # waiting for a lease would keep this process from other shards
+        settings = settings.model_copy(update={"lease_wait": 0.0})
     work = _Work(settings, build, dict(tags), verbose)
+    queue = _Queue(shards, others, result)
 
     def count(outcome: ShardDone) -> None:
+        if others is not None and ShardLocked.__name__ in (outcome.reason or "").partition(": ")[0]:
+            queue.put_back(outcome.shard)
+            return
         result.add(outcome)
         done(outcome.shard, outcome.reason)
 
     processes = min(at_once, len(shards)) if instance.is_persistent else 1
     if processes > 1:
-        _run_in_processes(instance, work, shards, processes, count)
+        _run_in_processes(instance, work, queue, processes, count)
     else:
         with warm_instance(instance) as warm:
             run = work.runner(warm)
-            for shard in shards:
-                count(run(shard))
+            while queue:
+                shard = queue.take()
+                if shard is None:
+                    time.sleep(_LOOK_AGAIN)
+                else:
+                    count(run(shard))
     result.seconds = time.monotonic() - started
     return result
 
@@ -143,7 +202,7 @@ class _Work:
                 raise KeyboardInterrupt
             totals = _totals(made.get_asset_materialization_events())
             warned = [
-                f"{check.check_name}: {check.description}"
+                check.description or check.check_name
                 for check in made.get_asset_check_evaluations()
                 if not check.passed and check.severity == dg.AssetCheckSeverity.WARN
             ]
@@ -167,13 +226,12 @@ def _totals(materializations: Sequence[dg.DagsterEvent]) -> dict[str, int]:
 class _Process:
     """A child process that indexes one shard after another."""
 
-    def __init__(self, instance: dg.DagsterInstance, work: _Work, first: Shard) -> None:
+    def __init__(self, instance: dg.DagsterInstance, work: _Work) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, instance.get_ref(), work), name="rag-bulk")
         self.process.start()
         theirs.close()
-        self.give(first)
 
     def give(self, shard: Shard) -> None:
         """Send the process its next shard."""
@@ -201,37 +259,31 @@ class _Process:
 
 
 def _run_in_processes(
-    instance: dg.DagsterInstance,
-    work: _Work,
-    shards: Sequence[Shard],
-    count: int,
-    done: Callable[[ShardDone], None],
+    instance: dg.DagsterInstance, work: _Work, queue: _Queue, count: int, done: Callable[[ShardDone], None]
 ) -> None:
-    waiting = deque(shards)
     busy: list[_Process] = []
+    idle: list[_Process] = []
     try:
-        while waiting or busy:
-            while waiting and len(busy) < count:
-                busy.append(_Process(instance, work, waiting.popleft()))
-            ready = wait([process.pipe for process in busy])
+        while queue or busy:
+            while len(busy) < count and (shard := queue.take()) is not None:
+                process = idle.pop() if idle else _Process(instance, work)
+                process.give(shard)
+                busy.append(process)
+            ready = wait([process.pipe for process in busy], _LOOK_AGAIN if queue else None)
             for process in [process for process in busy if process.pipe in ready]:
+                busy.remove(process)
                 outcome = process.outcome()
                 if outcome is None:
-                    busy.remove(process)
                     code = process.join()
                     done(ShardDone(process.shard, f"the process that indexed it died (exit code {code})", {}))
                     continue
                 done(outcome)
-                if waiting:
-                    process.give(waiting.popleft())
-                else:
-                    busy.remove(process)
-                    process.join()
+                idle.append(process)
     finally:
         # After an interrupt, each process ends its run, releases its lease and exits.
         for process in busy:
             process.interrupt()
-        for process in busy:
+        for process in [*busy, *idle]:
             process.join()
 
 

@@ -26,7 +26,6 @@ class Names:
     partition_set: str = "shard"
     group: str = "index"
     owners: tuple[str, ...] = ("team:search-platform",)
-    location: str = "rag_assets"
 
     @classmethod
     def of(cls, settings: PipelineSettings) -> Self:
@@ -37,7 +36,6 @@ class Names:
             settings.partition_set or "_".join([*prefix, "shard"]),
             settings.asset_group,
             tuple(owner.strip() for owner in settings.asset_owners.split(",") if owner.strip()),
-            settings.code_location,
         )
 
     def asset(self, name: str) -> dg.AssetKey:

@@ -32,7 +32,7 @@ def select_shards(
     """Return the shards in that state, sorted; empty filters match every region and department.
 
     `listed` and `published` map shards to source digests. Raises `InvalidShardName`, and `UnknownScope` for a region or
-    department that neither of them contains.
+    department, or a pair of them, that neither contains.
     """
     known = listed.keys() | published.keys()
     _check_known("region", regions, {shard.region for shard in known})
@@ -43,12 +43,15 @@ def select_shards(
         Selection.FAILED: set(failed) & known,
         Selection.CHANGED: {shard for shard in known if listed.get(shard) != published.get(shard)},
     }[which]
-    return sorted(
+    named = {
         shard
-        for shard in chosen
+        for shard in known
         if (not regions or any(same_name(shard.region, name) for name in regions))
         and (not departments or any(same_name(shard.department, name) for name in departments))
-    )
+    }
+    if not named and regions and departments:
+        raise UnknownScope(f"no shard {regions[0]}/{departments[0]} in the source or the lake")
+    return sorted(named & set(chosen))
 
 
 def _check_known(kind: str, names: Sequence[str], known: set[str]) -> None:

@@ -1,4 +1,4 @@
-"""Tags of runs: the partition, permissions, and whether whole tables are compared."""
+"""Names that definitions and launchers share: tags of runs, and the description of the resource `pipeline`."""
 
 from collections.abc import Mapping
 
@@ -6,6 +6,9 @@ PARTITION_TAG = "dagster/partition"
 ALLOW_MASS_DELETE_TAG = "rag/allow_mass_delete"
 ACCEPT_WORSE_TAG = "rag/accept_worse_retrieval"
 WHOLE_TAG = "rag/compare_whole_tables"
+LAKE_TAG = "rag/lake"
+"""URI of the lake that has the run's heartbeat."""
+PIPELINE_RESOURCE = "Source, lake and models of this deployment. A run that uses it keeps a heartbeat in the lake."
 
 
 def flag(tags: Mapping[str, str], name: str) -> bool:

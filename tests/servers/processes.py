@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +25,7 @@ import redis
 from tests.servers.binaries import (
     kafka_program,
     language_model,
+    postgres_programs,
     python_packages,
     redis_8_program,
     redis_program,
@@ -66,6 +69,14 @@ class S3Server:
     access_key: str
     secret_key: str
     region: str
+    process: subprocess.Popen[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresServer:
+    """A running PostgreSQL with an empty database."""
+
+    url: str
     process: subprocess.Popen[bytes]
 
 
@@ -240,6 +251,32 @@ def kafka_broker(binaries: Path) -> Generator[KafkaBroker]:
         yield _with_other_ports(start)
 
 
+@contextlib.contextmanager
+def postgres_server(binaries: Path) -> Generator[PostgresServer]:
+    """Run a PostgreSQL that trusts every local connection, or raise `ServerFailedError`."""
+    with _folder("postgres") as folder, contextlib.ExitStack() as stack:
+        programs, user = postgres_programs(binaries), None
+        if os.geteuid() == 0:  # it refuses to run as root, and its user may not be able to read our folder
+            installed, user = programs.parents[2], "nobody"
+            for name in ("pgserver", "pgserver.libs"):
+                shutil.copytree(installed / name, folder / name)
+            programs = folder / programs.relative_to(installed)
+            subprocess.run(["chown", "-R", user, str(folder)], check=True)
+        data = folder / "data"
+        command = [str(programs / "initdb"), "--auth=trust", "--username=dagster", "--no-sync", str(data)]
+        subprocess.run(command, cwd=folder, user=user, check=True, capture_output=True, env={"LC_ALL": "C"})
+
+        def start() -> PostgresServer:
+            (port,) = _free_ports(1)
+            server = [str(programs / "postgres"), "-D", str(data), "-h", HOST, "-p", str(port), "-k", "", "-F"]
+            process = _start(stack, server, folder, user=user, stop=signal.SIGINT)
+            ready = [str(programs / "pg_isready"), "-q", "-h", HOST, "-p", str(port), "-U", "dagster"]
+            _wait_until(lambda: subprocess.run(ready, check=False).returncode == 0, process, folder)
+            return PostgresServer(f"postgresql+psycopg2://dagster@{HOST}:{port}/postgres", process)
+
+        yield _with_other_ports(start)
+
+
 def _is_http(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
@@ -325,6 +362,11 @@ def _folder(name: str) -> Generator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def free_port() -> int:
+    """Return a loopback port that is free now."""
+    return _free_ports(1)[0]
+
+
 def _free_ports(count: int, *, also: int = 0) -> list[int]:
     """Return distinct ports that are currently free, each together with the port `also` above it."""
     for _ in range(200):
@@ -349,7 +391,14 @@ def _with_other_ports(start: Callable[[], _Server]) -> _Server:
         raise ServerFailedError(f"all {_STARTS} starts found their port taken; the last: {error}") from error
 
 
-def _start(stack: contextlib.ExitStack, command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+def _start(
+    stack: contextlib.ExitStack,
+    command: Sequence[str],
+    folder: Path,
+    *,
+    user: str | None = None,
+    stop: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
     # A minimal environment: AWS_*, S3_BUCKET and similar variables would change the servers' behaviour.
     environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "LC_ALL": "C"}
     with (folder / "log").open("wb") as log:
@@ -357,16 +406,17 @@ def _start(stack: contextlib.ExitStack, command: Sequence[str], folder: Path) ->
             command,
             cwd=folder,
             env=environment,
+            user=user,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
-    stack.callback(_stop, process)
+    stack.callback(_stop, process, stop)
     return process
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+def _stop(process: subprocess.Popen[bytes], stop: signal.Signals = signal.SIGTERM) -> None:
+    process.send_signal(stop)
     try:
         process.wait(_STOP_SECONDS)
     except subprocess.TimeoutExpired:

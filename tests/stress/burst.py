@@ -29,6 +29,7 @@ import psutil
 
 from benchmarks.ingest import export
 from benchmarks.reporting import arguments, show
+from rag_assets.cli.init import write_instance
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -81,8 +82,7 @@ def burst(scratch: Path, model_lake: Path, *, objects: int, shards: int) -> Burs
     arrivals = Arrivals(scratch / "source", objects, shards)
     lake, home = scratch / "lake", scratch / "home"
     shutil.copytree(model_lake, lake)
-    home.mkdir()
-    shutil.copyfile(ROOT / "dagster.yaml", home / "dagster.yaml")
+    write_instance(home)
     environment = daemon_environment(arrivals.folder, lake, home) | {"RAG_ARRIVALS_INTERVAL": "1"}
     # Opened here first: two processes that create the same database at once conflict.
     with dg.DagsterInstance.from_config(str(home)) as instance:
@@ -130,11 +130,11 @@ def daemon_environment(source: Path, lake: Path, home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def daemon(environment: dict[str, str], log: Path) -> Generator[None]:
+def daemon(environment: dict[str, str], log: Path, workspace: Path = ROOT / "workspace.yaml") -> Generator[None]:
     """Run a Dagster daemon during the block; end it and all its children afterwards."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", "workspace.yaml"],
+            [str(Path(sys.executable).with_name("dagster-daemon")), "run", "-w", str(workspace)],
             env=environment,
             cwd=ROOT,
             stdout=output,
@@ -152,6 +152,12 @@ def daemon(environment: dict[str, str], log: Path) -> Generator[None]:
             process.wait()
         for left in psutil.wait_procs(started, timeout=10)[1]:
             left.kill()
+
+
+def daemon_is_ready(instance: dg.DagsterInstance) -> bool:
+    """Return whether a daemon that launches backfills and runs sent a recent heartbeat."""
+    statuses = instance.get_daemon_statuses()
+    return all(name in statuses and statuses[name].healthy for name in ("BACKFILL", "QUEUED_RUN_COORDINATOR"))
 
 
 def _count(instance: dg.DagsterInstance, status: Any) -> int:

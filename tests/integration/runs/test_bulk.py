@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
@@ -20,6 +21,7 @@ from rag_assets.runs.sqlite_storage import WarmSqliteEventLogStorage, warm_insta
 from rag_assets.settings import PipelineSettings
 from rag_assets.stages.documents import Parse
 from rag_assets.storage.lake import Lake
+from rag_assets.storage.lease import acquire_lease
 from rag_serving.lake.catalog import Catalog
 from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.shards import Shard
@@ -217,3 +219,75 @@ def test_the_number_of_processes_is_limited_by_shards_objects_and_cores(monkeypa
         3,
         4,
     ]
+
+
+class Neighbours:
+    """Others that hold one shard's lease for its first looks, and have indexed another."""
+
+    def __init__(self, writing: Shard, indexed: Shard, looks: int) -> None:
+        self.writing, self.done, self.looks = writing, indexed, looks
+
+    def indexed(self, shard: Shard) -> bool:
+        return shard == self.done
+
+    def are_writing(self, shard: Shard) -> bool:
+        if shard == self.writing:
+            self.looks -= 1
+        return shard == self.writing and self.looks >= 0
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_shards_that_others_write_come_last_and_those_that_they_indexed_are_left_out(
+    instance: dg.DagsterInstance, settings: PipelineSettings, at_once: int
+) -> None:
+    shards = [Shard("oslo", f"d{number}") for number in range(4)]
+    for shard in shards:
+        put(settings, f"{shard.key}/a.txt", f"The {shard.department} canteen opens at eight.")
+    order: list[Shard] = []
+    result = run_here(
+        instance,
+        settings,
+        shards,
+        tags={},
+        at_once=at_once,
+        build=build_definitions,
+        done=lambda shard, _: order.append(shard),
+        others=Neighbours(writing=shards[0], indexed=shards[2], looks=3),
+    )
+    assert (sorted(result.succeeded), result.elsewhere, result.failed) == (
+        [shards[0], shards[1], shards[3]],
+        [shards[2]],
+        {},
+    )
+    assert order[-1] == shards[0]
+    assert len(instance.get_runs()) == 3
+
+
+def test_a_shard_that_another_writer_was_faster_to_lock_is_tried_again_and_not_reported(
+    instance: dg.DagsterInstance, settings: PipelineSettings
+) -> None:
+    shard = Shard("oslo", "d0")
+    put(settings, f"{shard.key}/a.txt", "The canteen opens at eight.")
+    objects = Lake(settings.lake_uri).objects
+    reasons: list[str | None] = []
+
+    class Blind(Neighbours):
+        """Sees no writer, but releases the lease once a run has met it."""
+
+        def are_writing(self, shard: Shard) -> bool:
+            if instance.get_runs_count():
+                held.close()
+            return False
+
+    with ExitStack() as held:
+        held.enter_context(acquire_lease(objects, shard, "a neighbour"))
+        result = run_here(
+            instance,
+            settings,
+            [shard],
+            tags={},
+            build=build_definitions,
+            done=lambda _, reason: reasons.append(reason),
+            others=Blind(shard, Shard("oslo", "none"), 0),
+        )
+    assert (result.succeeded, result.failed, reasons) == ([shard], {}, [None])

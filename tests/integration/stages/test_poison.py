@@ -72,7 +72,7 @@ def test_a_poisonous_document_is_not_read_again_until_a_retry_is_requested(
     started = _POOLS[-1].started
     bench.run(poisoned)
     assert _POOLS[-1].started == started
-    assert "marked 1 documents of 1 shards for a retry" in quarantine("retry", f"{bench.shard}/crash.txt", "--here")
+    assert "marked 1 document of 1 shard for a retry" in quarantine("retry", f"{bench.shard}/crash.txt", "--here")
     assert reasons(bench) == {}  # the command's own parsers are not poisoned
     assert bench.texts().keys() == {"crash.txt", "page.txt"}
 

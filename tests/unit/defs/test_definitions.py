@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from rag_assets.cli.init import write_instance
 from rag_assets.defs.build import build_definitions
 from rag_assets.errors import LeaseLost, ShardLocked, SourceRefused, SourceUnavailable
 from rag_assets.settings import PipelineSettings
@@ -54,8 +57,8 @@ def test_the_code_location_loads_without_settings_and_contacts_nothing(tmp_path:
 
 
 def test_an_invalid_setting_fails_the_load_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAG_EXECUTOR", "threads")
-    with pytest.raises(SettingsError, match="invalid environment variable: RAG_EXECUTOR"):
+    monkeypatch.setenv("RAG_ARRIVALS", "pigeons")
+    with pytest.raises(SettingsError, match="invalid environment variable: RAG_ARRIVALS"):
         build_definitions()
 
 
@@ -175,12 +178,6 @@ def test_settings_define_the_sensor_interval_and_the_reconcile_cron() -> None:
     assert definitions.resolve_schedule_def("reconcile").cron_schedule == "30 4 * * 1"
 
 
-@pytest.mark.parametrize("name", ["in_process", "multiprocess", "k8s"])
-def test_definitions_build_with_every_executor(name: str) -> None:
-    settings = PipelineSettings.model_validate({"executor": name})
-    assert build_definitions(settings).resolve_job_def("index_shard").executor_def.name == name
-
-
 @pytest.mark.parametrize(
     ("error", "retried"),
     [
@@ -207,14 +204,30 @@ def cloud_yaml() -> str:
 
 def test_dagster_plus_accepts_dagster_cloud_yaml() -> None:
     from dagster_cloud_cli.config.models import load_dagster_cloud_yaml
+    from dagster_k8s.container_context import K8sContainerContext
 
     (location,) = load_dagster_cloud_yaml(cloud_yaml()).locations
-    assert location.location_name == "rag_assets"
+    assert re.fullmatch(r"[a-z0-9-]{1,63}", location.location_name)
     assert location.code_source is not None
     assert location.code_source.module_name is not None
     assert hasattr(importlib.import_module(location.code_source.module_name), "defs")
-    assert location.build is not None
-    assert (ROOT / (location.build.directory or "-") / "pyproject.toml").is_file()
+    assert location.build is None  # it would install the project from a package index
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert location.image is not None
+    assert location.image.endswith(f"-assets:{version}")
+    context = K8sContainerContext.create_from_config(location.container_context)
+    assert {"name": "RAG_CODE_LOCATION", "value": location.location_name} in context.run_k8s_config.container_config[
+        "env"
+    ]
+
+
+def test_the_documented_command_adds_the_location_to_dagster_plus() -> None:
+    from dagster_cloud_cli.config_utils import get_location_document
+
+    document = get_location_document("rag-assets", {"location_file": ROOT / "dagster_cloud.yaml"})
+    page = (ROOT / "docs" / "operations" / "deployment.md").read_text()
+    assert f"add-location {document['location_name']} --from dagster_cloud.yaml" in page
+    assert document["image"]
 
 
 def test_dagster_plus_rejects_an_unknown_key() -> None:
@@ -233,7 +246,7 @@ def test_workspace_yaml_names_the_code_location() -> None:
 
 
 def test_dagster_yaml_allows_one_run_per_shard_and_retries_crashes_only(tmp_path: Path) -> None:
-    (tmp_path / "dagster.yaml").write_bytes((ROOT / "dagster.yaml").read_bytes())
+    write_instance(tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         runs = instance.get_concurrency_config().run_queue_config
         assert runs is not None

@@ -1,0 +1,78 @@
+"""The commands of docs/operations/deployment.md fit the files of deploy/; Docker, Helm and Dagster+ are not called."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy_commands import PROGRAMS, check_command
+from tests.docs_pages import ROOT, blocks
+from tests.unit.deploy.conftest import Helm
+
+DEPLOY = ROOT / "deploy"
+CONSOLE = "\n".join(
+    block.text.replace("\\\n", "")
+    for block in blocks(ROOT / "docs" / "operations" / "deployment.md")
+    if block.language == "console"
+)
+COMMANDS = [shlex.split(line, comments=True) for line in CONSOLE.splitlines()]
+
+
+def starting(*words: str) -> list[list[str]]:
+    return [command for command in COMMANDS if command[: len(words)] == list(words)]
+
+
+def options(command: list[str], name: str) -> list[str]:
+    return [value for option, value in itertools.pairwise(command) if option == name]
+
+
+def test_every_named_file_exists() -> None:
+    named = {word for command in COMMANDS for word in command if re.match(r"(\./)?deploy/|dagster_cloud\.yaml$", word)}
+    assert named - {"deploy/.env"} != set()
+    assert all((ROOT / name).exists() for name in named - {"deploy/.env"}), named
+
+
+def test_images_are_built_from_existing_targets_with_existing_arguments() -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    for command in starting("docker", "build"):
+        (target,) = options(command, "--target")
+        assert f" AS {target}\n" in dockerfile
+        for argument in options(command, "--build-arg"):
+            assert f"ARG {argument.partition('=')[0]}=" in dockerfile
+
+
+def test_compose_commands_name_services_and_existing_programs() -> None:
+    services: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    called = [command for command in COMMANDS if {"exec", "run"} & set(command)]
+    assert called
+    for command in called:
+        start = next(index for index, word in enumerate(command) if word in PROGRAMS)
+        assert command[start - 1] in services
+        check_command(command[start:])
+
+
+def test_the_documented_release_of_the_chart_renders(helm: Helm) -> None:
+    (install,) = starting("helm", "install", "rag")
+    done = helm(["template", "rag"], {}, *(f"--set={value}" for value in options(install, "--set")))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_documented_release_of_dagster_is_the_one_that_the_names_assume() -> None:
+    (install,) = starting("helm", "install", "dagster")
+    (values,) = options(install, "--values")
+    launcher = yaml.safe_load((ROOT / values).read_text())["runLauncher"]["config"]["customRunLauncher"]["config"]
+    assert launcher["instance_config_map"] == f"{install[2]}-instance"
+
+
+@pytest.mark.parametrize("name", ["rag-keys", "rag-shards", "dagster-postgresql-secret"])
+def test_documented_secrets_are_those_that_the_files_use(name: str) -> None:
+    created = {command[command.index("generic") + 1] for command in COMMANDS if "generic" in command}
+    assert name in created
+    text = CONSOLE + "".join(path.read_text() for path in Path(DEPLOY / "helm").rglob("*.yaml"))
+    assert text.count(name) >= 2
