@@ -30,10 +30,13 @@ from rag_serving.settings import EnvironmentSettings, ServiceSettings, ServingSe
 REFERENCE = Path(__file__).parent / "reference"
 
 _SETTINGS = {
-    "Pipeline": (PipelineSettings, "What the assets, sensors, schedules and `rag-assets` read."),
-    "Search, answers and cache": (ServingSettings, "What the client of a lake, `rag-serving` and the service read."),
-    "HTTP service": (HttpSettings, "What `rag-serving serve` reads beside them."),
-    "Client of a service": (ServiceSettings, "What the client reads when it asks a service instead of a lake."),
+    "Pipeline": (PipelineSettings, "Read by the assets, sensors, schedules and `rag-assets`."),
+    "Search, answers and cache": (ServingSettings, "Read by the client of a lake, `rag-serving` and the service."),
+    "HTTP service": (
+        HttpSettings,
+        "Read by `rag-serving serve`, in addition to the settings of search, answers and cache.",
+    ),
+    "Client of a service": (ServiceSettings, "Read by the client when it asks a service instead of a lake."),
 }
 
 

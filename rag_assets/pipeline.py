@@ -1,6 +1,6 @@
-"""The source, the lake and the models of one deployment, opened from its settings. No Dagster types.
+"""Open the source, the lake and the models of one deployment from its settings. No Dagster types.
 
-Assets, sensors and commands take a `Pipeline`; the work itself is in the packages below.
+Assets, sensors and commands use a `Pipeline`; the packages below it do the work.
 """
 
 from collections.abc import Callable, Generator
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The parts of one deployment. Tests and benchmarks override single parts in subclasses."""
+    """The parts of one deployment. Tests and benchmarks replace single parts by overriding a method."""
 
     settings: PipelineSettings
     s3_client: "Callable[[], S3Client] | None" = None
-    """Creates the client for an ``s3://`` source; None: boto3's default client."""
+    """Creates the client of an ``s3://`` source. None means boto3's default client."""
 
     def lake(self) -> Lake:
         """Open the lake of `RAG_LAKE_URI`."""
@@ -66,7 +66,10 @@ class Pipeline:
     def writer(
         self, shard: Shard, *, holder: str, whole: bool = False, wait: float | None = None
     ) -> Generator[ShardWriter]:
-        """Hold the shard's lease and yield its only writer; raise `ShardLocked` after `wait` seconds."""
+        """Acquire the shard's lease and yield its only writer.
+
+        Raises `ShardLocked` if another writer still holds the lease after `wait` seconds (None: `RAG_LEASE_WAIT`).
+        """
         lake = self.lake()
         wait = self.settings.lease_wait if wait is None else wait
         with acquire_lease(lake.objects, shard, holder, seconds=self.settings.lease_seconds, wait=wait) as lease:
@@ -93,16 +96,16 @@ class Pipeline:
         return warm_parsers(limits, self.settings.parse_workers).read
 
     def identity(self) -> EmbedderIdentity:
-        """Return the identity of the configured embedding model; export the model first if needed."""
+        """Return the identity of the configured embedding model, which is exported first if it is not in the lake."""
         return warm_identity(self.settings.lake_uri, self.settings.embedding_model)
 
     def fingerprint(self) -> str | None:
-        """Return the fingerprint of the configured embedding model; None if it was never exported."""
+        """Return the fingerprint of the configured embedding model, or None if it was never exported."""
         identity = find_exported(self.lake().objects, self.settings.embedding_model)
         return None if identity is None else identity.fingerprint
 
     def embedder(self) -> Embedder:
-        """Return the embedder, which stays loaded for the life of this process."""
+        """Return the embedder, which stays loaded as long as this process runs."""
         settings = self.settings
         return warm_embedder(
             settings.lake_uri, settings.embedding_model, settings.embedding_runtime, cores=settings.usable_cores

@@ -27,7 +27,9 @@
 Messages state what happened and what to do about it. They never contain a secret or a document's text.
 """
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -171,7 +173,26 @@ def first_problem(error: "ValidationError", *, depth: int | None = None) -> str:
     """Return the field that failed validation and why, without its value; `depth` limits the field's path."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"][:depth])
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    return f"{where}: {in_plain_words(first)}" if where else in_plain_words(first)
+
+
+_PLAIN = {
+    "missing": "is missing",
+    "extra_forbidden": "is not a known field",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+}
+
+
+def in_plain_words(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong in one of pydantic's errors, without the terms of pydantic: "must be a whole number"."""
+    message = str(problem["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    return _PLAIN.get(problem["type"]) or re.sub(r"^\w+ should ", "must ", message)
 
 
 def error_named(name: str) -> type[RagError]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from rag_serving.errors import SettingsError
+from rag_serving.errors import SettingsError, in_plain_words
 
 DEFAULT_LAKE = "./lake"
 SERVICE_DEADLINE = 150.0
@@ -50,7 +50,7 @@ class Environment(BaseSettings):
             return cls(**given)  # pyright: ignore[reportCallIssue]  # every field comes from the environment or its default
         except ValidationError as error:
             problems = "; ".join(
-                f"{cls.variable(str(problem['loc'][0]))}: {problem['msg']} "
+                f"{cls.variable(str(problem['loc'][0]))}: {in_plain_words(problem)} "
                 f"({cls.model_fields[str(problem['loc'][0])].description})"
                 for problem in error.errors(include_input=False, include_url=False)
             )
@@ -102,7 +102,11 @@ class ServingSettings(EnvironmentSettings):
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="maximum length of a generated answer in tokens")
     llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="maximum tokens of passages in a prompt")
     llm_concurrency: int = Field(16, ge=1, le=1_024, description="maximum concurrent model calls")
-    queue_limit: int = Field(256, ge=0, description="maximum queued searches, and model calls; more are refused")
+    queue_limit: int = Field(
+        256,
+        ge=0,
+        description="maximum number of queued searches, and of queued model calls; further ones are refused",
+    )
     ask_deadline: float = Field(120.0, gt=0, le=3_600, description="deadline of one question in seconds")
     min_evidence: float | None = Field(
         None, ge=-1, le=1, description="cosine below which passages are irrelevant; unset: measured for the known model"

@@ -9,11 +9,18 @@ from pathlib import Path
 
 
 def check_pip(arguments: list[str]) -> None:
-    """Fail unless every extra to install is declared."""
+    """Fail unless every extra and file to install exists."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-    assert arguments[:2] == ["install", "-e"], arguments
-    for extra in re.findall(r"[\w-]+", arguments[2].partition("[")[2]):
-        assert extra in project["optional-dependencies"], extra
+    match arguments:
+        case ["install", "--upgrade", "pip"]:
+            pass
+        case ["install", "--require-hashes", "-r", file]:
+            assert Path(file).exists(), file
+        case ["install", "-e", target] | ["install", "--no-deps", "-e", target]:
+            for extra in re.findall(r"[\w-]+", target.partition("[")[2]):
+                assert extra in project["optional-dependencies"], extra
+        case _:
+            raise AssertionError(arguments)
 
 
 def check_make(arguments: list[str]) -> None:

@@ -1,8 +1,8 @@
-"""Cut sections at changes of subject, by static vectors of sentences and an exact optimisation.
+"""Cut sections where the subject changes, with static vectors of sentences and an exact optimisation.
 
-A section is split into units (sentences, list items, whole tables). Of all ways to join neighbours to passages between
-the minimum and the maximum of tokens, the cheapest is used. The cost of a passage consists of the differences between
-its units, the deviation from the best length, and the cost of the place where it begins.
+A section is split into units (sentences, list items, whole tables). Of all ways to join adjacent units into passages
+between the minimum and maximum number of tokens, the cheapest one is chosen. The cost of a passage is the sum of the
+differences between its units, the deviation from the best length, and the cost of a cut at its beginning.
 """
 
 import hashlib
@@ -23,16 +23,16 @@ from rag_assets.options import ContextName
 Floats = npt.NDArray[np.float32]
 
 _MOST_UNITS: Final = 64
-"""Maximum units of a passage. Tiny units are joined first, so that passages rarely have as many."""
+"""Maximum number of units in a passage. Tiny units are joined first, so passages rarely have this many."""
 _UNITS_AT_ONCE: Final = 4096
-"""Units that are cut together, to bound the memory for long sections."""
+"""Number of units that are optimised together, which bounds the memory for long sections."""
 _UNITS_IN_DOUBT: Final = 8
 _NOTHING: Final = 1e-3
-"""Length of a vector that only consists of rounding errors."""
+"""A vector this short consists of rounding errors only."""
 _TINY_SHARE: Final = 16
 """Units smaller than this fraction of a passage join a neighbour."""
 
-# Costs of cuts that are made only if nothing else is possible, the last resort being the most expensive.
+# Costs of cuts that are made only if there is no alternative; the highest is the last resort.
 _TOO_SHORT: Final = 1e3
 _AFTER_LEAD_IN: Final = 1e2
 _AFTER_HEADING: Final = 1e6
@@ -43,7 +43,7 @@ class CutCosts:
     """Weights of the optimisation, tuned on the questions of benchmarks.quality."""
 
     best_share: float = 0.8
-    """The best length as a share of the maximum."""
+    """The preferred length of a passage, as a fraction of the maximum."""
     length: float = 1.0
     scatter: float = 3.0
     sentence: float = 0.3
@@ -61,7 +61,7 @@ class CutCosts:
 
 @dataclass(frozen=True, slots=True)
 class _Unit:
-    """A piece of text that is never cut; `price` is the cost of a cut before it."""
+    """A piece of text that is not cut further; `price` is the cost of a cut before it."""
 
     start: int
     end: int
@@ -70,10 +70,10 @@ class _Unit:
 
 
 class SemanticChunker(SectionChunker):
-    """Cuts sections into passages on one subject, of `min_tokens` to `max_tokens` including special tokens.
+    """Cuts sections into passages on one subject, with `min_tokens` to `max_tokens` tokens including special ones.
 
-    Structure has priority: passages do not mix sections, a heading or a lead-in stays with the text after it, and
-    tables and code are cut only if they are larger than a passage.
+    Structure takes precedence: a passage never contains text of two sections, a heading or a lead-in stays with what
+    follows, and tables and code are cut only if they are larger than a passage.
     """
 
     def __init__(
@@ -190,9 +190,9 @@ class SemanticChunker(SectionChunker):
 
 
 def _contrasted(vectors: Floats) -> Floats:
-    """Subtract the common part of the vectors: the subject of the whole text hides changes within it.
+    """Subtract the common part of the vectors, because the subject of the whole text hides changes within it.
 
-    The common part of a few units is uncertain, so less of it is subtracted.
+    With few units, the estimate of the common part is uncertain, so less of it is subtracted.
     """
     common: Floats = vectors.sum(axis=0) / np.float32(len(vectors) + _UNITS_IN_DOUBT)
     apart: Floats = vectors - common
@@ -204,7 +204,7 @@ def _contrasted(vectors: Floats) -> Floats:
 
 
 def _pieces(fragment: Fragment, budget: TokenBudget, limit: int, prices: CutCosts) -> list[_Unit]:
-    """Split a fragment into units, the first of at most `limit` tokens; the price of the first is not set."""
+    """Split a fragment into units. The first one has at most `limit` tokens, and its price is not set."""
     text = budget.text
     if fragment.kind is BlockKind.PARAGRAPH:
         cuts = sentence_starts(text, fragment.start, fragment.end)
@@ -246,7 +246,7 @@ def _cost(text: str, kind: BlockKind, end: int, start: int, prices: CutCosts) ->
 
 
 def _joined(units: Sequence[_Unit], budget: TokenBudget) -> list[_Unit]:
-    """Join each tiny unit to the neighbour from which a cut would be more expensive."""
+    """Join each tiny unit to the neighbour on the side where a cut would be more expensive."""
     tiny = budget.limit // _TINY_SHARE
     joined: list[_Unit] = []
     for number, unit in enumerate(units):

@@ -25,13 +25,21 @@ def quarantine() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool) -> None:
     """List quarantined documents, of all published shards or of those named."""
+    from rag_assets.pipeline import Pipeline
+
     rows = [(name, row) for _, name, row in _quarantined(shards) if reason in (None, row["reason"])]
     for name, row in rows:
         if as_json:
             click.echo(json.dumps(row, default=str, ensure_ascii=False))
         else:
-            click.echo(f"{row['reason']:<17} {row['attempts']:>3}x  {name}")
-    if not as_json:
+            tries = "1 attempt" if row["attempts"] == 1 else f"{row['attempts']} attempts"
+            click.echo(f"{row['reason']:<17} {tries:<12} {name}")
+    if as_json:
+        return
+    pipeline = Pipeline(PipelineSettings.from_env())
+    if not shards and not pipeline.catalog().snapshot().entries:
+        click.echo(f"nothing is published in {pipeline.settings.lake_uri}; check RAG_LAKE_URI", err=True)
+    else:
         click.echo(f"{len(rows)} quarantined", err=True)
 
 
@@ -39,9 +47,19 @@ def list_quarantined(shards: tuple[str, ...], reason: str | None, as_json: bool)
 @click.argument("key")
 def show_quarantined(key: str) -> None:
     """Show one quarantined document, by its KEY in the source."""
-    for name, value in _one_quarantined(key)[-1].items():
-        if name not in ("doc_id", "object_id"):
-            click.echo(f"{name:<11} {value}")
+    _, name, row = _one_quarantined(key)
+    facts = {
+        "document": name,
+        "reason": f"{row['reason']}: {row['detail']}",
+        "size": f"{row['size']:,} bytes",
+        "first seen": f"{row['first_seen']:%Y-%m-%d %H:%M:%S} UTC",
+        "last tried": f"{row['last_seen']:%Y-%m-%d %H:%M:%S} UTC",
+        "attempts": f"{row['attempts']}{' (marked for a retry with the next run)' if row['retry'] else ''}",
+        "etag": row["etag"],
+        "extractor": f"version {row['extractor']}",
+    }
+    for what, fact in facts.items():
+        click.echo(f"{what:<11} {fact}")
 
 
 @quarantine.command("retry")

@@ -15,7 +15,7 @@ from rag_serving.lake.shards import Shard
 def history(shard: str) -> None:
     """Show the published versions of a shard.
 
-    Versions that are marked as kept can be rolled back to.
+    Versions that are marked as kept can be rolled back to. A version that was rolled back to is listed again.
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.retention import kept_versions
@@ -27,14 +27,15 @@ def history(shard: str) -> None:
     found = read_catalog_entry(pipeline.lake().objects, named)
     table = pipeline.lake().open(SHARDS, named)
     if found is None or table is None:
-        raise NamedClickError(f"{shard} was never published")
+        raise NamedClickError(f"{shard} was never published in {pipeline.settings.lake_uri}; see rag-assets status")
     entry, kept = found[0], kept_versions(table)
     for publication in (entry.current, *entry.history):
         what = "current" if publication is entry.current else "kept" if publication.version in kept else "removed"
+        run, by = f"run {publication.run_id}", publication.published_by
         click.echo(
             f"version {publication.version:<6} {publication.published_at:%Y-%m-%d %H:%M:%S} UTC  {what:<8} "
             f"{publication.documents} documents, {publication.chunks} chunks, {publication.quarantined} quarantined  "
-            f"by {publication.published_by}"
+            + (f"by {run}" if by in ("", run) else f"rolled back to by {by}")
         )
     if entry.hold is not None:
         click.echo(f"held by {entry.hold.by} since {entry.hold.since:%Y-%m-%d %H:%M:%S} UTC")
@@ -42,7 +43,12 @@ def history(shard: str) -> None:
 
 @click.command()
 @click.argument("shard", metavar="REGION/DEPARTMENT")
-@click.option("--to", type=int, metavar="VERSION", help="A kept version, see history (default: the previous one).")
+@click.option(
+    "--to",
+    type=click.IntRange(min=1),
+    metavar="VERSION",
+    help="A kept version, see history (default: the previous one).",
+)
 def rollback(shard: str, to: int | None) -> None:
     """Roll a shard back to an older published version.
 
@@ -88,7 +94,11 @@ def maintain() -> None:
     from rag_assets.pipeline import Pipeline
 
     holder = f"maintenance by {user_name()}"
-    report = Pipeline(PipelineSettings.from_env()).maintain(holder, run_id=holder, log=click.echo)
+    pipeline = Pipeline(PipelineSettings.from_env())
+    if not pipeline.catalog().snapshot().entries:
+        click.echo(f"nothing is published in {pipeline.settings.lake_uri}; check RAG_LAKE_URI", err=True)
+        return
+    report = pipeline.maintain(holder, run_id=holder, log=click.echo)
     click.echo(
         f"{report.shards} shards, {report.tables} tables: {report.versions_removed} old versions removed, "
         f"{report.indexes_rebuilt} indexes rebuilt; {len(report.skipped)} shards skipped"

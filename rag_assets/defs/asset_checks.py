@@ -40,7 +40,7 @@ def _looked_at(context: dg.AssetCheckExecutionContext, lake: Lake, shard: Shard)
 
 
 def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
-    """Check that the passages of each document come from its current version and cover all of its text."""
+    """Fails unless the passages of each document come from its current version and cover all of its text."""
     lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
         return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
@@ -153,7 +153,7 @@ def _history(evaluations: Sequence[Evaluation]) -> dg.TableMetadataValue:
 
 
 def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
-    """Warn if documents are quarantined; the others are published anyway."""
+    """Warns if documents are quarantined. The others are published anyway."""
     shard = Shard.parse(context.partition_key)
     with named_failures():
         refused = quarantined_documents(pipeline.lake(), shard)
@@ -191,16 +191,19 @@ def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
             dg.multi_asset_check(
                 name=names.op("table_is_sound"),
                 specs=[
-                    spec("rows_reconcile", "The table holds exactly the current documents and chunks, each once."),
+                    spec(
+                        "rows_reconcile",
+                        "Fails unless the table holds exactly the current documents and chunks, each once.",
+                    ),
                     spec(
                         "vectors_sound",
-                        "Vectors come from the configured embedder, have unit length and (in a sample of new rows) "
-                        "match their texts; the indexes cover the rows.",
+                        "Fails unless vectors come from the configured embedder, have unit length and (in a sample of "
+                        "new rows) match their texts, and the indexes cover the rows.",
                     ),
                     spec(
                         "retrieval_holds",
-                        "The new version answers the shard's golden questions (region/department/_eval/*.jsonl) about "
-                        "as well as the published one, and its vector index has the required recall.",
+                        "Fails if the new version answers the golden questions (region/department/_eval/*.jsonl) worse "
+                        "than the published one, or its vector index misses the required recall.",
                     ),
                 ],
                 can_subset=True,

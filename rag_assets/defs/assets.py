@@ -38,12 +38,11 @@ def build_source_objects(names: Names) -> dg.AssetSpec:
     """Return the external asset that the graph starts from."""
     return dg.AssetSpec(
         names.asset("source_objects"),
-        description="Documents under region/department/ in the source bucket, uploaded by others. Watched by the "
-        "sensor s3_arrivals and the schedule reconcile.",
+        description="Documents under region/department/ in the source bucket or folder, written by other systems. "
+        "The sensor s3_arrivals and the schedule reconcile watch them.",
         partitions_def=names.partitions,
         group_name=names.group,
         owners=list(names.owners),
-        kinds={"s3"},
     )
 
 
@@ -53,10 +52,11 @@ def build_source_objects(names: Names) -> dg.AssetSpec:
     code_version="1",
 )
 def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
-    """Export the embedding model into the lake: OpenVINO graph with pooling, tokenizer, identity.
+    """Export the embedding model into the lake.
 
-    Pipeline and serving load the same files. Materialize it after changing RAG_EMBEDDING_MODEL; otherwise the next
-    shard's run exports the model.
+    The export is an OpenVINO graph with pooling, the tokenizer, and a manifest that identifies the model. The pipeline
+    and serving load the same files. Materialize this asset after changing RAG_EMBEDDING_MODEL; otherwise the run of the
+    next shard exports the model.
     """
     with named_failures():
         export = ensure_exported(pipeline.lake().objects, pipeline.settings.embedding_model, force=True)
@@ -81,9 +81,9 @@ def embedding_model(context: dg.AssetExecutionContext, pipeline: PipelineParam) 
     code_version="1",
 )
 def boundary_vectors(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
-    """Distil a static vector per token of the embedding model, by which the chunker detects changes of subject.
+    """Distil one static vector per token of the embedding model. The chunker uses them to detect changes of subject.
 
-    Valid vectors are kept; if they are missing, the next shard's run distils them.
+    Valid vectors are kept. If they are missing, the run of the next shard distils them.
     """
     with named_failures():
         distillation = ensure_distilled(pipeline.lake().objects, pipeline.identity())
@@ -139,7 +139,7 @@ def raw_documents(
 ) -> dg.MaterializeResult[Any]:
     """Extract text and structure of the shard's documents.
 
-    Only new and changed objects are fetched. Deleted objects are removed, unreadable ones quarantined with the reason.
+    Only new and changed objects are fetched. Deleted ones are removed. Unreadable ones are quarantined with a reason.
     """
     allow = flag(context.run.tags, ALLOW_MASS_DELETE_TAG)
     with named_failures():
@@ -220,7 +220,7 @@ def embeddings(
 def shards(
     context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
-    """Update the shard's search table, a changed document in one commit, and its full-text and vector indexes."""
+    """Update the shard's search table (one commit per changed document) and its full-text and vector indexes."""
     with named_failures():
         identity = pipeline.identity()
         report = sync_shard(shard_writer, identity, pipeline.settings.vector_index_rows, context.log.info)
@@ -236,7 +236,7 @@ def shards(
 def published(
     context: dg.AssetExecutionContext, pipeline: PipelineParam, shard_writer: dg.ResourceParam[ShardWriter]
 ) -> dg.MaterializeResult[Any]:
-    """Make the table's new version current in the shard's catalog object, if it passed the blocking checks."""
+    """Make the new version of the table current in the shard's catalog object, if the blocking checks pass."""
     with named_failures():
         result = publish(
             shard_writer,

@@ -31,7 +31,7 @@ def _pool(names: Names) -> str:
 def company_index(context: dg.AssetExecutionContext, pipeline: PipelineParam) -> dg.MaterializeResult[Any]:
     """Copy the published rows of all shards into one table per embedding model, for questions over many shards.
 
-    Updated shard by shard; shards whose copy is out of date are searched directly.
+    The index is updated shard by shard. Shards whose copy is out of date are searched directly.
     """
     lake, settings = pipeline.lake(), pipeline.settings
     holder = f"run {context.run.run_id}"

@@ -12,6 +12,10 @@ from rag_assets.runs.status import failed_shards
 from rag_assets.settings import PipelineSettings
 
 _MOST_NAMED = 50
+_WATCHED = (
+    "Warns about shards whose latest run failed, that differ from the source, are on hold, or have an invalid catalog "
+    "object."
+)
 
 
 @dg.op(retry_policy=step_retries)
@@ -35,7 +39,11 @@ def maintain_tables(context: dg.OpExecutionContext, pipeline: PipelineParam) -> 
 def build_maintenance_job(names: Names) -> dg.JobDefinition:
     """Return the job `maintain`."""
 
-    @dg.job(name=names.job(MAINTAIN), description="Maintain every shard's tables; see maintain_tables.")
+    @dg.job(
+        name=names.job(MAINTAIN),
+        description="Compact the tables of every published shard, rebuild fragmented indexes, and remove versions that "
+        "no reader can use. Shards with an active run are skipped.",
+    )
     def maintain() -> None:
         maintain_tables()
 
@@ -47,8 +55,7 @@ def build_standing_check(names: Names) -> dg.AssetChecksDefinition:
 
     @dg.asset_check(
         asset=names.asset("source_objects"),
-        description="No shard's latest run failed, and no shard differs from the source, is on hold, or has an invalid "
-        "catalog object. Lists the shards that do.",
+        description=_WATCHED,
     )
     def no_shard_left_behind(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
         with named_failures():
@@ -90,13 +97,13 @@ def build_maintenance_schedules(
             job=maintain,
             cron_schedule=settings.maintenance_cron,
             execution_timezone="UTC",
-            description="Compacts and cleans up every shard's tables.",
+            description="Compacts the tables of every shard and removes versions that no reader can use.",
         ),
         dg.ScheduleDefinition(
             name=names.job(WATCH),
             job=watch,
             cron_schedule=settings.watch_cron,
             execution_timezone="UTC",
-            description="Evaluates no_shard_left_behind, which lists shards that failed, are stale or on hold.",
+            description=_WATCHED,
         ),
     ]

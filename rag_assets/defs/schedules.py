@@ -20,8 +20,8 @@ def build_reconcile_schedule(settings: PipelineSettings, names: Names, job: Asse
         job=job,
         cron_schedule=settings.reconcile_cron,
         execution_timezone="UTC",
-        description="Runs every shard that is listed in the source or already known. Compares and checks whole tables "
-        "instead of known changes only. Runs of unchanged shards fetch, embed and write nothing.",
+        description="Runs every shard that has documents in the source or is already known. The runs compare and check "
+        "whole tables instead of known changes only. Runs of unchanged shards fetch, embed and write nothing.",
     )
     def reconcile(context: dg.ScheduleEvaluationContext, pipeline: PipelineParam) -> Iterator[dg.RunRequest]:
         source = pipeline.source()

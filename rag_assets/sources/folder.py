@@ -70,7 +70,8 @@ class FolderSource:
     @contextmanager
     def _listing(self) -> Generator[None]:
         if not self._root.is_dir():
-            raise SourceRefused(f"the source folder {self._root} does not exist; check RAG_SOURCE_URI")
+            problem = "is a file, not a folder" if self._root.exists() else "does not exist"
+            raise SourceRefused(f"the source folder {self._root} {problem}; check RAG_SOURCE_URI")
         try:
             yield
         except OSError as error:

@@ -11,12 +11,15 @@ from rag_serving.lake.object_store import folder_path, is_s3, split_s3
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+_SETTING = "RAG_SOURCE_URI"
+
 
 def open_source(uri: str | None, client: "S3Client | None" = None) -> Source:
     """Open the source of `RAG_SOURCE_URI`; `client` is for ``s3://`` and defaults to boto3's."""
     if uri is None:
-        raise SettingsError("RAG_SOURCE_URI is not set; set it to the folder or s3://bucket/prefix of the documents")
+        raise SettingsError(f"{_SETTING} is not set; set it to the folder or s3://bucket/prefix of the documents")
     if is_s3(uri):
+        bucket, prefix = split_s3(uri, _SETTING)
         if client is None:
             import boto3
             from botocore.config import Config
@@ -24,6 +27,5 @@ def open_source(uri: str | None, client: "S3Client | None" = None) -> Source:
             # boto3's default session would keep the first credentials that it found.
             config = Config(retries={"max_attempts": 5, "mode": "standard"})
             client = boto3.session.Session().client("s3", config=config)
-        bucket, prefix = split_s3(uri)
         return S3Source(client, bucket, prefix)
-    return FolderSource(folder_path(uri))
+    return FolderSource(folder_path(uri, _SETTING))

@@ -4,6 +4,7 @@ An unreadable object goes to the quarantine table with the reason. Its last read
 """
 
 import hashlib
+import shlex
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -190,8 +191,9 @@ def _guard_deletes(shard: Shard, total: int, todo: _Diff, limits: IngestionLimit
     if everything or (deleted > 5 and deleted > limits.max_delete_share * total):
         raise MassDeleteRefused(
             f"the run would delete {deleted} of {total} documents of shard {shard}, which are gone from the source. If "
-            "this is intended, run it again with the run tag rag/allow_mass_delete=true (rag-assets backfill "
-            "--allow-mass-delete); RAG_MAX_DELETE_SHARE sets the share that needs no permission"
+            f"this is intended, run rag-assets backfill --allow-mass-delete --region {shlex.quote(shard.region)} "
+            f"--department {shlex.quote(shard.department)}, or set the run tag rag/allow_mass_delete=true; "
+            "RAG_MAX_DELETE_SHARE sets the share that needs no permission"
         )
 
 

@@ -15,6 +15,8 @@ _DEGRADED_NOTE = "Quoted from the documents (the language model did not answer):
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\w\"'(*])|(?<=[。！？])")
 _ITEM = re.compile(r"\s*(?:[-*+]\s|[>|]|\d+[.)]\s)")
 _MARKUP = re.compile(r"^\s*(?:[-*+]\s+|\d+[.)]\s+|>\s*)|\*\*|__|`")
+_DANGLING = re.compile(r"[,;](?:\s+(?:and|or|und|oder|og|eller|et|ou|y|o|e))?$|[，；、]$")
+"""What joins a list item to the next one, and looks cut off without it."""
 _RULE = re.compile(r"^[\s|:=*#~`_-]+$")
 
 
@@ -85,6 +87,8 @@ def split_sentences(text: str) -> list[str]:
     for unit in units:
         for part in _SENTENCE.split(_MARKUP.sub("", unit)):
             sentence = " ".join(part.split()).strip("| ")
+            if _ITEM.match(unit):
+                sentence = _DANGLING.sub("", sentence)
             if len(sentence) >= 8:
                 found.append(sentence)
     return found

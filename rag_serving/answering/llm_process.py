@@ -2,19 +2,21 @@
 
 litellm uses about 55 ms of CPU for an answer of 100 pieces, mostly to build objects for each piece; its settings for
 logging and callbacks make no difference. With the child process, the worker's event loop spends 8 to 10 ms on the same
-answer. A thread with its own event loop would save 40 MiB and this module, but it shares the interpreter's lock. 95th
-percentile of hits in ms, median of three alternating runs (1,000 connections, two workers, two cores):
+answer. A thread with its own event loop would save 40 MiB and this module, but it would share the interpreter's lock.
+The 95th percentile of the latency of cache hits in ms (1,000 connections, two workers, two cores, median of three
+alternating runs):
 
 - 16 questions per second, answers of 100 pieces: process 8, thread 26
 - 48 per second, answers of 10 pieces: process 10, thread 38
 - 66 per second, answers of 10 pieces: process 51, thread 332
 
-Lowering the thread's priority makes it worse, because it is preempted while it holds the lock (400 against 74 in a pair
-of runs on a busier machine, 16 questions per second).
+Lowering the thread's priority makes it worse, because the thread is preempted while it holds the lock: 400 ms instead
+of 74 ms at 16 questions per second, in a pair of runs on a busier machine.
 
 The processes exchange JSON, one message per line, over the child's standard input and output. The child exits when its
-input closes, and thus with its parent. If it dies, the calls in progress fail and the next call starts another child.
-If it keeps dying before its first message, restarts back off exponentially and calls in between fail immediately.
+input closes, which also happens when the parent dies. If the child dies, the calls in progress fail, and the next call
+starts another child. If children keep dying before their first message, restarts back off exponentially, and calls in
+between fail immediately.
 """
 
 import asyncio
@@ -38,17 +40,17 @@ _log = logging.getLogger(__name__)
 
 _LINE_BYTES = 64 * 2**20
 _NICENESS = 5
-"""On a contended core the child gets about a third of the event loop's share."""
+"""On a busy core, the child gets about a third as much CPU time as the event loop."""
 _SECONDS_TO_END = 5.0
 _LONGEST_PAUSE = 60.0
 
 
 class ModelCallFailed(Exception):
-    """A call failed in the child process; subclasses have the name of the error there."""
+    """A call failed in the child process. The name of the subclass is that of the error in the child."""
 
 
 class ModelProcessDied(ModelCallFailed):
-    """The child process died during the call, or keeps dying at its start."""
+    """The child process died during the call, or keeps dying when it starts."""
 
 
 @dataclass(slots=True)
@@ -70,7 +72,8 @@ class _Child:
 class ModelProcess:
     """litellm in a child process that the first call starts. Belongs to one event loop.
 
-    From the second death without a message on, the next start waits up to `pause` seconds, doubled with each death.
+    If two children in a row die without a message, the next start waits up to `pause` seconds; each further death
+    doubles that time.
     """
 
     def __init__(self, *, pause: float = 1.0) -> None:
@@ -98,7 +101,7 @@ class ModelProcess:
                 pass
 
     def answer_parts(self, call: Mapping[str, Any]) -> AsyncGenerator[AnswerPart]:
-        """Run `litellm_calls.answer_parts` in the child; errors are `ModelCallFailed`, named as they are there."""
+        """Run `litellm_calls.answer_parts` in the child; raises `ModelCallFailed`, whose class has the error's name."""
         return self._parts({"call": call})
 
     async def close(self) -> None:
@@ -147,7 +150,9 @@ class ModelProcess:
         async with self._starting:
             if self._child is None or self._child.process.returncode is not None:
                 if time.monotonic() < self._not_before:
-                    raise ModelProcessDied("the process dies at its start; its standard error shows why")
+                    raise ModelProcessDied(
+                        "the language model process dies when it starts; its output on stderr shows why"
+                    )
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=_LINE_BYTES
                 )
@@ -183,11 +188,13 @@ class ModelProcess:
         if self._deaths > 1:
             pause = min(self._pause * 2.0 ** min(self._deaths - 2, 30), _LONGEST_PAUSE) * random.uniform(0.5, 1)  # noqa: S311
             self._not_before = time.monotonic() + pause
-            _log.error("the language model process died at its start; restarting it in %.0f s at the earliest", pause)
+            _log.error(
+                "the language model process died when it started; it restarts after %.0f s at the earliest", pause
+            )
 
 
 class _Worker:
-    """The child's side: runs concurrent litellm calls, identified by the parent's numbers."""
+    """The child's side: runs litellm calls concurrently. The parent identifies them by number."""
 
     def __init__(self, output: asyncio.StreamWriter) -> None:
         self._output = output
@@ -195,7 +202,7 @@ class _Worker:
         self._calls: dict[int, asyncio.Task[None]] = {}
 
     async def work(self, requests: asyncio.StreamReader) -> None:
-        """Serve requests until the input closes; the end of the event loop then cancels running calls."""
+        """Serve requests until the input closes. Running calls are cancelled when the event loop ends."""
         async for line in requests:
             request = json.loads(line)
             number = request["id"]
@@ -236,7 +243,7 @@ async def _work(output: int) -> None:
 
 def main() -> None:
     """Run the child process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C the parent finishes its requests, then stops the child
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent finishes its requests and stops the child
     output = os.dup(1)
     os.dup2(2, 1)  # litellm's prints must not mix with the messages
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

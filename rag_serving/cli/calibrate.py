@@ -99,13 +99,17 @@ def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str
 @click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
 @click.option(
     "--sure",
-    type=float,
+    type=click.FloatRange(0, 1, min_open=True),
     default=0.98,
     show_default=True,
     help="At or above this similarity, skip the risk model.",
 )
 @click.option(
-    "--least", type=float, default=LEAST_SIMILARITY, show_default=True, help="Ignore pairs below this similarity."
+    "--least",
+    type=click.FloatRange(0, 1),
+    default=LEAST_SIMILARITY,
+    show_default=True,
+    help="Ignore pairs below this similarity.",
 )
 @click.option("--fingerprint", help="Embedder to use if the shards have more than one.")
 def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerprint: str | None) -> None:
@@ -152,12 +156,13 @@ def _embedder(fingerprint: str | None) -> "Embedder":
     from rag_serving.lake.object_store import open_object_store
     from rag_serving.settings import ServingSettings
 
-    objects = open_object_store(ServingSettings.from_env().lake_uri)
+    lake = ServingSettings.from_env().lake_uri
+    objects = open_object_store(lake)
     if fingerprint is None:
         entries = Catalog(objects).snapshot().entries.values()
         known = sorted({entry.current.fingerprint for entry in entries})
         if not known:
-            raise UnknownScope("no shard is published in RAG_LAKE_URI; publish one, or add `similarity` to every pair")
+            raise UnknownScope(f"nothing is published in {lake}; check RAG_LAKE_URI, or add `similarity` to every pair")
         if len(known) > 1:
             raise InvalidArgument(f"the shards use several embedders; pass --fingerprint, one of {', '.join(known)}")
         fingerprint = known[0]

@@ -20,7 +20,13 @@ def keys() -> None:
 @click.option(
     "--shards", multiple=True, default=("*/*",), show_default=True, help="Visible shards, such as oslo/*; repeatable."
 )
-@click.option("--per-minute", default=600, show_default=True, help="Maximum requests per minute.")
+@click.option(
+    "--per-minute",
+    type=click.IntRange(1, 1_000_000),
+    default=600,
+    show_default=True,
+    help="Maximum requests per minute.",
+)
 def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int) -> None:
     """Create an API key for NAME and print it (it cannot be shown again).
 
@@ -42,7 +48,10 @@ def list_keys() -> None:
     from rag_serving.http.api_keys import read_keys
 
     path = _key_file()
-    for key in read_keys(path) if path.exists() else ():
+    stored = read_keys(path) if path.exists() else ()
+    if not stored:
+        click.echo(f"no keys in {path}; create one with rag-serving keys create", err=True)
+    for key in stored:
         state = "revoked" if key.revoked_at else "valid"
         click.echo(
             f"{key.id}  {state:<8} {key.name:<24} tenant {key.tenant:<16} {key.requests_per_minute:>7} a minute  "

@@ -1,26 +1,47 @@
 """The command `rag-serving`; its subcommands `calibrate` and `keys` have modules of their own."""
 
+import errno
 import json
+import socket
 from collections.abc import Callable
 from datetime import datetime
-from typing import get_args
+from typing import Any, get_args
 
 import click
 
 from rag_serving.cli.calibrate import calibrate_command
-from rag_serving.cli.errors import NamedErrorGroup
+from rag_serving.cli.errors import NamedClickError, NamedErrorGroup
 from rag_serving.cli.keys import keys
 from rag_serving.clients.sync import RagClient
 from rag_serving.lake.search.query import Mode
 from rag_serving.requirements import require_module, require_posix
 from rag_serving.results import Answer, Place
+from rag_serving.settings import ServiceSettings, ServingSettings
+from rag_serving.validation import MAX_K
+
+
+class Moment(click.DateTime):
+    """A date, or a date and a time."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002  # the interface's
+        """Return how help shows the value."""
+        return "YYYY-MM-DD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the datetime; fails with an example instead of strptime's formats."""
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is not a date; write YYYY-MM-DD or YYYY-MM-DDTHH:MM:SS", param, ctx)
 
 
 def _scope(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--region", "regions", multiple=True, help="Search this region only; repeatable."),
         click.option("--department", "departments", multiple=True, help="Search this department only; repeatable."),
-        click.option("-k", "k", type=int, default=8, show_default=True, help="Number of passages, 1 to 100."),
+        click.option(
+            "-k", "k", type=click.IntRange(1, MAX_K), default=8, show_default=True, help="Number of passages."
+        ),
         click.option("--json", "as_json", is_flag=True, help="Print JSON."),
     ):
         command = option(command)
@@ -62,8 +83,8 @@ def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k
     help="Search by vector, by full text, or both.",
 )
 @click.option("--path-prefix", help="Only documents whose path below region/department/ starts with this.")
-@click.option("--from", "modified_from", type=click.DateTime(), help="Only documents modified at or after (UTC).")
-@click.option("--before", "modified_before", type=click.DateTime(), help="Only documents modified before (UTC).")
+@click.option("--from", "modified_from", type=Moment(), help="Only documents modified at or after (UTC).")
+@click.option("--before", "modified_before", type=Moment(), help="Only documents modified before (UTC).")
 @click.option("--join", "join_neighbours", is_flag=True, help="Merge adjacent passages of a document.")
 def search(
     question: str,
@@ -121,7 +142,13 @@ def shards(as_json: bool) -> None:
             + (f"  {entry.quarantined} quarantined" if entry.quarantined else "")
         )
     if not entries:
-        click.echo("nothing is published in this lake; check RAG_LAKE_URI", err=True)
+        service = ServiceSettings.from_env().url
+        click.echo(
+            f"the key sees no published shard of {service}; check RAG_SERVICE_KEY"
+            if service
+            else f"nothing is published in {ServingSettings.from_env().lake_uri}; check RAG_LAKE_URI",
+            err=True,
+        )
 
 
 @main.command(short_help="Print pairs of questions to review, as JSON lines.")
@@ -145,7 +172,7 @@ main.add_command(keys)
 
 @main.command(short_help="Serve answers over HTTP.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, help="Port to listen on.")
+@click.option("--port", type=click.IntRange(1, 65_535), default=8000, show_default=True, help="Port to listen on.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 256), help="Worker processes.")
 @click.option(
     "--open",
@@ -159,11 +186,29 @@ def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
     Example: rag-serving serve --port 8080 --workers 4
     """
     require_posix()
+    _require_free(host, port)
     for module in ("fastapi", "prometheus_client", "uvicorn"):
         require_module(module, "http", "the service")
     from rag_serving.http.server import serve as run
 
     run(host, port, workers=workers, open_to_all=open_to_all)
+
+
+def _require_free(host: str, port: int) -> None:
+    """Fail unless this process can listen there; uvicorn would find out only after the models are loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            problem = f"port {port} on {host} is in use; stop the other program or choose another with --port"
+        elif isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            problem = f"{host} is not an address of this machine; choose one with --host, such as 127.0.0.1 or 0.0.0.0"
+        else:
+            problem = f"cannot listen on port {port} of {host}: {error.strerror}; choose another with --port"
+        raise NamedClickError(problem) from None
 
 
 def render(answer: Answer) -> str:

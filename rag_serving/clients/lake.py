@@ -79,7 +79,7 @@ class AsyncRagClient(BaseRagClient):
         self._settings = settings
         self._clock = clock
         self._objects = objects or open_object_store(settings.lake_uri)
-        self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh)
+        self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh, lake=settings.lake_uri)
         if reranker is None and settings.rerank_model is not None:
             require_module("litellm", "llm", "RAG_RERANK_MODEL")
             reranker = HostedReranker(settings.rerank_model)

@@ -63,7 +63,7 @@ class RemoteRagClient(BaseRagClient):
         try:
             return cls(settings.url, key, deadline=settings.deadline, tries=settings.tries)
         except InvalidArgument as error:
-            raise SettingsError(f"check RAG_SERVICE_URL and RAG_SERVICE_KEY: {error}") from None
+            raise SettingsError(str(error)) from None
 
     def __repr__(self) -> str:
         return f"RemoteRagClient({self._transport.address!r})"

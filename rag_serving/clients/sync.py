@@ -38,7 +38,7 @@ class RagClient:
         key: str | None = None,
     ) -> None:
         if (make is None) == (base_url is None) or (make is not None and key is not None):
-            raise TypeError("RagClient takes either base_url (and key) or a function that returns a client")
+            raise TypeError("use RagClient.from_env(), or pass base_url and key, or a function that returns a client")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rag-client", daemon=True)
         self._thread.start()
@@ -66,7 +66,7 @@ class RagClient:
         @wraps(method)
         def wait(self: "RagClient", *args: _P.args, **kwargs: _P.kwargs) -> _T:
             bound: Callable[_P, Coroutine[Any, Any, _T]] = getattr(self._core, method.__name__)
-            return self._run(bound(*args, **kwargs))
+            return self._run(_called(lambda: bound(*args, **kwargs)))
 
         return wait
 
@@ -77,7 +77,7 @@ class RagClient:
         @wraps(method)
         def iterate(self: "RagClient", *args: _P.args, **kwargs: _P.kwargs) -> Generator[_T]:
             bound: Callable[_P, AsyncGenerator[_T]] = getattr(self._core, method.__name__)
-            return self._each(bound(*args, **kwargs))
+            return self._each(_called(lambda: bound(*args, **kwargs)))
 
         return iterate
 
@@ -142,6 +142,14 @@ class RagClient:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _called(call: Callable[[], _T]) -> _T:
+    """Call, and name `RagClient` in an error about the arguments instead of the class that has the method."""
+    try:
+        return call()
+    except TypeError as error:
+        raise TypeError(str(error).replace("BaseRagClient.", "RagClient.")) from None
 
 
 def _of_a_service(base_url: str, key: str | None) -> BaseRagClient:

@@ -28,6 +28,7 @@ from rag_serving.api_schemas import ErrorBody, NotReady
 from rag_serving.errors import (
     DeadlineExceeded,
     InvalidArgument,
+    NotAllowed,
     Overloaded,
     RagError,
     ServiceUnavailable,
@@ -41,6 +42,8 @@ MOST_REPLY_BYTES = 32 * 2**20
 MOST_EVENT_BYTES = 8 * 2**20
 MOST_KEY_CHARACTERS = 512
 _MOST_MESSAGE_CHARACTERS = 1_000
+_URL = "RAG_SERVICE_URL (or base_url=)"
+_KEY = "RAG_SERVICE_KEY (or key=)"
 _CONNECT_SECONDS = 10.0
 _BUSY = (429, 503)
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
@@ -186,7 +189,8 @@ class ServiceTransport:
         except httpx2.HTTPError as error:
             problem = f"{type(error).__name__}: {self._shown(str(error))}".removesuffix(": ")
             if isinstance(error, _NEVER_SENT):
-                raise _Retryable(ServiceUnavailable(f"{self.address} cannot be reached ({problem})")) from error
+                unreachable = f"{self.address} cannot be reached ({problem}); check {_URL}, and that the service runs"
+                raise _Retryable(ServiceUnavailable(unreachable)) from error
             lost = ServiceUnavailable(f"the connection to {self.address} was lost ({problem})")
             raise (_Retryable(lost) if idempotent else lost) from error
 
@@ -236,6 +240,10 @@ class ServiceTransport:
         except ValidationError:
             return self._unnamed(status, body)
         kind = error_named(reported.type)
+        if kind is NotAllowed:
+            return NotAllowed(self._not_allowed())
+        if reported.type == "NotFound":
+            return UnexpectedReply(f"{self.address} has no such route; {_URL} must not end with a path such as /v1")
         if kind is RagError:
             about_the_request = status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
             other = ServiceUnavailable if status >= HTTPStatus.INTERNAL_SERVER_ERROR else UnexpectedReply
@@ -249,8 +257,13 @@ class ServiceTransport:
             message = f"{self.address} responded with status {status} and no error of the service"
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 return ServiceUnavailable(message)
-            return UnexpectedReply(f"{message}; check that it is the address of `rag-serving serve`")
+            return UnexpectedReply(f"{message}; check that {_URL} is the address of `rag-serving serve`")
         return error_named(problem)(f"{self.address} is not ready: {self._shown(problem)}; retry shortly")
+
+    def _not_allowed(self) -> str:
+        if not self._secret:
+            return f"{self.address} requires an API key; set {_KEY}"
+        return f"{self.address} rejects the API key: it is unknown or revoked; set a valid one with {_KEY}"
 
     def _shown(self, text: str) -> str:
         """Sanitize text from the service for a message: one line, bounded length, our key redacted."""
@@ -271,7 +284,7 @@ def _give_up(state: RetryCallState) -> NoReturn:
     failure = _failure(state)
     if state.attempt_number > 1:
         failure.error.args = (f"{failure.error} (after {state.attempt_number} attempts)",)
-    _log.warning("giving up: %s", failure.error)
+    _log.info("giving up: %s", failure.error)  # the caller gets the error
     raise failure.error from failure.__cause__
 
 
@@ -295,9 +308,11 @@ def _checked_address(base_url: str) -> str:
     try:
         url = httpx2.URL(base_url)
     except (httpx2.InvalidURL, TypeError):
-        raise InvalidArgument("base_url is not a URL; write for example https://rag.example.com") from None
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
-        raise InvalidArgument("base_url must be an http:// or https:// URL with a host and no user, query or fragment")
+        raise InvalidArgument(f"{_URL} is not a URL; write for example https://rag.example.com") from None
+    if url.scheme not in ("http", "https"):
+        raise InvalidArgument(f"{_URL} must start with http:// or https://")
+    if not url.host or url.userinfo or url.query or url.fragment:
+        raise InvalidArgument(f"{_URL} must have a host, and no user, query or fragment")
     return str(url).rstrip("/")
 
 
@@ -306,7 +321,7 @@ def _checked_key(key: SecretStr | None) -> str:
     # The HTTP library's error for an invalid header would show the key.
     if len(text) > MOST_KEY_CHARACTERS or not all("!" <= c <= "~" for c in text):
         raise InvalidArgument(
-            "malformed API key: expected rag_<8 hex>_<43 chars>; if it is lost, create a new one with "
-            "`rag-serving keys create`"
+            f"the API key in {_KEY} is malformed: expected rag_<8 hex>_<43 chars>; if it is lost, create a new one "
+            "with `rag-serving keys create`"
         )
     return text

@@ -29,7 +29,7 @@ from rag_serving.api_schemas import (
     SearchResponse,
 )
 from rag_serving.clients.lake import AsyncRagClient
-from rag_serving.errors import RagError, error_named
+from rag_serving.errors import RagError, error_named, in_plain_words
 from rag_serving.events import Done, Event, Failed
 from rag_serving.http import openai_api as openai
 from rag_serving.http.api_keys import ApiKeys
@@ -360,13 +360,20 @@ def _add_error_handlers(app: FastAPI) -> None:
         if request.method == "POST" and media_type != "application/json" and not media_type.endswith("+json"):
             return reply(415, "InvalidRequest", "send the body as JSON with the header Content-Type: application/json")
         found: list[dict[str, Any]] = list(error.errors()) if isinstance(error, RequestValidationError) else []
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found[:5])
+        if found and found[0]["type"] == "json_invalid":
+            return reply(422, "InvalidRequest", f"the body is not valid JSON (character {found[0]['loc'][-1]})")
+        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {in_plain_words(one)}" for one in found[:5])
         return reply(422, "InvalidRequest", problems[:1_000])
 
-    async def plain(_request: Request, error: Exception) -> JSONResponse:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        response = reply(status, HTTPStatus(status).phrase, HTTPStatus(status).description)
-        response.headers.update((error.headers or {}) if isinstance(error, HTTPException) else {})
+    async def plain(request: Request, error: Exception) -> JSONResponse:
+        status = HTTPStatus(error.status_code if isinstance(error, HTTPException) else 500)
+        headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
+        message = {
+            HTTPStatus.NOT_FOUND: "this path does not exist; GET /docs lists the routes",
+            HTTPStatus.METHOD_NOT_ALLOWED: f"{request.method} is not allowed here; use {headers.get('Allow')}",
+        }.get(status, status.description or status.phrase)
+        response = reply(status, status.phrase.title().replace(" ", ""), message)
+        response.headers.update(headers)
         return response
 
     app.add_exception_handler(RagError, deliberate)

@@ -7,6 +7,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +17,7 @@ from rag_serving.http.metrics import Metrics
 from rag_serving.http.settings import HttpSettings
 from rag_serving.tracing import describe_request
 
-_log = logging.getLogger("rag_serving.access")
+access_log = logging.getLogger("rag_serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 """Paths that probes and scrapers poll: never refused for concurrency, neither logged nor traced."""
@@ -73,6 +74,8 @@ class RequestLimits:
         if scope["path"] not in UNLIMITED:
             key, cache = exchange.describe()
             line: dict[str, Any] = {
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "level": "INFO",
                 "request_id": exchange.request_id,
                 "method": scope["method"],
                 "route": route,
@@ -81,7 +84,7 @@ class RequestLimits:
                 "key": key,
                 "cache": cache,
             }
-            _log.info("%s", json.dumps(line))
+            access_log.info("%s", json.dumps(line))
 
 
 class _Exchange:

@@ -44,7 +44,12 @@ def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = No
         # prometheus_client reads this on import, and importing the application imports it.
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
     from rag_serving.http.app import create_app
+    from rag_serving.http.middleware import access_log
 
+    lines = logging.StreamHandler()
+    lines.setFormatter(logging.Formatter("%(message)s"))  # JSON without a prefix
+    access_log.addHandler(lines)
+    access_log.propagate = False
     settings, http_settings = ServingSettings.from_env(), HttpSettings.from_env()
     sys.setswitchinterval(_SWITCH_SECONDS)
     start_tables()

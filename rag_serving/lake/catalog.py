@@ -20,6 +20,8 @@ from rag_serving.lake.company_index import RECORDS, CompanyRecord, read_record
 from rag_serving.lake.object_store import ObjectStore
 from rag_serving.lake.shards import Shard, check_names, pattern_halves, same_name
 
+_THIS_LAKE = "this lake"
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -29,6 +31,8 @@ class Snapshot:
     broken: dict[str, str] = field(default_factory=dict[str, str])
     companies: dict[str, CompanyRecord] = field(default_factory=dict[str, CompanyRecord])
     """Records of the company index, by fingerprint."""
+    lake: str = _THIS_LAKE
+    """What messages call the lake."""
 
     def within(self, patterns: Iterable[str] | None) -> Self:
         """Return the shards that match a pattern such as ``oslo/*`` (None: all); a wildcard matches no slash.
@@ -46,6 +50,7 @@ class Snapshot:
 
         return replace(
             self,
+            lake=_THIS_LAKE,  # its URI is not for callers with limited access
             entries={shard: entry for shard, entry in self.entries.items() if seen(shard)},
             broken={key: why for key, why in self.broken.items() if (shard := shard_of_key(key)) and seen(shard)},
         )
@@ -67,7 +72,7 @@ class Snapshot:
         if not routed:
             if not self.entries:
                 raise UnknownScope(
-                    "nothing is published in this lake; check RAG_LAKE_URI, or run `rag-assets backfill`"
+                    f"nothing is published in {self.lake}; check RAG_LAKE_URI, or run `rag-assets backfill`"
                 )
             raise UnknownScope(
                 "no published shard is in these regions and departments together; list the shards with "
@@ -108,8 +113,15 @@ class Catalog:
     """Reads the catalog objects and refetches those whose etag changed. Thread-safe."""
 
     def __init__(
-        self, objects: ObjectStore, *, refresh_seconds: float = 2.0, clock: Callable[[], float] = time.monotonic
+        self,
+        objects: ObjectStore,
+        *,
+        refresh_seconds: float = 2.0,
+        clock: Callable[[], float] = time.monotonic,
+        lake: str = _THIS_LAKE,
     ) -> None:
+        """`lake` is the URI that messages show."""
+        self._lake = lake
         self._objects = objects
         self._refresh = refresh_seconds
         self._clock = clock
@@ -149,6 +161,7 @@ class Catalog:
                 {value.shard: value for value in values if isinstance(value, CatalogEntry)},
                 broken,
                 {value.fingerprint: value for value in values if isinstance(value, CompanyRecord)},
+                self._lake,
             )
         return self._snapshot
 

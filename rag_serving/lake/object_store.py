@@ -28,6 +28,8 @@ ANY: Literal["any"] = "any"
 ABSENT: Literal["absent"] = "absent"
 """Write only if the object does not exist."""
 
+LAKE_SETTING = "RAG_LAKE_URI"
+
 RETRY_SECONDS = 10
 """Maximum seconds for which obstore and Lance retry a request that S3 throttles or drops.
 
@@ -38,6 +40,8 @@ _MAX_RETRIES = 6  # with jitter, about three seconds of pauses in total
 _FIRST_PAUSE = 0.2
 _TRIES = 4
 _WRITE = "write-id"
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/+|[Ss]3:")
+"""Start of a URI, also of one with too few slashes such as ``s3:/bucket``, which is no path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,16 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
-def folder_path(uri: str) -> Path:
-    """Return the absolute path of a plain path or ``file://`` URI; raises `SettingsError` for other schemes."""
+def folder_path(uri: str, setting: str = LAKE_SETTING) -> Path:
+    """Return the absolute path of a plain path or ``file://`` URI; raises `SettingsError` for other schemes.
+
+    `setting` is the environment variable that the error names.
+    """
     if uri.startswith("file://"):
         return Path(unquote(urlsplit(uri).path)).absolute()
-    if "://" in uri:
-        raise SettingsError(f"{uri.split('://', 1)[0]}:// is not supported; use a folder or s3://bucket/prefix")
+    scheme = _SCHEME.match(uri)
+    if scheme is not None:
+        raise SettingsError(f"{setting}: {scheme[0]} is not supported; use a folder or s3://bucket/prefix")
     return Path(uri).expanduser().absolute()
 
 
@@ -102,11 +110,11 @@ def absolute_uri(uri: str) -> str:
     return uri if is_s3(uri) else str(folder_path(uri))
 
 
-def split_s3(uri: str) -> tuple[str, str]:
+def split_s3(uri: str, setting: str = LAKE_SETTING) -> tuple[str, str]:
     """Split ``s3://bucket/some/prefix/`` into bucket and prefix; raises `SettingsError` without a bucket."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     if not bucket:
-        raise SettingsError(f"{uri!r} has no bucket; write s3://bucket/prefix")
+        raise SettingsError(f"{setting}: {uri!r} has no bucket; write s3://bucket/prefix")
     return bucket, prefix.strip("/")
 
 
@@ -168,7 +176,7 @@ class FolderObjectStore:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise LakeUnavailable(f"cannot read {self._root / key}: {error.strerror}") from error
+            raise _unavailable("read", self._root / key, error) from error
 
     def put(self, key: str, data: bytes, *, expect: str = ANY) -> str:
         """Replace the file under its folder's lock."""
@@ -184,7 +192,7 @@ class FolderObjectStore:
                     raise WriteConflict(f"{key} was changed by another process meanwhile; read it again and retry")
                 return _replace(path, data, after=0 if before is None else before.st_mtime_ns)
         except OSError as error:
-            raise LakeUnavailable(f"cannot write {path}: {error.strerror}") from error
+            raise _unavailable("write", path, error) from error
 
     def list(self, prefix: str) -> "list[ObjectEntry]":
         """Walk the folder; hidden files are not objects."""
@@ -197,7 +205,7 @@ class FolderObjectStore:
                         key = path.relative_to(self._root).as_posix()
                         entries.append(ObjectEntry(key, file_etag(stat), stat.st_size))
         except OSError as error:
-            raise LakeUnavailable(f"cannot list {self._root / prefix}: {error.strerror}") from error
+            raise _unavailable("list", self._root / prefix, error) from error
         return entries
 
     def delete(self, key: str) -> None:
@@ -205,7 +213,7 @@ class FolderObjectStore:
         try:
             (self._root / key).unlink(missing_ok=True)
         except OSError as error:
-            raise LakeUnavailable(f"cannot delete {self._root / key}: {error.strerror}") from error
+            raise _unavailable("delete", self._root / key, error) from error
 
 
 class S3ObjectStore:
@@ -356,6 +364,10 @@ def _locked(folder: Path) -> Generator[None]:
     with (folder / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _unavailable(what: str, path: Path, error: OSError) -> LakeUnavailable:
+    return LakeUnavailable(f"cannot {what} {path}: {error.strerror}; check {LAKE_SETTING}, a folder or s3:// URI")
 
 
 def _unless_absent(error: OSError) -> None:

@@ -31,6 +31,7 @@ PAGES = [
     "docs/guides/dagster-project.md",
     "docs/operations/troubleshooting.md",
     "docs/operations/maintenance.md",
+    "docs/operations/scale-out.md",
     "docs/reference/lake-layout.md",
 ]
 BEFORE = {
@@ -41,6 +42,10 @@ SERVER = "rag-serving serve"
 INSTALL = """#!/bin/sh
 # pip and make need the network and are tested elsewhere; here only their arguments are checked.
 exec {python} -m tests.docs_stand_ins {name} "$@"
+"""
+PYTHON = """#!/bin/sh
+if [ "$1 $2" = "-m pip" ]; then shift 2; exec pip "$@"; fi
+exec {python} "$@"
 """
 
 
@@ -105,7 +110,7 @@ class Reader:
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory, model_lake: str) -> Reader:
     clone = tmp_path_factory.mktemp("clone")
-    for name in ("rag_assets", "rag_serving", "examples", "tests"):
+    for name in ("rag_assets", "rag_serving", "examples", "requirements", "tests"):
         shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "workspace.yaml", "Makefile", "README.md"):
         shutil.copy(ROOT / name, clone / name)
@@ -120,8 +125,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory, model_lake: str) -> Reader:
     (clone / "pairs.jsonl").write_text("\n".join(map(json.dumps, labelled)))
     stand_ins = clone / "stand-ins"
     stand_ins.mkdir()
-    for name in ("pip", "make"):
-        (stand_ins / name).write_text(INSTALL.format(python=sys.executable, name=name))
+    for name, script in {"pip": INSTALL, "make": INSTALL, "python": PYTHON}.items():
+        (stand_ins / name).write_text(script.format(python=sys.executable, name=name))
         (stand_ins / name).chmod(0o755)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

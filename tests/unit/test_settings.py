@@ -131,6 +131,26 @@ def test_one_error_names_all_malformed_variables(monkeypatch: pytest.MonkeyPatch
         ServingSettings.from_env()
 
 
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "message"),
+    [
+        (ServingSettings, "RAG_CACHE_TTL", "banana", "RAG_CACHE_TTL: must be a whole number ("),
+        (ServingSettings, "RAG_CACHE_TTL", "1.5", "RAG_CACHE_TTL: must be a whole number ("),
+        (ServingSettings, "RAG_LLM_TIMEOUT", "banana", "RAG_LLM_TIMEOUT: must be a number ("),
+        (HttpSettings, "RAG_HTTP_LLM_PROCESS", "banana", "RAG_HTTP_LLM_PROCESS: must be true or false ("),
+        (HttpSettings, "RAG_HTTP_TRUSTED_PROXIES", "banana", "RAG_HTTP_TRUSTED_PROXIES: expected addresses or"),
+        (ServingSettings, "RAG_CACHE_MODE", "banana", "RAG_CACHE_MODE: must be 'on', 'shadow' or 'off' ("),
+    ],
+)
+def test_an_error_says_in_plain_words_what_a_setting_must_be(
+    monkeypatch: pytest.MonkeyPatch, settings: type[Environment], name: str, value: str, message: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        settings.from_env()
+    assert str(caught.value).startswith(f"invalid environment variable: {message}")
+
+
 def test_an_error_describes_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_CACHE_TTL", "-1")
     with pytest.raises(SettingsError, match=r"lifetime of a cached answer in seconds"):

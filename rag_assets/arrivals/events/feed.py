@@ -33,5 +33,5 @@ def watched_source(source_uri: str | None) -> WatchedPrefix:
             "RAG_ARRIVALS=sqs and RAG_ARRIVALS=kafka read events of a bucket: set RAG_SOURCE_URI to "
             "s3://bucket/prefix, or use RAG_ARRIVALS=listing for a folder"
         )
-    bucket, prefix = split_s3(source_uri)
+    bucket, prefix = split_s3(source_uri, "RAG_SOURCE_URI")
     return WatchedPrefix(bucket, f"{prefix}/" if prefix else "")

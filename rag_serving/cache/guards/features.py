@@ -1,6 +1,6 @@
-"""Compares wording and evidence: words that replace each other, and passages that both questions retrieve.
+"""Compare the wording and the evidence of two questions.
 
-Words are compared by stem; some misspellings and synonyms count as equal. Rules about particulars such as numbers and
+Words are compared by stem; misspellings and known synonyms count as equal. Rules about particulars such as numbers and
 names belong to `rules`.
 """
 
@@ -17,20 +17,23 @@ from rag_serving.cache.guards.question import Question
 from rag_serving.cache.guards.tokens import singular, spaced
 
 EVIDENCE_DEPTH: Final = 5
-"""Passages per question that `common` compares; the ranking below them is noise."""
+"""Number of passages per question that `common` compares. The order of lower ranks is mostly noise."""
 
 # --- evidence ----------------------------------------------------------------------------------------------------
 
 
 def supported(asked: Sequence[Evidence], cached: Sequence[Evidence]) -> bool:
-    """Return whether the question retrieves a passage cited by the cached answer, or its best one if none is cited."""
+    """Return whether the new question retrieves a passage that the cached answer cites.
+
+    If it cites none, the best passage of the cached question counts.
+    """
     cited = {passage.content_hash for passage in cached if passage.cited}
     needed = cited or {passage.content_hash for passage in cached[:1]}
     return not needed or bool(needed & {passage.content_hash for passage in asked})
 
 
 def common(asked: Sequence[Evidence], cached: Sequence[Evidence]) -> tuple[int, int]:
-    """Return how many of the cached question's best passages are among the asked one's best, and their total."""
+    """Return how many of the cached question's best passages the new question retrieves, too, and their number."""
     found = {passage.content_hash for passage in asked[:EVIDENCE_DEPTH]}
     best = [passage.content_hash for passage in cached[:EVIDENCE_DEPTH]]
     return sum(content in found for content in best), len(best)
@@ -40,7 +43,7 @@ def common(asked: Sequence[Evidence], cached: Sequence[Evidence]) -> tuple[int, 
 
 
 def has_swapped_words(asked: Question, cached: Question) -> bool:
-    """Return whether each question has a content word that the other lacks, so that one replaces the other."""
+    """Return whether each question has a content word that the other lacks: one word was replaced by another."""
     left, right = _content(asked.tokens), _content(cached.tokens)
     return _lacks_word(left, right) and _lacks_word(right, left)
 
@@ -56,8 +59,8 @@ class _Content:
 def _lacks_word(question: _Content, other: _Content) -> bool:
     """Return whether the question lacks a decisive word of the other.
 
-    A word that occurs in both, but less often in the question, counts only if the other lacks a word, too: "the steam
-    event" for "the exhaust event" in a question that names both.
+    A word that occurs in both, but less often in the question, counts only if the other question lacks a word, too. An
+    example is "the steam event" instead of "the exhaust event" in a question that names both.
     """
     missing = _rarer(question, other)
     replaced = bool(_rarer(other, question))
@@ -89,7 +92,7 @@ def _content(tokens: tuple[str, ...]) -> _Content:
 
 
 def _parts(tokens: Iterable[str]) -> Iterable[str]:
-    """Yield words without stop words, with compounds split; a token with a digit stays whole."""
+    """Split compounds and yield their words, without stop words. A token with a digit is not split."""
     for token in tokens:
         words = " ".join(spaced(token))
         if not any(c.isdigit() for c in token):
@@ -102,7 +105,7 @@ def _parts(tokens: Iterable[str]) -> Iterable[str]:
 def stem(word: str) -> str:
     """Remove the most frequent English endings: plural, -ing, -ed, -ly, -ment, -ation, final e.
 
-    Lighter than Porter's stemmer, which conflates words as different as "organ" and "organization".
+    Porter's stemmer removes more, and conflates words as different as "organ" and "organization".
     """
     word = singular(word)
     for ending, least in (("ation", 4), ("ement", 4), ("ment", 4), ("ing", 3), ("ed", 3), ("ly", 4), ("ion", 4)):

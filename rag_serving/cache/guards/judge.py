@@ -1,7 +1,7 @@
-"""Decides whether a cached answer is served for another question: rules, wording, evidence, then the cosine.
+"""Decide whether a cached answer is served for another question: by rules, wording, evidence, and the cosine.
 
-The cosine thresholds come from a calibration file: the packaged one beside this module, or one that
-`rag-serving calibrate` wrote from labelled pairs. How thresholds are chosen belongs to `calibration`.
+The cosine thresholds come from a calibration file, either the packaged one or one that `rag-serving calibrate` wrote.
+`calibration` chooses thresholds from labelled pairs.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ SHIPPED = "calibration.json"
 
 
 class Threshold(BaseModel):
-    """The least cosine to serve under a bound on wrong hits."""
+    """The lowest cosine at which a cached answer is served, for one bound on the share of wrong hits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,9 +35,9 @@ class Threshold(BaseModel):
 
 
 class Calibration(BaseModel):
-    """The contents of a calibration file; code does not read `report`.
+    """The contents of a calibration file. `provenance` and `report` are for people.
 
-    Format 1 contained the weights of a wording model, which is no longer used.
+    Format 1 had the weights of a wording model, which is no longer used.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -59,7 +59,10 @@ class Calibration(BaseModel):
         return self
 
     def threshold(self, max_error: float) -> float | None:
-        """Return the least cosine to serve: that of the widest bound within `max_error`; None if nothing is served."""
+        """Return the lowest cosine to serve, or None if nothing is served.
+
+        It belongs to the widest bound that is at most `max_error`.
+        """
         within = [one.similarity for one in self.thresholds if one.max_error <= max_error * (1 + 1e-9)]
         return within[-1] if within else None
 
@@ -78,9 +81,9 @@ class Calibration(BaseModel):
 class Pair:
     """The question asked and a cached one.
 
-    `similarity` is the cosine of their vectors. The evidence is what each question retrieves from the same version of
-    the documents, best first; None if there was no search. `scope_words` are names that restrict a question and may be
-    typed in any case, such as regions and departments.
+    `similarity` is the cosine of their vectors. The evidence of a question is the passages that it retrieves, best
+    first; None if there was no search. Both are from the same version of the documents. `scope_words` are names such as
+    regions and departments, which restrict a question in any capitalization.
     """
 
     asked: str
@@ -93,9 +96,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether to serve, the guard that refused, and the reason, which contains no document's text.
+    """Whether to serve the cached answer, the guard that refused it, and the reason (without text of documents).
 
-    `risk` is the estimated share of wrong hits among pairs this similar; 1 if a guard refused regardless of the cosine.
+    `risk` is the estimated share of wrong hits among pairs of this similarity; 1 if the pair was refused before its
+    cosine was compared with the thresholds.
     """
 
     serve: bool
@@ -143,12 +147,12 @@ class Judge:
 
     @property
     def fingerprint(self) -> str | None:
-        """Embedder of the calibration, whose cosines are not comparable with another's; None if unknown."""
+        """Embedder that the calibration is for; None if unknown. Cosines of other embedders are not comparable."""
         return self._calibration.fingerprint
 
     @property
     def threshold(self) -> float | None:
-        """The least cosine to serve; None if the bound allows no hit."""
+        """The lowest cosine to serve; None if the bound allows no hit."""
         return None if self._threshold is None else min(self._threshold, self._sure)
 
     @property
@@ -159,8 +163,8 @@ class Judge:
     def judge(self, pair: Pair) -> Verdict:
         """Return the verdict on a pair, in well under a millisecond.
 
-        The particulars must agree, no content word may be replaced, and below `sure` the evidence must agree. Pairs
-        that pass are served at or above the calibrated threshold.
+        Particulars such as numbers and names must agree, and no content word may be replaced. Below `sure`, evidence
+        must agree, too. A pair that passes is served if its cosine reaches the calibrated threshold.
         """
         shown = f"similarity {pair.similarity:.3f}"
         if self.threshold is None:
@@ -179,7 +183,7 @@ class Judge:
 
 
 def refusal(pair: Pair, sure: float) -> Disagreement | None:
-    """Return the guard that refuses a pair regardless of its cosine, or None. Evidence counts only below `sure`."""
+    """Return why a guard refuses the pair, or None. Evidence is compared only below the cosine `sure`."""
     asked, cached = read(pair.asked), read(pair.cached)
     refused = disagreement(asked, cached, pair.scope_words)
     if refused is not None:

@@ -1,7 +1,7 @@
-"""Merge the rankings of tables to one list of candidates: fuse by rank, drop duplicates, join neighbours.
+"""Merge the rankings of several tables into one list of candidates: fuse by rank, drop duplicates, join neighbours.
 
-Pure functions of Arrow rows. Reciprocal rank fusion by Cormack, Clarke and Büttcher (SIGIR 2009), with their constant
-of 60.
+All functions are pure and work on Arrow rows. The fusion is reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR
+2009) with their constant of 60.
 """
 
 import re
@@ -18,9 +18,9 @@ import pyarrow as pa
 
 FUSION = 60
 ORIGIN = "_origin"
-"""Key of a row that holds its ranking's `origin`."""
+"""Key under which a row has the `origin` of its ranking."""
 SAME_WORDS = 0.9
-"""Two passages are duplicates if they share a run of words at least this long, as a share of the longer passage."""
+"""Two passages are duplicates if they share a run of words with at least this fraction of the longer passage."""
 
 # Every character of a script without spaces counts as a word.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
@@ -30,9 +30,9 @@ Kind = Literal["vector", "text"]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Rows of one table found by one kind of search. `fingerprint` is that of the table's embedder.
+    """Rows of one table that one kind of search found. `fingerprint` identifies the table's embedder.
 
-    `origin` is copied to every row, for the code that reads the remaining columns.
+    `origin` is copied to every row; the code that reads the remaining columns needs it.
     """
 
     kind: Kind
@@ -54,7 +54,7 @@ class Candidate:
     also_in: tuple[str, ...] = ()
     """Sources of duplicate passages that were dropped."""
     copies: tuple[str, ...] = ()
-    """Ids of the documents of those passages, where the search read them."""
+    """Ids of the documents of those passages, if the search read them."""
 
     @property
     def key(self) -> tuple[float, float, str]:
@@ -63,10 +63,10 @@ class Candidate:
 
 
 def fuse(rankings: Iterable[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int) -> list[Candidate]:
-    """Fuse rankings to one list of candidates, best first.
+    """Fuse rankings into one list of candidates, best first.
 
-    Distances are comparable only within one embedder, so vector searches are ranked per embedder and full-text searches
-    together; the first `depth` rows of each of these merged lists count. `vectors` holds the question's vectors by
+    Distances are comparable only within one embedder. Vector searches are therefore merged per embedder, and full-text
+    searches into one list; the first `depth` rows of each list count. `vectors` has the question's vectors by
     fingerprint; candidates of other embedders have no score.
     """
     by_kind: dict[tuple[Kind, str], list[Ranking]] = {}
@@ -115,7 +115,7 @@ def _ranked(
 def _read(
     ranking: Ranking, rows: Sequence[int], vectors: Mapping[str, npt.NDArray[np.float32]]
 ) -> list[tuple[Mapping[str, Any], float | None]]:
-    """Return rows of a table without vectors, and their cosines: None if the question has no vector for the table."""
+    """Return rows of a table without vectors, and their cosines (None if the question has no vector for the table)."""
     taken = ranking.rows.take(pa.array(rows, pa.int64()))
     question = vectors.get(ranking.fingerprint)
     scores: list[float | None] = [None] * len(rows)
@@ -138,7 +138,7 @@ def _shard(facts: Mapping[str, Any]) -> str:
 
 
 def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
-    """Return the first `count` candidates without duplicates, whose sources are added to the better candidate."""
+    """Return the first `count` candidates that are not duplicates; a duplicate's source is added to the better one."""
     kept: list[Candidate] = []
     seen: list[_Words] = []
     for candidate in candidates:
@@ -176,7 +176,7 @@ class _Words:
 def _alike(one: _Words, other: _Words) -> bool:
     """Return whether two passages are equal except for text at their start or end.
 
-    A different word in the middle, or a different number anywhere, may change the meaning, so such passages differ.
+    Passages with another word in the middle, or another number anywhere, may have different meanings and are not alike.
     """
     if one.all == other.all:
         return True
@@ -190,9 +190,9 @@ def _alike(one: _Words, other: _Words) -> bool:
 
 
 def joined(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Join candidates that are adjacent in a document to one passage, at the rank of the best of them.
+    """Join candidates that are adjacent in a document into one passage, at the rank of the best of them.
 
-    Only whitespace separates adjacent passages. Tables do not store it, so it is replaced by as many characters, and
+    Only whitespace separates adjacent passages. Tables do not store it, so the same number of characters replaces it:
     `end - start` remains the length of the text.
     """
     by_place = {

@@ -269,7 +269,9 @@ def test_the_command_line_rolls_back_a_shard_shows_its_hold_and_releases_it(
 
     assert "and on hold: runs publish nothing" in output_of(quick("rollback", "Oslo/people"))
     assert published_rows(str(company.lake), "Oslo/people")[0]["text"] == "The canteen opens at eight."
-    assert "held by" in output_of(quick("history", "Oslo/people"))
+    history = output_of(quick("history", "Oslo/people"))
+    assert "held by" in history
+    assert ["rolled back to by" in line for line in history.splitlines()] == [True, False, False, False]
     status = output_of(quick("status"))
     assert "serves an older version until rag-assets release Oslo/people" in next(
         line for line in status.splitlines() if "Oslo/people" in line
@@ -290,8 +292,39 @@ def test_a_quarantine_retry_names_the_documents_that_are_still_quarantined(
 ) -> None:
     company.put("Oslo/people/report.pdf", "%PDF-1.7 cut off")
     output_of(quick("backfill", "--here"))
+    listed = quick("quarantine", "list")
+    assert listed.stdout.split() == ["malformed", "1", "attempt", "Oslo/people/report.pdf"]
+    assert listed.stderr == "1 quarantined\n"
+    shown = output_of(quick("quarantine", "show", "Oslo/people/report.pdf"))
+    facts = dict(re.split(r"  +", line, maxsplit=1) for line in shown.splitlines())
+    assert list(facts) == ["document", "reason", "size", "first seen", "last tried", "attempts", "etag", "extractor"]
+    assert facts["document"] == "Oslo/people/report.pdf"
+    assert facts["size"] == "16 bytes"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", facts["first seen"])
+    assert facts["attempts"] == "1"
     retried = quick("quarantine", "retry", "Oslo/people/report.pdf", "--here")
     assert "still quarantined: Oslo/people/report.pdf (malformed)" in retried.stderr
+
+
+def test_a_lake_without_published_shards_is_named(company: Company, quick: Callable[..., Result]) -> None:
+    for command in (("quarantine", "list"), ("maintain",)):
+        assert quick(*command).stderr == f"nothing is published in {company.lake}; check RAG_LAKE_URI\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("https://x/y", "SettingsError: RAG_SOURCE_URI: https:// is not supported"),
+        (__file__, "is a file, not a folder; check RAG_SOURCE_URI"),
+    ],
+)
+def test_a_source_of_the_wrong_kind_is_an_error_that_names_the_setting(
+    quick: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, source: str, message: str
+) -> None:
+    monkeypatch.setenv("RAG_SOURCE_URI", source)
+    result = quick("status")
+    assert result.exit_code == 2
+    assert message in result.output
 
 
 @pytest.mark.parametrize(

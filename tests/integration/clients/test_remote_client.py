@@ -228,8 +228,18 @@ def test_methods_that_only_a_lake_client_has_raise_not_offered(remote: RagClient
 def test_a_missing_or_unknown_key_is_not_allowed(service: Service, wrong: str | None) -> None:
     with RagClient(base_url=service.url, key=wrong) as client:
         for call in (client.shards, lambda: client.ask(QUESTION), lambda: next(client.stream(QUESTION))):
-            with pytest.raises(NotAllowed):
+            with pytest.raises(
+                NotAllowed, match="requires an API key" if wrong is None else "rejects the API key"
+            ) as no:
                 call()
+            assert "RAG_SERVICE_KEY" in str(no.value)
+            assert "Authorization" not in str(no.value)
+
+
+def test_a_url_with_the_path_of_a_route_is_named_in_the_error(service: Service, key: str) -> None:
+    misplaced = pytest.raises(UnexpectedReply, match=r"RAG_SERVICE_URL .* must not end with a path such as /v1")
+    with RagClient(base_url=f"{service.url}/v1", key=key) as client, misplaced:
+        client.ask(QUESTION)
 
 
 def test_requests_over_the_keys_rate_limit_are_rejected_with_retry_after(service: Service, keys_file: Path) -> None:
@@ -397,7 +407,7 @@ LOST = raw(b"")
         (whole(204, b""), UnexpectedReply),
         (whole(302, b"", Location="http://127.0.0.1:1/"), UnexpectedReply),
         (whole(404, b"<html>nginx</html>", "text/html"), UnexpectedReply),
-        (refusal(404, "Not Found"), UnexpectedReply),
+        (refusal(404, "NotFound"), UnexpectedReply),
         (whole(500, b"Internal Server Error", "text/plain"), ServiceUnavailable),
         (whole(502, b"<html>Bad Gateway</html>", "text/html"), ServiceUnavailable),
         (whole(503, b"", Retry_After="soon"), ServiceUnavailable),
@@ -420,7 +430,7 @@ def test_any_other_reply_is_a_named_error_and_is_not_retried(
         client.ask(QUESTION) if method == "ask" else next(client.stream(QUESTION))
     assert caught.type is expected
     assert len(str(caught.value)) < 300
-    assert expected in (UnexpectedReply, ServiceUnavailable) or str(caught.value) == "in words"
+    assert expected in (UnexpectedReply, ServiceUnavailable, NotAllowed) or str(caught.value) == "in words"
     assert len(misbehaving.requests) == 1
 
 
@@ -466,11 +476,13 @@ def test_an_unreachable_service_is_retried_and_then_named_in_the_error(caplog: p
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with caplog.at_level(logging.INFO, "rag_serving"), RagClient(lambda: RemoteRagClient(url, tries=3)) as client:
-        with pytest.raises(ServiceUnavailable, match=rf"{url} cannot be reached.*\(after 3 attempts\)"):
+        with pytest.raises(ServiceUnavailable, match=rf"{url} cannot .*check RAG_SERVICE_URL.*\(after 3 attempts\)"):
             client.ask(QUESTION)
         with pytest.raises(ServiceUnavailable, match="cannot be reached"):
             client.health()
-    messages = [record.getMessage() for record in caplog.records if record.name == "rag_serving.clients.transport"]
+    records = [record for record in caplog.records if record.name == "rag_serving.clients.transport"]
+    assert {record.levelno for record in records} == {logging.INFO}  # a program without logging shows the error only
+    messages = [record.getMessage() for record in records]
     assert [message.partition(":")[0].partition(",")[0] for message in messages] == [
         "attempt 1 failed",
         "attempt 2 failed",
@@ -606,6 +618,13 @@ def test_a_base_url_may_have_a_path_and_replies_are_requested_uncompressed(misbe
     assert misbehaving.headers[0]["accept-encoding"] == "identity"
 
 
+def test_an_unknown_argument_is_an_error_that_names_the_method_of_the_sync_client(misbehaving: Misbehaving) -> None:
+    with misbehaving.client() as client:
+        for method in (client.search, client.stream):
+            with pytest.raises(TypeError, match=rf"^RagClient\.{method.__name__}\(\) got an unexpected .*'region'"):
+                method(QUESTION, region="oslo")  # type: ignore[call-arg]
+
+
 # The key.
 
 
@@ -638,31 +657,32 @@ def test_the_key_appears_in_no_error_log_or_representation(
 
 
 @pytest.mark.parametrize(
-    ("url", "key"),
+    ("url", "key", "message"),
     [
-        ("rag.example.com", None),
-        ("ftp://rag.example.com", None),
-        ("https://", None),
-        ("https://correct-horse:x@rag.example.com", None),
-        ("https://rag.example.com?key=correct-horse", None),
-        ("https://rag.example.com:banana", None),
-        ("https://rag.example.com", "correct-horse\nx: y"),
-        ("https://rag.example.com", "correct-horse é"),
-        ("https://rag.example.com", "correct-horse" * 100),
+        ("rag.example.com", None, "RAG_SERVICE_URL .*must start with http:// or https://"),
+        ("ftp://rag.example.com", None, "RAG_SERVICE_URL .*must start with http:// or https://"),
+        ("https://", None, "RAG_SERVICE_URL .*must have a host"),
+        ("https://correct-horse:x@rag.example.com", None, "RAG_SERVICE_URL .*no user"),
+        ("https://rag.example.com?key=correct-horse", None, "RAG_SERVICE_URL .*query"),
+        ("https://rag.example.com:banana", None, "RAG_SERVICE_URL .*is not a URL"),
+        ("https://rag.example.com", "correct-horse\nx: y", "RAG_SERVICE_KEY .*is malformed"),
+        ("https://rag.example.com", "correct-horse é", "RAG_SERVICE_KEY .*is malformed"),
+        ("https://rag.example.com", "correct-horse" * 100, "RAG_SERVICE_KEY .*is malformed"),
     ],
 )
 def test_an_invalid_base_url_or_key_is_rejected_without_revealing_it(
-    monkeypatch: pytest.MonkeyPatch, url: str, key: str | None
+    monkeypatch: pytest.MonkeyPatch, url: str, key: str | None, message: str
 ) -> None:
-    with pytest.raises(InvalidArgument) as caught:
+    with pytest.raises(InvalidArgument, match=message) as caught:
         RagClient(base_url=url, key=key)
     assert "correct-horse" not in str(caught.value)
     monkeypatch.setenv("RAG_SERVICE_URL", url)
     if key is not None:
         monkeypatch.setenv("RAG_SERVICE_KEY", key)
-    with pytest.raises(SettingsError, match="RAG_SERVICE_URL") as malformed:
+    with pytest.raises(SettingsError, match=message) as malformed:
         RagClient.from_env()
     assert "correct-horse" not in str(malformed.value)
+    assert ("RAG_SERVICE_URL" in message) != ("RAG_SERVICE_KEY" in str(malformed.value))
 
 
 def test_the_environment_decides_between_a_service_and_a_lake_client(
@@ -685,5 +705,5 @@ def test_the_environment_decides_between_a_service_and_a_lake_client(
 
 def test_a_client_takes_either_a_base_url_or_a_factory() -> None:
     for arguments in ({}, {"make": list, "base_url": "http://x"}, {"make": list, "key": KEY}):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"RagClient\.from_env\(\), or pass base_url and key"):
             RagClient(**arguments)  # type: ignore[arg-type]

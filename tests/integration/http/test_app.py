@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -331,7 +332,28 @@ def test_the_page_has_a_content_security_policy_and_no_other_files_are_served(sa
         assert not re.findall(r"https?://", page.text)
         for path in ("/page/..%2fapp.py", "/page/app.py", "/page/%2e%2e/app.py", "/nothing"):
             reply = client.get(path)
-            assert (reply.status_code, reply.json()["error"]["type"]) == (404, "Not Found")
+            assert (reply.status_code, reply.json()["error"]["type"]) == (404, "NotFound")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind", "message"),
+    [
+        ("GET", "/v1/ask", "", 405, "MethodNotAllowed", "GET is not allowed here; use POST"),
+        ("POST", "/v2/ask", "{}", 404, "NotFound", "this path does not exist; GET /docs lists the routes"),
+        ("POST", "/v1/ask", '{"question": x}', 422, "InvalidRequest", "the body is not valid JSON (character 13)"),
+        ("POST", "/v1/ask", "{}", 422, "InvalidRequest", "body.question: is missing"),
+        ("POST", "/v1/ask", '{"question": "x", "k": "x"}', 422, "InvalidRequest", "body.k: must be a whole number"),
+        ("POST", "/v1/ask", '{"question": "x", "k": 0}', 422, "InvalidRequest", "body.k: must be greater than"),
+        ("POST", "/v1/ask", '{"question": "x", "q": 0}', 422, "InvalidRequest", "body.q: is not a known field"),
+    ],
+)
+def test_an_error_says_in_plain_words_what_is_wrong_with_the_request(
+    sample_lake: str, method: str, path: str, body: str, status: int, kind: str, message: str
+) -> None:
+    with small(sample_lake, None) as client:
+        reply = client.request(method, path, content=body, headers={"content-type": "application/json"})
+    assert (reply.status_code, reply.json()["error"]["type"]) == (status, kind)
+    assert reply.json()["error"]["message"].startswith(message)
 
 
 # Readiness, metrics, logs and shutdown.
@@ -362,7 +384,9 @@ def test_requests_are_counted_and_logged_without_questions_keys_or_document_text
     assert 'rag_events_total{event="exact"}' in metrics
     assert "rag_tokens_total" in metrics
     log = service.log.read_text()
-    assert '"request_id": "my-id-1"' in log
+    (line,) = (json.loads(line) for line in log.splitlines() if '"request_id": "my-id-1"' in line)
+    assert (line["level"], line["route"], line["status"]) == ("INFO", "/v1/ask", 200)
+    assert datetime.fromisoformat(line["time"]).tzinfo == UTC
     for secret in (QUESTION, oslo, oslo.split("_", 2)[2], "46 weeks", "not-a-key"):
         assert secret not in log
 

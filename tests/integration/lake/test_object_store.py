@@ -263,9 +263,29 @@ def test_a_folder_is_given_as_a_path_or_a_file_uri(uri: str, path: str) -> None:
     assert folder_path(uri) == Path(path)
 
 
+def test_a_lake_that_is_a_file_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for use in (
+        lambda: open_object_store(str(file)).list("catalog"),
+        lambda: open_object_store(str(file)).put("a", b""),
+    ):
+        with pytest.raises(LakeUnavailable, match=rf"{file}.*check RAG_LAKE_URI"):
+            use()
+
+
 def test_an_unsupported_scheme_and_a_missing_bucket_name_are_settings_errors() -> None:
-    with pytest.raises(SettingsError, match="ftp://"):
-        folder_path("ftp://host/lake")
+    for uri, scheme in (
+        ("ftp://host/lake", "ftp://"),
+        ("s3:/bucket", "s3:/"),
+        ("s3:bucket", "s3:"),
+        ("S3://b", "S3://"),
+    ):
+        with pytest.raises(SettingsError, match=f"RAG_LAKE_URI: {scheme} is not supported"):
+            folder_path(uri)
+    with pytest.raises(SettingsError, match="RAG_SOURCE_URI"):
+        folder_path("https://host", "RAG_SOURCE_URI")
+    assert folder_path("/srv/a:b") == Path("/srv/a:b")
     with pytest.raises(SettingsError, match="bucket"):
         split_s3("s3:///lake")
     assert split_s3("s3://bucket/some/prefix/") == ("bucket", "some/prefix")

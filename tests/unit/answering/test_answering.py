@@ -155,6 +155,10 @@ def model(completion: Completion) -> LanguageModel:
         ),
         ("# Leave in Oslo\nTen days may be moved.\n## Carried over days", ["Ten days may be moved."]),
         ("Opening hours of Oslo\n=====================\nOpen from nine.", ["Opening hours of Oslo", "Open from nine."]),
+        (
+            "The other parent takes\n- 46 weeks on full pay, or\n- 56 weeks on less pay;\n1. Tea, and\n- 十二週間、",
+            ["The other parent takes", "46 weeks on full pay", "56 weeks on less pay"],
+        ),
         ("> Quoted **words** of the `tdlctl` manual", ["Quoted words of the tdlctl manual"]),
         ("The limit is 1.6 metres at 2.5 knots.", ["The limit is 1.6 metres at 2.5 knots."]),
         ("# Only a heading\n\n---\n", []),
@@ -162,7 +166,7 @@ def model(completion: Completion) -> LanguageModel:
     ],
     ids=[
         "sentences", "wrapped paragraphs", "signs that start no list item", "paragraphs", "lists", "tables", "Japanese",
-        "headings", "underlines", "markup", "decimals", "only a heading", "empty",
+        "headings", "underlines", "joined list items", "markup", "decimals", "only a heading", "empty",
     ],
 )  # fmt: skip
 def test_a_passage_is_split_into_sentences_that_can_be_quoted_on_their_own(text: str, sentences: list[str]) -> None:

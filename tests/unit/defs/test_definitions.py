@@ -63,7 +63,7 @@ def test_an_invalid_setting_fails_the_load_and_is_named(monkeypatch: pytest.Monk
 
 
 GRAPH: dict[str, dict[str, Any]] = {
-    "source_objects": {"upstream": [], "kinds": ["s3"], "partitioned": True, "made_here": False},
+    "source_objects": {"upstream": [], "kinds": [], "partitioned": True, "made_here": False},
     "embedding_model": {"upstream": [], "kinds": ["openvino", "python"], "partitioned": False, "made_here": True},
     "boundary_vectors": {
         "upstream": ["embedding_model"],
