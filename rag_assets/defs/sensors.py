@@ -18,7 +18,9 @@ from rag_assets.defs.jobs import AssetJob
 from rag_assets.pipeline import Pipeline
 from rag_assets.runs.names import Names
 from rag_assets.runs.status import active_shards, known_shards, runs_of
+from rag_assets.runs.tags import OBJECTS_TAG
 from rag_assets.settings import PipelineSettings
+from rag_assets.sources.listing_digest import listed_objects
 
 SENSOR = "s3_arrivals"
 
@@ -107,7 +109,10 @@ def _read_feed(context: dg.SensorEvaluationContext, settings: PipelineSettings, 
 def _run_request(request: RunRequest, names: Names) -> dg.RunRequest:
     config: Mapping[str, Any] = {"ops": {names.op("raw_documents"): {"config": {"keys": list(request.keys)}}}}
     return dg.RunRequest(
-        run_key=request.run_key, partition_key=request.shard.key, run_config=config if request.keys else {}
+        run_key=request.run_key,
+        partition_key=request.shard.key,
+        run_config=config if request.keys else {},
+        tags={OBJECTS_TAG: str(listed_objects(request.digest))} if request.digest else {},
     )
 
 
