@@ -93,12 +93,15 @@ def watch_backfill(
         time.sleep(poll_seconds)
 
 
-def refusal(api: DagsterApi, backfill_id: str, *, seconds: float = 15.0) -> str | None:
-    """Return why the daemon refuses the backfill, if it does within that time; None once it requested a run."""
+def refusal(api: DagsterApi, backfill_id: str, *, seconds: float = 60.0) -> str | None:
+    """Return why the daemon refuses the backfill, if it does within that time; None once it requested a run.
+
+    The daemon looks for backfills every half minute.
+    """
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         progress = api.progress(backfill_id)
-        if progress.error is not None or progress.unfinished < progress.total or progress.over:
+        if progress.error is not None or progress.requested or progress.over:
             return progress.error
         time.sleep(1.0)
     return None

@@ -62,6 +62,8 @@ class Progress:
     """The state of a backfill."""
 
     total: int
+    requested: int
+    """Shards with a run, in whatever state."""
     succeeded: int
     failed: Mapping[str, str]
     """Ids of the runs that failed, by the keys of their shards."""
@@ -198,6 +200,7 @@ class DagsterApi:
         error = backfill["error"]
         return Progress(
             total=backfill["numPartitions"] or len(runs),
+            requested=sum(run["runStatus"] is not None for run in runs),
             succeeded=sum(run["runStatus"] == "SUCCESS" for run in runs),
             failed=failed,
             unfinished=sum(run["runStatus"] in (None, *_UNFINISHED) for run in runs),

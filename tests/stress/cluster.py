@@ -69,16 +69,15 @@ class Cluster:
             process.kill()
             process.wait()
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `rag-assets` against the cluster."""
-        return subprocess.run(
+    def command(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `rag-assets` against the cluster."""
+        return subprocess.Popen(
             [sys.executable, "-m", "rag_assets.cli", *arguments],
             env=self.environment,
             cwd=self.home,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=600,
-            check=False,
         )
 
     def runs(self, *statuses: dg.DagsterRunStatus) -> list[dg.RunRecord]:
@@ -202,10 +201,7 @@ def survive(running: Cluster, keys: list[str], documents: int) -> Survival:
     found, started, dead = Survival(), time.monotonic(), set[str]()
     running.start_worker()
     running.start_worker()
-    launched = running.command("backfill", "--all")
-    if launched.returncode:
-        found.problems.append(f"the backfill did not start: {launched.stderr}")
-        return found
+    backfill = running.command("backfill", "--all", "--wait")
     for what in ("child", "worker"):
         run_id, worker, child = running.wait_for(
             f"a run to kill the {what} of", partial(running.busy_worker, apart_from=dead), 240
@@ -222,6 +218,9 @@ def survive(running: Cluster, keys: list[str], documents: int) -> Survival:
     running.restart_broker()
     running.wait_for("the end of every run", lambda: all_published(running, keys, documents), 600)
     found.seconds = time.monotonic() - started
+    output, errors = backfill.communicate(timeout=120)
+    if backfill.returncode or "all shards are published" not in output:
+        found.problems.append(f"the backfill command reported a failure: {output}{errors}")
     for what, seconds in found.recovery_seconds.items():
         if seconds > RECOVERY_SECONDS:
             found.problems.append(f"a retry worked only {seconds:.0f} s after the death of a {what}")
