@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Generator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -60,27 +61,42 @@ def one_process(environment: Mapping[str, str], home: Path) -> float:
     return float(found[1])
 
 
-def backfill(running: Cluster, *arguments: str) -> tuple[float, float, float]:
-    """Run a backfill; return the seconds from its first run's start to its last run's end, CPU seconds, and runs."""
-    before, known = cpu_of(running), {record.dagster_run.run_id for record in running.runs()}
+@dataclass(frozen=True)
+class Backfill:
+    """What a backfill took."""
+
+    seconds: float
+    """From its first run's start to its last run's end."""
+    cpu: float
+    """CPU seconds of the workers."""
+    elsewhere: float
+    """CPU seconds of Postgres, Redis, the daemon and the code location."""
+    runs: int
+
+
+def backfill(running: Cluster, *arguments: str) -> Backfill:
+    """Run a backfill and wait for its end."""
+    cpu, elsewhere = cpu_of(running)
+    known = {record.dagster_run.run_id for record in running.runs()}
     done = running.command("backfill", *arguments, "--wait")
     output, errors = done.communicate(timeout=3600)
     assert done.returncode == 0, output + errors
     records = [record for record in running.runs() if record.dagster_run.run_id not in known]
     indexed = [record for record in records if record.dagster_run.job_name == "index_shard"]
     seconds = max(record.end_time or 0.0 for record in indexed) - min(record.start_time or 0.0 for record in indexed)
-    return seconds, cpu_of(running) - before, float(len(indexed))
+    after = cpu_of(running)
+    return Backfill(seconds, after[0] - cpu, after[1] - elsewhere, len(indexed))
 
 
-def cpu_of(running: Cluster) -> float:
-    """Return the CPU seconds of all workers and their children so far."""
-    total = 0.0
-    for worker in running.workers:
-        for process in [worker, *worker.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = process.cpu_times()
-                total += times.user + times.system
-    return total
+def cpu_of(running: Cluster) -> tuple[float, float]:
+    """Return the CPU seconds of the workers, and of all other processes of the cluster, so far."""
+    workers = {process.pid for worker in running.workers for process in [worker, *worker.children(recursive=True)]}
+    totals = [0.0, 0.0]
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            totals[process.pid not in workers] += times.user + times.system
+    return totals[0], totals[1]
 
 
 @contextlib.contextmanager
@@ -123,20 +139,21 @@ def measure(
                 running.start_worker()
             backfill(running, "--region", FIRST)  # both the code and the model stay loaded
             requests = 0 if proxy is None else proxy.requests
-            seconds, cpu, runs = backfill(running, "--region", "harbour")
+            indexed = backfill(running, "--region", "harbour")
             asked = 0 if proxy is None else proxy.requests - requests
-            idle, unchanged, repeated = backfill(running, "--region", "harbour", "--all")
+            unchanged = backfill(running, "--region", "harbour", "--all")
     count = shards * documents
     return {
         "stored": "S3" if s3 else "folder",
         "documents": count,
         "shards": shards,
         "one process, s": alone,
-        f"{workers} workers, s": seconds,
-        "workers / process": alone / seconds,
-        "CPU s a run": cpu / runs,
-        "unchanged: CPU s a run": unchanged / repeated,
-        "unchanged: s a run": idle / repeated,
+        f"{workers} workers, s": indexed.seconds,
+        "workers / process": alone / indexed.seconds,
+        "CPU s a run": indexed.cpu / indexed.runs,
+        "CPU s elsewhere": indexed.elsewhere / indexed.runs,
+        "unchanged: CPU s a run": unchanged.cpu / unchanged.runs,
+        "unchanged: s a run": unchanged.seconds / unchanged.runs,
         "S3 requests a shard": asked / shards,
     }
 

@@ -104,6 +104,8 @@ def table_of_key(key: str) -> str:
 
 def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
     """Validate a catalog object; raises `LakeCorrupt`."""
+    from rag_serving.lake.tables import TABLE_FORMAT  # importing pyarrow takes time
+
     try:
         entry = CatalogEntry.model_validate_json(data)
         if entry.shard != shard or entry.table != shard.table_name:
@@ -111,6 +113,11 @@ def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
     except (ValidationError, InvalidShardName) as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise LakeCorrupt(f"the catalog object of {shard} is malformed ({problem}); publish it again") from error
+    if entry.current.table_format > TABLE_FORMAT:
+        raise LakeCorrupt(
+            f"{shard} was published by a newer release (table format {entry.current.table_format}, this one reads "
+            f"{TABLE_FORMAT}); upgrade this installation"
+        )
     return entry
 
 

@@ -32,6 +32,7 @@ PAGES = [
     "docs/operations/troubleshooting.md",
     "docs/operations/maintenance.md",
     "docs/operations/scale-out.md",
+    "docs/operations/sizing.md",
     "docs/reference/lake-layout.md",
 ]
 BEFORE = {

@@ -228,6 +228,36 @@ def survive(running: Cluster, keys: list[str], documents: int) -> Survival:
     return found
 
 
+def cancel(running: Cluster) -> list[str]:
+    """Terminate a run while it works, as the UI does, and return the problems: its worker must live on."""
+    import dagster as dg
+
+    problems: list[str] = []
+    known = {record.dagster_run.run_id for record in running.runs()}
+    backfill = running.command("backfill", "--wait")
+    run_id, _, child = running.wait_for("a run to cancel", partial(running.busy_worker, apart_from=known), 240)
+    if not running.instance.run_launcher.terminate(run_id):
+        problems.append("the launcher found nothing to cancel")
+
+    def ended() -> dg.DagsterRun | None:
+        run = running.instance.get_run_by_id(run_id)
+        return run if run is not None and run.is_finished else None
+
+    run = running.wait_for("the end of the canceled run", ended, 120)
+    if run.status != dg.DagsterRunStatus.CANCELED:
+        problems.append(f"the canceled run is {run.status.value}")
+    output, errors = backfill.communicate(timeout=300)
+    if backfill.returncode != 2 or "1 shard failed" not in errors:
+        problems.append(f"the backfill command did not report the canceled run: {output}{errors}")
+    if not child.is_running():
+        problems.append("the worker's process did not survive the cancellation")
+    again = running.command("backfill", "--wait")
+    output, errors = again.communicate(timeout=300)
+    if again.returncode:
+        problems.append(f"the shard could not be indexed after the cancellation: {output}{errors}")
+    return problems
+
+
 def retry_of(running: Cluster, run_id: str) -> str | None:
     """Return the id of a started run that repeats this one."""
     for record in running.runs():

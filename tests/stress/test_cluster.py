@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.pipelines import seed_model
-from tests.stress.cluster import cluster, pages, survive
+from tests.stress.cluster import cancel, cluster, doubled, pages, survive
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -30,5 +30,10 @@ def test_a_cluster_that_loses_workers_and_its_broker_publishes_every_document_on
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     with cluster(server_binaries, tmp_path, source, lake, environment, slots=2) as running:
         found = survive(running, sorted(wanted), documents)
-    print(found)
-    assert found.problems == []
+        print(found)
+        assert found.problems == []
+        shard, texts = next(iter(wanted.items()))
+        for name, text in texts.items():
+            s3_client.put_object(Bucket=s3_environment, Key=f"incoming/{shard}/new-{name}", Body=text[::-1].encode())
+        assert cancel(running) == []
+        assert not doubled(running, [shard], 2 * documents)

@@ -132,6 +132,16 @@ def test_unknown_fields_from_a_later_release_are_ignored() -> None:
     assert read_entry(LONDON_PEOPLE, data) == entry(LONDON_PEOPLE)
 
 
+def test_a_table_of_a_later_release_is_left_out_instead_of_misread(objects: CountedObjects, catalog: Catalog) -> None:
+    later = entry(LONDON_PEOPLE).to_json().replace(b'"table_format": 1', b'"table_format": 99')
+    objects.put(catalog_key(LONDON_PEOPLE), later)
+    publish(objects, TOKYO_PEOPLE)
+    snapshot = catalog.snapshot()
+    assert versions(snapshot) == {TOKYO_PEOPLE.key: 1}
+    (why,) = snapshot.broken.values()
+    assert "published by a newer release (table format 99, this one reads 2); upgrade this installation" in why
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
