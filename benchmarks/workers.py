@@ -113,14 +113,15 @@ def stored(folder: Path, s3: bool) -> Generator[tuple[str, str, str, dict[str, s
             "AWS_SECRET_ACCESS_KEY": server.secret_key,
             "AWS_REGION": server.region,
             "AWS_DEFAULT_REGION": server.region,
-            "AWS_ENDPOINT_URL": proxy.endpoint_url,
+            "AWS_ENDPOINT_URL": server.endpoint_url,
         }
         os.environ.update(aws)
         client = boto3.client("s3")
         client.create_bucket(Bucket="bench")
         for path in (folder / "source").rglob("*.txt"):
             client.upload_file(str(path), "bench", f"source/{path.relative_to(folder / 'source')}")
-        yield "s3://bench/source", "s3://bench/lake-1", "s3://bench/lake-2", aws, proxy
+        counted = {**aws, "AWS_ENDPOINT_URL": proxy.endpoint_url}
+        yield "s3://bench/source", "s3://bench/lake-1", "s3://bench/lake-2", counted, proxy
 
 
 def measure(
