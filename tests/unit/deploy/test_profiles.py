@@ -89,3 +89,14 @@ def test_init_names_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["init", str(tmp_path / "file" / "home")])
     assert done.exit_code == 2
     assert f"cannot write into {tmp_path}/file/home: Not a directory" in done.output
+
+
+def test_a_worker_for_an_instance_without_celery_says_which_profile_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_instance(tmp_path)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    done = CliRunner().invoke(main, ["worker"])
+    assert done.exit_code == 2
+    assert "launches runs with LocalRunLauncher, which needs no workers" in done.output
+    assert "rag-assets init --profile workers" in " ".join(done.output.split())
