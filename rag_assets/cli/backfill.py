@@ -65,6 +65,7 @@ def backfill(
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.runs import backfill as runs
+    from rag_assets.sources.listing_digest import listed_objects
 
     if every + missing + failed > 1:
         raise click.UsageError("choose one of --all, --missing and --failed")
@@ -86,6 +87,10 @@ def backfill(
         click.echo("\n".join(shard.key for shard in shards) if shards else "nothing to do")
         return
     tags = runs.permission_tags(mass_delete=allow_mass_delete, worse_retrieval=accept_worse_retrieval)
+    # A large shard started last would run alone at the end. Random among those of about one size, so that several
+    # machines on one lake begin with different shards.
+    random.shuffle(shards)
+    shards.sort(key=lambda shard: -listed_objects(state.listed.get(shard)).bit_length())
     if here:
         _index_here(settings, state, shards, tags, jobs=jobs, verbose=verbose)
     else:
@@ -122,12 +127,8 @@ def _index_here(
 
     with runs.open_instance() as instance:
         _export_model(instance, settings)
-        sizes = {shard: listed_objects(state.listed.get(shard)) for shard in shards}
-        # A large shard started last would run alone at the end. Random among those of about one size, so that several
-        # machines on one lake begin with different shards.
-        random.shuffle(shards)
-        shards.sort(key=lambda shard: -sizes[shard].bit_length())
-        jobs = jobs or processes_for(len(shards), sum(sizes.values()), settings.usable_cores)
+        objects = sum(listed_objects(state.listed.get(shard)) for shard in shards)
+        jobs = jobs or processes_for(len(shards), objects, settings.usable_cores)
         pipeline = Pipeline(settings)
         others = OtherIndexers(pipeline.lake().objects, state, pipeline.fingerprint())
         result = run_with_progress(instance, settings, shards, tags, verbose, jobs, others)
