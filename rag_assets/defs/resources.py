@@ -5,6 +5,7 @@ from collections.abc import Generator
 import dagster as dg
 
 from rag_assets.pipeline import Pipeline
+from rag_assets.runs.cancellation import interrupted_if_canceled
 from rag_assets.runs.tags import LAKE_TAG, PARTITION_TAG, PIPELINE_RESOURCE, WHOLE_TAG, flag
 from rag_assets.storage.heartbeat import keep_heartbeat
 from rag_assets.storage.shard_writer import ShardWriter
@@ -25,7 +26,10 @@ def pipeline_resource(pipeline: Pipeline) -> dg.ResourceDefinition:
             yield pipeline
             return
         instance.add_run_tags(run.run_id, {LAKE_TAG: absolute_uri(pipeline.settings.lake_uri)})
-        with keep_heartbeat(pipeline.lake().objects, run.run_id):
+        with (
+            keep_heartbeat(pipeline.lake().objects, run.run_id),
+            interrupted_if_canceled(instance, run.run_id, context.log),
+        ):
             yield pipeline
 
     return resource

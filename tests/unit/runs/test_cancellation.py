@@ -1,0 +1,79 @@
+"""A run in a Celery worker is interrupted when it is terminated, and only then."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from rag_assets.runs import cancellation
+from rag_assets.runs.cancellation import interrupted_if_canceled
+
+
+class Records:
+    """An instance whose run has these states one after another; an exception is raised instead of returned."""
+
+    def __init__(self, *states: dg.DagsterRunStatus | Exception) -> None:
+        self.states = list(states)
+        self.looks = 0
+
+    def get_run_by_id(self, run_id: str) -> dg.DagsterRun:
+        self.looks += 1
+        state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
+        if isinstance(state, Exception):
+            raise state
+        return dg.DagsterRun("index_shard", run_id=run_id, status=state)
+
+
+@pytest.fixture
+def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Counts SIGINT instead of raising KeyboardInterrupt; watching is switched on."""
+    watching = threading.Event()
+    watching.set()
+    monkeypatch.setattr(cancellation, "_watching", watching)
+    seen: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    yield seen
+    signal.signal(signal.SIGINT, before)
+
+
+def wait_for(condition: Any) -> None:
+    until = time.monotonic() + 30
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
+
+
+@pytest.mark.parametrize("ended", [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.FAILURE])
+def test_a_run_that_is_canceled_or_given_up_is_interrupted_once(
+    interrupts: list[int], ended: dg.DagsterRunStatus
+) -> None:
+    records: Any = Records(dg.DagsterRunStatus.STARTED, RuntimeError("no route to the database"), ended)
+    with interrupted_if_canceled(records, "run", None, interval=0.01):
+        wait_for(lambda: interrupts)
+    assert interrupts == [signal.SIGINT]
+
+
+def test_a_run_that_goes_on_is_not_interrupted(interrupts: list[int]) -> None:
+    records: Any = Records(dg.DagsterRunStatus.STARTED)
+    with interrupted_if_canceled(records, "run", None, interval=0.01):
+        wait_for(lambda: records.looks > 5)
+    assert interrupts == []
+
+
+def test_only_workers_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancellation, "_watching", threading.Event())
+    records: Any = Records(dg.DagsterRunStatus.CANCELING)
+    with interrupted_if_canceled(records, "run", None, interval=0.001):
+        time.sleep(0.05)
+    assert records.looks == 0
