@@ -55,13 +55,15 @@ def wait_for(condition: Any) -> None:
 
 
 @pytest.mark.parametrize("ended", [dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.FAILURE])
-def test_a_run_that_is_canceled_or_given_up_is_interrupted_once(
+def test_a_run_that_is_canceled_or_given_up_is_interrupted_until_it_ends(
     interrupts: list[int], ended: dg.DagsterRunStatus
 ) -> None:
     records: Any = Records(dg.DagsterRunStatus.STARTED, RuntimeError("no route to the database"), ended)
     with interrupted_if_canceled(records, "run", None, interval=0.01):
-        wait_for(lambda: interrupts)
-    assert interrupts == [signal.SIGINT]
+        wait_for(lambda: len(interrupts) >= 2)
+    counted = len(interrupts)
+    time.sleep(1)
+    assert len(interrupts) == counted
 
 
 def test_a_run_that_goes_on_is_not_interrupted(interrupts: list[int]) -> None:
