@@ -1,8 +1,8 @@
 """Simulate a fleet of workers: how long a backfill takes, and how much of the time the workers are idle.
 
 Shards have sizes from a log-normal distribution, as offices have. A run costs a fixed time, and a time for each
-document; Dagster's daemon hands out about one run a second (dagster issue 28998). The default costs were measured on
-two cores, see docs/development/results.md. Nothing is executed.
+document; Dagster's daemon hands out about one run a second. The default costs were measured on two cores, see
+docs/development/results.md. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.reporting import arguments, show
 
 @dataclass(frozen=True)
 class Fleet:
-    """Workers, each of which indexes one shard at a time, and what a run costs them."""
+    """Workers that index one shard at a time, and the cost of a run."""
 
     workers: int
     documents_per_second: float

@@ -1,7 +1,7 @@
 """The heartbeat of a run: a small object in the lake that the run rewrites while its process lives.
 
-Whoever sees it unchanged for `silent_after` seconds knows that the process died, or cannot reach the lake and so cannot
-work. A lease cannot tell: a run may wait for its shard's lease, and not every run has a shard.
+If it stays unchanged for `SILENT_AFTER` seconds, the process is dead or cannot reach the lake, and so cannot work. A
+lease cannot tell: a run may wait for its shard's lease, and not every run has a shard.
 """
 
 import contextlib

@@ -147,7 +147,7 @@ def test_heartbeats_of_dead_runs_are_forgotten(objects: ObjectStore) -> None:
 
 
 class Launcher(JudgedByHeartbeat, RunLauncher):  # pyright: ignore[reportMissingTypeArgument, reportIncompatibleMethodOverride]
-    """A launcher that says what it is told, on an instance that knows nothing."""
+    """A launcher that always reports the given status."""
 
     def __init__(self, status: WorkerStatus, heartbeats: Heartbeats) -> None:
         self.status = status
