@@ -1,4 +1,4 @@
-"""Interrupt a run that was terminated, where no launcher can send its process a signal: in Celery workers."""
+"""Interrupt a run that was terminated until it ends: one interrupt of its launcher, if any reaches it, is not enough."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from rag_assets.runs.failures import interrupts_end_this_run
 from rag_serving.errors import first_line
 
 INTERVAL = 5.0
@@ -15,13 +16,6 @@ INTERVAL = 5.0
 _AGAIN = 0.5
 """Seconds between two interrupts."""
 _ENDED = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED, dg.DagsterRunStatus.FAILURE)
-
-_watching = threading.Event()
-
-
-def watch_in_this_process() -> None:
-    """Make `interrupted_if_canceled` watch in this process and those forked from it."""
-    _watching.set()
 
 
 @contextmanager
@@ -31,9 +25,10 @@ def interrupted_if_canceled(
     """Send this process SIGINT until the block ends, once the run is canceled or given up.
 
     Once is not enough: Dagster repeats an interrupted step that has a retry policy. The next interrupt comes while it
-    waits to do so, and ends the run.
+    waits to do so, and ends the run. A Celery worker's process gets no signal from elsewhere. A run that ends at the
+    first interrupt is left alone, as is one in an instance that no other process can read.
     """
-    if not _watching.is_set():
+    if interrupts_end_this_run() or not instance.is_persistent:
         yield
         return
     over = threading.Event()

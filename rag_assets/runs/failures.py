@@ -28,6 +28,11 @@ def interrupts_end_runs() -> Generator[None]:
         _INTERRUPTS_END_RUNS.reset(token)
 
 
+def interrupts_end_this_run() -> bool:
+    """Return whether this runs within `interrupts_end_runs`."""
+    return _INTERRUPTS_END_RUNS.get()
+
+
 @contextmanager
 def named_failures() -> Generator[None]:
     """Turn the project's errors into Dagster failures with a short message, retried only if a retry may succeed."""
@@ -35,7 +40,7 @@ def named_failures() -> Generator[None]:
         yield
     except (dg.DagsterExecutionInterruptedError, KeyboardInterrupt) as interrupt:
         # Dagster retries an interrupted step, which is right for a daemon's run but not for a user's Ctrl-C.
-        if not _INTERRUPTS_END_RUNS.get():
+        if not interrupts_end_this_run():
             raise
         raise dg.Failure(description=INTERRUPTED, allow_retries=False) from interrupt
     except (OSError, RuntimeError) as error:

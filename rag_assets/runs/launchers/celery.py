@@ -10,7 +10,6 @@ from dagster_celery.tasks import (
 )
 
 from rag_assets.errors import OrchestrationError
-from rag_assets.runs.cancellation import watch_in_this_process
 from rag_assets.runs.launchers.judged import JudgedByHeartbeat
 
 
@@ -47,7 +46,6 @@ def work(instance: dg.DagsterInstance, concurrency: int, log_level: str) -> None
             f"dagster.yaml launches runs with {type(launcher).__name__}, which needs no workers; `rag-assets init "
             "--profile workers` writes one that does"
         )
-    watch_in_this_process()
     app = launcher.celery
     create_execute_job_task(app)
     create_resume_job_task(app)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import requests
 
 from rag_assets.cli.init import write_instance
 from rag_serving.lake.catalog_entry import catalog_key
@@ -158,6 +159,36 @@ def test_a_web_server_s_url_replaces_the_local_instance(office: Office) -> None:
     assert published_rows(office.lake, "Bergen/people")[0]["text"] == "The office in Bergen opens at eight."
     assert unknown.returncode == 2
     assert "Dagster has no code location nowhere with the job index_shard; it has: documents-eu" in unknown.stderr
+
+
+@pytest.mark.slow
+def test_a_terminated_run_ends_and_its_shard_is_indexed_by_the_next(office: Office) -> None:
+    folder = office.folder / "source" / "Narvik/people"
+    folder.mkdir(parents=True)
+    for number in range(60):
+        (folder / f"{number}.txt").write_text(f"Ore number {number} leaves the harbour by ship. " * 150)
+    assert office.command("backfill", "--region", "Narvik").returncode == 0
+    with dg.DagsterInstance.from_config(str(office.home)) as instance, office.web_server() as url:
+
+        def working() -> str | None:
+            for run in instance.get_runs(dg.RunsFilter(tags={"dagster/partition": "Narvik/people"})):
+                started = instance.all_logs(run.run_id, of_type=dg.DagsterEventType.STEP_START)
+                if any(entry.step_key == "embeddings" for entry in started):
+                    return run.run_id
+            return None
+
+        wait_until(lambda: working() is not None)
+        run_id = working() or ""
+        mutation = "mutation($id: String!) { terminateRun(runId: $id) { __typename } }"
+        reply = requests.post(f"{url}/graphql", json={"query": mutation, "variables": {"id": run_id}}, timeout=30)
+        assert reply.json()["data"]["terminateRun"]["__typename"] == "TerminateRunSuccess"
+        wait_until(lambda: instance.get_run_by_id(run_id).is_finished)  # pyright: ignore[reportOptionalMemberAccess]
+        ended = instance.get_run_by_id(run_id)
+    assert ended is not None
+    assert ended.status == dg.DagsterRunStatus.CANCELED
+    done = office.command("backfill", "--region", "Narvik", "--wait")
+    assert done.returncode == 0, done.stderr
+    assert len({row["doc_id"] for row in published_rows(office.lake, "Narvik/people")}) == 60
 
 
 @pytest.mark.slow

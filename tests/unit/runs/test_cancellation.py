@@ -1,9 +1,8 @@
-"""A run in a Celery worker is interrupted when it is terminated, and only then."""
+"""A run is interrupted when it is terminated, and only then."""
 
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -12,15 +11,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from rag_assets.runs import cancellation
 from rag_assets.runs.cancellation import interrupted_if_canceled
+from rag_assets.runs.failures import interrupts_end_runs
 
 
 class Records:
     """An instance whose run has these states one after another; an exception is raised instead of returned."""
 
-    def __init__(self, *states: dg.DagsterRunStatus | Exception) -> None:
+    def __init__(self, *states: dg.DagsterRunStatus | Exception, persistent: bool = True) -> None:
         self.states = list(states)
+        self.is_persistent = persistent
         self.looks = 0
 
     def get_run_by_id(self, run_id: str) -> dg.DagsterRun:
@@ -32,11 +32,8 @@ class Records:
 
 
 @pytest.fixture
-def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Counts SIGINT instead of raising KeyboardInterrupt; watching is switched on."""
-    watching = threading.Event()
-    watching.set()
-    monkeypatch.setattr(cancellation, "_watching", watching)
+def interrupts() -> Iterator[list[int]]:
+    """Counts SIGINT instead of raising KeyboardInterrupt."""
     seen: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -73,9 +70,15 @@ def test_a_run_that_goes_on_is_not_interrupted(interrupts: list[int]) -> None:
     assert interrupts == []
 
 
-def test_only_workers_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancellation, "_watching", threading.Event())
+def test_a_run_that_ends_at_the_first_interrupt_is_left_alone() -> None:
     records: Any = Records(dg.DagsterRunStatus.CANCELING)
+    with interrupts_end_runs(), interrupted_if_canceled(records, "run", None, interval=0.001):
+        time.sleep(0.05)
+    assert records.looks == 0
+
+
+def test_a_run_that_no_other_process_can_cancel_is_left_alone() -> None:
+    records: Any = Records(dg.DagsterRunStatus.CANCELING, persistent=False)
     with interrupted_if_canceled(records, "run", None, interval=0.001):
         time.sleep(0.05)
     assert records.looks == 0
