@@ -49,6 +49,7 @@ def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic"
     warnings.simplefilter("ignore")
     import dagster as dg
 
+    from rag_assets.defs.build import build_definitions
     from rag_assets.runs.backfill import refresh_company_index_here
     from tests.pipelines import failure_of, run_shard, settings_for
 
@@ -58,7 +59,7 @@ def index(source: str, lake: str, keys: Sequence[str], chunker: str = "semantic"
             result = run_shard(instance, settings, key)
             if not result.success:
                 raise RuntimeError(f"{key} was not indexed: {failure_of(result)}")
-        problem = refresh_company_index_here(instance, settings)
+        problem = refresh_company_index_here(instance, settings, build_definitions(settings))
         if problem is not None:
             raise RuntimeError(f"the company index was not built: {problem}")
 

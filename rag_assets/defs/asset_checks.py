@@ -3,7 +3,7 @@
 import dataclasses
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -46,17 +46,6 @@ def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: P
         return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
 
 
-def _rows_reconcile(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
-    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
-    return _result(check_rows(lake, shard, _looked_at(context, lake, shard)))
-
-
-def _vectors_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
-    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
-    looked_at = _looked_at(context, lake, shard)
-    return _result(check_vectors(lake, shard, pipeline.identity(), pipeline.embedder, looked_at))
-
-
 def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     # A user who executes the checks alone wants figures even if this version was measured before.
     alone = not context.job_def.asset_layer.executable_asset_keys
@@ -72,19 +61,21 @@ def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineP
     )
 
 
-_TABLE_CHECKS = {
-    "rows_reconcile": _rows_reconcile,
-    "vectors_sound": _vectors_sound,
-    "retrieval_holds": _retrieval_holds,
-}
-
-
 def table_is_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> Iterator[dg.AssetCheckResult]:
     """Run the selected checks of the search table."""
     chosen = {key.name: key.asset_key for key in context.selected_asset_check_keys}
+    lake, shard = pipeline.lake(), Shard.parse(context.partition_key)
     with named_failures():
+        looked_at = _looked_at(context, lake, shard)
+        checks: dict[str, Callable[[], dg.AssetCheckResult]] = {
+            "rows_reconcile": lambda: _result(check_rows(lake, shard, looked_at)),
+            "vectors_sound": lambda: _result(
+                check_vectors(lake, shard, pipeline.identity(), pipeline.embedder, looked_at)
+            ),
+            "retrieval_holds": lambda: _retrieval_holds(context, pipeline),
+        }
         # Run all of them before yielding the first: a retried step would report it twice.
-        found = {name: check(context, pipeline) for name, check in _TABLE_CHECKS.items() if name in chosen}
+        found = {name: check() for name, check in checks.items() if name in chosen}
     for name, result in found.items():
         yield result._replace(asset_key=chosen[name], check_name=name)
 

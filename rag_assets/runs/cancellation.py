@@ -1,4 +1,4 @@
-"""Interrupt a run that was terminated until it ends: one interrupt of its launcher, if any reaches it, is not enough."""
+"""Interrupt a terminated run until it ends: one interrupt of its launcher, if any reaches it, is not enough."""
 
 import os
 import signal

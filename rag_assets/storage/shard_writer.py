@@ -111,7 +111,7 @@ class ShardWriter:
     def table(self, stage: str, fingerprint: str = "") -> Table | None:
         """Return the stage's table; None before the stage first ran."""
         folder = table_folder(stage, fingerprint)
-        if self._tables.get(folder) is None:
+        if folder not in self._tables:
             self._tables[folder] = self.lake.open(stage, self.shard, fingerprint=fingerprint)
         return self._tables[folder]
 
