@@ -15,6 +15,9 @@ RuntimeName = Literal["auto", "openvino", "torch"]
 
 PACKAGED_MODEL = "all-MiniLM-L6-v2"
 
+MULTILINGUAL_MODEL = "intfloat/multilingual-e5-small"
+"""Named where documents are in languages that the model does not read."""
+
 ArrivalsName = Literal["listing", "sqs", "kafka"]
 
 PROFILES: Final = ("one-machine", "workers", "pods")

@@ -30,7 +30,11 @@ class PipelineSettings(EnvironmentSettings):
     chunk_tokens: int = Field(
         CHUNK_TOKENS, ge=SMALLEST_WINDOW, description="maximum tokens of a passage, including special tokens"
     )
-    chunk_context: ContextName = Field("none", description="text that is embedded in front of each passage")
+    chunk_context: ContextName = Field(
+        "headings",
+        description="what is embedded in front of each passage: the file's name, title and headings (headings), the "
+        "sentences before it (neighbours), or nothing (none); later pieces of a table always have its header",
+    )
     asset_prefix: Annotated[str, StringConstraints(pattern=r"^\w+(/\w+)*$")] | None = Field(
         None, description="prefix of asset keys, jobs and partitions (eu, prod/eu), so that lakes can share a Dagster"
     )

@@ -14,9 +14,20 @@ if TYPE_CHECKING:
     from rag_serving.clients.lake import AsyncRagClient
     from rag_serving.clients.remote import RemoteRagClient
     from rag_serving.clients.sync import RagClient
-    from rag_serving.results import Answer, Citation, Hit, Hits, ShardInfo
+    from rag_serving.results import Answer, Citation, FoundDocument, FoundDocuments, Hit, Hits, ShardInfo
 
-__all__ = ["Answer", "AsyncRagClient", "Citation", "Hit", "Hits", "RagClient", "RemoteRagClient", "ShardInfo"]
+__all__ = [
+    "Answer",
+    "AsyncRagClient",
+    "Citation",
+    "FoundDocument",
+    "FoundDocuments",
+    "Hit",
+    "Hits",
+    "RagClient",
+    "RemoteRagClient",
+    "ShardInfo",
+]
 
 _LAKE_CLIENT = "rag_serving.clients.lake"
 _HOMES = {
@@ -25,6 +36,8 @@ _HOMES = {
     "RemoteRagClient": "rag_serving.clients.remote",
     "Answer": "rag_serving.results",
     "Citation": "rag_serving.results",
+    "FoundDocument": "rag_serving.results",
+    "FoundDocuments": "rag_serving.results",
     "Hit": "rag_serving.results",
     "Hits": "rag_serving.results",
     "ShardInfo": "rag_serving.results",

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from rag_serving.results import Answer, Hit, Turn
+from rag_serving.results import Answer, FoundDocument, Hit, Turn
 from rag_serving.validation import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CHARACTERS, MAX_TURNS
 
 MOST_NAMES = 200
@@ -47,32 +47,53 @@ class AskRequest(ScopeFilter):
     stream: bool = Field(default=False, strict=True, description="stream the answer as server-sent events")
 
 
-class SearchRequest(ScopeFilter):
-    """A question to find passages for."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"question": _QUESTION, "mode": "text"}, {"question": _QUESTION, "k": 4}]}
-    )
-
+class _SearchBody(ScopeFilter):
     question: Question
-    k: int = Field(8, ge=1, le=MAX_K, description="number of passages to return")
     mode: Literal["hybrid", "vector", "text"] = Field(
-        "hybrid", description="vector, text (full-text search), or hybrid: both, fused by rank"
+        "hybrid", description="vector, text (full-text search), or hybrid: both"
     )
     path_prefix: str | None = Field(
         None, max_length=MAX_PREFIX_CHARACTERS, description="prefix of the path below region/department/"
     )
     modified_from: datetime | None = Field(None, description="earliest modification, inclusive; without a zone: UTC")
     modified_before: datetime | None = Field(None, description="latest modification, exclusive; without a zone: UTC")
+
+
+class SearchRequest(_SearchBody):
+    """A question to find passages for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"question": _QUESTION, "mode": "text"}, {"question": _QUESTION, "k": 4}]}
+    )
+
+    k: int = Field(8, ge=1, le=MAX_K, description="number of passages to return")
     join_neighbours: bool = Field(
         default=False, strict=True, description="merge adjacent passages of the same document"
     )
+    per_document: int | None = Field(None, ge=1, le=MAX_K, description="most passages of a document; null: any number")
+
+
+class DocumentSearchRequest(_SearchBody):
+    """A question to find documents for."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"question": _QUESTION, "k": 4, "passages": 1}]})
+
+    k: int = Field(8, ge=1, le=MAX_K, description="number of documents to return")
+    passages: int = Field(3, ge=1, le=MAX_K, description="most passages of a document")
 
 
 class SearchResponse(BaseModel):
     """Passages found, best first."""
 
     hits: list[Hit]
+    timings: dict[str, float]
+    degraded: list[str]
+
+
+class DocumentSearchResponse(BaseModel):
+    """Documents found, best first."""
+
+    documents: list[FoundDocument]
     timings: dict[str, float]
     degraded: list[str]
 

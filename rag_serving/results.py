@@ -29,6 +29,7 @@ class Place(BaseModel):
     score: float | None = Field(description="cosine of question and passage, -1 to 1; None for a full-text search")
     chunk_id: str
     text: str
+    table_header: str = Field("", description="first row of the table if the passage is a later piece of one")
     stale: bool = Field(False, description="whether the document has a newer version that could not be read")
 
 
@@ -36,7 +37,7 @@ class Hit(Place):
     """A passage that a search returned."""
 
     rank: int = Field(description="1 for the best")
-    fused: float = Field(description="reciprocal rank fusion score; orders the hits unless they are reranked")
+    fused: float = Field(description="weighted sum of the scaled scores by words and vector, 0 to 1; orders the hits")
     reranked: float | None = Field(default=None, description="the reranker's score; orders the hits if present")
     also_in: tuple[str, ...] = Field((), description="sources of duplicate passages that were dropped")
     path: str = Field("", description="the object's key below region/department/")
@@ -80,6 +81,56 @@ class Hits(Sequence[Hit]):
         with needs_extra("pandas", "Hits.to_pandas"):
             import pandas as pd
         return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
+
+
+class FoundDocument(BaseModel):
+    """A document that a search found, with its best passages, best first."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rank: int = Field(description="1 for the best")
+    source: str = Field(description="URI of the source object")
+    title: str
+    shard: str = Field(description="region/department")
+    path: str = Field(description="the object's key below region/department/")
+    doc_id: str
+    type: str
+    modified_at: datetime
+    passages: tuple[Hit, ...] = Field(min_length=1)
+
+
+class FoundDocuments(Sequence[FoundDocument]):
+    """Documents found, best first. `degraded` lists the parts of the search that failed."""
+
+    def __init__(self, hits: Hits, count: int) -> None:
+        """Group the hits of a search by document, and keep the first `count` documents."""
+        grouped: dict[tuple[str, str], list[Hit]] = {}
+        for hit in hits:
+            grouped.setdefault((hit.shard, hit.doc_id), []).append(hit)
+        shared = ("source", "title", "shard", "path", "doc_id", "type", "modified_at")
+        self._documents = tuple(
+            FoundDocument(rank=rank, passages=tuple(found), **{name: getattr(found[0], name) for name in shared})
+            for rank, found in enumerate(list(grouped.values())[:count], start=1)
+        )
+        self.timings = hits.timings
+        self.degraded = hits.degraded
+
+    @overload
+    def __getitem__(self, index: int) -> FoundDocument: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[FoundDocument, ...]: ...
+    def __getitem__(self, index: int | slice) -> FoundDocument | tuple[FoundDocument, ...]:
+        return self._documents[index]
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def __iter__(self) -> Iterator[FoundDocument]:
+        return iter(self._documents)
+
+    def __repr__(self) -> str:
+        best = f", best={self._documents[0].source!r}" if self._documents else ""
+        return f"FoundDocuments({len(self._documents)}{best})"
 
 
 class ShardInfo(BaseModel):

@@ -117,7 +117,7 @@ class ServingSettings(EnvironmentSettings):
     )
     wide_shards: int = Field(4, ge=1, description="questions over more shards than this use the company index")
     search_cache_bytes: int = Field(2**31, ge=2**24, description="maximum bytes of indexes kept in memory")
-    rerank_model: NonEmpty | None = Field(None, description="litellm reranker; unset: hits are ordered by rank fusion")
+    rerank_model: NonEmpty | None = Field(None, description="litellm reranker; unset: hits keep their fused order")
     cache_ttl: int = Field(86_400, ge=1, description="lifetime of a cached answer in seconds; hits do not extend it")
     cache_refusal_ttl: int = Field(300, ge=1, description="lifetime of a cached “not found” answer in seconds")
     cache_mode: Literal["on", "shadow", "off"] = Field(

@@ -41,6 +41,17 @@ def validate_k(k: int) -> int:
     return k
 
 
+def validate_per_document(per_document: int | None) -> int | None:
+    """Return `per_document` if it is None or an integer from 1 to `MAX_K`."""
+    if per_document is not None:
+        try:
+            validate_k(per_document)
+        except InvalidArgument:
+            message = f"per_document must be an integer from 1 to {MAX_K} or None, not {per_document!r}"
+            raise InvalidArgument(message) from None
+    return per_document
+
+
 def validate_mode(mode: Mode) -> Mode:
     """Return `mode` if it is one of `Mode`."""
     if mode not in get_args(Mode):

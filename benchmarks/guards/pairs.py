@@ -210,11 +210,9 @@ def retrieve(
     """Return the pairs with the passages that both questions retrieve from all paragraphs, searched as in serving."""
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.asked, pair.cached)))
     task = Task("SQuAD", {p.name: p.text for p in paragraphs}, [Question(text, text, {}) for text in texts])
-    from rag_assets.storage.search_indexes import index_text
-
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
-        table = table_of(lake, task, embed(list(task.passages.values())), fingerprint, index_text)
-        ranked = rank(table, task.questions, embed(texts))
+        table, target = table_of(lake, task, embed(list(task.passages.values())), fingerprint)
+        ranked = rank(table, target, task.questions, embed(texts))
     found: dict[str, tuple[Evidence, ...]] = {}
     for one in ranked:
         scores = dict(one.vector)

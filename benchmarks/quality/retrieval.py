@@ -4,8 +4,11 @@
   reporting.
 - SQuAD: the paragraph about which a question was asked.
 - Japanese: handbook pages cut by the pipeline's chunker, and questions written for this benchmark.
+- XQuAD: SQuAD's questions and paragraphs in other languages, which the packaged model does not read. The hash of a
+  question's id selects its half, too.
 
-With --tune, it also compares other ways to fuse the two rankings, on SciFact's tuning half.
+The three ways to search are those of serving. With --tune, other ways to fuse the two rankings are compared on
+SciFact's tuning half.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
     from rag_serving.lake.embedders.base import Embedder
+    from rag_serving.lake.search.plan import Target
 
     Vectors = npt.NDArray[np.float32]
 
@@ -100,6 +104,17 @@ def read_squad(folder: Path, limit: int | None) -> Task:
                 Question(q["id"], q["question"], {name: 1}) for q in paragraph["qas"] if not q["is_impossible"]
             ]
     return Task("SQuAD", passages, questions[: None if limit is None else 2 * limit])
+
+
+def read_xquad(folder: Path, language: str, limit: int | None) -> Task:
+    """Read the paragraphs and questions of a language; a limit keeps only the first questions of the half."""
+    paragraphs = [
+        json.loads(line) for line in (folder / f"{language}.paragraphs.jsonl").read_text("utf-8").splitlines()
+    ]
+    asked = [json.loads(line) for line in (folder / f"{language}.questions.jsonl").read_text("utf-8").splitlines()]
+    questions = [Question(q["id"], q["question"], {q["paragraph"]: 1}) for q in asked]
+    questions = [question for question in questions if half(question) == "reporting"][:limit]
+    return Task(f"XQuAD {language}", {p["id"]: p["text"] for p in paragraphs}, questions)
 
 
 def read_japanese(bucket: Path, lake: str, limit: int | None) -> Task:
@@ -179,16 +194,20 @@ class VectorCache:
             partial.replace(self._file)
 
 
-def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str, text_index: Callable[[Table], None]) -> Table:
-    """Write the passages to a shard's table with the pipeline's indexes; `text_index` builds the full-text index."""
+def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str) -> tuple[Table, Target]:
+    """Write the passages to a shard's table with the pipeline's indexes, and return how to search it."""
     import pyarrow as pa
 
+    from rag_assets.extraction.language import detect_language
     from rag_assets.settings import PipelineSettings
     from rag_assets.stages.embeddings import vector_array
     from rag_assets.storage.lake import Lake
-    from rag_assets.storage.search_indexes import index_vectors
+    from rag_assets.storage.search_indexes import chunks_by_language, index_vectors, index_words
+    from rag_serving.lake.embedders.base import read_manifest
+    from rag_serving.lake.search.plan import Target, main_languages
+    from rag_serving.lake.search.words import DEFAULT_LANGUAGE, indexed_words
     from rag_serving.lake.shards import Shard
-    from rag_serving.lake.tables import SHARDS, shard_schema
+    from rag_serving.lake.tables import SHARDS, TABLE_FORMAT, shard_schema
 
     schema = shard_schema(vectors.shape[1], fingerprint)
     count = len(task.passages)
@@ -196,19 +215,55 @@ def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str, text_ind
         "chunk_id": list(task.passages),
         "doc_id": [task.document_of.get(passage, passage) for passage in task.passages],
         "text": list(task.passages.values()),
+        "language": [detect_language(text) for text in task.passages.values()],
     }
+    texts["words"] = [
+        indexed_words([text], language or DEFAULT_LANGUAGE)
+        for text, language in zip(texts["text"], texts["language"], strict=True)
+    ]
     filler = {"int32": 0, "bool": False, "timestamp[us, tz=UTC]": datetime(2026, 1, 1, tzinfo=UTC)}
     arrays: dict[str, Any] = {"vector": vector_array(vectors)}
     for column in schema:
         if column.name not in arrays:
             blank = None if column.nullable else filler.get(str(column.type), "")
             arrays[column.name] = pa.array(texts.get(column.name) or [blank] * count, column.type)
-    table = Lake(lake).ensure(SHARDS, Shard("benchmark", f"{task.name}-{os.urandom(4).hex()}"), schema)
+    shard = Shard("benchmark", f"{task.name}-{os.urandom(4).hex()}")
+    stored = Lake(lake)
+    table = stored.ensure(SHARDS, shard, schema)
     table.add(pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema))
-    text_index(table)
+    index_words(table)
     if count >= PipelineSettings.model_fields["vector_index_rows"].default:
         index_vectors(table)
-    return table
+    identity = read_manifest(stored.objects, fingerprint)
+    target = Target(
+        SHARDS,
+        shard.table_name,
+        table.version,
+        fingerprint,
+        TABLE_FORMAT,
+        languages=main_languages(chunks_by_language(table)),
+        read=None if identity is None else identity.reads,
+    )
+    return table, target
+
+
+def ranked_by_serving(
+    lake: str, target: Target, questions: Sequence[Question], vectors: Vectors
+) -> dict[str, list[tuple[Question, list[str]]]]:
+    """Return the ten best passages for each question, by the three ways that serving searches."""
+    from rag_assets.evaluation.ranking import rankings
+
+    found = rankings(
+        lake, target, [(question.text, vector) for question, vector in zip(questions, vectors, strict=True)]
+    )
+    names = {"vector": "vector", "text": "full text (BM25)", "hybrid": "hybrid"}
+    return {
+        names[mode]: [
+            (question, [candidate.row["chunk_id"] for candidate in ranking[mode]])
+            for question, ranking in zip(questions, found, strict=True)
+        ]
+        for mode in ("vector", "text", "hybrid")
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,16 +275,21 @@ class Ranked:
     text: list[tuple[str, float]]
 
 
-def rank(table: Table, questions: Sequence[Question], vectors: Vectors, operator: str = "OR") -> list[Ranked]:
-    """Return both rankings of every question, searched as in serving."""
+def rank(
+    table: Table, target: Target, questions: Sequence[Question], vectors: Vectors, operator: str = "OR"
+) -> list[Ranked]:
+    """Return both rankings of every question, for ways to fuse them."""
     from lancedb.query import MatchQuery
+
+    from rag_serving.lake.search.words import question_words
 
     ranked: list[Ranked] = []
     for question, vector in zip(questions, vectors, strict=True):
         nearest: Any = table.search(vector, vector_column_name="vector", query_type="vector")
         nearest = nearest.distance_type("cosine").nprobes(20).refine_factor(4)
         by_vector = nearest.limit(CANDIDATES).select(["chunk_id", "_distance"]).to_list()
-        words: Any = MatchQuery(question.text, "text", operator=operator)
+        asked = " ".join(question_words(question.text, target.languages).words)
+        words: Any = MatchQuery(asked, "words", operator=operator)
         by_text = table.search(words, query_type="fts").limit(CANDIDATES).select(["chunk_id", "_score"]).to_list()
         ranked.append(
             Ranked(
@@ -284,17 +344,8 @@ def measures(task: Task, found: Iterable[tuple[Question, Sequence[str]]]) -> dic
     return {name: statistics.fmean(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
 
 
-def methods(candidates: int, constant: float, text_weight: float) -> dict[str, Callable[[Ranked], list[str]]]:
-    """Return the three ways to search."""
-    return {
-        "vector": lambda ranked: [passage for passage, _ in ranked.vector],
-        "full text (BM25)": lambda ranked: [passage for passage, _ in ranked.text],
-        "hybrid": lambda ranked: by_rank(ranked, candidates=candidates, constant=constant, text_weight=text_weight),
-    }
-
-
 def report(
-    task: Task, ranked: Sequence[Ranked], part: str, ways: Mapping[str, Callable[[Ranked], list[str]]]
+    task: Task, part: str, found: Mapping[str, Sequence[tuple[Question, Sequence[str]]]]
 ) -> list[dict[str, object]]:
     """Return one row per way to search."""
     return [
@@ -302,30 +353,10 @@ def report(
             "questions": f"{task.name}, {part}",
             "count": len(ranked),
             "search": name,
-            **{
-                measure: f"{value:.4f}"
-                for measure, value in measures(task, [(one.question, way(one)) for one in ranked]).items()
-            },
+            **{measure: f"{value:.4f}" for measure, value in measures(task, ranked).items()},
         }
-        for name, way in ways.items()
+        for name, ranked in found.items()
     ]
-
-
-def text_indexes() -> dict[str, Callable[[Table], None]]:
-    """Return the full-text indexes to compare; the first is the pipeline's."""
-    from lancedb.index import FTS
-
-    from rag_assets.storage.search_indexes import index_text
-
-    def of(**options: Any) -> Callable[[Table], None]:
-        config = FTS(**{"base_tokenizer": "icu", "with_position": False, **options})
-        return lambda table: table.create_index("text", config=config, replace=True)
-
-    return {
-        "stemmed, stop words removed": index_text,
-        "stemmed, stop words kept": of(remove_stop_words=False),
-        "unstemmed, stop words kept": of(stem=False, remove_stop_words=False),
-    }
 
 
 def fusions() -> dict[str, Callable[[Ranked], list[str]]]:
@@ -343,29 +374,28 @@ def fusions() -> dict[str, Callable[[Ranked], list[str]]]:
     return ways
 
 
-def tune(task: Task, by_index: Mapping[str, Sequence[Ranked]]) -> list[dict[str, object]]:
-    """Return nDCG@10 and recall@10 of every way to fuse, with every full-text index, best first."""
-    alone = methods(CANDIDATES, 60, 0.5)
-    ways = {"full text alone": alone["full text (BM25)"], "vector alone": alone["vector"], **fusions()}
+def tune(task: Task, ranked: Sequence[Ranked]) -> list[dict[str, object]]:
+    """Return nDCG@10 and recall@10 of every way to fuse, best first."""
+    ways: dict[str, Callable[[Ranked], list[str]]] = {
+        "full text alone": lambda one: [passage for passage, _ in one.text],
+        "vector alone": lambda one: [passage for passage, _ in one.vector],
+        **fusions(),
+    }
     rows: list[dict[str, object]] = []
-    for index, ranked in by_index.items():
-        for name, way in ways.items():
-            found = measures(task, [(one.question, way(one)) for one in ranked])
-            rows.append(
-                {
-                    "full-text index": index,
-                    "fusion": name,
-                    **{of: round(found[of], 4) for of in ("nDCG@10", "recall@10")},
-                }
-            )
+    for name, way in ways.items():
+        found = measures(task, [(one.question, way(one)) for one in ranked])
+        rows.append({"fusion": name, **{of: round(found[of], 4) for of in ("nDCG@10", "recall@10")}})
     return sorted(rows, key=lambda row: -float(str(row["nDCG@10"])))
 
 
-def winners(tuned: Sequence[Mapping[str, object]], index: str) -> dict[str, Callable[[Ranked], list[str]]]:
-    """Return the best fusion by rank and the best by score, with this full-text index."""
-    names = [str(row["fusion"]) for row in tuned if row["full-text index"] == index]
+def winners(tuned: Sequence[Mapping[str, object]]) -> dict[str, Callable[[Ranked], list[str]]]:
+    """Return the best fusion by rank and the best by score."""
+    names = [str(row["fusion"]) for row in tuned]
     best = [next(name for name in names if name.startswith(kind)) for kind in ("ranks", "scores")]
     return {f"hybrid, {name}": fusions()[name] for name in best}
+
+
+XQUAD = ("ar", "el", "hi", "ro", "th", "tr", "vi")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -374,62 +404,51 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--cache", type=Path, metavar="FOLDER", help="cache vectors in FOLDER by the hash of their text"
     )
-    parser.add_argument("--only", choices=["scifact", "squad", "japanese"], action="append", help="repeatable")
+    parser.add_argument("--only", choices=["scifact", "squad", "japanese", "xquad"], action="append", help="repeatable")
     parser.add_argument("--pages", type=int, metavar="N", help="Japanese: use only N pages, those with an answer first")
     parser.add_argument("--tune", action="store_true", help="compare ways to fuse, on SciFact's tuning half")
-    parser.add_argument("--candidates", type=int, default=10, help="passages per ranking to fuse (default %(default)s)")
-    parser.add_argument(
-        "--constant", type=float, default=60, help="constant of reciprocal rank fusion (default %(default)s)"
-    )
-    parser.add_argument(
-        "--text-weight",
-        type=float,
-        default=0.5,
-        help="weight of the full-text ranking; the rest is for vectors (default %(default)s)",
-    )
     options = parser.parse_args(argv)
     data = os.environ.get("RAG_TEST_DATA")
     if not data:
         parser.error("needs the test data: set RAG_TEST_DATA to a folder that contains eval/ and bucket/")
-    only = options.only or ["scifact", "squad", "japanese"]
+    only = options.only or ["scifact", "squad", "japanese", "xquad"]
     limit, pages = (QUICK, QUICK_PAGES) if options.quick else (None, options.pages)
-    ways = methods(options.candidates, options.constant, options.text_weight)
     rows: list[dict[str, object]] = []
     tuned: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
         export(lake)
         cache = VectorCache(_embedder(lake), options.cache)
-        fingerprint = cache.fingerprint
-        indexes = text_indexes()
-        ours = next(iter(indexes))
         readers: dict[str, Callable[[], Task]] = {
             "scifact": lambda: read_scifact(Path(data, "eval", "scifact"), limit),
             "squad": lambda: read_squad(Path(data, "eval", "squad"), limit),
             "japanese": lambda: read_japanese(Path(data, "bucket"), lake, pages),
         }
-        for name in only:
-            task = readers[name]()
-            vectors = cache.documents(list(task.passages.values()))
-            questions = cache.questions([question.text for question in task.questions])
-            table = table_of(lake, task, vectors, fingerprint, indexes[ours])
-            ranked = rank(table, task.questions, questions)
-            if name != "scifact":
-                rows += report(task, ranked, f"{len(task.passages)} passages", ways)
+        for language in XQUAD:
+            readers[f"xquad {language}"] = partial(read_xquad, Path(data, "eval", "xquad"), language, limit)
+        for name, read in readers.items():
+            if name.partition(" ")[0] not in only:
                 continue
-            reported = [one for one in ranked if half(one.question) == "reporting"]
-            rows += report(task, reported, "reporting half", ways)
-            if options.tune:
-                by_index = {ours: [one for one in ranked if half(one.question) == "tuning"]}
-                for words, build in indexes.items():
-                    if words != ours:
-                        build(table)
-                        some = [(q, v) for q, v in zip(task.questions, questions, strict=True) if half(q) == "tuning"]
-                        by_index[words] = rank(table, [q for q, _ in some], [v for _, v in some])
-                tuned = tune(task, by_index)
-                rows += report(task, reported, "reporting half", winners(tuned, ours))
+            task = read()
+            vectors = cache.documents(list(task.passages.values()))
+            table, target = table_of(lake, task, vectors, cache.fingerprint)
+            halves = {part: [q for q in task.questions if half(q) == part] for part in ("tuning", "reporting")}
+            asked = halves["reporting"] if name == "scifact" else task.questions
+            found = ranked_by_serving(lake, target, asked, cache.questions([question.text for question in asked]))
+            part = "reporting half" if name == "scifact" else f"{len(task.passages)} passages"
+            rows += report(task, part, found)
+            if options.tune and name == "scifact":
+                by_half = {
+                    part: rank(table, target, some, cache.questions([question.text for question in some]))
+                    for part, some in halves.items()
+                }
+                tuned = tune(task, by_half["tuning"])
+                best = {
+                    way: [(one.question, fused(one)) for one in by_half["reporting"]]
+                    for way, fused in winners(tuned).items()
+                }
+                rows += report(task, part, best)
     first = " (FIRST PASSAGES ONLY, DO NOT QUOTE)" if limit else ""
-    fusion = f"{options.candidates} candidates, constant {options.constant:g}, text weight {options.text_weight:g}"
-    show(f"retrieval, hybrid with {fusion}{first}", rows, options.json, tuned=tuned)
+    show(f"retrieval{first}", rows, options.json, tuned=tuned)
     if tuned:
         show(f"ways to fuse, SciFact's tuning half, best 25 of {len(tuned)}{first}", tuned[:25], None)
         alone = [row for row in tuned if "alone" in str(row["fusion"])]

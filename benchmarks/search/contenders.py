@@ -94,6 +94,7 @@ def filtered(
     from lancedb.query import MatchQuery
 
     from rag_serving.lake.search.fusion import Ranking, fuse
+    from rag_serving.lake.search.words import question_words
 
     gate = asyncio.Semaphore(IN_FLIGHT)
     columns = [name for name in table_columns() if name not in ("vector", "shard")]
@@ -109,12 +110,13 @@ def filtered(
         nearest = table.query().nearest_to(vector).distance_type("cosine").nprobes(probes).refine_factor(refine)
         searches = [rows(nearest.select([*columns, "vector", "_distance"]), where)]
         if mode == "hybrid":
-            words = MatchQuery(questions.texts[number], "text")
+            words = MatchQuery(" ".join(question_words(questions.texts[number], ("en",)).words), "words")
             matching = table.query().nearest_to_text(words).select([*columns, "vector", "_score"])
             searches.append(rows(matching, where))
         found = await asyncio.gather(*searches)
         rankings = [Ranking(kind, "", part) for kind, part in zip(("vector", "text"), found, strict=False)]
-        return [row_of(candidate.row["chunk_id"]) for candidate in fuse(rankings, {"": vector}, DEPTH)[:K]]
+        fused = fuse(questions.texts[number], rankings, {"": vector}, DEPTH)
+        return [row_of(candidate.row["chunk_id"]) for candidate in fused[:K]]
 
     return ask
 

@@ -63,6 +63,7 @@ class Builder:
         """Return rows of the corpus as rows of the shard's table; `doc_ids` overrides their documents."""
         from rag_assets.stages.embeddings import vector_array
         from rag_assets.storage.schemas import document_id
+        from rag_serving.lake.search.words import indexed_words
         from rag_serving.lake.tables import shard_schema
 
         schema = shard_schema(self.identity.dimensions, self.identity.fingerprint)
@@ -93,6 +94,12 @@ class Builder:
             "stale": pa.array([False] * count, pa.bool_()),
         }
         arrays |= {name: part[name].combine_chunks() for name in ("text", "start", "end", "tokens")}
+        names = zip(keys, arrays["text"].to_pylist(), strict=True)
+        arrays["words"] = pa.array(
+            [indexed_words([key.rpartition("/")[2], text], "en") for key, text in names], pa.string()
+        )
+        arrays["table_header"] = pa.array([""] * count, pa.string())
+        arrays["language"] = pa.array(["en"] * count, pa.string())
         return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
 
     @contextmanager
@@ -144,6 +151,7 @@ class Builder:
             published_at=datetime.now(UTC),
             run_id="benchmark",
             table_format=TABLE_FORMAT,
+            languages={"en": table.count_rows()},
         )
         shard = writer.shard
         entry = CatalogEntry(

@@ -1,7 +1,7 @@
 """Which shards are dirty, found by listing the source, and the sensor's cursor between listings.
 
 A shard is dirty if the digest of its listing differs from that of its published version, or if its table has vectors of
-another embedding model or an older format. `pending` decides when a dirty shard gets its run.
+another embedding model, an older format, or URIs of another source. `pending` decides when a dirty shard gets its run.
 """
 
 import json
@@ -21,14 +21,18 @@ from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import TABLE_FORMAT
 
 
-def published_listing_digests(entries: Mapping[Shard, CatalogEntry], fingerprint: str | None) -> dict[Shard, str]:
-    """Return the listing digest of each published version; empty, hence dirty, if its embedder or format is outdated.
+def published_listing_digests(
+    entries: Mapping[Shard, CatalogEntry], fingerprint: str | None, source_root: str
+) -> dict[Shard, str]:
+    """Return the listing digest of each published version; empty, hence dirty, if it must be built again.
 
-    A shard on hold cannot be published, so its digest is that of the version built last.
+    That is so if it has another embedder, an older format, or was read from another place than `source_root`. A shard
+    on hold cannot be published, so its digest is that of the version built last.
     """
 
     def current(entry: CatalogEntry) -> bool:
-        return (entry.current.fingerprint, entry.current.table_format) == (fingerprint, TABLE_FORMAT)
+        made = (entry.current.fingerprint, entry.current.table_format, entry.current.source_root or source_root)
+        return made == (fingerprint, TABLE_FORMAT, source_root)
 
     return {
         shard: entry.latest_built_source_digest if entry.hold is not None or current(entry) else ""

@@ -39,6 +39,7 @@ class OtherIndexers:
     states: ShardStates
     fingerprint: str | None
     """Fingerprint of the configured embedding model."""
+    source_root: str
 
     def indexed(self, shard: Shard) -> bool:
         """Return whether the shard differed from its listing in the survey and no longer does."""
@@ -49,7 +50,9 @@ class OtherIndexers:
             entry = read_catalog_entry(self.objects, shard)
         except RagError:  # the shard's run reports it
             return False
-        return entry is not None and published_listing_digests({shard: entry[0]}, self.fingerprint)[shard] == listed
+        if entry is None:
+            return False
+        return published_listing_digests({shard: entry[0]}, self.fingerprint, self.source_root)[shard] == listed
 
     def are_writing(self, shard: Shard) -> bool:
         """Return whether somebody holds the shard's lease."""
@@ -63,7 +66,7 @@ def survey(source: Source, snapshot: Snapshot, fingerprint: str | None) -> Shard
     """List the whole source and compare it with the catalog; `fingerprint` is the configured embedder's."""
     seen = sweep(source, seconds=float("inf"))
     held = {shard: entry.hold.by for shard, entry in snapshot.entries.items() if entry.hold is not None}
-    published = published_listing_digests(snapshot.entries, fingerprint)
+    published = published_listing_digests(snapshot.entries, fingerprint, source.uri(""))
     # A shard without objects has an empty listing, which differs from the published one unless that is empty too.
     empty = listing_digest(())
     listed = {**dict.fromkeys(published, empty), **seen.digests}

@@ -21,7 +21,7 @@ class ChunkerOptions:
 
     name: ChunkerName = "semantic"
     tokens: int = CHUNK_TOKENS
-    context: ContextName = "none"
+    context: ContextName = "headings"
 
 
 def make_chunker(

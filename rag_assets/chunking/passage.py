@@ -12,7 +12,8 @@ class Passage:
 
     `text` is `document.text[start:end]`, with offsets in characters. `heading_path` has the headings around its first
     character, outermost first; `page` is that character's page, if the format has pages. `context` is embedded in front
-    of the text but never shown. `tokens` counts what the model reads: context, text and special tokens.
+    of the text but never shown. `table_header` is the first row of the table of which the passage is a later piece.
+    `tokens` counts what the model reads: context, text and special tokens.
     """
 
     text: str
@@ -22,6 +23,7 @@ class Passage:
     page: int | None
     tokens: int
     context: str = ""
+    table_header: str = ""
 
     @property
     def embedded_text(self) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from rag_assets.chunking.boundaries import LEAD_IN, SPLITTERS, Splitter, halves, spans_between, split_near
-from rag_assets.chunking.context import CONTEXT_VERSIONS, contexts
+from rag_assets.chunking.context import CONTEXT_VERSIONS, contexts, table_header
 from rag_assets.chunking.passage import Passage
 from rag_assets.chunking.tokens import MAX_CHARACTERS_PER_TOKEN, DocumentTokens, TokenCounter, span_batches
 from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
@@ -216,9 +216,9 @@ class SectionChunker(ABC):
         self._budget = max_tokens - self._counter.special_tokens
         self._context: ContextName = context
         # The version includes everything that changes a cut or the embedded text.
-        self.version = f"{name}/{max_tokens}/{min_tokens}/{self._counter.vocabulary}"
-        if context != "none":
-            self.version += f"+{CONTEXT_VERSIONS[context]}/{window}"
+        self.version = (
+            f"{name}/{max_tokens}/{min_tokens}/{self._counter.vocabulary}+{CONTEXT_VERSIONS[context]}/{window}"
+        )
 
     @abstractmethod
     def cut(self, fragments: Sequence[Fragment], budget: TokenBudget) -> list[tuple[int, int]]:
@@ -239,11 +239,12 @@ class SectionChunker(ABC):
         section_of = [section for section in sections for _ in section.fragments]
         passages: list[Passage] = []
         for (start, end), count in self._fit(tokens, spans):
-            block = bisect_right(block_starts, start) - 1
-            section = section_of[block]
-            context, count = self._context_of(document, section, tokens, (start, end), count)
-            page = document.blocks[block].page
-            passages.append(Passage(document.text[start:end], start, end, section.path, page, count, context))
+            index = bisect_right(block_starts, start) - 1
+            block, section = document.blocks[index], section_of[index]
+            header = table_header(document, block, start)
+            context, count = self._context_of(document, section, header, tokens, (start, end), count)
+            text = document.text[start:end]
+            passages.append(Passage(text, start, end, section.path, block.page, count, context, header))
         return passages
 
     def _fit(self, tokens: DocumentTokens, spans: Iterable[tuple[int, int]]) -> list[tuple[tuple[int, int], int]]:
@@ -269,14 +270,21 @@ class SectionChunker(ABC):
         ]
 
     def _context_of(
-        self, document: ExtractedDocument, section: Section, tokens: DocumentTokens, span: tuple[int, int], count: int
+        self,
+        document: ExtractedDocument,
+        section: Section,
+        header: str,
+        tokens: DocumentTokens,
+        span: tuple[int, int],
+        count: int,
     ) -> tuple[str, int]:
         """Return the longest context that fits into the window, and the tokens of the passage with it."""
-        if self._context == "none":
-            return "", count
         start, end = span
-        for context in contexts(self._context, document.title, section.path, section.start, tokens, start):
-            if self._context == "neighbours" and tokens.is_exact(start - len(context), end):
+        # A passage that begins with its heading needs no context for it.
+        own = section.path[-1:] if start == section.start else ()
+        names = [name for name in (document.name, document.title, *section.path) if name not in own]
+        for context in contexts(self._context, names, header, section.start, tokens, start):
+            if self._context == "neighbours" and not header and tokens.is_exact(start - len(context), end):
                 together = tokens.count(start - len(context), end) + self._counter.special_tokens
             else:
                 together = self._counter.count([context + document.text[start:end]])[0]

@@ -130,7 +130,7 @@ def _index_here(
         objects = sum(listed_objects(state.listed.get(shard)) for shard in shards)
         jobs = jobs or processes_for(len(shards), objects, settings.usable_cores)
         pipeline = Pipeline(settings)
-        others = OtherIndexers(pipeline.lake().objects, state, pipeline.fingerprint())
+        others = OtherIndexers(pipeline.lake().objects, state, pipeline.fingerprint(), pipeline.source().uri(""))
         result = run_with_progress(instance, settings, shards, tags, verbose, jobs, others)
         problem = None
         if result.succeeded:

@@ -1,4 +1,4 @@
-"""Asset checks: the blocking ones must pass before a shard is published; `nothing_quarantined` only warns."""
+"""Asset checks: those that fail prevent a publish; `nothing_quarantined` and `languages_read` only warn."""
 
 import dataclasses
 import shlex
@@ -13,7 +13,8 @@ from rag_assets.defs.assets import quality_numbers
 from rag_assets.defs.resources import PipelineParam
 from rag_assets.evaluation.evaluate import Assessment, assess
 from rag_assets.evaluation.records import Evaluation
-from rag_assets.publishing.checks import CheckResult, check_coverage, check_rows, check_vectors
+from rag_assets.pipeline import Pipeline
+from rag_assets.publishing.checks import CheckResult, check_coverage, check_languages, check_rows, check_vectors
 from rag_assets.runs.failures import named_failures, step_retries
 from rag_assets.runs.names import Names
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, WHOLE_TAG, flag
@@ -46,6 +47,16 @@ def passages_cover_documents(context: dg.AssetCheckExecutionContext, pipeline: P
         return _result(check_coverage(lake, shard, _looked_at(context, lake, shard)))
 
 
+def _languages_read(pipeline: Pipeline, shard: Shard) -> dg.AssetCheckResult:
+    languages, problem = check_languages(pipeline.lake(), shard, pipeline.identity())
+    return dg.AssetCheckResult(
+        passed=problem is None,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=problem or "the embedding model reads the languages of the documents",
+        metadata={"chunks_by_language": languages},
+    )
+
+
 def _retrieval_holds(context: dg.AssetCheckExecutionContext, pipeline: PipelineParam) -> dg.AssetCheckResult:
     # A user who executes the checks alone wants figures even if this version was measured before.
     alone = not context.job_def.asset_layer.executable_asset_keys
@@ -73,6 +84,7 @@ def table_is_sound(context: dg.AssetCheckExecutionContext, pipeline: PipelinePar
                 check_vectors(lake, shard, pipeline.identity(), pipeline.embedder, looked_at)
             ),
             "retrieval_holds": lambda: _retrieval_holds(context, pipeline),
+            "languages_read": lambda: _languages_read(pipeline, shard),
         }
         # Run all of them before yielding the first: a retried step would report it twice.
         found = {name: check() for name, check in checks.items() if name in chosen}
@@ -178,7 +190,7 @@ def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
         return [
             shard_check(asset=names.asset("raw_documents"))(nothing_quarantined),
             shard_check(asset=names.asset("chunks"), blocking=True)(passages_cover_documents),
-            # One step for all three: for an unchanged shard, Dagster's steps are nearly all of the cost.
+            # One step for all of them: for an unchanged shard, Dagster's steps are nearly all of the cost.
             dg.multi_asset_check(
                 name=names.op("table_is_sound"),
                 specs=[
@@ -194,7 +206,12 @@ def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
                     spec(
                         "retrieval_holds",
                         "Fails if the new version answers the golden questions (region/department/_eval/*.jsonl) worse "
-                        "than the published one, or its vector index misses the required recall.",
+                        "than the published one, its vector index misses the required recall, or documents are not "
+                        "found by their own title, file name or code.",
+                    ),
+                    spec(
+                        "languages_read",
+                        "Warns if most passages are in languages that the embedding model does not read.",
                     ),
                 ],
                 can_subset=True,

@@ -72,9 +72,11 @@ def _list_source(context: dg.SensorEvaluationContext, settings: PipelineSettings
     pipeline: Pipeline = context.resources.pipeline
     cursor = Cursor.loads(context.cursor)
     # List first, so that the listing is older than every publish that it is compared with.
-    seen = sweep(pipeline.source(), start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
+    source = pipeline.source()
+    seen = sweep(source, start_after=cursor.resume_after, seconds=settings.arrivals_tick_seconds)
     active = active_shards(context.instance, names)
-    published = published_listing_digests(pipeline.catalog().snapshot().entries, pipeline.fingerprint())
+    entries = pipeline.catalog().snapshot().entries
+    published = published_listing_digests(entries, pipeline.fingerprint(), source.uri(""))
     decision, after = decide(seen, published, active, cursor, now=time.time(), max_requests=settings.arrivals_max_runs)
     return _Tick(decision.requests, after.dumps(), _listing_summary(seen, decision))
 

@@ -10,19 +10,20 @@ from datetime import UTC, datetime
 
 from rag_assets.evaluation.golden_questions import GoldenSet, read_golden
 from rag_assets.evaluation.index_recall import MeasuredIndex, Vector, index_recall
+from rag_assets.evaluation.known_items import missed_items
 from rag_assets.evaluation.metrics import Places, ResolvedQuestion, expectations, summarize
 from rag_assets.evaluation.ranking import places
 from rag_assets.evaluation.records import Evaluation, Record, read_record, replace_evaluations, update_record
 from rag_assets.evaluation.verdict import Quality, judge
 from rag_assets.storage.lake import Lake, Table
 from rag_assets.storage.schemas import RAW_DOCUMENTS
-from rag_assets.storage.search_indexes import table_fingerprint
+from rag_assets.storage.search_indexes import chunks_by_language, table_fingerprint
 from rag_serving.errors import RagError, first_line
 from rag_serving.lake.catalog_entry import Publication, read_catalog_entry
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.lance_errors import LANCE_ERRORS
-from rag_serving.lake.search.plan import Target
+from rag_serving.lake.search.plan import Target, main_languages, publication_target
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
@@ -104,13 +105,27 @@ def _measured(
         gone=len(golden.questions) - len(asked),
         invalid=len(golden.invalid),
     )
+    languages = main_languages(chunks_by_language(table))
+    target = Target(
+        SHARDS,
+        shard.table_name,
+        table.version,
+        identity.fingerprint,
+        TABLE_FORMAT,
+        name=f"shard {shard}",
+        languages=languages,
+        read=identity.reads,
+    )
+    if quality.embedder is not None and table.count_rows():
+        asked_items, missed_names = missed_items(lake.uri, table, target, quality.embedder())
+        evaluation = replace(evaluation, known_items=asked_items, known_items_missed=missed_names)
     vectors: list[Vector] = []
     warnings: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     if asked and quality.embedder is not None:
         vectors = _embedded(quality.embedder(), asked)
-        head = _places(lake, shard, table, identity.fingerprint, TABLE_FORMAT, asked, vectors)
+        head = _places(lake, table, target, asked, vectors)
         evaluation = replace(evaluation, head=summarize(asked, head))
         missed = tuple(question.question for question, now in zip(asked, head, strict=True) if not now.hybrid)
         before = _places_before(lake, shard, older, identity, asked, vectors)
@@ -157,21 +172,14 @@ def _places_before(
         table.checkout(older.version)
         if older.fingerprint != identity.fingerprint:  # readers search each version with its own model
             vectors = _embedded(load_embedder(lake.objects, older.fingerprint), asked)
-        return _places(lake, shard, table, older.fingerprint, older.table_format, asked, vectors)
+        return _places(lake, table, publication_target(shard, older), asked, vectors)
     except (*LANCE_ERRORS, RagError) as error:
         return f"cannot compare with the published version {older.version}: {first_line(error)}"
 
 
 def _places(
-    lake: Lake,
-    shard: Shard,
-    table: Table,
-    fingerprint: str,
-    table_format: int,
-    asked: Sequence[ResolvedQuestion],
-    vectors: Sequence[Vector],
+    lake: Lake, table: Table, target: Target, asked: Sequence[ResolvedQuestion], vectors: Sequence[Vector]
 ) -> list[Places]:
     if not table.count_rows():  # an empty table has no index to search
         return [Places((), (), ()) for _ in asked]
-    target = Target(SHARDS, shard.table_name, table.version, fingerprint, table_format, name=f"shard {shard}")
     return places(lake.uri, target, asked, vectors)

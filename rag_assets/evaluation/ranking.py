@@ -45,5 +45,5 @@ async def _rank(engine: SearchEngine, target: Target, question: str, vector: Vec
     ranked: dict[Mode, list[Candidate]] = {}
     for mode in _MODES:
         chosen = [ranking for ranking in searched.found if mode in ("hybrid", ranking.kind)]
-        ranked[mode] = distinct(fuse(chosen, vectors, query.depth), CUTOFF)
+        ranked[mode] = distinct(fuse(question, chosen, vectors, query.depth), CUTOFF)
     return ranked

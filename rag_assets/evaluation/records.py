@@ -33,6 +33,9 @@ class Evaluation:
     gone: int = 0
     """Golden questions skipped because their documents are no longer in the source."""
     invalid: int = 0
+    known_items: int = 0
+    """Questions asked about documents of the shard by title, file name or code."""
+    known_items_missed: tuple[str, ...] = ()
     head: Retrieval | None = None
     published: Retrieval | None = None
     index: str = ""

@@ -26,6 +26,10 @@ class Quality:
     """Minimum recall of the vector index; 0 disables it."""
 
 
+MOST_KNOWN_ITEMS_MISSED = 0.5
+"""Share of known items that may be missed: many documents can have one title."""
+
+
 def judge(evaluation: Evaluation, quality: Quality) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the problems, which prevent a publish, and the warnings. Pure."""
     drops: list[str] = []
@@ -45,6 +49,12 @@ def judge(evaluation: Evaluation, quality: Quality) -> tuple[tuple[str, ...], tu
         recall.append(
             f"the vector index finds {evaluation.index_recall:.3f} of the nearest passages "
             f"(RAG_QUALITY_MIN_RECALL is {quality.min_recall:g})"
+        )
+    missed = evaluation.known_items_missed
+    if quality.max_drop < 1 and len(missed) > MOST_KNOWN_ITEMS_MISSED * evaluation.known_items:
+        recall.append(
+            f"{len(missed)} of {evaluation.known_items} documents are not found by their own title, file name or code, "
+            f"such as {missed[0]!r}"
         )
     warnings = [f"{evaluation.invalid} lines of golden questions are invalid"] if evaluation.invalid else []
     if evaluation.questions < FEWEST_QUESTIONS:

@@ -23,6 +23,8 @@ _BYTE_ORDER_MARKS: Final = (
 _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Control characters, lone surrogates (which tokenizers reject), the byte order mark and the soft hyphen.
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ud800-\udfff\ufeff\xad]")
+# The data may be wrapped into long lines.
+_DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.=+-]+)*;base64,[\w+/=%-]*(?:\n[ \t]*[A-Za-z0-9+/]{40,}=*)*")
 _SEVEN_BIT = re.compile(r"utf-?7\Z|hz|iso-?2022", re.IGNORECASE)
 # Encodings in use. With all that it knows, the detector would find mainframe code pages in short texts.
 _DETECTED: Final = [
@@ -51,8 +53,10 @@ _CONTROL_BYTES: Final = bytes(b for b in range(32) if b not in b"\t\n\r\x0b\x0c\
 
 
 def normalise(text: str) -> str:
-    """Return NFC text with newlines as line ends and without control characters, lone surrogates and soft hyphens."""
+    """Return NFC text with newlines as line ends, without control characters, lone surrogates and embedded files."""
     text = _UNWANTED.sub("", _LINE_BREAKS.sub("\n", text))
+    if ";base64," in text:
+        text = _DATA_URI.sub("", text)
     # Last, because removing a character can bring a letter and its accent together.
     return unicodedata.normalize("NFC", text)
 

@@ -62,6 +62,13 @@ class ExtractedDocument:
     blocks: tuple[Block, ...]
     attachments: tuple[Attachment, ...] = ()
     """Files inside, until `registry.read_object` has parsed them."""
+    name: str = ""
+    """The name of its file in words. Parsers do not know it; it is set to cut the document into passages."""
+
+
+def has_words(text: str) -> bool:
+    """Return whether a text has a letter or digit."""
+    return any(map(str.isalnum, text))
 
 
 def one_line(text: str, limit: int = TITLE_CHARACTERS) -> str:

@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from rag_assets.extraction.decoding import looks_binary
-from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, one_line
+from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats.csv import CSV_MEDIA_TYPE, extract_csv
 from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx
@@ -32,7 +32,7 @@ from rag_assets.extraction.formats.rtf import RTF_MEDIA_TYPE, extract_rtf, looks
 from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx
 
 # Increase it when existing objects would be read differently, quarantined ones that a new format can read included.
-EXTRACTOR_VERSION: Final = "2"
+EXTRACTOR_VERSION: Final = "3"
 
 # For all attachments of one object together, at any depth.
 MAX_ATTACHMENTS: Final = 200
@@ -124,7 +124,7 @@ def _parsing(found: Format) -> Generator[None]:
 
 def _finished(document: ExtractedDocument, found: Format, key: str) -> ExtractedDocument:
     """Return the document with a title and without its attachments; raise ExtractionError if it has no words."""
-    if not any(map(str.isalnum, document.text)):
+    if not has_words(document.text):
         detail = f"read as {found.name}, it has no letters or digits"
         if found.media_type == PDF_MEDIA_TYPE:
             detail += "; if it is a scan, run text recognition (OCR) on it first"

@@ -1,6 +1,7 @@
 """Convert a sentence-transformers model into an OpenVINO graph. Needs the extra ``rag-shards[torch]``."""
 
 import hashlib
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ def converted_model(model: str) -> ModelSource:
     probes = np.asarray(reference.encode(list(PROBES), normalize_embeddings=True, convert_to_numpy=True))
     with no_usage_reports():
         graph, inputs = _traced(reference)
-    prompts = {name: prompt for name, prompt in (reference.prompts or {}).items() if prompt}
+    prompts = known_prompts(model) | {name: prompt for name, prompt in (reference.prompts or {}).items() if prompt}
     document_prompt = prompts.get("document", "") or prompts.get("passage", "")
     self_test = reference.encode([document_prompt + SELF_TEST_TEXT], normalize_embeddings=True, convert_to_numpy=True)
     return ModelSource(
@@ -40,6 +41,13 @@ def converted_model(model: str) -> ModelSource:
         query_prompt=prompts.get("query", ""),
         document_prompt=document_prompt,
     )
+
+
+def known_prompts(model: str) -> dict[str, str]:
+    """Return the prompts of a family of models whose files do not name them: E5 (Wang and others, 2022)."""
+    name = model.rstrip("/").rpartition("/")[2].lower()
+    is_e5 = re.search(r"(?:^|-)e5-(?:small|base|large)", name) is not None and "instruct" not in name
+    return {"query": "query: ", "document": "passage: "} if is_e5 else {}
 
 
 def load_reference(model: str) -> "SentenceTransformer":

@@ -1,4 +1,4 @@
-"""Checks of a built search table: its rows, the coverage of documents, its vectors.
+"""Checks of a built search table: its rows, the coverage of documents, its vectors and languages.
 
 The checks of retrieval are in `evaluation`; `publish` runs both.
 """
@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from rag_assets.evaluation.records import read_record, update_record
+from rag_assets.options import MULTILINGUAL_MODEL
 from rag_assets.storage.id_indexes import document_filters
 from rag_assets.storage.lake import Lake, Table, column_values, read, row_count, rows_of
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
-from rag_assets.storage.search_indexes import UNINDEXED_ROWS, table_fingerprint, unindexed_rows
+from rag_assets.storage.search_indexes import UNINDEXED_ROWS, chunks_by_language, table_fingerprint, unindexed_rows
 from rag_serving.lake.catalog_entry import read_catalog_entry
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
 from rag_serving.lake.shards import Shard
@@ -32,6 +33,7 @@ _SAME_TEXT = 0.98
 hosted model almost so from day to day; different passages only reach it if they mean the same."""
 _TEXTS_AT_ONCE = 64
 _MOST_NAMED = 20
+_MOST_LANGUAGES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ def check_rows(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -
 
 
 def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = None) -> CheckResult:
-    """Check that the passages of each document were cut from its current text and cover it, except for white space.
+    """Check that the passages of each document were cut from its current text and cover all words of it.
 
     `check_rows` cannot detect lost text: it compares with the passages. With `doc_ids`, only those documents are read.
     """
@@ -93,13 +95,29 @@ def check_coverage(lake: Lake, shard: Shard, doc_ids: Sequence[str] | None = Non
 
 
 def uncovered(text: str, spans: Iterable[tuple[int, int]]) -> int:
-    """Count the characters outside the spans, except white space; the spans are sorted by their starts."""
+    """Count the letters and digits outside the spans, which are sorted by their starts."""
     lost = end = 0
     for start, stop in spans:
         if start > end:
-            lost += len("".join(text[end:start].split()))
+            lost += sum(map(str.isalnum, text[end:start]))
         end = max(end, stop)
-    return lost + len("".join(text[end:].split()))
+    return lost + sum(map(str.isalnum, text[end:]))
+
+
+def check_languages(lake: Lake, shard: Shard, identity: EmbedderIdentity) -> tuple[dict[str, int], str | None]:
+    """Return the chunks by language, and a problem if the embedding model does not read the languages of most."""
+    table = lake.open(SHARDS, shard)
+    languages = {} if table is None else chunks_by_language(table)
+    read = identity.reads
+    unread = {} if read is None else {name: count for name, count in languages.items() if name and name not in read}
+    if 2 * sum(unread.values()) <= sum(languages.values()):
+        return languages, None
+    named = ", ".join(sorted(unread, key=lambda name: -unread[name])[:_MOST_LANGUAGES])
+    return languages, (
+        f"{sum(unread.values())} of {sum(languages.values())} passages are in languages (ISO 639-1: {named}) that the "
+        f"embedding model {identity.model} does not read; they are found by words only. Install rag-shards[torch], set "
+        f"RAG_EMBEDDING_MODEL to a multilingual model such as {MULTILINGUAL_MODEL}, and run rag-assets backfill"
+    )
 
 
 def check_vectors(

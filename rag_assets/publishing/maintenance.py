@@ -17,7 +17,7 @@ from rag_assets.publishing.retention import Retention, drop_old_tags, kept_versi
 from rag_assets.storage.id_indexes import ID_COLUMNS, ensure_id_indexes, index_ids
 from rag_assets.storage.lake import KEEP_ALL_VERSIONS, Log, Table, made_at, small_fragments
 from rag_assets.storage.schemas import EMBEDDINGS
-from rag_assets.storage.search_indexes import index_text, index_vectors, unindexed_rows
+from rag_assets.storage.search_indexes import index_vectors, index_words, unindexed_rows
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.errors import RagError
 from rag_serving.lake.catalog_entry import read_catalog_entry
@@ -115,7 +115,7 @@ def _maintain(
     versions = table.list_versions()
     report.indexes_rebuilt += ensure_id_indexes(writer, stage, fingerprint)
     lookups = {column: partial(index_ids, column=column) for column in ID_COLUMNS[stage]}
-    for column, build in {"text": index_text, "vector": index_vectors, **lookups}.items():
+    for column, build in {"text": index_words, "vector": index_vectors, **lookups}.items():
         if _segments(table, column) > _MOST_SEGMENTS:
             writer.maintain(stage, build, fingerprint=fingerprint)
             report.indexes_rebuilt += 1

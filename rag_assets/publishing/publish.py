@@ -13,6 +13,7 @@ from rag_assets.publishing.retention import Retention, drop_old_tags, tag_versio
 from rag_assets.storage.content_digest import content_digest
 from rag_assets.storage.lake import row_count
 from rag_assets.storage.schemas import QUARANTINE
+from rag_assets.storage.search_indexes import chunks_by_language
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.catalog_entry import Hold, Publication, read_catalog_entry
 from rag_serving.lake.embedders.base import EmbedderIdentity
@@ -84,6 +85,9 @@ def publish(
         published_at=datetime.now(UTC),
         run_id=run_id,
         published_by=f"run {run_id}",
+        source_root=writer.progress.source_root,
+        languages=chunks_by_language(table),
+        embedder_reads=identity.reads,
         table_format=TABLE_FORMAT,
     )
     new = next_entry(writer, entry, publication)

@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 
 from rag_assets.chunking.passage import Chunker
-from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument
+from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument, has_words
+from rag_assets.extraction.language import detect_language
+from rag_assets.extraction.registry import title_of_key
 from rag_assets.storage.batches import batches
 from rag_assets.storage.id_indexes import document_filters, ensure_id_indexes
 from rag_assets.storage.lake import Log, Table, row_count, rows_of, scan
@@ -81,7 +83,7 @@ def _cut(writer: ShardWriter, chunker: Chunker, where: str | None, report: Chunk
         writer.ensure(CHUNKS, CHUNK_SCHEMA)
         writer.delete(CHUNKS, "doc_id", sorted({*gone, *repeated}))
     documents = writer.table(RAW_DOCUMENTS)
-    names = ["doc_id", "title", "type", "text", "blocks", "content_hash"]
+    names = ["doc_id", "key", "part", "title", "type", "text", "blocks", "content_hash"]
     for batch in batches(todo, _BATCH_DOCUMENTS):
         rows = [
             row
@@ -131,8 +133,11 @@ def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:
         blocks=tuple(
             Block(BlockKind(b["kind"]), b["start"], b["end"], b["level"], b["page"]) for b in record["blocks"]
         ),
+        name=title_of_key(record["part"] or record["key"]),
     )
-    passages = chunker.chunk(document)
+    language = detect_language(document.text)
+    # Rules, bullets and the like find nothing.
+    passages = [passage for passage in chunker.chunk(document) if has_words(passage.text)]
     # Hash the embedded text, so that a row with another vector has another id.
     ids = chunk_ids(record["doc_id"], [passage.embedded_text for passage in passages])
     return [
@@ -142,6 +147,8 @@ def _rows(record: dict[str, Any], chunker: Chunker) -> list[dict[str, Any]]:
             "ordinal": ordinal,
             "text": passage.text,
             "context": passage.context,
+            "table_header": passage.table_header,
+            "language": language,
             "embed_hash": embed_hash(passage.embedded_text),
             "heading_path": list(passage.heading_path),
             "page": passage.page,

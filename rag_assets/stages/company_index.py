@@ -30,8 +30,8 @@ from rag_assets.storage.lake import (
 from rag_assets.storage.lease import Lease, acquire_lease
 from rag_assets.storage.search_indexes import (
     UNINDEXED_ROWS,
-    index_text,
     index_vectors,
+    index_words,
     table_fingerprint,
     unindexed_rows,
 )
@@ -50,6 +50,7 @@ from rag_serving.lake.company_index import (
 )
 from rag_serving.lake.embedders.base import read_manifest
 from rag_serving.lake.lance_errors import LANCE_ERRORS
+from rag_serving.lake.search.statistics import STATISTICS, WordStatistics
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
 
@@ -61,8 +62,13 @@ _REMOVED_AT_ONCE = 20
 """Versions without readers are removed once there are more than these."""
 _NAME = "the company index"
 _MOST_SEGMENTS = 8
+_SAME_STATISTICS = 0.05
+"""Share of rows that may come or go before the words are counted again."""
 _SMALL_FRAGMENTS = 40
-_FACTS = ("chunk_id", "ordinal", "path", "title", "start", "end", "content_hash", "etag", "modified_at", "stale")
+_FACTS = (
+    *("chunk_id", "ordinal", "source", "path", "title", "table_header", "language", "start", "end", "content_hash"),
+    *("etag", "modified_at", "stale"),
+)
 """Columns by which a row of the index is compared with the shard's row."""
 
 
@@ -154,6 +160,7 @@ def sync_company_index(
             continue
         writer.bring_to(entries, report)
         writer.keep_indexes(vector_index_rows, timedelta(seconds=pin_seconds))
+        writer.count_words()
         report.shards += len(writer.record.shards)
         report.rows += writer.table.count_rows()
         report.unindexed_rows = max(report.unindexed_rows, unindexed_rows(writer.table))
@@ -180,6 +187,9 @@ class _CompanyWriter:
                 record = read_record(fingerprint, self._fence.stored)
             except LakeCorrupt as error:
                 log(f"rebuilding the company index: {error}")
+        if record is not None and record.table_format != TABLE_FORMAT:
+            log(f"rebuilding the company index in table format {TABLE_FORMAT}")
+            record = None
         table = lake.open(COMPANY, self._owner)
         if record is None or table is None or not self._as_recorded(table, record):
             self.table, self.record = self._blank(there=table is not None)
@@ -210,7 +220,12 @@ class _CompanyWriter:
         schema = company_schema(identity.dimensions, self._fingerprint)
         table = (self._lake.overwrite if there else self._lake.ensure)(COMPANY, self._owner, schema)
         return table, CompanyRecord(
-            format=1, fingerprint=self._fingerprint, version=table.version, epoch=self._epoch, shards={}
+            format=1,
+            fingerprint=self._fingerprint,
+            version=table.version,
+            epoch=self._epoch,
+            table_format=TABLE_FORMAT,
+            shards={},
         )
 
     def withdraw(self) -> None:
@@ -315,6 +330,21 @@ class _CompanyWriter:
                 shard = pa.array([entry.shard.key] * batch.num_rows, pa.string())
                 yield pa.RecordBatch.from_arrays([*batch.select(names).columns, shard], schema=schema)
 
+    def count_words(self) -> None:
+        """Store the word statistics unless they were counted over about as many rows."""
+        key = f"{STATISTICS}/{self._fingerprint}.npz"
+        rows = self.table.count_rows()
+        stored = self._lake.objects.get(key)
+        try:
+            counted = 0 if stored is None else WordStatistics.from_bytes(stored.data).rows
+        except LakeCorrupt:
+            counted = 0
+        if stored is not None and abs(counted - rows) <= _SAME_STATISTICS * rows:
+            return
+        self._log(f"company index: counting the words of {rows} rows")
+        statistics = WordStatistics.of(scan(self.table, ["words"]))
+        self._lake.objects.put(key, statistics.to_bytes())
+
     def keep_indexes(self, vector_index_rows: int, pin: timedelta) -> None:
         """Create missing indexes, add unindexed rows to them, and remove versions without readers."""
         table = self.table
@@ -322,7 +352,7 @@ class _CompanyWriter:
         if not rows:
             return
         indexes = {index.columns[0]: index for index in table.list_indices()}
-        due: dict[str, Callable[[Table], None]] = {"text": index_text}
+        due: dict[str, Callable[[Table], None]] = {"words": index_words}
         if rows >= vector_index_rows:
             due |= {"vector": index_vectors, SHARD_COLUMN: _index_shards}
         for column, build in due.items():

@@ -1,6 +1,6 @@
 """The stored state of each source object, and which objects a run must fetch or delete."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +24,8 @@ class ObjectState:
     etag: str = ""
     size: int = 0
     extractor: str = ""
+    source: str = ""
+    """URI that it was read from; empty if it was never read."""
     documents: frozenset[str] = frozenset()
     """Ids of its documents in `raw_documents`; empty if it was never read."""
     stale: bool = False
@@ -37,6 +39,11 @@ class ObjectState:
         if refusal is not None:
             return refusal.etag, refusal.size, refusal.extractor
         return self.etag, self.size, self.extractor
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its documents are those of its last attempt."""
+        return bool(self.documents) and "" not in self.refusals
 
     @property
     def entry(self) -> SourceObject:
@@ -81,10 +88,13 @@ class Plan:
     unchanged: int
 
 
-def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], extractor: str) -> Plan:
+def plan(
+    listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], extractor: str, uri: Callable[[str], str]
+) -> Plan:
     """Compare a shard's listing with its tables; the keys of `stored` are object ids. Pure.
 
-    An object is fetched if it is new, if its etag or the extractor changed, or if it is `retried`.
+    An object is fetched if it is new, if its etag, its URI or the extractor changed, or if it is `retried`. `uri`
+    returns an object's URI; answers would cite the old one after the source has moved.
     """
     fetch: list[SourceObject] = []
     unchanged = 0
@@ -93,7 +103,12 @@ def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], ext
         object_id = document_id(entry.key)
         listed.add(object_id)
         known = stored.get(object_id)
-        if known is None or known.retried or (entry.etag, extractor) != (known.seen[0], known.seen[2]):
+        if (
+            known is None
+            or known.retried
+            or (entry.etag, extractor) != (known.seen[0], known.seen[2])
+            or (known.is_read and known.source != uri(entry.key))
+        ):
             fetch.append(entry)
         else:
             unchanged += 1
@@ -103,13 +118,15 @@ def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], ext
 def read_object_states(documents: Table | None, quarantine: Table | None, where: str | None) -> dict[str, ObjectState]:
     """Return the state of the objects that match the filter, by object id."""
     stored: dict[str, ObjectState] = {}
-    names = ["doc_id", "object_id", "key", "etag", "size", "extractor", "stale"]
+    names = ["doc_id", "object_id", "key", "source", "etag", "size", "extractor", "stale"]
     for batch in scan(documents, names, where=where):
         for row in batch.to_pylist():
             before = stored.get(row["object_id"])
             ids = {row["doc_id"]} | (before.documents if before is not None else set[str]())
             facts = {name: row[name] for name in ("key", "etag", "size", "extractor", "stale")}
-            stored[row["object_id"]] = ObjectState(**facts, documents=frozenset(ids))
+            # An attachment's URI has the attachment's name after the object's.
+            source = row["source"] if before is None else min(before.source, row["source"], key=len)
+            stored[row["object_id"]] = ObjectState(**facts, source=source.partition("#")[0], documents=frozenset(ids))
     for row in _quarantine_rows(quarantine, where):
         before = stored.get(row["object_id"], ObjectState(row["key"]))
         refusal = QuarantineState(**{name: row[name] for name in QuarantineState.__dataclass_fields__})

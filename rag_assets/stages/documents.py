@@ -93,10 +93,10 @@ def sync_documents(
     if keys and writer.dirty is not None and writer.progress.source_digest:
         digest = DigestSum.parse(writer.progress.source_digest)
         listing = [entry for entry in map(source.head, named) if entry is not None]
-        todo = _compare(writer, [(sql_in("object_id", map(document_id, named)), listing)])
+        todo = _compare(writer, source, [(sql_in("object_id", map(document_id, named)), listing)])
     else:
         listing = list_shard(source, shard)
-        todo = _compare(writer, _parted(writer, listing))
+        todo = _compare(writer, source, _parted(writer, listing))
         digest = todo.digest
     _guard_deletes(shard, row_count(writer.table(RAW_DOCUMENTS)), todo, limits)
     report = IngestionReport(listed=len(listing), unchanged=todo.unchanged, deleted=todo.deleted)
@@ -111,7 +111,7 @@ def sync_documents(
             done += len(batch)
             rate = done / max(time.monotonic() - started, 1e-9)
             log(f"{shard}: {done} of {len(todo.fetch)} documents read ({rate:.0f}/s)")
-    tables.note_digest()
+    tables.note_digest(source.uri(""))
     for stage in (RAW_DOCUMENTS, QUARANTINE):
         ensure_id_indexes(writer, stage)
     report.documents = row_count(writer.table(RAW_DOCUMENTS))
@@ -160,12 +160,12 @@ def _parted(writer: ShardWriter, listing: Sequence[SourceObject]) -> Iterable[tu
     return list(zip(id_ranges("object_id", rows), parts, strict=True))
 
 
-def _compare(writer: ShardWriter, parts: Iterable[tuple[str | None, list[SourceObject]]]) -> _Diff:
+def _compare(writer: ShardWriter, source: Source, parts: Iterable[tuple[str | None, list[SourceObject]]]) -> _Diff:
     """Compare each part of the listing with its rows in the tables."""
     survey = _Diff()
     for number, (where, listing) in enumerate(parts):
         stored = read_object_states(writer.table(RAW_DOCUMENTS), writer.table(QUARANTINE), where)
-        found = plan(listing, stored, EXTRACTOR_VERSION)
+        found = plan(listing, stored, EXTRACTOR_VERSION, source.uri)
         survey.fetch += found.fetch
         survey.delete += found.delete
         survey.known.update(found.delete)
@@ -247,10 +247,9 @@ class _Tables:
             documents, quarantine = self._writer.table(RAW_DOCUMENTS), self._writer.table(QUARANTINE)
             self.stored = read_object_states(documents, quarantine, sql_in("object_id", known)) if known else {}
 
-    def note_digest(self) -> None:
-        """Save the digest even if nothing was written; it may be the shard's first."""
-        if self._writer.progress.source_digest != str(self._digest):
-            self._writer.update_progress(source_digest=str(self._digest))
+    def note_digest(self, source_root: str) -> None:
+        """Save what was compared even if nothing was written."""
+        self._writer.update_progress(source_digest=str(self._digest), source_root=source_root)
 
     def delete(self, object_ids: Sequence[str]) -> None:
         """Delete objects that are no longer listed."""
@@ -335,7 +334,13 @@ class _Tables:
             self._writer.mark_dirty(documents | before.documents)
             entry = item.entry
             after[item.object_id] = ObjectState(
-                entry.key, entry.etag, entry.size, EXTRACTOR_VERSION, documents, refusals=before.refusals
+                entry.key,
+                entry.etag,
+                entry.size,
+                EXTRACTOR_VERSION,
+                source.uri(entry.key),
+                documents,
+                refusals=before.refusals,
             )
         known = any(object_id in self.stored and self.stored[object_id].documents for object_id in after)
         self._replace(RAW_DOCUMENTS, RAW_SCHEMA, rows, after, fresh=not known)

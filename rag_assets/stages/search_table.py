@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from rag_assets.errors import ChecksFailed
+from rag_assets.extraction.registry import title_of_key
 from rag_assets.storage.batches import batches
-from rag_assets.storage.content_digest import ContentDigest
+from rag_assets.storage.content_digest import ContentDigest, cited_row, cited_rows
 from rag_assets.storage.id_indexes import document_filters
-from rag_assets.storage.lake import Log, Table, column_values, columns, read, row_count, table_bytes, values
-from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
+from rag_assets.storage.lake import Log, Table, columns, read, row_count, table_bytes, values
+from rag_assets.storage.schemas import CHUNK_SCHEMA, CHUNKS, EMBEDDINGS, RAW_DOCUMENTS
 from rag_assets.storage.search_indexes import BATCH_CHUNKS, keep_indexes, table_fingerprint, unindexed_rows
 from rag_assets.storage.shard_writer import ShardWriter
 from rag_serving.lake.embedders.base import EmbedderIdentity
+from rag_serving.lake.search.words import DEFAULT_LANGUAGE, indexed_words
 from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import SHARDS, shard_schema
 
@@ -49,7 +52,7 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
     dirty = writer.dirty
     digest = ContentDigest(identity.fingerprint, None if dirty is None else writer.progress.content_digest)
     if dirty is None:
-        digest.change((), column_values(table, "chunk_id"))
+        digest.change((), cited_rows(table))
     for where in document_filters(dirty, writer.table(CHUNKS), table):
         _sync_documents(writer, table, identity, where, digest, report, log)
     writer.update_progress(content_digest=str(digest), fingerprint=identity.fingerprint)
@@ -85,15 +88,15 @@ def _sync_documents(
     repeated = [doc_id for doc_id, document in have.items() if len(set(document.chunk_ids)) < len(document.chunk_ids)]
     report.documents_deleted += len(gone)
     for batch in batches(sorted({*gone, *repeated}), _BATCH_DOCUMENTS):
-        digest.change((chunk_id for doc_id in batch for chunk_id in have.pop(doc_id).chunk_ids), ())
+        digest.change((row for doc_id in batch for row in have.pop(doc_id).cited), ())
         writer.delete(SHARDS, "doc_id", batch, content_digest=str(digest))
     chunks_of = {doc_id: len(document.chunk_ids) for doc_id, document in wanted.items()}
     for batch in batches(todo, _BATCH_DOCUMENTS, weigh=chunks_of.__getitem__, most_weight=BATCH_CHUNKS):
         rows = _rows(writer, identity, batch)
         known = [doc_id for doc_id in batch if doc_id in have]
         digest.change(
-            (chunk_id for doc_id in known for chunk_id in have[doc_id].chunk_ids),
-            (chunk_id for doc_id in batch for chunk_id in wanted[doc_id].chunk_ids),
+            (row for doc_id in known for row in have[doc_id].cited),
+            (row for doc_id in batch for row in wanted[doc_id].cited),
         )
         writer.replace(
             SHARDS,
@@ -123,13 +126,14 @@ def _table(writer: ShardWriter, identity: EmbedderIdentity) -> Table:
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A document's chunk ids in order, and a hash of every fact that its rows repeat."""
+    """A document's chunk ids in order, its rows as answers cite them, and a hash of every fact that its rows repeat."""
 
     chunk_ids: tuple[str, ...]
+    cited: tuple[str, ...]
     signature: str
 
 
-_FACTS = ["doc_id", "content_hash", "etag", "modified_at", "stale"]
+_FACTS = ["doc_id", "source", "title", "content_hash", "etag", "modified_at", "stale"]
 
 
 def _wanted(writer: ShardWriter, where: str | None) -> dict[str, _Document]:
@@ -160,8 +164,9 @@ def _chunks_by_document(rows: pa.Table) -> dict[str, list[tuple[int, str]]]:
 
 def _document(facts: dict[str, Any], chunks: list[tuple[int, str]]) -> _Document:
     ordered = tuple(chunk_id for _, chunk_id in sorted(chunks))
-    stated = (facts["content_hash"], facts["etag"], facts["modified_at"].isoformat(), str(facts["stale"]))
-    return _Document(ordered, hashlib.sha256("|".join((*stated, *ordered)).encode()).hexdigest())
+    stated = [facts["modified_at"].isoformat() if name == "modified_at" else str(facts[name]) for name in _FACTS]
+    cited = tuple(cited_row(chunk_id, facts["source"], facts["title"]) for chunk_id in ordered)
+    return _Document(ordered, cited, hashlib.sha256("\0".join((*stated, *ordered)).encode()).hexdigest())
 
 
 def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -> pa.Table:
@@ -173,7 +178,7 @@ def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -
     where = sql_in("doc_id", doc_ids)
     named = ["doc_id", "source", "key", "part", "type", "title", "etag", "modified_at", "stale"]
     facts = read(documents, named, where=where)
-    names = ("chunk_id", "doc_id", "ordinal", "text", "heading_path", "page", "start", "end", "tokens", "content_hash")
+    names = [name for name in CHUNK_SCHEMA.names if name not in ("context", "embed_hash", "chunker")]
     parts = read(chunks, [*names, "embed_hash"], where=where)
     hashes: list[str] = values(parts, "embed_hash")
     vectors = read(embeddings, ["embed_hash", "vector"], where=sql_in("embed_hash", sorted(set(hashes))))
@@ -193,9 +198,19 @@ def _rows(writer: ShardWriter, identity: EmbedderIdentity, doc_ids: list[str]) -
         key.removeprefix(f"{shard.key}/") + (f"#{part}" if part else "") for key, part in columns(facts, "key", "part")
     ]
     arrays["path"] = pa.array(paths, pa.string()).take(document_rows)
+    arrays["words"] = pa.array(_words(arrays), pa.string())
     arrays["vector"] = vectors["vector"].take(vector_rows)
     arrays["region"] = pa.array([shard.region] * count, pa.string())
     arrays["department"] = pa.array([shard.department] * count, pa.string())
     arrays["indexed_at"] = pa.array([datetime.now(UTC)] * count, pa.timestamp("us", tz="UTC"))
     schema = shard_schema(identity.dimensions, identity.fingerprint)
     return pa.Table.from_arrays([arrays[name] for name in schema.names], schema=schema)
+
+
+def _words(arrays: dict[str, Any]) -> Iterator[str]:
+    """Yield what the full-text index stores for each row: its text and the names that it belongs to."""
+    named = ("path", "title", "heading_path", "table_header", "text", "language")
+    rows = zip(*(arrays[name].to_pylist() for name in named), strict=True)
+    for path, title, headings, header, text, language in rows:
+        names = dict.fromkeys((path.rpartition("/")[2], title_of_key(path), title, *headings, header))
+        yield indexed_words([*names, text], language or DEFAULT_LANGUAGE)

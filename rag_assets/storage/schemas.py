@@ -56,7 +56,7 @@ CHUNK_SCHEMA = pa.schema(
     [
         *_required(pa.string(), "chunk_id", "doc_id"),
         *_required(pa.int32(), "ordinal"),
-        *_required(pa.string(), "text", "context", "embed_hash"),
+        *_required(pa.string(), "text", "context", "table_header", "language", "embed_hash"),
         *_required(pa.list_(pa.string()), "heading_path"),
         pa.field("page", pa.int32()),
         *_required(pa.int32(), "start", "end", "tokens"),

@@ -1,8 +1,11 @@
 """Build the full-text and vector indexes of a search table, and update them with its rows."""
 
+from collections import Counter
+
 from rag_assets.storage.id_indexes import ID_INDEX_ROWS, index_ids
-from rag_assets.storage.lake import KEEP_ALL_VERSIONS, Table, small_fragments
+from rag_assets.storage.lake import KEEP_ALL_VERSIONS, Table, column_values, small_fragments
 from rag_assets.storage.shard_writer import ShardWriter
+from rag_serving.lake.search.words import LONGEST
 from rag_serving.lake.tables import FINGERPRINT, SHARDS
 
 BATCH_CHUNKS = 4096
@@ -17,6 +20,12 @@ def table_fingerprint(table: Table) -> str:
     return (table.schema.metadata or {}).get(FINGERPRINT, b"").decode(errors="replace")
 
 
+def chunks_by_language(table: Table) -> dict[str, int]:
+    """Return the number of rows by language (empty if unknown), most first."""
+    counted = Counter[str](column_values(table, "language"))
+    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+
+
 def unindexed_rows(table: Table) -> int:
     """Return the number of rows outside the index that covers the fewest."""
     stats = [table.index_stats(index.name) for index in table.list_indices()]
@@ -28,8 +37,8 @@ def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows
     if rows == 0:
         return False
     indexed = {column for index in table.list_indices() for column in index.columns}
-    if "text" not in indexed:
-        writer.maintain(SHARDS, index_text)
+    if "words" not in indexed:
+        writer.maintain(SHARDS, index_words)
     if "vector" not in indexed and rows >= vector_index_rows:
         writer.maintain(SHARDS, index_vectors)
     if "doc_id" not in indexed and rows >= ID_INDEX_ROWS:
@@ -40,12 +49,20 @@ def keep_indexes(writer: ShardWriter, table: Table, rows: int, vector_index_rows
     return False
 
 
-def index_text(table: Table) -> None:
-    """Build the full-text index."""
+def index_words(table: Table) -> None:
+    """Build the full-text index of words that `rag_serving.lake.search.words` has prepared."""
     from lancedb.index import FTS
 
-    # The ICU tokenizer also splits Chinese and Japanese into words, and still stems English.
-    table.create_index("text", config=FTS(base_tokenizer="icu", with_position=False), replace=True)
+    config = FTS(
+        base_tokenizer="whitespace",
+        with_position=False,
+        lower_case=False,
+        stem=False,
+        remove_stop_words=False,
+        ascii_folding=False,
+        max_token_length=LONGEST,
+    )
+    table.create_index("words", config=config, replace=True)
 
 
 def index_vectors(table: Table) -> None:

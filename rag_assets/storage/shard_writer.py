@@ -40,6 +40,8 @@ class Progress(BaseModel):
     dirty: tuple[str, ...] | None = Field(default=None, validation_alias="touched", serialization_alias="touched")
     """Ids of documents on which the tables may disagree or that are unchecked; None: any document."""
     source_digest: str = ""
+    source_root: str = ""
+    """URI of the source that the documents were read from."""
     content_digest: str = ""
     chunker: str = ""
     fingerprint: str = ""

@@ -86,6 +86,7 @@ def ask(question: str, regions: tuple[str, ...], departments: tuple[str, ...], k
 @click.option("--from", "modified_from", type=Moment(), help="Only documents modified at or after (UTC).")
 @click.option("--before", "modified_before", type=Moment(), help="Only documents modified before (UTC).")
 @click.option("--join", "join_neighbours", is_flag=True, help="Merge adjacent passages of a document.")
+@click.option("--per-document", type=int, help="Most passages of a document.")
 def search(
     question: str,
     regions: tuple[str, ...],
@@ -97,6 +98,7 @@ def search(
     modified_from: datetime | None,
     modified_before: datetime | None,
     join_neighbours: bool,
+    per_document: int | None,
 ) -> None:
     """List the passages that match QUESTION, best first.
 
@@ -113,6 +115,7 @@ def search(
             modified_from=modified_from,
             modified_before=modified_before,
             join_neighbours=join_neighbours,
+            per_document=per_document,
         )
     if as_json:
         click.echo(json.dumps([hit.model_dump(mode="json") for hit in hits], ensure_ascii=False, indent=1))

@@ -15,12 +15,14 @@ from rag_serving.cache.entries import ReviewItem, StoreState
 from rag_serving.events import Event
 from rag_serving.lake.search.query import Mode, Query
 from rag_serving.lake.shards import check_names
-from rag_serving.results import Answer, Hits, ShardInfo, Turn
+from rag_serving.results import Answer, FoundDocuments, Hits, ShardInfo, Turn
 from rag_serving.validation import (
+    MAX_K,
     validate_history,
     validate_k,
     validate_mode,
     validate_moment,
+    validate_per_document,
     validate_prefix,
     validate_question,
     validate_tenant,
@@ -82,18 +84,19 @@ class BaseRagClient(ABC):
         modified_from: date | None = None,
         modified_before: date | None = None,
         join_neighbours: bool = False,
+        per_document: int | None = None,
         within: Sequence[str] | None = None,
     ) -> Hits:
         """Return the `k` (1 to 100) best passages for a question.
 
         `regions` and `departments` restrict the search; None means all. `mode` is ``vector``, ``text`` (full-text
-        search, needs no embedding model) or ``hybrid`` (both, combined by reciprocal rank fusion). `path_prefix`
+        search, needs no embedding model) or ``hybrid`` (both, fused). `path_prefix`
         filters on the object's key below ``region/department/``. `modified_from` (inclusive) and `modified_before`
         (exclusive) filter on the document's last modification; dates and times without a zone are taken as UTC.
 
         Duplicates of a better passage are dropped and listed in its `also_in`. `join_neighbours` merges adjacent
-        passages of a document. `within` limits the search to shards that match a pattern such as ``oslo/*``; use it
-        for access control.
+        passages of a document, and `per_document` limits the passages of each. `within` limits the search to shards
+        that match a pattern such as ``oslo/*``; use it for access control.
 
         Raises `InvalidQuestion`, `InvalidArgument`, `InvalidShardName`, `UnknownScope`, `LakeError` or
         `EmbedderUnavailable`. A service also raises `Overloaded`, `NotAllowed`, `TooManyRequests`, `DeadlineExceeded`
@@ -107,8 +110,42 @@ class BaseRagClient(ABC):
             modified_from=validate_moment("modified_from", modified_from),
             modified_before=validate_moment("modified_before", modified_before),
             join_neighbours=join_neighbours,
+            per_document=validate_per_document(per_document),
         )
         return await self._search(query, Scope.checked(regions, departments, within))
+
+    async def search_documents(
+        self,
+        question: str,
+        *,
+        regions: Sequence[str] | None = None,
+        departments: Sequence[str] | None = None,
+        k: int = 8,
+        passages: int = 3,
+        mode: Mode = "hybrid",
+        path_prefix: str | None = None,
+        modified_from: date | None = None,
+        modified_before: date | None = None,
+        within: Sequence[str] | None = None,
+    ) -> FoundDocuments:
+        """Return the `k` best documents for a question, each with up to `passages` of its best passages.
+
+        A document ranks where its best passage does. At most 100 passages are returned, so that many documents have
+        fewer. The other arguments and the errors are those of `search`.
+        """
+        hits = await self.search(
+            question,
+            regions=regions,
+            departments=departments,
+            k=min(validate_k(k) * validate_k(passages), MAX_K),
+            mode=mode,
+            path_prefix=path_prefix,
+            modified_from=modified_from,
+            modified_before=modified_before,
+            per_document=passages,
+            within=within,
+        )
+        return FoundDocuments(hits, k)
 
     async def ask(
         self,

@@ -96,6 +96,7 @@ class RemoteRagClient(BaseRagClient):
             modified_from=query.modified_from,
             modified_before=query.modified_before,
             join_neighbours=query.join_neighbours,
+            **({} if query.per_document is None else {"per_document": query.per_document}),
         )
         found = await self._transport.call("POST", "/v1/search", _FOUND, body)
         return Hits(found.hits, found.timings, tuple(found.degraded))

@@ -82,6 +82,7 @@ class RagClient:
         return iterate
 
     search = _waited(BaseRagClient.search)
+    search_documents = _waited(BaseRagClient.search_documents)
     ask = _waited(BaseRagClient.ask)
     stream = _iterated(BaseRagClient.stream)
     feedback = _waited(BaseRagClient.feedback)

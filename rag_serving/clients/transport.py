@@ -176,7 +176,7 @@ class ServiceTransport:
         content = None
         if body is not None:
             headers["content-type"] = "application/json"
-            content = body.model_dump_json().encode()
+            content = body.model_dump_json(exclude_unset=True).encode()  # an older service may not know a field
         try:
             async with self._http.stream(method, path, headers=headers, content=content) as response:
                 if response.headers.get("content-encoding", "identity") != "identity":

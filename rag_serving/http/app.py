@@ -21,6 +21,8 @@ from rag_serving import errors
 from rag_serving.api_schemas import (
     AskRequest,
     ChatRequest,
+    DocumentSearchRequest,
+    DocumentSearchResponse,
     ErrorBody,
     FeedbackRequest,
     FeedbackResponse,
@@ -197,6 +199,13 @@ async def search(body: SearchRequest, client: Client, caller: Allowed) -> Search
     """Return passages of published documents, best first."""
     hits = await client.search(**body.model_dump(), within=caller.within)
     return SearchResponse(hits=list(hits), timings=hits.timings, degraded=list(hits.degraded))
+
+
+@_api.post("/search/documents", summary="Find documents")
+async def search_documents(body: DocumentSearchRequest, client: Client, caller: Allowed) -> DocumentSearchResponse:
+    """Return published documents with their best passages, best first."""
+    found = await client.search_documents(**body.model_dump(), within=caller.within)
+    return DocumentSearchResponse(documents=list(found), timings=found.timings, degraded=list(found.degraded))
 
 
 @_api.post("/feedback", summary="Report whether an answer was correct")

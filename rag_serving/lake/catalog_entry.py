@@ -28,6 +28,11 @@ class Publication(BaseModel):
     published_at: datetime
     run_id: str = Field(description="Dagster run that built it")
     published_by: str = Field("", description="run that published it, or person who rolled back to it")
+    source_root: str = Field("", description="URI of the source that it was built from")
+    languages: dict[str, int] = Field(
+        default_factory=dict[str, int], description="chunks by language (ISO 639-1, empty if unknown), most first"
+    )
+    embedder_reads: tuple[str, ...] | None = Field(None, description="languages of the embedder; null for any")
     table_format: int = Field(1, ge=1, description="version of the table's schema; see `tables.TABLE_FORMAT`")
 
 

@@ -39,6 +39,7 @@ class CompanyRecord(BaseModel):
     fingerprint: str = Field(min_length=8, max_length=64, pattern=r"^[0-9a-f]+$")
     version: int = Field(ge=1, description="version of the Lance table")
     epoch: int = Field(ge=0, description="lease epoch of the writer")
+    table_format: int = Field(2, ge=1, description="version of the schema; see `tables.TABLE_FORMAT`")
     shards: dict[str, IndexedShard] = Field(description="copies by region/department")
 
     @property

@@ -19,14 +19,17 @@ SHARDS = "shards"
 FINGERPRINT = b"rag.fingerprint"
 """Key of the schema metadata that names the embedder of a table's vectors."""
 
-TABLE_FORMAT = 2
-"""Version of `shard_schema`; shards published with an older one are indexed again. 2 added `path`."""
+TABLE_FORMAT = 3
+"""Version of `shard_schema` and of the words in it; shards published with an older one are indexed again. 2 added
+`path`, 3 added `words`, `language` and `table_header`."""
 
 
 def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
     """Return the schema of a shard's table. A row is a chunk; ``text == document.text[start:end]`` in characters.
 
-    `path` is the object's key below ``region/department/``, followed by ``#name`` for an attachment of a message.
+    `words` is what the full-text index stores (see `search.words`). `path` is the object's key below
+    ``region/department/``, followed by ``#name`` for an attachment of a message. `language` is the document's (ISO
+    639-1), empty if unknown. `table_header` is the first row of the table of which the passage is a later piece.
     `stale` marks passages of a document whose newer version could not be read.
     """
     return pa.schema(
@@ -35,12 +38,15 @@ def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
             pa.field("doc_id", pa.string(), nullable=False),
             pa.field("ordinal", pa.int32(), nullable=False),
             pa.field("text", pa.string(), nullable=False),
+            pa.field("words", pa.string(), nullable=False),
             pa.field("vector", pa.list_(pa.float32(), dimensions), nullable=False),
             pa.field("source", pa.string(), nullable=False),
             pa.field("path", pa.string(), nullable=False),
             pa.field("type", pa.string(), nullable=False),
             pa.field("title", pa.string(), nullable=False),
             pa.field("heading_path", pa.list_(pa.string())),
+            pa.field("table_header", pa.string(), nullable=False),
+            pa.field("language", pa.string(), nullable=False),
             pa.field("page", pa.int32()),
             pa.field("start", pa.int32(), nullable=False),
             pa.field("end", pa.int32(), nullable=False),

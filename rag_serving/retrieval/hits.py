@@ -19,7 +19,8 @@ def hits_of(candidates: Sequence[Candidate], reranked: Mapping[str, float] | Non
             heading_path=tuple(candidate.row["heading_path"] or ()),
             stale=candidate.row["stale"],
             also_in=candidate.also_in,
-            path=candidate.row.get("path", ""),  # tables of format 1 have none
+            path=candidate.row.get("path", ""),  # older tables lack some columns
+            table_header=candidate.row.get("table_header", ""),
             **{name: candidate.row[name] for name in names},
         )
         for rank, candidate in enumerate(candidates, start=1)

@@ -20,9 +20,10 @@ from rag_serving.lake.catalog_entry import CatalogEntry
 from rag_serving.lake.company_index import COMPANY
 from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.search.engine import SearchEngine
-from rag_serving.lake.search.fusion import Candidate, distinct, fuse, joined
+from rag_serving.lake.search.fusion import Candidate, Ranking, distinct, fuse, joined
 from rag_serving.lake.search.plan import Target, company_target, plan, shard_target
 from rag_serving.lake.search.query import Query
+from rag_serving.lake.search.statistics import WordStatistics
 from rag_serving.lake.tables import SHARDS
 from rag_serving.results import Hit
 from rag_serving.retrieval.hits import hits_of
@@ -102,7 +103,9 @@ class Searcher:
             failed, problem = failed + more.failed, more.problem or problem
         if problem is not None and len(failed) == len(targets):
             raise LakeUnavailable(f"no shard could be searched: {first_line(problem)}; check RAG_LAKE_URI") from problem
-        candidates = distinct(fuse(found, vectors, query.depth), MOST_RERANKED if self._reranker else query.k)
+        statistics = await self._statistics(found, snapshot)
+        fused = fuse(query.question, found, vectors, query.depth, statistics)
+        candidates = distinct(fused, MOST_RERANKED if self._reranker else query.k, query.per_document)
         reranked, marks = await self._reranked(query, candidates)
         best = sorted(candidates, key=lambda c: -reranked[c.row["chunk_id"]]) if reranked is not None else candidates
         try:
@@ -113,6 +116,15 @@ class Searcher:
             names = (target.name for target in targets if target.folder == COMPANY)
             return hits, tuple(dict.fromkeys((*failed, *names, *more)))
         return hits_of(joined(best) if query.join_neighbours else best, reranked), (*failed, *marks)
+
+    async def _statistics(self, found: Sequence[Ranking], snapshot: Snapshot) -> WordStatistics | None:
+        """Return the statistics by which full-text rankings of several tables are compared."""
+        if sum(ranking.kind == "text" for ranking in found) < 2:
+            return None
+        searched = {ranking.fingerprint for ranking in found}
+        records = [record for of, record in snapshot.companies.items() if of in searched]
+        largest = max(records, key=lambda record: (record.rows, record.fingerprint), default=None)
+        return None if largest is None else await self._engine.statistics(largest)
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
         """Open the tables for questions about these shards, and load their indexes."""

@@ -25,6 +25,7 @@ PAGES = [
     "docs/guides/arrivals.md",
     "docs/guides/sqs.md",
     "docs/guides/kafka.md",
+    "docs/guides/search.md",
     "docs/guides/python-client.md",
     "docs/guides/semantic-cache.md",
     "docs/guides/http-service.md",

@@ -22,6 +22,10 @@ MAX_CELLS: Final = 5_000_000
 MAX_CHARACTERS: Final = 64 * 1024 * 1024
 # Includes empty cells: one filled cell far to the right makes a long row.
 _MAX_VISITED: Final = 40_000_000
+_ROWS_OF_A_TABLE: Final = 2
+_COLUMNS_OF_A_TABLE: Final = 2
+# Without numbers, a few rows may be a list beside another one.
+_CERTAIN_ROWS: Final = 8
 _ADVICE: Final = "keep the data in a database, or split the workbook"
 
 
@@ -74,12 +78,14 @@ class _Limits:
 
 @dataclass(slots=True)
 class _SheetReader:
-    """Turns the rows of one sheet into blocks, which empty rows separate."""
+    """Turns the rows of one sheet into blocks. An empty row ends a block unless the columns of its table go on."""
 
     document: DocumentBuilder
     page: int
     limits: _Limits
     _rows: list[list[str]] = field(default_factory=list[list[str]])
+    _gap: bool = False
+    """Whether an empty row came after the last one."""
 
     def read(self, sheet: Any) -> None:
         sheet.reset_dimensions()
@@ -93,8 +99,11 @@ class _SheetReader:
             while words and not words[-1]:
                 words.pop()
             if not words:
-                self._end_region()
+                self._gap = True
                 continue
+            if self._gap and not _goes_on(self._rows, words):
+                self._end_region()
+            self._gap = False
             if not heading:
                 self.document.add(BlockKind.HEADING, one_line(sheet.title), level=1, page=self.page)
                 heading = True
@@ -113,6 +122,25 @@ class _SheetReader:
             return
         first = min(next(index for index, word in enumerate(row) if word) for row in rows)
         self.document.add(BlockKind.TABLE, "\n".join(table_row(row[first:]) for row in rows), page=self.page)
+
+
+def _goes_on(rows: list[list[str]], following: list[str]) -> bool:
+    """Return whether a row after an empty one has the columns of the table above, and values of the same kinds.
+
+    The header of another table below has words where this one has numbers.
+    """
+    if len(rows) < _ROWS_OF_A_TABLE:
+        return False
+    last = rows[-1]
+    here, above = ([bool(word) for word in row] for row in (following, last))
+    if sum(here) < _COLUMNS_OF_A_TABLE or here != above:
+        return False
+    kinds = [(_is_number(one), _is_number(other)) for one, other in zip(following, last, strict=True)]
+    return all(one == other for one, other in kinds) and (any(one for one, _ in kinds) or len(rows) > _CERTAIN_ROWS)
+
+
+def _is_number(word: str) -> bool:
+    return any(map(str.isdigit, word)) and not any(map(str.isalpha, word))
 
 
 def cell_text(value: object, cell: Any) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -21,6 +22,13 @@ MANIFEST = "manifest.json"
 GRAPH = "graph.xml"
 WEIGHTS = "graph.bin"
 TOKENIZER = "tokenizer.json"
+
+_ENGLISH_MODELS = frozenset({
+    "all-minilm-l6-v2", "all-minilm-l12-v2", "all-mpnet-base-v2", "all-distilroberta-v1", "multi-qa-mpnet-base-dot-v1",
+    "multi-qa-minilm-l6-cos-v1", "e5-small", "e5-base", "e5-large", "e5-small-v2", "e5-base-v2", "e5-large-v2",
+    "gte-small", "gte-base", "gte-large",
+})  # fmt: skip
+_ENGLISH_NAME = r"(?:^|[-_])en(?:glish)?(?:[-_.]|$)"
 
 SELF_TEST_TEXT = "The quarterly report is due on the third working day of the month."
 SELF_TEST_COSINE = 0.999
@@ -60,6 +68,12 @@ class EmbedderIdentity(BaseModel):
             "precision": self.precision,
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """Languages that the model was trained on (ISO 639-1); None if any, or if they are not known."""
+        name = self.model.rpartition("/")[2].lower()
+        return ("en",) if name in _ENGLISH_MODELS or re.search(_ENGLISH_NAME, name) else None
 
 
 class Embedder(Protocol):

@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from rag_serving.errors import LakeUnavailable, first_line
-from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN
+from rag_serving.errors import LakeError, LakeUnavailable, first_line
+from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN, CompanyRecord
 from rag_serving.lake.lance_errors import LANCE_ERRORS
+from rag_serving.lake.object_store import open_object_store
 from rag_serving.lake.search.fusion import ORIGIN, Candidate, Kind, Ranking
 from rag_serving.lake.search.parameters import FILTERED_PROBES, REFINE
 from rag_serving.lake.search.plan import Target
 from rag_serving.lake.search.query import Query
+from rag_serving.lake.search.spelling import corrections, may_be_misspelt
+from rag_serving.lake.search.statistics import STATISTICS, WordStatistics
+from rag_serving.lake.search.words import question_words
 from rag_serving.lake.tables import connect_async
 
 if TYPE_CHECKING:
@@ -30,15 +34,20 @@ _log = logging.getLogger(__name__)
 _OPEN_TABLES = 512
 _PATH_FORMAT = 2
 """First format of tables with the column `path`."""
+_WORDS_FORMAT = 3
+"""First format of tables with the columns `words`, `language` and `table_header`."""
 
 _COLUMNS = (
-    *("chunk_id", "doc_id", "ordinal", "text", "source", "path", "type", "title", "heading_path", "page", "start"),
-    *("end", "region", "department", "modified_at", "stale"),
+    *("chunk_id", "doc_id", "ordinal", "text", "source", "path", "type", "title", "heading_path", "table_header"),
+    *("page", "start", "end", "region", "department", "modified_at", "stale"),
 )
-_FIRST_COLUMNS = ("chunk_id", "text", "source", SHARD_COLUMN)
+_ADDED = {"path": _PATH_FORMAT, "table_header": _WORDS_FORMAT}
+"""First format of tables that have a column; those without an entry are in all."""
+_TEXT_COLUMNS = ("words", "language")
+"""Columns that only full-text rankings need."""
+_FIRST_COLUMNS = ("chunk_id", "doc_id", "text", "source", "title", SHARD_COLUMN)
 """Columns of a company table that fusion needs. Reading every column of every row there takes longer than the search,
 so the others are read only for the final hits."""
-_LAST_COLUMNS = tuple(name for name in _COLUMNS if name not in (*_FIRST_COLUMNS, "region", "department"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +74,7 @@ class SearchEngine:
         self._cache_bytes = cache_bytes
         self._session: lancedb.Session | None = None
         self._connections: dict[str, lancedb.AsyncConnection] = {}
+        self._statistics: dict[tuple[str, int], WordStatistics | None] = {}
         self._tables: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
 
     @property
@@ -97,6 +107,20 @@ class SearchEngine:
                 found += result
         return Rankings(tuple(found), tuple(failed), problem)
 
+    async def statistics(self, record: CompanyRecord) -> WordStatistics | None:
+        """Return the word statistics of a company table; None, with a log line, if they cannot be read."""
+        key = (record.fingerprint, record.version)
+        if key not in self._statistics:
+            try:
+                objects = await asyncio.to_thread(open_object_store, self._lake_uri)
+                stored = await asyncio.to_thread(objects.get, f"{STATISTICS}/{record.fingerprint}.npz")
+                read = None if stored is None else WordStatistics.from_bytes(stored.data)
+            except LakeError as error:
+                _log.warning("cannot read the word statistics: %s", first_line(error))
+                read = None
+            self._statistics = {**{old: kept for old, kept in self._statistics.items() if old[0] != key[0]}, key: read}
+        return self._statistics[key]
+
     async def completed(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """Return the candidates with all columns of hits; searches of company tables read only some of them."""
         wanted: dict[Target, list[int]] = {}
@@ -107,7 +131,7 @@ class SearchEngine:
         for target, row_ids in wanted.items():
             table = await self._table(target)
             async with self._slots:
-                rows = await table.take_row_ids(row_ids).select(["chunk_id", *_LAST_COLUMNS]).to_arrow()
+                rows = await table.take_row_ids(row_ids).select(_last_columns(target)).to_arrow()
             rest |= {row["chunk_id"]: row for row in rows.to_pylist()}
         return [
             candidate
@@ -121,7 +145,7 @@ class SearchEngine:
         async with self._slots:
             table = await self._table(target)
             for index in await table.list_indices():
-                if index.columns in (["text"], ["vector"]):
+                if index.columns in (["words"], ["text"], ["vector"]):
                     await table.prewarm_index(index.name)
 
     def drop_other_versions(self, target: Target) -> None:
@@ -168,20 +192,32 @@ class SearchEngine:
         return await self._ranking("vector", search, target)
 
     async def _matching(self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool) -> Ranking:
-        from lancedb.query import MatchQuery
+        columns = [*_columns(target), *(["vector"] if with_vector else []), "_score"]
 
-        words = MatchQuery(query.question, "text")  # pyright: ignore[reportCallIssue]  # the rest has defaults
-        vector = ["vector"] if with_vector else []
-        search = table.query().nearest_to_text(words).limit(query.depth).select([*_columns(target), *vector, "_score"])
-        if where:
-            search = search.where(where)
-        return await self._ranking("text", search, target)
+        async def matching(match: Any) -> Ranking:
+            search = table.query().nearest_to_text(match).limit(query.depth).select(columns)
+            return await self._ranking("text", search.where(where) if where else search, target)
+
+        if target.format < _WORDS_FORMAT:
+            return await matching(_match(query.question, "text"))
+        columns += _TEXT_COLUMNS
+        words = question_words(query.question, target.languages).words
+        found = await matching(_match(" ".join(words), "words"))
+        misspelt = [word for word in words if may_be_misspelt(word, found.rows)]
+        if misspelt:
+            # Lance's fuzzy search of all words would find everything.
+            similar = await matching(_match(" ".join(misspelt), "words", fuzziness=1, prefix_length=1))
+            corrected = corrections(misspelt, similar.rows)
+            if corrected:
+                words = tuple(corrected.get(word, word) for word in words)
+                found = await matching(_match(" ".join(words), "words"))
+        return replace(found, words=words)
 
     async def _ranking(self, kind: Kind, search: Any, target: Target) -> Ranking:
         late = target.folder == COMPANY
         async with self._slots:
             rows = await (search.with_row_id() if late else search).to_arrow()
-        return Ranking(kind, target.fingerprint, rows, target if late else None)
+        return Ranking(kind, target.fingerprint, rows, target if late else None, target.read)
 
     async def _table(self, target: Target) -> Any:
         key = (target.folder, target.table, target.version)
@@ -208,7 +244,20 @@ class SearchEngine:
         return self._connections[folder]
 
 
+def _match(words: str, column: str, **options: Any) -> Any:
+    from lancedb.query import MatchQuery
+
+    return MatchQuery(words, column, **options)
+
+
 def _columns(target: Target) -> list[str]:
-    if target.folder == COMPANY:
-        return list(_FIRST_COLUMNS)
-    return [name for name in _COLUMNS if name != "path" or target.format >= _PATH_FORMAT]
+    return list(_FIRST_COLUMNS) if target.folder == COMPANY else _all_columns(target)
+
+
+def _last_columns(target: Target) -> list[str]:
+    known = {*_FIRST_COLUMNS, "region", "department"} - {"chunk_id"}
+    return [name for name in _all_columns(target) if name not in known]
+
+
+def _all_columns(target: Target) -> list[str]:
+    return [name for name in _COLUMNS if target.format >= _ADDED.get(name, 1)]

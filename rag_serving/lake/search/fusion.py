@@ -1,9 +1,11 @@
-"""Merge the rankings of several tables into one list of candidates: fuse by rank, drop duplicates, join neighbours.
+"""Merge the rankings of several tables into one list of candidates: fuse, drop duplicates, join neighbours.
 
-All functions are pure and work on Arrow rows. The fusion is reciprocal rank fusion (Cormack, Clarke and Büttcher, SIGIR
-2009) with their constant of 60.
+All functions are pure and work on Arrow rows. Rankings are fused by a weighted sum of their scores, each as a share of
+its best one (Fox and Shaw's CombSUM, TREC-2, 1994). On the tuning halves of SciFact and SQuAD this was better than
+fusion of ranks, which takes the first of a clear ranking for as good as the first of a flat one.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-FUSION = 60
+from rag_serving.lake.search.names import named_exactly
+from rag_serving.lake.search.parameters import DEPTH, FOREIGN_WEIGHT, WORDS_WEIGHT
+from rag_serving.lake.search.statistics import WordStatistics
+
+_VOTERS = 10
+"""Passages that decide the question's language."""
 ORIGIN = "_origin"
 """Key under which a row has the `origin` of its ranking."""
 SAME_WORDS = 0.9
@@ -39,6 +46,10 @@ class Ranking:
     fingerprint: str
     rows: pa.Table
     origin: Any = None
+    read: tuple[str, ...] | None = None
+    """Languages that the embedder reads; None for any."""
+    words: tuple[str, ...] = ()
+    """The question's words that a full-text search looked for; empty in tables without stored words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +62,116 @@ class Candidate:
     row: Mapping[str, Any]
     fused: float
     score: float | None
+    word_rank: float = math.inf
+    """Rank in the full-text ranking; it breaks ties."""
+    exact: bool = False
+    """Whether it has exactly what the question names; then it comes first."""
     also_in: tuple[str, ...] = ()
     """Sources of duplicate passages that were dropped."""
     copies: tuple[str, ...] = ()
     """Ids of the documents of those passages, if the search read them."""
 
     @property
-    def key(self) -> tuple[float, float, str]:
+    def key(self) -> tuple[bool, float, float, float, str]:
         """Sort key, best first."""
-        return -self.fused, -(self.score or 0.0), self.row["chunk_id"]
+        return not self.exact, -self.fused, self.word_rank, -(self.score or 0.0), self.row["chunk_id"]
 
 
-def fuse(rankings: Iterable[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int) -> list[Candidate]:
+def fuse(
+    question: str,
+    rankings: Iterable[Ranking],
+    vectors: Mapping[str, npt.NDArray[np.float32]],
+    depth: int,
+    statistics: WordStatistics | None = None,
+) -> list[Candidate]:
     """Fuse rankings into one list of candidates, best first.
 
     Distances are comparable only within one embedder. Vector searches are therefore merged per embedder, and full-text
     searches into one list; the first `depth` rows of each list count. `vectors` has the question's vectors by
-    fingerprint; candidates of other embedders have no score.
+    fingerprint; candidates of other embedders have no score. Vectors by a model that does not read the question's
+    language hardly count if words find something. Passages with exactly what the question names come first. With
+    `statistics`, full-text rankings of several tables are scored again before they are merged.
     """
     by_kind: dict[tuple[Kind, str], list[Ranking]] = {}
     for ranking in rankings:
         if ranking.rows.num_rows:
             group = ranking.fingerprint if ranking.kind == "vector" else ""
             by_kind.setdefault((ranking.kind, group), []).append(ranking)
+    ranked = {of: _ranked(of[0], group, vectors, depth, statistics) for of, group in by_kind.items()}
+    by_words = [found.row for found in ranked.get(("text", ""), ())]
+    language = _language(by_words)
+    exact = named_exactly(question, by_words)
     fused: dict[str, float] = {}
-    found: dict[str, tuple[Mapping[str, Any], float | None]] = {}
-    for (kind, _), group in sorted(by_kind.items(), key=lambda item: item[0], reverse=True):
-        for rank, (chunk_id, row, score) in enumerate(_ranked(kind, group, vectors, depth), start=1):
-            fused[chunk_id] = fused.get(chunk_id, 0.0) + 1 / (FUSION + rank)
-            found.setdefault(chunk_id, (row, score))
-    candidates = [Candidate(row, fused[chunk_id], score) for chunk_id, (row, score) in found.items()]
+    first: dict[str, _Found] = {}
+    for of, rows in sorted(ranked.items(), key=lambda item: item[0], reverse=True):
+        weight = WORDS_WEIGHT if of[0] == "text" else 1 - WORDS_WEIGHT
+        read = by_kind[of][0].read
+        if of[0] == "vector" and read is not None and language and language not in read:
+            weight = FOREIGN_WEIGHT
+        for found, share in zip(rows, _shares(of[0], rows), strict=True):
+            fused[found.chunk_id] = fused.get(found.chunk_id, 0.0) + weight * share
+            first.setdefault(found.chunk_id, found)
+    word_ranks = {row["chunk_id"]: float(rank) for rank, row in enumerate(by_words, start=1)}
+    candidates = [
+        Candidate(found.row, fused[chunk_id], found.cosine, word_ranks.get(chunk_id, math.inf), chunk_id in exact)
+        for chunk_id, found in first.items()
+    ]
     return sorted(candidates, key=lambda candidate: candidate.key)
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A row of a merged ranking: without its vector, with the score that orders it and its cosine with the question."""
+
+    chunk_id: str
+    row: Mapping[str, Any]
+    order: float
+    cosine: float | None
+
+
+def _shares(kind: Kind, rows: Sequence[_Found]) -> list[float]:
+    """Return the rows' scores as shares of the best one's: words from 0, vectors from that of the `DEPTH`-th row.
+
+    A deeper ranking must not order its first rows otherwise.
+    """
+    best = rows[0].order
+    least = 0.0 if kind == "text" else rows[:DEPTH][-1].order
+    return [max(found.order - least, 0.0) / (best - least) if best > least else 1.0 for found in rows]
+
+
+def _language(by_words: Sequence[Mapping[str, Any]]) -> str:
+    """Return the question's language: that of most passages which share its words; empty if unknown."""
+    votes: dict[str, float] = {}
+    for rank, row in enumerate(by_words[:_VOTERS], start=1):
+        language = row.get("language", "")
+        votes[language] = votes.get(language, 0.0) + 1 / rank
+    return max(votes, key=lambda language: votes[language], default="")
+
+
 def _ranked(
-    kind: Kind, group: Sequence[Ranking], vectors: Mapping[str, npt.NDArray[np.float32]], depth: int
-) -> list[tuple[str, Mapping[str, Any], float | None]]:
-    """Return the best rows of several tables: ids, rows without vectors, and cosines with the question."""
-    column, sign = ("_distance", 1.0) if kind == "vector" else ("_score", -1.0)
+    kind: Kind,
+    group: Sequence[Ranking],
+    vectors: Mapping[str, npt.NDArray[np.float32]],
+    depth: int,
+    statistics: WordStatistics | None,
+) -> list[_Found]:
+    """Return the best rows of several tables, best first."""
+    column, sign = ("_distance", -1.0) if kind == "vector" else ("_score", 1.0)
     keyed: list[tuple[float, str, int, int]] = []
     for table, ranking in enumerate(group):
         orders: list[float] = cast("Any", ranking.rows[column]).to_pylist()
+        if kind == "text" and statistics is not None and len(group) > 1 and ranking.words:
+            orders = statistics.scores(ranking.words, cast("Any", ranking.rows["words"]).to_pylist())
         ids: list[str] = cast("Any", ranking.rows["chunk_id"]).to_pylist()
-        keyed += [(sign * by, chunk_id, table, row) for row, (by, chunk_id) in enumerate(zip(orders, ids, strict=True))]
+        keyed += [
+            (-sign * by, chunk_id, table, row) for row, (by, chunk_id) in enumerate(zip(orders, ids, strict=True))
+        ]
     keyed.sort()
     chosen: dict[str, tuple[int, int]] = {}
-    for _, chunk_id, table, row in keyed:
+    best: dict[str, float] = {}
+    for by, chunk_id, table, row in keyed:
         chosen.setdefault(chunk_id, (table, row))
+        best.setdefault(chunk_id, -by)
         if len(chosen) == depth:
             break
     # Read a table's rows together, because reading them one by one takes longer than the search.
@@ -109,7 +183,7 @@ def _ranked(
         for table, rows in places.items()
         for row, facts in zip(rows, _read(group[table], rows, vectors), strict=True)
     }
-    return [(chunk_id, *read[place]) for chunk_id, place in chosen.items()]
+    return [_Found(chunk_id, read[place][0], best[chunk_id], read[place][1]) for chunk_id, place in chosen.items()]
 
 
 def _read(
@@ -137,9 +211,13 @@ def _shard(facts: Mapping[str, Any]) -> str:
     return facts["shard"] if "shard" in facts else f"{facts['region']}/{facts['department']}"
 
 
-def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
-    """Return the first `count` candidates that are not duplicates; a duplicate's source is added to the better one."""
+def distinct(candidates: Iterable[Candidate], count: int, per_document: int | None = None) -> list[Candidate]:
+    """Return the first `count` candidates that are not duplicates, and no more than `per_document` of a document.
+
+    A duplicate's source is added to the better one.
+    """
     kept: list[Candidate] = []
+    documents = Counter[tuple[str, str]]()
     seen: list[_Words] = []
     for candidate in candidates:
         words = _Words(candidate.row["text"])
@@ -152,6 +230,10 @@ def distinct(candidates: Iterable[Candidate], count: int) -> list[Candidate]:
                 better = replace(better, also_in=(*better.also_in, source))
             kept[same] = better
         elif len(kept) < count:
+            document = (candidate.row["shard"], candidate.row["doc_id"])
+            if per_document is not None and documents[document] == per_document:
+                continue
+            documents[document] += 1
             kept.append(candidate)
             seen.append(words)
     return kept

@@ -1,7 +1,9 @@
 """Search parameters for serving and the quality gate."""
 
-DEPTH = 30
-"""Minimum rows of a ranking to fuse; a hit's rank in the other list matters even below the last hit shown."""
+DEPTH = 50
+"""Minimum rows of a ranking to fuse; a hit's place in the other list matters even below the last hit shown."""
+CAPPED_DEPTH = 3
+"""Times as many rows to read if the passages of a document are limited, because others are dropped."""
 PROBES = 20
 """Partitions of a shard's vector index to search. A partition has some 8,000 rows, so this covers most shards."""
 COMPANY_PROBES = 60
@@ -12,3 +14,13 @@ FILTERED_PROBES = 60
 MAX_PROBES = 400
 """Maximum partitions of a company table to search for a narrow scope."""
 REFINE = 4
+MOST_LANGUAGES = 3
+"""Languages of a table in which a question's words are stemmed."""
+MAIN_LANGUAGE_SHARE = 0.05
+"""Share of a table's passages from which on a language is one of them."""
+WORDS_WEIGHT = 0.6
+"""Weight of words in the fusion; the rest is that of vectors, which are scaled over a shorter range."""
+FOREIGN_WEIGHT = 0.005
+"""Weight of vectors by a model that does not read the question's language: they order only what words do not."""
+RARE_DOCUMENTS = 3
+"""Most documents that have a name which puts them first."""

@@ -1,14 +1,16 @@
 """Choose the tables to search for a scope. Pure functions."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rag_serving.lake.catalog_entry import CatalogEntry
+from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN, CompanyRecord
-from rag_serving.lake.search.parameters import COMPANY_PROBES, MAX_PROBES, PROBES
+from rag_serving.lake.search.parameters import COMPANY_PROBES, MAIN_LANGUAGE_SHARE, MAX_PROBES, MOST_LANGUAGES, PROBES
 from rag_serving.lake.search.query import Query
+from rag_serving.lake.shards import Shard
 from rag_serving.lake.sql import sql_in, sql_not_in
-from rag_serving.lake.tables import SHARDS, TABLE_FORMAT
+from rag_serving.lake.tables import SHARDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,10 @@ class Target:
     probes: int = PROBES
     name: str = ""
     """Mark of its failure."""
+    languages: tuple[str, ...] = ()
+    """Languages of its passages (ISO 639-1), most first, without rare ones."""
+    read: tuple[str, ...] | None = None
+    """Languages that the embedder reads; None for any."""
 
 
 def plan(
@@ -62,15 +68,28 @@ def _is_current(record: CompanyRecord, entry: CatalogEntry, *, exact: bool) -> b
 
 def shard_target(entry: CatalogEntry) -> Target:
     """Return the target of a shard's own table."""
-    current = entry.current
+    return publication_target(entry.shard, entry.current)
+
+
+def publication_target(shard: Shard, published: Publication) -> Target:
+    """Return the target of one published version of a shard's table."""
     return Target(
         SHARDS,
-        entry.table,
-        current.version,
-        current.fingerprint,
-        current.table_format,
-        name=f"shard_unavailable:{entry.shard}",
+        shard.table_name,
+        published.version,
+        published.fingerprint,
+        published.table_format,
+        name=f"shard_unavailable:{shard}",
+        languages=main_languages(published.languages),
+        read=published.embedder_reads,
     )
+
+
+def main_languages(chunks: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the languages of most chunks, most first, given their numbers by language."""
+    enough = MAIN_LANGUAGE_SHARE * sum(chunks.values())
+    known = [(count, language) for language, count in chunks.items() if language and count >= enough]
+    return tuple(language for _, language in sorted(known, reverse=True)[:MOST_LANGUAGES])
 
 
 def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None) -> Target:
@@ -87,4 +106,17 @@ def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None
         share = sum(record.shards[key].chunks for key in keys) / max(record.rows, 1)
         probes = min(round(COMPANY_PROBES / max(share, 1e-3)), MAX_PROBES)
     name = f"company_index_unavailable:{record.fingerprint[:8]}"
-    return Target(COMPANY, record.fingerprint, record.version, record.fingerprint, TABLE_FORMAT, scope, probes, name)
+    publications = [entry.current for entry in indexed or ()]
+    languages = sum((Counter(publication.languages) for publication in publications), Counter[str]())
+    return Target(
+        COMPANY,
+        record.fingerprint,
+        record.version,
+        record.fingerprint,
+        record.table_format,
+        scope,
+        probes,
+        name,
+        main_languages(languages),
+        publications[0].embedder_reads if publications else None,
+    )

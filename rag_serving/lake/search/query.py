@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from rag_serving.lake.search.parameters import DEPTH
+from rag_serving.lake.search.parameters import CAPPED_DEPTH, DEPTH
 from rag_serving.lake.sql import sql_before, sql_from, sql_starts_with
 
 Mode = Literal["hybrid", "vector", "text"]
@@ -21,11 +21,13 @@ class Query:
     modified_from: datetime | None = None
     modified_before: datetime | None = None
     join_neighbours: bool = False
+    per_document: int | None = None
+    """Most passages of a document; None for any number."""
 
     @property
     def depth(self) -> int:
         """Number of rows to read from each ranking."""
-        return max(DEPTH, 2 * self.k)
+        return max(DEPTH, 2 * self.k) * (1 if self.per_document is None else CAPPED_DEPTH)
 
     @property
     def filters(self) -> tuple[str, ...]:

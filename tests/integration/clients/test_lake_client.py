@@ -32,6 +32,7 @@ from rag_serving.errors import (
     UnknownScope,
 )
 from rag_serving.events import Done, Event
+from rag_serving.lake.search.words import indexed_words
 from rag_serving.results import Hit
 from rag_serving.settings import ServingSettings
 
@@ -428,10 +429,9 @@ def written_after_publication(lake: Path, shard: str) -> str:
     newest = table.version
     row = table.to_arrow().slice(0, 1)
     text = "Zyzzyva quagga xylophone: a passage that was never published."
-    column = row.schema.get_field_index("text")
-    row = row.set_column(column, row.schema.field("text"), pa.array([text], row.schema.field("text").type))
-    identity = row.schema.get_field_index("chunk_id")
-    row = row.set_column(identity, row.schema.field("chunk_id"), pa.array(["f" * 32], pa.string()))
+    changed = {"text": text, "words": indexed_words([text], "en"), "chunk_id": "f" * 32}
+    for name, value in changed.items():
+        row = row.set_column(row.schema.get_field_index(name), row.schema.field(name), pa.array([value], pa.string()))
     table.add(row)
     assert table.version > newest
     return text

@@ -29,7 +29,7 @@ from rag_assets.runs.tags import ACCEPT_WORSE_TAG, WHOLE_TAG
 from rag_assets.stages.embeddings import vector_array
 from rag_assets.storage.lake import Lake
 from rag_assets.storage.schemas import CHUNKS, EMBEDDINGS, QUARANTINE
-from rag_assets.storage.search_indexes import index_text, index_vectors
+from rag_assets.storage.search_indexes import index_vectors, index_words
 from rag_serving.lake.catalog_entry import Publication
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS, shard_schema
@@ -279,7 +279,7 @@ def test_vectors_of_another_embedder_block_the_publish(bench: Bench) -> None:
         other = shard_schema(384, "another-embedder")
         writer.overwrite(SHARDS, other)
         writer.append(SHARDS, held.cast(other))
-        writer.maintain(SHARDS, index_text)
+        writer.maintain(SHARDS, index_words)
     for result in (alone(bench, "published"), alone(bench, check="vectors_sound")):
         found = checks(result).get("vectors_sound")
         said = failure_of(result) if found is None else found.description

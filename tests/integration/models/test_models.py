@@ -270,3 +270,42 @@ def test_a_shard_can_be_indexed_and_searched_with_a_hosted_model(
             return (await rag.search("How long is parental leave?", regions=["oslo"], k=1))[0].text
 
     assert asyncio.run(ask()) == "Parental leave is 49 weeks."
+
+
+def test_an_e5_model_s_prompts_are_known_although_its_files_do_not_name_them(tmp_path: Path) -> None:
+    folder = shutil.copytree(get_model_path(), tmp_path / "multilingual-e5-small")
+    objects = open_object_store(str(tmp_path / "lake"))
+    identity = ensure_exported(objects, str(folder)).identity
+    assert (identity.query_prompt, identity.document_prompt) == ("query: ", "passage: ")
+    assert identity.reads is None
+    embedder = load_embedder(objects, identity.fingerprint)
+    without = EmbedderIdentity.model_validate({**identity.model_dump(), "query_prompt": "", "document_prompt": ""})
+    assert without.fingerprint != identity.fingerprint
+    question, document = embedder.embed_query("leave"), embedder.embed_documents(["leave"])[0]
+    assert float(question @ document) < 0.999
+
+
+@pytest.mark.parametrize(
+    ("model", "read"),
+    [
+        (PACKAGED_MODEL, ("en",)),
+        ("sentence-transformers/all-MiniLM-L6-v2", ("en",)),
+        ("BAAI/bge-small-en-v1.5", ("en",)),
+        ("intfloat/e5-base-v2", ("en",)),
+        ("intfloat/multilingual-e5-small", None),
+        ("litellm:text-embedding-3-small", None),
+    ],
+)
+def test_english_models_are_told_from_others_by_their_names(model: str, read: tuple[str, ...] | None) -> None:
+    identity = EmbedderIdentity(
+        format=1,
+        model=model,
+        weights_sha256="0" * 64,
+        dimensions=1,
+        window=8,
+        pooling="",
+        normalized=True,
+        files={},
+        self_test=(),
+    )
+    assert identity.reads == read

@@ -93,6 +93,7 @@ def test_a_first_run_publishes_the_source_and_a_second_one_writes_nothing(
         "rows_reconcile": True,
         "vectors_sound": True,
         "retrieval_holds": True,
+        "languages_read": True,
     }
 
     rows = published_rows(bench.lake, bench.shard)
@@ -125,7 +126,7 @@ def test_a_first_run_publishes_the_source_and_a_second_one_writes_nothing(
     assert again["published"]["changed"] is False
 
 
-def test_added_changed_deleted_and_renamed_documents_are_published_embedding_only_new_text(bench: Bench) -> None:
+def test_added_changed_deleted_and_moved_documents_are_published_embedding_only_new_text(bench: Bench) -> None:
     for name in ("kept.md", "changed.md", "deleted.md", "before.md"):
         bench.put(name, f"# {name.partition('.')[0]}\n\nThis is about {name}.\n")
     assert bench.run()["embeddings"]["embedded"] == 4
@@ -135,16 +136,16 @@ def test_added_changed_deleted_and_renamed_documents_are_published_embedding_onl
     bench.put("changed.md", "# Changed\n\nIt now says something else.\n")
     bench.delete("deleted.md")
     bench.delete("before.md")
-    bench.put("after.md", "# before\n\nThis is about before.md.\n")
+    bench.put("folder/before.md", "# before\n\nThis is about before.md.\n")
     noted, pipeline = watched(bench)
     said = bench.run(pipeline)
     raw = said["raw_documents"]
     assert [raw[name] for name in ("added", "changed", "deleted", "unchanged")] == [2, 1, 2, 1]
-    assert {key.rpartition("/")[2] for key in noted.fetched} == {"added.md", "changed.md", "after.md"}
-    # The renamed text is already embedded.
+    assert {key.rpartition("/")[2] for key in noted.fetched} == {"added.md", "changed.md", "before.md"}
+    # The moved text is already embedded; under another name it would not be, because vectors see the name.
     assert (said["embeddings"]["embedded"], said["embeddings"]["reused"]) == (2, 1)
     texts = bench.texts()
-    assert texts.keys() == {"kept.md", "changed.md", "added.md", "after.md"}
+    assert texts.keys() == {"kept.md", "changed.md", "added.md", "before.md"}
     assert "something else" in texts["changed.md"]
     second = publication(bench.lake, bench.shard)
     assert first is not None
@@ -184,13 +185,19 @@ def test_a_touched_document_with_unchanged_text_embeds_nothing_and_keeps_the_dig
 
 @on_folders
 def test_identical_passages_are_embedded_once(bench: Bench) -> None:
-    for name in ("a.txt", "b.txt", "c.txt"):
+    for name in ("a/canteen.txt", "b/canteen.txt", "c/canteen.txt"):
         bench.put(name, "The canteen opens at eight.")
     bench.put("d.txt", "Parking is free.")
     said = bench.run()
     assert (said["chunks"]["chunks"], said["embeddings"]["embedded"]) == (4, 2)
     vectors = {tuple(row["vector"]) for row in published_rows(bench.lake, bench.shard)}
     assert len(vectors) == 2
+
+
+def test_a_passage_is_embedded_with_the_name_of_its_file(bench: Bench) -> None:
+    bench.put("canteen.txt", "It opens at eight.")
+    bench.put("parking.txt", "It opens at eight.")
+    assert bench.run()["embeddings"]["embedded"] == 2
 
 
 def test_a_document_that_becomes_unreadable_keeps_its_last_good_version_until_it_recovers(bench: Bench) -> None:

@@ -172,6 +172,30 @@ def test_large_tables_and_code_blocks_are_split_between_lines() -> None:
     assert all(line in lines for passage in passages for line in passage.text.splitlines())
 
 
+@pytest.mark.parametrize("context", ["none", "headings", "neighbours"])
+def test_later_pieces_of_a_table_are_embedded_with_its_first_row(context: str) -> None:
+    rows = "\n".join(f"| row {number} | some words |" for number in range(60))
+    first, *others = chunker(64, 16, context).chunk(markdown(f"| serial | owner |\n|---|---|\n{rows}"))
+    assert first.table_header == ""
+    assert len(others) > 5
+    for passage in others:
+        assert passage.table_header == "serial | owner"
+        assert passage.context.endswith("serial | owner\n") or context == "none"
+        assert count(passage.embedded_text) == passage.tokens
+
+
+def test_the_last_columns_of_a_header_are_left_out_if_the_window_is_too_small() -> None:
+    header = " | ".join(f"column {number}" for number in range(60))
+    rows = "\n".join(f"| {number} | some words |" for number in range(60))
+    passages = chunker(128, 16, "headings").chunk(markdown(f"| {header} |\n{'|---' * 60}|\n{rows}"))
+    pieces = [passage for passage in passages if "words" in passage.text]
+    assert len(pieces) > 2
+    for passage in pieces:
+        assert passage.table_header == header
+        assert passage.context.startswith("column 0 | column 1")
+        assert passage.tokens <= 256
+
+
 def test_large_lists_are_split_between_their_outermost_items() -> None:
     item = "- an item with some words\n  - and what belongs to it\n"
     passages = chunker(64, 0).chunk(markdown(item * 30))

@@ -53,7 +53,7 @@ def assert_passages_hold_the_text(document: ExtractedDocument, passages: list[Pa
         assert not document.text[covered : passage.start].strip()
         assert passage.text == document.text[passage.start : passage.end]
         assert passage.text == passage.text.strip() != ""
-        assert passage.tokens == count(passage.text) <= max_tokens
+        assert passage.tokens == count(passage.embedded_text) <= max_tokens
         covered = passage.end
     assert not document.text[covered:].strip()
 

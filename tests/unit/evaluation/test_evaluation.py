@@ -114,6 +114,16 @@ def test_index_recall_below_the_minimum_blocks_unless_the_minimum_is_zero() -> N
     assert judge(replace(evaluation, index_recall=0.9), Quality())[0] == ()
 
 
+def test_a_version_that_misses_most_of_its_own_documents_is_stopped() -> None:
+    half = replace(EVALUATION, known_items=4, known_items_missed=("Leave", "leave.md"))
+    most = replace(half, known_items_missed=("Leave", "leave.md", "E4711"))
+    assert judge(half, Quality())[0] == ()
+    assert judge(most, Quality())[0] == (
+        "3 of 4 documents are not found by their own title, file name or code, such as 'Leave'",
+    )
+    assert judge(most, Quality(max_drop=1))[0] == ()
+
+
 def test_invalid_lines_only_warn() -> None:
     problems, warnings = judge(replace(EVALUATION, invalid=3), Quality())
     assert (problems, len(warnings)) == ((), 1)
@@ -127,9 +137,9 @@ def test_only_the_newest_evaluations_are_kept_and_survive_a_round_trip() -> None
     assert Record.model_validate_json(record.model_dump_json()) == record
 
 
-@given(st.text("ab \n\t", max_size=60), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=5))
-def test_uncovered_characters_are_counted_without_whitespace(text: str, pairs: list[tuple[int, int]]) -> None:
+@given(st.text("ab-|1 \n\t", max_size=60), st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=5))
+def test_letters_and_digits_outside_the_spans_are_counted(text: str, pairs: list[tuple[int, int]]) -> None:
     spans = sorted((min(pair), max(pair)) for pair in pairs)
     covered = {place for start, end in spans for place in range(start, end)}
-    expected = sum(not letter.isspace() and place not in covered for place, letter in enumerate(text))
+    expected = sum(letter.isalnum() and place not in covered for place, letter in enumerate(text))
     assert uncovered(text, spans) == expected

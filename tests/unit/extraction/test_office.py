@@ -165,6 +165,39 @@ def test_a_workbook_is_read_sheet_by_sheet_and_empty_rows_separate_tables() -> N
     assert [block.page for block in document.blocks] == [1, 1, 1, 3, 3]
 
 
+def rows_of_a_sheet(*rows: tuple[object, ...]) -> list[tuple[str, str]]:
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    return pieces(extract(saved(book), "a.xlsx"))[1:]
+
+
+def test_an_empty_row_does_not_end_a_table_whose_columns_go_on() -> None:
+    header = ("Pump", "Hours", "Where")
+    first, second = ("P1", 20, "mill"), ("P2", 31, "bank")
+    assert rows_of_a_sheet(header, first, (), second) == [
+        ("table", "Pump | Hours | Where\nP1 | 20 | mill\nP2 | 31 | bank")
+    ]
+
+
+@pytest.mark.parametrize(
+    "following",
+    [
+        pytest.param(("Valve", "Bars", "Where"), id="another header"),
+        pytest.param(("P2", 31), id="fewer columns"),
+        pytest.param(("note",), id="a note"),
+    ],
+)
+def test_an_empty_row_ends_a_table_if_something_else_follows(following: tuple[object, ...]) -> None:
+    found = rows_of_a_sheet(("Pump", "Hours", "Where"), ("P1", 20, "mill"), (), following)
+    assert len(found) == 2
+    assert found[0] == ("table", "Pump | Hours | Where\nP1 | 20 | mill")
+
+
+def test_an_empty_row_separates_short_lists_without_numbers() -> None:
+    assert len(rows_of_a_sheet(("Name", "Town"), ("Ola", "Oslo"), (), ("Mia", "Bergen"))) == 2
+
+
 def test_dates_percentages_and_fractions_are_read_as_displayed() -> None:
     book = openpyxl.Workbook()
     moment = dt.datetime(2025, 4, 1, 9, 30)  # noqa: DTZ001, spreadsheets have no time zones

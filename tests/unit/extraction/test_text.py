@@ -319,8 +319,18 @@ def test_the_heading_text_of_formats_without_markup_is_unchanged() -> None:
     assert heading_text(document, document.blocks[0]) == "# of *new* employees"
 
 
+@pytest.mark.parametrize("key", ["a.md", "a.txt", "a.html", "a.csv"])
+def test_a_file_embedded_as_a_data_uri_is_left_out(key: str) -> None:
+    data = "iVBORw0KGgo" * 2000
+    source = f"The budget is 40 000 euros. ![chart](data:image/png;base64,{data}==) Approval by Friday."
+    text = extract(source.encode(), key).text
+    assert "iVBOR" not in text
+    assert "40 000 euros" in text
+    assert "Approval by Friday." in text
+
+
 def test_the_extractor_has_a_version() -> None:
-    assert EXTRACTOR_VERSION == "2"
+    assert EXTRACTOR_VERSION == "3"
 
 
 def test_an_unexpected_parser_error_makes_the_document_malformed(monkeypatch: pytest.MonkeyPatch) -> None:

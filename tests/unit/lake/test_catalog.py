@@ -23,6 +23,7 @@ from rag_serving.lake.catalog_entry import (
 )
 from rag_serving.lake.object_store import ANY, ObjectEntry, StoredObject
 from rag_serving.lake.shards import Shard
+from rag_serving.lake.tables import TABLE_FORMAT
 
 LONDON_PEOPLE, LONDON_LEGAL = Shard("london", "people"), Shard("london", "legal")
 TOKYO_PEOPLE, MUNICH_LEGAL = Shard("東京", "people"), Shard("M\u00fcnchen", "legal")
@@ -139,7 +140,10 @@ def test_a_table_of_a_later_release_is_left_out_instead_of_misread(objects: Coun
     snapshot = catalog.snapshot()
     assert versions(snapshot) == {TOKYO_PEOPLE.key: 1}
     (why,) = snapshot.broken.values()
-    assert "published by a newer release (table format 99, this one reads 2); upgrade this installation" in why
+    assert (
+        f"published by a newer release (table format 99, this one reads {TABLE_FORMAT}); upgrade this installation"
+        in why
+    )
 
 
 @pytest.mark.parametrize(

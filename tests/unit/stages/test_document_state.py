@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from rag_assets.extraction.errors import QuarantineReason
 from rag_assets.sources.base import SourceObject
+from rag_assets.stages import document_state
 from rag_assets.stages.chunks import chunk_ids
-from rag_assets.stages.document_state import ObjectState, Plan, QuarantineState, plan
+from rag_assets.stages.document_state import ObjectState, Plan, QuarantineState
 from rag_assets.storage.schemas import document_id
 
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
@@ -24,7 +26,7 @@ def entry(key: str = KEY, etag: str = "1") -> SourceObject:
 
 
 def held(key: str = KEY, etag: str = "1", extractor: str = "now") -> dict[str, ObjectState]:
-    return {document_id(key): ObjectState(key, etag, 10, extractor, frozenset({document_id(key)}))}
+    return {document_id(key): ObjectState(key, etag, 10, extractor, uri(key), frozenset({document_id(key)}))}
 
 
 def refused(
@@ -55,6 +57,14 @@ def refused(
     return {document_id(key): replace(known, refusals={part: refusal}, stale=stale)}
 
 
+def uri(key: str) -> str:
+    return f"s3://bucket/{key}"
+
+
+def plan(listing: Sequence[SourceObject], stored: Mapping[str, ObjectState], extractor: str) -> Plan:
+    return document_state.plan(listing, stored, extractor, uri)
+
+
 def keys(found: Plan) -> list[str]:
     return [fetched.key for fetched in found.fetch]
 
@@ -69,6 +79,11 @@ def test_an_unchanged_document_is_skipped() -> None:
 
 def test_a_document_with_another_etag_is_fetched() -> None:
     assert keys(plan([entry(etag="2")], held(), "now")) == [KEY]
+
+
+def test_a_document_of_a_source_that_moved_is_fetched_so_that_answers_cite_its_new_place() -> None:
+    moved = document_state.plan([entry()], held(), "now", lambda key: f"s3://other/{key}")
+    assert keys(moved) == [KEY]
 
 
 def test_a_new_extractor_version_refetches_every_document() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_serving.lake.search.fusion import FUSION, Candidate, Kind, Ranking, distinct, fuse, joined
+from rag_serving.lake.search.fusion import Candidate, Kind, Ranking, distinct, fuse, joined
+from rag_serving.lake.search.parameters import WORDS_WEIGHT
+from rag_serving.lake.search.statistics import WordStatistics
 from rag_serving.retrieval.hits import hits_of
 
 FIRST, SECOND = "a" * 32, "b" * 32
@@ -82,6 +85,7 @@ def order(candidates: Sequence[Candidate]) -> list[str]:
 
 def test_rows_found_by_both_rankings_come_before_rows_found_by_one() -> None:
     found = fuse(
+        "",
         [
             ranking("vector", FIRST, [row("a"), row("b")], [0.1, 0.2]),
             ranking("text", FIRST, [row("b"), row("c")], [9.0, 3.0]),
@@ -91,7 +95,8 @@ def test_rows_found_by_both_rankings_come_before_rows_found_by_one() -> None:
     )
     assert order(found) == ["b", "a", "c"]
     assert [each.score for each in found] == pytest.approx([0.8, 0.9, 0.6]), "from the distance, or from the vector"
-    assert found[0].fused == pytest.approx(1 / (FUSION + 2) + 1 / (FUSION + 1))
+    assert found[0].fused == pytest.approx(WORDS_WEIGHT), "first by words, last by vectors"
+    assert found[2].fused == pytest.approx(WORDS_WEIGHT * 3 / 9)
 
 
 def test_tables_of_one_embedder_are_ranked_by_distance_and_text_matches_by_score() -> None:
@@ -99,27 +104,79 @@ def test_tables_of_one_embedder_are_ranked_by_distance_and_text_matches_by_score
         ranking("vector", FIRST, [row("a")], [0.4]),
         ranking("vector", FIRST, [row("b")], [0.1]),
     ]
-    assert order(fuse(vectors, VECTORS, 10)) == ["b", "a"]
+    assert order(fuse("", vectors, VECTORS, 10)) == ["b", "a"]
     words = [ranking("text", FIRST, [row("a")], [1.0]), ranking("text", SECOND, [row("b")], [2.0])]
-    assert order(fuse(words, VECTORS, 10)) == ["b", "a"]
+    assert order(fuse("", words, VECTORS, 10)) == ["b", "a"]
 
 
 def test_vectors_of_two_embedders_are_ranked_separately_because_distances_differ() -> None:
     near = ranking("vector", FIRST, [row("a1"), row("a2")], [0.01, 0.02])
     far = ranking("vector", SECOND, [row("b1"), row("b2")], [0.91, 0.92])
-    found = fuse([near, far], VECTORS, 10)
+    found = fuse("", [near, far], VECTORS, 10)
     assert {each.row["chunk_id"]: each.fused for each in found} == {
-        "a1": pytest.approx(1 / (FUSION + 1)),
-        "b1": pytest.approx(1 / (FUSION + 1)),
-        "a2": pytest.approx(1 / (FUSION + 2)),
-        "b2": pytest.approx(1 / (FUSION + 2)),
+        "a1": pytest.approx(1 - WORDS_WEIGHT),
+        "b1": pytest.approx(1 - WORDS_WEIGHT),
+        "a2": 0,
+        "b2": 0,
     }
     assert set(order(found)[:2]) == {"a1", "b1"}
 
 
+def test_ties_are_broken_by_words() -> None:
+    found = fuse(
+        "",
+        [
+            ranking("vector", FIRST, [row("a"), row("b"), row("c")], [0.1, 0.2, 0.2]),
+            ranking("text", FIRST, [row("c"), row("d")], [9.0, 9.0]),
+        ],
+        VECTORS,
+        10,
+    )
+    assert order(found) == ["c", "d", "a", "b"]
+
+
+def in_language(language: str, read: tuple[str, ...] | None) -> list[Ranking]:
+    words = pa.Table.from_pylist(
+        [{**row(name), "language": language, "_score": score} for name, score in (("a", 9.0), ("b", 8.9))]
+    )
+    nearest = ranking("vector", FIRST, [row("b"), row("c"), row("a")], [0.1, 0.2, 0.3])
+    return [Ranking("text", FIRST, words, None, read), replace(nearest, read=read)]
+
+
+def test_vectors_of_a_model_that_does_not_read_the_language_hardly_count() -> None:
+    assert order(fuse("", in_language("ru", ("en",)), VECTORS, 10)) == ["a", "b", "c"]
+    for read in (("en", "ru"), None):
+        assert order(fuse("", in_language("ru", read), VECTORS, 10))[0] == "b"
+    assert order(fuse("", in_language("", ("en",)), VECTORS, 10))[0] == "b", "an unknown language counts as read"
+
+
+def test_a_passage_with_exactly_what_is_named_comes_first() -> None:
+    words = [
+        {**row(name), "words": words, "text": words, "_score": 9.0} for name, words in (("a", "x"), ("b", "adr_16"))
+    ]
+    rankings = [
+        Ranking("text", FIRST, pa.Table.from_pylist(words)),
+        ranking("vector", FIRST, [row("a"), row("c")], [0.1, 0.2]),
+    ]
+    assert order(fuse("where is adr_16", rankings, VECTORS, 10))[0] == "b"
+
+
+def test_full_text_scores_of_several_tables_are_compared_by_the_statistics_of_all() -> None:
+    def table(name: str, words: str, score: float) -> Ranking:
+        rows = pa.Table.from_pylist([{**row(name), "words": words, "_score": score}])
+        return Ranking("text", FIRST, rows, words=("common", "rare"))
+
+    tables = [table("c", "common common", 9.0), table("b", "rare", 1.0)]
+    everywhere = WordStatistics.of(
+        pa.Table.from_pylist([{"words": text} for text in ("common", "common", "common x", "rare")]).to_batches()
+    )
+    assert order(fuse("", tables, {}, 10)) == ["c", "b"]
+    assert order(fuse("", tables, {}, 10, everywhere)) == ["b", "c"]
+
+
 def test_without_vectors_candidates_are_ordered_but_have_no_score() -> None:
     table = pa.Table.from_pylist([{**row("a"), "_score": 1.0}, {**row("b"), "_score": 2.0}])
-    found = fuse([Ranking("text", FIRST, table)], {}, 10)
+    found = fuse("", [Ranking("text", FIRST, table)], {}, 10)
     assert order(found) == ["b", "a"]
     assert [each.score for each in found] == [None, None]
     assert [hit.score for hit in hits_of(found)] == [None, None]
@@ -127,7 +184,7 @@ def test_without_vectors_candidates_are_ordered_but_have_no_score() -> None:
 
 def test_a_ranking_counts_only_down_to_its_depth() -> None:
     rows = [row(f"{number:02}") for number in range(9)]
-    assert len(fuse([ranking("vector", FIRST, rows, [float(n) for n in range(9)])], VECTORS, 4)) == 4
+    assert len(fuse("", [ranking("vector", FIRST, rows, [float(n) for n in range(9)])], VECTORS, 4)) == 4
 
 
 def test_a_copy_is_dropped_and_listed_under_the_better_one() -> None:
