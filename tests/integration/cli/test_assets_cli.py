@@ -157,6 +157,8 @@ def test_states_select_shards_and_filters_narrow_the_selection(quick: Callable[.
         "Lisbon/people": "published",
         "Oslo/people": "gone from the source",
     }
+    dry = output_of(quick("backfill", "--dry-run"))
+    assert "2 objects in 2 shards, 1 gone from the source; 1 selected (changed)" in dry
 
 
 def test_evaluate_prints_scores_missed_questions_and_invalid_lines(
