@@ -10,6 +10,7 @@ from rag_serving.requirements import needs_extra
 @click.option(
     "--concurrency", type=click.IntRange(1, 256), default=1, show_default=True, help="Runs at once, one process each."
 )
+@click.option("--name", help="Unique name in Celery, where %h is the host (default: rag-PID@%h).")
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -17,15 +18,23 @@ from rag_serving.requirements import needs_extra
     show_default=True,
     help="Log messages of this level and above.",
 )
-def worker(concurrency: int, log_level: str) -> None:
+def worker(concurrency: int, name: str | None, log_level: str) -> None:
     """Execute runs that Celery distributes, see the profile workers.
 
     Reads the broker from dagster.yaml in DAGSTER_HOME. SIGTERM lets active runs finish; a second one ends them.
+
+    Example: rag-assets worker --concurrency 2
     """
     with needs_extra("celery", "rag-assets worker"):
-        from rag_assets.runs.launchers.celery import work
-    from rag_assets.runs.backfill import open_instance
+        from rag_assets.runs.launchers.celery import celery_launcher, work
+    from rag_assets.pipeline import Pipeline
+    from rag_assets.runs.instance import open_instance
 
-    PipelineSettings.from_env()  # reports invalid settings now instead of in each run
+    pipeline = Pipeline(PipelineSettings.from_env())
     with open_instance() as instance:
-        work(instance, concurrency, log_level)
+        launcher = celery_launcher(instance)
+        # A source or lake that cannot be read is reported now instead of in each run.
+        next(pipeline.source().pages(), None)
+        pipeline.fingerprint()
+        click.echo(f"waiting for runs at {launcher.broker_shown} (RAG_BROKER_URL)", err=True)
+        work(launcher, concurrency, log_level, name)

@@ -177,6 +177,12 @@ def test_commands_exist(render: Render, values: dict[str, Any]) -> None:
         check_command(pod["containers"][0]["args"])
 
 
+def test_the_worker_has_the_name_that_its_probes_ping(render: Render) -> None:
+    (container,) = pods(render(ALL))["rag-worker"]["containers"]
+    assert "--name=celery@%h" in container["args"]
+    assert "celery@$(hostname)" in container["livenessProbe"]["exec"]["command"][-1]
+
+
 def test_readiness_asks_the_lake_and_liveness_does_not(render: Render) -> None:
     (container,) = pods(render(LEAST))["rag-serving"]["containers"]
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
