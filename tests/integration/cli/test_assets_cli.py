@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
+from dagster._daemon.types import DaemonHeartbeat
 
 from rag_assets.cli.init import write_instance
 from tests.pipelines import publication, published_rows, seed_model
@@ -113,6 +116,16 @@ def test_without_a_daemon_the_error_says_how_to_start_one_and_nothing_is_launche
     for option in ("dagster-daemon run -w workspace.yaml", "dg dev", "--here"):
         assert option in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_daemon_that_died_five_minutes_ago_is_noticed_and_nothing_is_launched(company: Company) -> None:
+    with dg.DagsterInstance.from_config(str(company.home)) as instance:
+        for kind in ("BACKFILL", "QUEUED_RUN_COORDINATOR"):
+            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 300, kind, "dead", []))
+        done = company.command("backfill", "--all", "--wait")
+        assert done.returncode == 2
+        assert re.search(r"no Dagster daemon is running \(backfill: last heartbeat 3\d\d seconds ago", done.stderr)
+        assert instance.get_backfills() == []
 
 
 def test_backfill_here_indexes_every_shard_and_a_second_one_finds_nothing_to_do(company: Company) -> None:

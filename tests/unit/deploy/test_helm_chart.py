@@ -290,7 +290,7 @@ def compare_keys(values: dict[str, Any], schema: dict[str, Any], definitions: di
             compare_keys(value, schema["properties"][name], definitions)  # pyright: ignore[reportUnknownArgumentType]
 
 
-def test_the_notes_count_the_slots_of_the_workers(helm: Helm) -> None:
+def test_the_notes_count_the_runs_that_all_workers_execute_at_once(helm: Helm) -> None:
     done = helm(["install", "rag", "--dry-run=client"], ALL)
-    assert "worker slots, 20." in done.stdout, done.stderr
+    assert "the number of runs that all workers execute at once, 20." in done.stdout, done.stderr
     assert "RAG_HTTP_TRUSTED_PROXIES" in done.stdout
