@@ -55,7 +55,8 @@ _LAUNCHERS = {"local": "one-machine", "celery": "workers", "kubernetes": "pods"}
 def init(folder: Path, profile: str) -> None:
     """Write dagster.yaml, workspace.yaml and .env.example into DIR.
 
-    DIR is then the DAGSTER_HOME of the daemon, the webserver and the workers. Existing files are kept.
+    DIR is then the DAGSTER_HOME of the daemon, the webserver and the workers. Existing files are kept; a folder
+    with another profile is refused. Prints the commands that come next.
 
     Example: rag-assets init ~/.dagster-rag
     """
@@ -68,7 +69,7 @@ def init(folder: Path, profile: str) -> None:
                 "there first"
             )
         kept = write_instance(folder, profile, PipelineSettings.from_env().code_location or LOCATION)
-        if profile == "one-machine":
+        if profile == "one-machine" and "dagster.yaml" not in kept:
             from rag_assets.runs.instance import create_database
 
             create_database(folder)

@@ -12,6 +12,9 @@ import dagster as dg
 from rag_assets.errors import OrchestrationError
 from rag_serving.errors import first_line
 
+_NO_HOME = (
+    "DAGSTER_HOME is not set to an existing directory: `rag-assets init DIR` makes one and prints the next commands"
+)
 _POSTGRES = "postgresql+psycopg2://"
 _RACES = ("already exists", "database is locked", "UNIQUE constraint failed: alembic_version")
 """Messages of SQLite if the daemon or the webserver, which take no lock, creates the database at the same time."""
@@ -21,22 +24,13 @@ _RACES = ("already exists", "database is locked", "UNIQUE constraint failed: ale
 def open_instance() -> Generator[dg.DagsterInstance]:
     """Open the instance of $DAGSTER_HOME; raise `OrchestrationError` if there is none or it cannot be opened."""
     from alembic.util import CommandError
-    from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
 
-    home = Path(os.environ.get("DAGSTER_HOME", "")).expanduser()
-    try:
+    if not os.environ.get("DAGSTER_HOME"):
+        raise OrchestrationError(_NO_HOME)
+    home = Path(os.environ["DAGSTER_HOME"]).expanduser()
+    with _named_problems(home), _only_one_opens(home):
         _check_configuration(home)
-        with _only_one_opens(home):
-            instance = dg.DagsterInstance.get()
-    except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
-        raise OrchestrationError(
-            "DAGSTER_HOME is not set to an existing directory: `rag-assets init DIR` makes one and prints the command "
-            "that sets it"
-        ) from error
-    except (OrchestrationError, ModuleNotFoundError):
-        raise
-    except Exception as error:  # of SQLAlchemy, alembic, or whatever storage dagster.yaml names
-        raise OrchestrationError(_why_it_does_not_open(home, error)) from error
+        instance = dg.DagsterInstance.get()
     try:
         with instance:
             yield instance
@@ -46,8 +40,22 @@ def open_instance() -> Generator[dg.DagsterInstance]:
 
 def create_database(home: Path) -> None:
     """Create the SQLite databases of an instance, so that any number of processes can open it at once."""
-    with _only_one_opens(home), dg.DagsterInstance.from_config(str(home)):
+    with _named_problems(home), _only_one_opens(home), dg.DagsterInstance.from_config(str(home)):
         pass
+
+
+@contextmanager
+def _named_problems(home: Path) -> Generator[None]:
+    from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
+
+    try:
+        yield
+    except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
+        raise OrchestrationError(_NO_HOME) from error
+    except (OrchestrationError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # of SQLAlchemy, alembic, or whatever storage dagster.yaml names
+        raise OrchestrationError(_why_it_does_not_open(home, error)) from error
 
 
 def launcher_name(instance: dg.DagsterInstance) -> str:

@@ -103,6 +103,19 @@ def test_only_a_race_is_worth_a_retry_and_the_cause_is_shown(
     assert "\n" not in found
 
 
+@pytest.mark.parametrize("value", [None, "", "/nowhere"])
+def test_without_a_home_the_working_directory_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if value is None:
+        monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    else:
+        monkeypatch.setenv("DAGSTER_HOME", value)
+    assert "DAGSTER_HOME is not set to an existing directory" in problem()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_configuration_that_dagster_rejects_is_an_error_without_a_traceback(home: Path) -> None:
     (home / "dagster.yaml").write_text("storge: {}\n")
     assert "dagster.yaml" in problem()
