@@ -1,5 +1,8 @@
 """The command that executes runs which Celery distributes."""
 
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
 import click
 
 from rag_assets.settings import PipelineSettings
@@ -27,14 +30,22 @@ def worker(concurrency: int, name: str | None, log_level: str) -> None:
     """
     with needs_extra("celery", "rag-assets worker"):
         from rag_assets.runs.launchers.celery import celery_launcher, work
-    from rag_assets.pipeline import Pipeline
     from rag_assets.runs.instance import open_instance
 
-    pipeline = Pipeline(PipelineSettings.from_env())
+    settings = PipelineSettings.from_env()
     with open_instance() as instance:
         launcher = celery_launcher(instance)
-        # A source or lake that cannot be read is reported now instead of in each run.
-        next(pipeline.source().pages(), None)
-        pipeline.fingerprint()
+        # In another process: the threads of the S3 client do not survive that Celery forks its pool from this one.
+        with ProcessPoolExecutor(1, get_context("spawn")) as another:
+            another.submit(require_stores, settings).result()
         click.echo(f"waiting for runs at {launcher.broker_shown} (RAG_BROKER_URL)", err=True)
         work(launcher, concurrency, log_level, name)
+
+
+def require_stores(settings: PipelineSettings) -> None:
+    """Raise an error if the source or the lake cannot be read: now, instead of in each run."""
+    from rag_assets.pipeline import Pipeline
+
+    pipeline = Pipeline(settings)
+    next(pipeline.source().pages(), None)
+    pipeline.fingerprint()

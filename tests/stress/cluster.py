@@ -247,7 +247,7 @@ def cancel(running: Cluster) -> list[str]:
     if run.status != dg.DagsterRunStatus.CANCELED:
         problems.append(f"the canceled run is {run.status.value}")
     output, errors = backfill.communicate(timeout=300)
-    if backfill.returncode != 2 or "1 shard failed" not in errors:
+    if backfill.returncode != 2 or "1 run terminated" not in errors:
         problems.append(f"the backfill command did not report the canceled run: {output}{errors}")
     if not child.is_running():
         problems.append("the worker's process did not survive the cancellation")

@@ -21,6 +21,7 @@ from dagster._core.launcher import RunLauncher
 from rag_assets.cli.init import write_instance
 from rag_assets.cli.main import main
 from rag_assets.options import PROFILES
+from rag_assets.pipeline import Pipeline
 from rag_assets.runs.launchers.judged import JudgedByHeartbeat
 from tests.deploy_commands import PROGRAMS, check_command
 
@@ -187,6 +188,20 @@ def test_a_worker_refuses_to_start_without_a_source_and_a_lake(
     done = worker("celery")
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_the_process_that_celery_forks_opens_neither_source_nor_lake(
+    worker: Callable[[str], Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LAUNCHERS, "celery", LAUNCHERS["celery"].replace("nothing://", "redis://127.0.0.1:1/0"))
+    for name in ("source", "lake"):
+        monkeypatch.setattr(Pipeline, name, Mock(side_effect=AssertionError))
+    started = Mock()
+    monkeypatch.setattr("rag_assets.runs.launchers.celery.work", started)
+    done = worker("celery")
+    assert done.exit_code == 0, done.output
+    assert "127.0.0.1:1/0 (RAG_BROKER_URL)" in done.output
+    started.assert_called_once()
 
 
 def test_workers_of_one_host_have_different_names(tmp_path: Path) -> None:
