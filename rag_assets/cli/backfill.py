@@ -9,7 +9,6 @@ import click
 from rag_assets.cli.output import counted, report_result, run_with_progress, watch_with_progress
 from rag_assets.runs.selection import Selection, select_shards
 from rag_assets.settings import PipelineSettings
-from rag_serving.cli.errors import NamedClickError
 from rag_serving.lake.shards import Shard
 
 if TYPE_CHECKING:
@@ -65,20 +64,23 @@ def backfill(
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.runs import backfill as runs
-    from rag_assets.sources.listing_digest import listed_objects
+    from rag_assets.sources.listing_digest import listed_objects, listing_digest
 
     if every + missing + failed > 1:
         raise click.UsageError("choose one of --all, --missing and --failed")
     settings = PipelineSettings.from_env()
+    if not here:
+        runs.require_shared_settings(settings)
     state = Pipeline(settings).survey()
     chosen = Selection.CHANGED
     if every or missing or failed:
         chosen = Selection.ALL if every else Selection.MISSING if missing else Selection.FAILED
     unpublished = _failed_shards(settings, state, here=here, location=location) if failed else set[Shard]()
     shards = select_shards(chosen, state.listed, state.published, unpublished, regions=regions, departments=departments)
+    gone = list(state.listed.values()).count(listing_digest(()))
     click.echo(
-        f"{settings.source_uri}: {counted(state.objects, 'object')} in {counted(len(state.listed), 'shard')}; "
-        f"{len(shards)} selected ({chosen.value})"
+        f"{settings.source_uri}: {counted(state.objects, 'object')} in {counted(len(state.listed) - gone, 'shard')}"
+        f"{f', {gone} gone from the source' if gone else ''}; {len(shards)} selected ({chosen.value})"
     )
     if state.outside:
         examples = ", ".join(repr(key) for key in state.outside_examples)
@@ -157,6 +159,7 @@ def launch_in_daemon(
     from rag_assets.runs import backfill as runs
 
     with runs.open_dagster(settings, location) as dagster:
+        dagster.require_shared_lake(settings.lake_uri)
         dagster.require_daemon()
         # A web server elsewhere has no record of an export in this process.
         with dg.DagsterInstance.ephemeral() if settings.dagster_url else runs.open_instance() as instance:
@@ -164,10 +167,15 @@ def launch_in_daemon(
         dagster.add_shards(shards)
         backfill_id = dagster.launch(shards, tags)
         click.echo(f"started backfill {backfill_id} of {counted(len(shards), 'shard')} in the daemon")
-        if wait:
-            watch_with_progress(dagster, backfill_id)
-        elif refused := runs.refusal(dagster, backfill_id):
-            raise NamedClickError(f"the daemon refused backfill {backfill_id}: {refused}")
+        click.echo("waiting for the daemon's first run; it looks for new backfills every half minute", err=True)
+        try:
+            if wait:
+                watch_with_progress(dagster, backfill_id)
+            else:
+                runs.wait_for_start(dagster, backfill_id)
+        except KeyboardInterrupt:
+            click.echo(f"\nbackfill {backfill_id} continues in the daemon; cancel it in the UI", err=True)
+            raise SystemExit(130) from None
 
 
 def _export_model(instance: "dg.DagsterInstance", settings: PipelineSettings) -> None:

@@ -94,24 +94,30 @@ def watch_with_progress(dagster: "DagsterApi", backfill_id: str) -> None:
 
     with _progress() as progress:
         task = progress.add_task("backfill", total=None)
-        try:
-            seen = watch_backfill(
-                dagster,
-                backfill_id,
-                lambda now: progress.update(task, total=now.total, completed=now.succeeded + len(now.failed)),
-            )
-        except KeyboardInterrupt:
-            click.echo(f"\nbackfill {backfill_id} continues in the daemon; cancel it in the UI", err=True)
-            raise SystemExit(130) from None
+        seen = watch_backfill(
+            dagster,
+            backfill_id,
+            lambda now: progress.update(
+                task, total=now.total, completed=now.succeeded + len(now.failed) + len(now.terminated)
+            ),
+        )
     for shard, run_id in sorted(seen.failed.items()):
         click.echo(f"{shard} failed: {dagster.failure_reason(run_id)}", err=True)
     if seen.error is not None:
         raise NamedClickError(f"the daemon refused backfill {backfill_id}: {seen.error}")
+    problems: list[str] = []
     if seen.failed:
-        raise NamedClickError(
+        problems.append(
             f"{counted(len(seen.failed), 'shard')} failed: {', '.join(sorted(seen.failed))}; fix the cause, then run "
             "rag-assets backfill --failed"
         )
+    if seen.terminated:
+        problems.append(
+            f"{counted(len(seen.terminated), 'run')} terminated: {', '.join(seen.terminated)}; run rag-assets backfill "
+            "to continue"
+        )
+    if problems:
+        raise NamedClickError("\n".join(problems))
     if seen.succeeded < seen.total:
         raise NamedClickError(
             f"backfill {backfill_id} was canceled after {seen.succeeded} of {counted(seen.total, 'shard')}"

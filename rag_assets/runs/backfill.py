@@ -9,36 +9,14 @@ import dagster as dg
 from rag_assets.errors import OrchestrationError
 from rag_assets.models.export import find_exported
 from rag_assets.models.static_vectors import are_distilled
-from rag_assets.runs.dagster_api import DagsterApi, Progress, local_api, remote_api
+from rag_assets.runs.dagster_api import DAEMON_SECONDS, DagsterApi, Progress, local_api, remote_api
+from rag_assets.runs.instance import open_instance
 from rag_assets.runs.names import EXPORT_MODEL, REFRESH, Names
 from rag_assets.runs.reporting import failure_reason, quiet_logging
 from rag_assets.runs.tags import ACCEPT_WORSE_TAG, ALLOW_MASS_DELETE_TAG
 from rag_assets.settings import PipelineSettings
 from rag_assets.storage.lake import open_lake
-
-
-@contextmanager
-def open_instance() -> Generator[dg.DagsterInstance]:
-    """Open the instance of $DAGSTER_HOME; raise `OrchestrationError` if there is none."""
-    from alembic.util import CommandError
-    from dagster._core.errors import DagsterHomeNotSetError, DagsterInvariantViolationError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        instance = dg.DagsterInstance.get()
-    except (DagsterHomeNotSetError, DagsterInvariantViolationError) as error:
-        raise OrchestrationError(
-            "DAGSTER_HOME is not set to an existing directory: `rag-assets init DIR` makes one and prints the command "
-            "that sets it"
-        ) from error
-    except (CommandError, SQLAlchemyError) as error:
-        # If two processes open a new DAGSTER_HOME at once, both create its database and one fails.
-        raise OrchestrationError(
-            f"cannot open Dagster's database in DAGSTER_HOME ({type(error).__name__}); another process may be creating "
-            "it: retry in a few seconds"
-        ) from error
-    with instance:
-        yield instance
+from rag_serving.errors import SettingsError
 
 
 @contextmanager
@@ -84,27 +62,52 @@ def _run_job(instance: dg.DagsterInstance, definitions: dg.Definitions, job: str
 def watch_backfill(
     api: DagsterApi, backfill_id: str, shown: Callable[[Progress], None], *, poll_seconds: float = 3.0
 ) -> Progress:
-    """Call `shown` with the backfill's progress until it has ended, and return its last state."""
+    """Call `shown` with the backfill's progress until it has ended, and return its last state.
+
+    Raises `OrchestrationError` if the daemon dies meanwhile.
+    """
+    last, changed = None, time.monotonic()
     while True:
         progress = api.progress(backfill_id)
-        shown(progress)
         if progress.over:
+            shown(progress)
             return progress
+        if progress != last:
+            last, changed = progress, time.monotonic()
+            shown(progress)
+        elif time.monotonic() - changed > DAEMON_SECONDS:
+            api.require_daemon()
+            changed = time.monotonic()
         time.sleep(poll_seconds)
 
 
-def refusal(api: DagsterApi, backfill_id: str, *, seconds: float = 60.0) -> str | None:
-    """Return why the daemon refuses the backfill, if it does within that time; None once it requested a run.
-
-    The daemon looks for backfills every half minute.
-    """
+def wait_for_start(api: DagsterApi, backfill_id: str, *, seconds: float = DAEMON_SECONDS) -> None:
+    """Wait until the daemon requested a run of the backfill; raise `OrchestrationError` if it refuses or does not."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         progress = api.progress(backfill_id)
-        if progress.error is not None or progress.requested or progress.over:
-            return progress.error
+        if progress.error is not None:
+            raise OrchestrationError(f"the daemon refused backfill {backfill_id}: {progress.error}")
+        if progress.requested or progress.over:
+            return
         time.sleep(1.0)
-    return None
+    api.require_daemon()
+    raise OrchestrationError(
+        f"the daemon did not start backfill {backfill_id} within {seconds:.0f} seconds. It stays requested: see the "
+        "daemon's log, and cancel it in the UI if you do not want it to run later"
+    )
+
+
+def require_shared_settings(settings: PipelineSettings) -> None:
+    """Raise `SettingsError` if a web server elsewhere is to index into a lake that was not named.
+
+    The default is a folder here, with which the shards would be compared, and into which the model would be exported.
+    """
+    if settings.dagster_url is not None and "lake_uri" not in settings.model_fields_set:
+        raise SettingsError(
+            "RAG_LAKE_URI is not set; with RAG_DAGSTER_URL, set RAG_SOURCE_URI and RAG_LAKE_URI to the values that the "
+            "Dagster there uses"
+        )
 
 
 def permission_tags(*, mass_delete: bool, worse_retrieval: bool) -> dict[str, str]:

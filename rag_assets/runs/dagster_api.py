@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import dagster as dg
 
 from rag_assets.errors import OrchestrationError
+from rag_assets.runs.instance import launcher_name
 from rag_assets.runs.names import INDEX_SHARD, SHARD_ASSETS, Names
+from rag_serving.lake.object_store import is_s3
 from rag_serving.lake.shards import Shard
 
 Answer = Any
@@ -20,6 +23,12 @@ Execute = Callable[[str, Mapping[str, Any]], Answer]
 
 _ADD_AT_ONCE = 100
 _TIMEOUT = 60.0
+DAEMON_SECONDS = 90.0
+"""Seconds after which a daemon counts as dead: three times Dagster's interval between its heartbeats, and between its
+looks for new backfills. Dagster itself tolerates half an hour."""
+
+POD_LAUNCHERS = ("KubernetesRunLauncher", "K8sRunLauncher")
+_INTERRUPTED = "DagsterExecutionInterruptedError"
 _OVER = ("COMPLETED", "COMPLETED_SUCCESS", "COMPLETED_FAILED", "FAILED", "CANCELED")
 _UNFINISHED = ("QUEUED", "NOT_STARTED", "MANAGED", "STARTING", "STARTED", "CANCELING")
 
@@ -30,7 +39,8 @@ _LOCATIONS = """
     ... on Error { message }
     ... on RepositoryLocation { repositories { name jobs { name } } } } } } } }
 """
-_DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType healthy } } } }"
+_DAEMONS = "{ instance { daemonHealth { allDaemonStatuses { daemonType healthy lastHeartbeatTime } } } }"
+_LAUNCHER = "{ instance { runLauncher { name } } }"
 _LAUNCH = """
 mutation ($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) { __typename
   ... on LaunchBackfillSuccess { backfillId }
@@ -67,6 +77,8 @@ class Progress:
     succeeded: int
     failed: Mapping[str, str]
     """Ids of the runs that failed, by the keys of their shards."""
+    terminated: Sequence[str]
+    """Keys of the shards whose run a user terminated."""
     unfinished: int
     """Shards whose run was not requested yet, waits or works."""
     status: str
@@ -82,9 +94,13 @@ class Progress:
 class DagsterApi:
     """The API, bound to the code location that holds the pipeline."""
 
-    def __init__(self, execute: Execute, names: Names, location: str | None) -> None:
-        """Find the location that defines the job, or the one that is named; raise `OrchestrationError` if none does."""
+    def __init__(self, execute: Execute, names: Names, location: str | None, *, launcher: str | None = None) -> None:
+        """Find the location that defines the job, or the one that is named; raise `OrchestrationError` if none does.
+
+        `launcher` is the class name of the run launcher, if it is known.
+        """
         self._execute = execute
+        self._launcher = launcher
         self._names = names
         self._job = names.job(INDEX_SHARD)
         self.location, repository = self._find(location)
@@ -130,16 +146,33 @@ class DagsterApi:
     def require_daemon(self) -> None:
         """Raise `OrchestrationError` unless a daemon that launches backfills and runs sent a recent heartbeat."""
         health = self._ask(_DAEMONS)["instance"]["daemonHealth"]
-        silent: list[str] = [
-            status["daemonType"].lower()
-            for status in health["allDaemonStatuses"]
-            if status["daemonType"] in ("BACKFILL", "QUEUED_RUN_COORDINATOR") and not status["healthy"]
-        ]
+        silent: list[str] = []
+        for status in health["allDaemonStatuses"]:
+            if status["daemonType"] not in ("BACKFILL", "QUEUED_RUN_COORDINATOR"):
+                continue
+            beat: float | None = status["lastHeartbeatTime"]
+            seconds = 0.0 if beat is None else time.time() - beat
+            if not status["healthy"] or seconds > DAEMON_SECONDS:
+                age = "no heartbeat" if beat is None else f"last heartbeat {seconds:.0f} seconds ago"
+                silent.append(f"{status['daemonType'].lower()}: {age}")
         if silent:
             raise OrchestrationError(
-                f"no Dagster daemon is running (no heartbeat: {', '.join(silent)}). Start one with 'make dev', "
+                f"no Dagster daemon is running ({', '.join(silent)}). Start one with 'make dev', "
                 "'dg dev' or 'dagster-daemon run -w workspace.yaml' and the same DAGSTER_HOME, or index in this "
                 "process with --here"
+            )
+
+    def require_shared_lake(self, lake_uri: str) -> None:
+        """Raise `OrchestrationError` if runs execute in pods and the lake is a folder, which they cannot share."""
+        launcher = self._launcher
+        if launcher is None:  # lenient: Dagster+ has no launcher
+            answer: Answer = self._execute(_LAUNCHER, {}).get("data")
+            found: Answer = None if answer is None else answer["instance"]["runLauncher"]
+            launcher = None if found is None else found["name"]
+        if launcher in POD_LAUNCHERS and not is_s3(lake_uri):
+            raise OrchestrationError(
+                f"runs execute in Kubernetes pods, which cannot reach the lake in the folder {lake_uri}: set "
+                "RAG_LAKE_URI to s3://bucket/prefix"
             )
 
     def add_shards(self, shards: Sequence[Shard]) -> None:
@@ -196,13 +229,14 @@ class DagsterApi:
             raise OrchestrationError(f"backfill {backfill_id} no longer exists in this Dagster instance")
         statuses = backfill["partitionStatuses"]
         runs: Answer = [] if statuses is None else statuses["results"]
-        failed = {run["partitionName"]: run["runId"] for run in runs if run["runStatus"] in ("FAILURE", "CANCELED")}
+        failed = {run["partitionName"]: run["runId"] for run in runs if run["runStatus"] == "FAILURE"}
         error = backfill["error"]
         return Progress(
             total=backfill["numPartitions"] or len(runs),
             requested=sum(run["runStatus"] is not None for run in runs),
             succeeded=sum(run["runStatus"] == "SUCCESS" for run in runs),
             failed=failed,
+            terminated=sorted(run["partitionName"] for run in runs if run["runStatus"] == "CANCELED"),
             unfinished=sum(run["runStatus"] in (None, *_UNFINISHED) for run in runs),
             status=backfill["status"],
             error=None if error is None else _first_line(error["message"]),
@@ -234,7 +268,8 @@ def _shown(event: Answer) -> str:
     if metadata is not None and metadata["description"]:
         return metadata["description"]
     if error is not None:
-        return (error["cause"] or error)["message"].strip()
+        message = (error["cause"] or error)["message"].strip()
+        return "its process was stopped; the next run continues from there" if _INTERRUPTED in message else message
     return event.get("message") or "failed"
 
 
@@ -243,7 +278,7 @@ def local_api(instance: dg.DagsterInstance, names: Names, location: str | None) 
     """Yield the API on the instance in this process.
 
     The code location is the one of workspace.yaml in DAGSTER_HOME, or in the working directory, that has the pipeline;
-    or this installation's definitions under the given name, which the daemon must know.
+    without such a file, this installation's definitions under the given name, which the daemon must know.
     """
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget
@@ -251,18 +286,25 @@ def local_api(instance: dg.DagsterInstance, names: Names, location: str | None) 
 
     folders = [Path(instance.root_directory), Path.cwd()] if instance.is_persistent else [Path.cwd()]
     found = next((path for folder in folders if (path := folder / "workspace.yaml").is_file()), None)
-    if location is not None or found is None:
+    if found is None:
         location = location or "rag_assets"
         target: Any = ModuleTarget("rag_assets.definitions", None, None, location)
     else:
         target = WorkspaceFileTarget([str(found)])
     with WorkspaceProcessContext(instance, target, code_server_log_level="ERROR") as workspace:
-        yield DagsterApi(lambda query, variables: execute_query(workspace, query, variables), names, location)
+
+        def execute(query: str, variables: Mapping[str, Any]) -> Answer:
+            return execute_query(workspace, query, variables)
+
+        yield DagsterApi(execute, names, location, launcher=launcher_name(instance))
 
 
 def remote_api(url: str, token: str | None, names: Names, location: str | None) -> DagsterApi:
     """Return the API of the web server at that URL, with a Dagster+ token if it needs one."""
     import requests
+
+    if not url.startswith(("http://", "https://")):
+        raise OrchestrationError("RAG_DAGSTER_URL must begin with http:// or https://")
 
     endpoint = re.sub(r"/+(graphql/*)?$", "", url) + "/graphql"
     headers = {} if token is None else {"Dagster-Cloud-Api-Token": token}

@@ -110,8 +110,8 @@ class Cluster:
         for record in self.runs(dg.DagsterRunStatus.STARTED):
             run_id = record.dagster_run.run_id
             worker = None if run_id in apart_from else self.worker_of(run_id)
-            if worker is not None and worker.poll() is None and (children := worker.children()):
-                return run_id, worker, children[0]
+            if worker is not None and worker.poll() is None and (child := pool_process(worker)):
+                return run_id, worker, child
         return None
 
 
@@ -162,6 +162,15 @@ def patched(variables: dict[str, str]) -> Generator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def pool_process(worker: psutil.Process) -> psutil.Process | None:
+    """Return the process that executes the worker's runs; its other child is multiprocessing's resource tracker."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in worker.children():
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                return child
+    return None
 
 
 def kill_with_children(worker: psutil.Popen) -> None:
@@ -247,7 +256,7 @@ def cancel(running: Cluster) -> list[str]:
     if run.status != dg.DagsterRunStatus.CANCELED:
         problems.append(f"the canceled run is {run.status.value}")
     output, errors = backfill.communicate(timeout=300)
-    if backfill.returncode != 2 or "1 shard failed" not in errors:
+    if backfill.returncode != 2 or "1 run terminated" not in errors:
         problems.append(f"the backfill command did not report the canceled run: {output}{errors}")
     if not child.is_running():
         problems.append("the worker's process did not survive the cancellation")

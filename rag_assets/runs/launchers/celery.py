@@ -1,5 +1,8 @@
 """Runs as Celery tasks, in warm worker processes on any number of machines."""
 
+import os
+from typing import Any
+
 import dagster as dg
 from dagster._core.launcher import CheckRunHealthResult, WorkerStatus
 from dagster_celery.launcher import CeleryRunLauncher as UnjudgedLauncher
@@ -10,11 +13,19 @@ from dagster_celery.tasks import (
 )
 
 from rag_assets.errors import OrchestrationError
+from rag_assets.runs.dagster_api import POD_LAUNCHERS
+from rag_assets.runs.instance import launcher_name
 from rag_assets.runs.launchers.judged import JudgedByHeartbeat
 
 
 class CeleryRunLauncher(JudgedByHeartbeat, UnjudgedLauncher):
     """dagster-celery's launcher; a lost worker's run is failed, and a lost result is not a lost run."""
+
+    @property
+    def broker_shown(self) -> str:
+        """The broker's URL without its password."""
+        app: Any = self.celery
+        return app.connection_for_read().as_uri()
 
     def terminate(self, run_id: str) -> bool:
         """Cancel the run and return whether there was something to cancel.
@@ -35,17 +46,31 @@ class CeleryRunLauncher(JudgedByHeartbeat, UnjudgedLauncher):
         return super()._known_health(run)
 
 
-def work(instance: dg.DagsterInstance, concurrency: int, log_level: str) -> None:
-    """Execute the runs that the instance's launcher queues, `concurrency` at once, until a signal ends the worker.
+def celery_launcher(instance: dg.DagsterInstance) -> CeleryRunLauncher:
+    """Return the instance's launcher.
 
-    SIGTERM lets active runs finish. Raises `OrchestrationError` if the instance launches runs in another way.
+    Raises `OrchestrationError` if the instance launches runs in another way, or if Celery rejects the broker's URL.
     """
-    launcher = instance.run_launcher
-    if not isinstance(launcher, CeleryRunLauncher):
+    name = launcher_name(instance)
+    if name in POD_LAUNCHERS or not isinstance(instance.run_launcher, CeleryRunLauncher):
         raise OrchestrationError(
-            f"dagster.yaml launches runs with {type(launcher).__name__}, which needs no workers; `rag-assets init "
-            "--profile workers` writes one that does"
+            f"dagster.yaml launches runs with {name}, which needs no workers; `rag-assets init --profile workers` "
+            "writes one that does"
         )
+    try:
+        instance.run_launcher.celery.connection_for_read()
+    except (KeyError, ValueError) as error:
+        raise OrchestrationError(
+            f"the broker's URL is not valid ({error.args[0]}); check RAG_BROKER_URL, for example redis://host:6379/0"
+        ) from error
+    return instance.run_launcher
+
+
+def work(launcher: CeleryRunLauncher, concurrency: int, log_level: str, name: str | None = None) -> None:
+    """Execute the runs that the launcher queues, `concurrency` at once, until a signal ends the worker.
+
+    `name` is its name in Celery, where %h is the host. SIGTERM lets active runs finish.
+    """
     app = launcher.celery
     create_execute_job_task(app)
     create_resume_job_task(app)
@@ -57,6 +82,7 @@ def work(instance: dg.DagsterInstance, concurrency: int, log_level: str) -> None
         [
             "worker",
             "--pool=prefork",
+            f"--hostname={name or f'rag-{os.getpid()}@%h'}",  # Celery's default is the same for all workers of a host
             f"--concurrency={concurrency}",
             f"--queues={launcher.default_queue}",
             f"--loglevel={log_level}",

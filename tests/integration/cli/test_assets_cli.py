@@ -8,12 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from click.testing import CliRunner, Result
+from dagster._daemon.types import DaemonHeartbeat
 
 from rag_assets.cli.init import write_instance
 from tests.pipelines import publication, published_rows, seed_model
@@ -115,6 +118,16 @@ def test_without_a_daemon_the_error_says_how_to_start_one_and_nothing_is_launche
     assert "Traceback" not in done.stderr
 
 
+def test_a_daemon_that_died_five_minutes_ago_is_noticed_and_nothing_is_launched(company: Company) -> None:
+    with dg.DagsterInstance.from_config(str(company.home)) as instance:
+        for kind in ("BACKFILL", "QUEUED_RUN_COORDINATOR"):
+            instance.add_daemon_heartbeat(DaemonHeartbeat(time.time() - 300, kind, "dead", []))
+        done = company.command("backfill", "--all", "--wait")
+        assert done.returncode == 2
+        assert re.search(r"no Dagster daemon is running \(backfill: last heartbeat 3\d\d seconds ago", done.stderr)
+        assert instance.get_backfills() == []
+
+
 def test_backfill_here_indexes_every_shard_and_a_second_one_finds_nothing_to_do(company: Company) -> None:
     first = company.command("backfill", "--here")
     assert first.returncode == 0, first.stderr
@@ -157,6 +170,8 @@ def test_states_select_shards_and_filters_narrow_the_selection(quick: Callable[.
         "Lisbon/people": "published",
         "Oslo/people": "gone from the source",
     }
+    dry = output_of(quick("backfill", "--dry-run"))
+    assert "2 objects in 2 shards, 1 gone from the source; 1 selected (changed)" in dry
 
 
 def test_evaluate_prints_scores_missed_questions_and_invalid_lines(

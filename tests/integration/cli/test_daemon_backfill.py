@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -99,7 +100,7 @@ def office(model_lake: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     found = Office(folder, environment | {"PYTHONPATH": str(ROOT)})
     with (
         dg.DagsterInstance.from_config(str(found.home)) as instance,
-        daemon(found.environment, folder / "daemon.log", found.home / "workspace.yaml"),
+        daemon(found.environment, folder / "daemon.log", shutil.copy(found.home / "workspace.yaml", folder)),
     ):
         wait_until(lambda: daemon_is_ready(instance))
         yield found
@@ -118,11 +119,24 @@ def test_the_code_location_is_found_in_the_workspace_whatever_its_name(office: O
 
 
 @pytest.mark.slow
+def test_a_location_that_the_workspace_does_not_have_is_refused_before_anything_starts(office: Office) -> None:
+    done = office.command("backfill", "--all", "--location", "nowhere")
+    assert done.returncode == 2
+    assert "Dagster has no code location nowhere with the job index_shard; it has: documents-eu" in done.stderr
+    assert "started" not in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("waiting", [["--wait"], []])
-def test_a_location_that_the_daemon_does_not_know_is_its_refusal_and_no_success(
+def test_without_a_workspace_a_location_that_the_daemon_does_not_know_is_its_refusal_and_no_success(
     office: Office, waiting: list[str]
 ) -> None:
-    done = office.command("backfill", "--all", "--location", "nowhere", *waiting)
+    workspace = office.home / "workspace.yaml"
+    hidden = workspace.rename(office.folder / "hidden.yaml")
+    try:
+        done = office.command("backfill", "--all", "--location", "nowhere", *waiting)
+    finally:
+        hidden.rename(workspace)
     assert done.returncode == 2
     assert "the daemon refused backfill" in done.stderr
     assert "nowhere" in done.stderr
@@ -189,6 +203,14 @@ def test_a_terminated_run_ends_and_its_shard_is_indexed_by_the_next(office: Offi
     done = office.command("backfill", "--region", "Narvik", "--wait")
     assert done.returncode == 0, done.stderr
     assert len({row["doc_id"] for row in published_rows(office.lake, "Narvik/people")}) == 60
+
+
+@pytest.mark.slow
+def test_a_web_server_elsewhere_needs_a_lake_that_is_named_and_none_is_created(office: Office) -> None:
+    done = office.command("backfill", "--all", RAG_DAGSTER_URL="http://127.0.0.1:9", RAG_LAKE_URI="")
+    assert done.returncode == 2
+    assert "SettingsError: RAG_LAKE_URI is not set; with RAG_DAGSTER_URL" in done.stderr
+    assert not (office.folder / "elsewhere" / "lake").exists()
 
 
 @pytest.mark.slow

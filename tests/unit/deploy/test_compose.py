@@ -174,6 +174,11 @@ def test_commands_and_health_checks_exist(name: str) -> None:
         check_command(check)
 
 
+def test_the_worker_has_the_name_that_its_health_check_pings() -> None:
+    assert "--name=celery@%h" in SERVICES["worker"]["command"]
+    assert "celery@$$(hostname)" in SERVICES["worker"]["healthcheck"]["test"][1]
+
+
 def test_there_are_as_many_concurrent_runs_as_workers() -> None:
     assert SERVICES["worker"]["deploy"]["replicas"] == SERVICES["worker"]["environment"]["RAG_WORKERS"]
     assert "--concurrency=1" in SERVICES["worker"]["command"]

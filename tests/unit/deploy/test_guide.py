@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from rag_assets.cli.init import write_instance
 from tests.deploy_commands import PROGRAMS, check_command
 from tests.docs_pages import ROOT, blocks
 from tests.unit.deploy.conftest import Helm
@@ -61,6 +62,44 @@ def test_the_documented_release_of_the_chart_renders(helm: Helm) -> None:
     (install,) = starting("helm", "install", "rag")
     done = helm(["template", "rag"], {}, *(f"--set={value}" for value in options(install, "--set")))
     assert done.returncode == 0, done.stderr
+
+
+def test_the_documented_workers_render_with_the_environment_of_the_other_processes(helm: Helm) -> None:
+    (install,), (upgrade,) = starting("helm", "install", "rag"), starting("helm", "upgrade", "rag")
+    done = helm(["template", "rag"], {}, *(f"--set={value}" for value in options(install + upgrade, "--set")))
+    assert done.returncode == 0, done.stderr
+    pods = [
+        each["spec"]["template"]["spec"] for each in yaml.safe_load_all(done.stdout) if each["kind"] == "Deployment"
+    ]
+    (worker,) = [pod["containers"][0] for pod in pods if pod["containers"][0]["name"] == "worker"]
+    assert worker["envFrom"] == [{"secretRef": {"name": "rag-shards"}}]
+    broker = {"secretKeyRef": {"name": "rag-shards", "key": "RAG_BROKER_URL"}}
+    assert {"name": "RAG_BROKER_URL", "valueFrom": broker} in worker["env"]
+
+
+def test_options_of_the_text_are_values_of_the_chart() -> None:
+    text = (ROOT / "docs" / "operations" / "deployment.md").read_text()
+    values = yaml.safe_load((DEPLOY / "helm" / "rag-shards" / "values.yaml").read_text())
+    named = set(re.findall(r"\b((?:serving|workers)(?:\.\w+)+)", text)) - {"workers.py"}
+    assert "workers.keda.address" in named
+    for path in named:
+        inside = values
+        for name in path.split("."):
+            assert name in inside, path
+            inside = inside[name]
+
+
+def test_the_profile_pods_uses_the_documented_config_map_and_secret(tmp_path: Path) -> None:
+    write_instance(tmp_path, "pods")
+    launcher = yaml.safe_load((tmp_path / "dagster.yaml").read_text())["run_launcher"]["config"]
+    example = (tmp_path / ".env.example").read_text()
+    (command,) = starting("kubectl", "--namespace", "rag", "create", "configmap")
+    assert f"RAG_INSTANCE_CONFIG_MAP={command[5]}\n" in example
+    assert launcher["env_secrets"] == ["rag-shards"]
+    assert "env_config_maps" not in launcher
+    files = [word.removeprefix("--from-file=instance/") for word in command if word.startswith("--from-file")]
+    assert files == ["dagster.yaml", "workspace.yaml"]
+    assert all((tmp_path / name).is_file() for name in files)
 
 
 def test_the_documented_release_of_dagster_is_the_one_that_the_names_assume() -> None:

@@ -177,6 +177,12 @@ def test_commands_exist(render: Render, values: dict[str, Any]) -> None:
         check_command(pod["containers"][0]["args"])
 
 
+def test_the_worker_has_the_name_that_its_probes_ping(render: Render) -> None:
+    (container,) = pods(render(ALL))["rag-worker"]["containers"]
+    assert "--name=celery@%h" in container["args"]
+    assert "celery@$(hostname)" in container["livenessProbe"]["exec"]["command"][-1]
+
+
 def test_readiness_asks_the_lake_and_liveness_does_not(render: Render) -> None:
     (container,) = pods(render(LEAST))["rag-serving"]["containers"]
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
@@ -284,7 +290,7 @@ def compare_keys(values: dict[str, Any], schema: dict[str, Any], definitions: di
             compare_keys(value, schema["properties"][name], definitions)  # pyright: ignore[reportUnknownArgumentType]
 
 
-def test_the_notes_count_the_slots_of_the_workers(helm: Helm) -> None:
+def test_the_notes_count_the_runs_that_all_workers_execute_at_once(helm: Helm) -> None:
     done = helm(["install", "rag", "--dry-run=client"], ALL)
-    assert "worker slots, 20." in done.stdout, done.stderr
+    assert "the number of runs that all workers execute at once, 20." in done.stdout, done.stderr
     assert "RAG_HTTP_TRUSTED_PROXIES" in done.stdout
