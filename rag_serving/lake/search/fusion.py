@@ -230,10 +230,11 @@ def distinct(candidates: Iterable[Candidate], count: int, per_document: int | No
                 better = replace(better, also_in=(*better.also_in, source))
             kept[same] = better
         elif len(kept) < count:
-            document = (candidate.row["shard"], candidate.row["doc_id"])
-            if per_document is not None and documents[document] == per_document:
-                continue
-            documents[document] += 1
+            if per_document is not None:
+                document = (candidate.row["shard"], candidate.row["doc_id"])
+                if documents[document] == per_document:
+                    continue
+                documents[document] += 1
             kept.append(candidate)
             seen.append(words)
     return kept

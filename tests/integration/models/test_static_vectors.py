@@ -260,7 +260,7 @@ def test_a_chunks_table_with_an_older_schema_is_rebuilt(
     assert result.success, failure_of(result)
     assert metadata_of(result)["chunks"]["documents_chunked"] == 2
     assert metadata_of(result)["embeddings"]["embedded"] == 0
-    assert {row["context"] for row in stage_rows(lake, CHUNKS, "oslo/people")} == {""}
+    assert {row["context"] for row in stage_rows(lake, CHUNKS, "oslo/people")} == {"Canteen\n", "Leave\n"}
     assert set(stage_rows(lake, CHUNKS, "oslo/people")[0]) == set(CHUNK_SCHEMA.names)
     assert_same_tables(published_rows(lake, "oslo/people"), before)
     current = publication(lake, "oslo/people")
