@@ -301,6 +301,19 @@ def rank(
     return ranked
 
 
+def reranked(task: Task, found: Sequence[tuple[Question, list[str]]], name: str) -> list[tuple[Question, list[str]]]:
+    """Return the passages of a ranking in the order of a cross-encoder of sentence-transformers."""
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(name)
+    ordered: list[tuple[Question, list[str]]] = []
+    for question, passages in found:
+        scores: Any = model.predict([(question.text, task.passages[passage]) for passage in passages])
+        best = sorted(zip(scores.tolist(), passages, strict=True), key=lambda pair: -pair[0])
+        ordered.append((question, [passage for _, passage in best]))
+    return ordered
+
+
 def by_rank(ranked: Ranked, *, candidates: int, constant: float, text_weight: float = 0.5) -> list[str]:
     """Fuse by reciprocal rank; equal weights are plain reciprocal rank fusion."""
     scores: dict[str, float] = {}
@@ -406,6 +419,9 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--only", choices=["scifact", "squad", "japanese", "xquad"], action="append", help="repeatable")
     parser.add_argument("--pages", type=int, metavar="N", help="Japanese: use only N pages, those with an answer first")
+    parser.add_argument(
+        "--reranker", metavar="MODEL", help="name or folder of a cross-encoder, to rerank the ten best of hybrid search"
+    )
     parser.add_argument("--tune", action="store_true", help="compare ways to fuse, on SciFact's tuning half")
     options = parser.parse_args(argv)
     data = os.environ.get("RAG_TEST_DATA")
@@ -434,6 +450,8 @@ def main(argv: Sequence[str]) -> None:
             halves = {part: [q for q in task.questions if half(q) == part] for part in ("tuning", "reporting")}
             asked = halves["reporting"] if name == "scifact" else task.questions
             found = ranked_by_serving(lake, target, asked, cache.questions([question.text for question in asked]))
+            if options.reranker:
+                found[f"hybrid, reranked by {options.reranker}"] = reranked(task, found["hybrid"], options.reranker)
             part = "reporting half" if name == "scifact" else f"{len(task.passages)} passages"
             rows += report(task, part, found)
             if options.tune and name == "scifact":

@@ -21,7 +21,7 @@ from rag_serving.lake.search.fusion import ORIGIN, Candidate, Kind, Ranking
 from rag_serving.lake.search.parameters import FILTERED_PROBES, REFINE
 from rag_serving.lake.search.plan import Target
 from rag_serving.lake.search.query import Query
-from rag_serving.lake.search.spelling import corrections, may_be_misspelt
+from rag_serving.lake.search.spelling import corrections, misspelt
 from rag_serving.lake.search.statistics import STATISTICS, WordStatistics
 from rag_serving.lake.search.words import question_words
 from rag_serving.lake.tables import connect_async
@@ -203,11 +203,11 @@ class SearchEngine:
         columns += _TEXT_COLUMNS
         words = question_words(query.question, target.languages).words
         found = await matching(_match(" ".join(words), "words"))
-        misspelt = [word for word in words if may_be_misspelt(word, found.rows)]
-        if misspelt:
+        unknown = misspelt(words, found.rows)
+        if unknown:
             # Lance's fuzzy search of all words would find everything.
-            similar = await matching(_match(" ".join(misspelt), "words", fuzziness=1, prefix_length=1))
-            corrected = corrections(misspelt, similar.rows)
+            similar = await matching(_match(" ".join(unknown), "words", fuzziness=1, prefix_length=1))
+            corrected = corrections(unknown, similar.rows)
             if corrected:
                 words = tuple(corrected.get(word, word) for word in words)
                 found = await matching(_match(" ".join(words), "words"))

@@ -1,6 +1,6 @@
 """Forgive one typo in a word of a question that no passage found has."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any, Final, cast
 
 import pyarrow as pa
@@ -9,25 +9,27 @@ _SHORTEST: Final = 5
 """Letters of the shortest word to correct: shorter ones have too many neighbours."""
 
 
-def may_be_misspelt(word: str, rows: pa.Table) -> bool:
-    """Return whether a word of a question is long enough to correct and missing from all rows that it was sought in."""
-    return len(word) >= _SHORTEST and word.isalpha() and not any(f" {word} " in stored for stored in _padded(rows))
+def misspelt(asked: Iterable[str], rows: pa.Table) -> list[str]:
+    """Return the words of a question that are long enough to correct and missing from all rows that it found."""
+    present = _present(rows)
+    return [word for word in asked if len(word) >= _SHORTEST and word.isalpha() and word not in present]
 
 
-def corrections(misspelt: Sequence[str], rows: pa.Table) -> dict[str, str]:
-    """Return the word of the rows that differs by one typo, for each misspelt one that no row has as it is."""
-    present = list(dict.fromkeys(word for stored in _padded(rows) for word in stored.split()))
+def corrections(unknown: Iterable[str], rows: pa.Table) -> dict[str, str]:
+    """Return the word of the rows that differs by one typo, for each unknown one that no row has as it is."""
+    present = _present(rows)
     corrected: dict[str, str] = {}
-    for word in misspelt:
+    for word in unknown:
         near = [other for other in present if is_one_edit(word, other)]
         if word not in present and near:
             corrected[word] = near[0]
     return corrected
 
 
-def _padded(rows: pa.Table) -> Iterator[str]:
+def _present(rows: pa.Table) -> dict[str, None]:
+    """Return the words of the rows, those of the first row first."""
     stored: list[str] = cast("Any", rows["words"]).to_pylist()
-    return (f" {words} " for words in stored)
+    return dict.fromkeys(word for words in stored for word in words.split(" "))
 
 
 def is_one_edit(one: str, other: str) -> bool:
