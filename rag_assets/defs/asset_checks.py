@@ -174,11 +174,11 @@ def nothing_quarantined(context: dg.AssetCheckExecutionContext, pipeline: Pipeli
 def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
     """Return the checks of a shard's assets."""
 
-    def spec(name: str, description: str) -> dg.AssetCheckSpec:
+    def spec(name: str, description: str, *, blocking: bool = True) -> dg.AssetCheckSpec:
         return dg.AssetCheckSpec(
             name,
             asset=names.asset("shards"),
-            blocking=True,
+            blocking=blocking,
             partitions_def=names.partitions,
             description=description,
         )
@@ -212,6 +212,7 @@ def build_asset_checks(names: Names) -> list[dg.AssetChecksDefinition]:
                     spec(
                         "languages_read",
                         "Warns if most passages are in languages that the embedding model does not read.",
+                        blocking=False,
                     ),
                 ],
                 can_subset=True,

@@ -332,7 +332,7 @@ def test_tables_above_the_row_threshold_have_complete_indexes(sample_lake: str, 
     (fingerprint,) = report.versions
     table = lake.open(COMPANY, CompanyTable(fingerprint))
     assert table is not None
-    assert {tuple(index.columns) for index in table.list_indices()} == {("text",), ("vector",), (SHARD_COLUMN,)}
+    assert {tuple(index.columns) for index in table.list_indices()} == {("words",), ("vector",), (SHARD_COLUMN,)}
     assert report.unindexed_rows == 0
 
 

@@ -152,6 +152,7 @@ def test_the_checks_match_their_snapshot_and_only_those_of_the_table_block(defin
         ("shards", "rows_reconcile"): True,
         ("shards", "vectors_sound"): True,
         ("shards", "retrieval_holds"): True,
+        ("shards", "languages_read"): False,
     }
 
 
