@@ -32,7 +32,9 @@ def test_every_page_is_split_into_passages_within_the_window_or_refused_as_empty
             continue
         pages += 1
         passages = chunker.chunk(document)
-        counts = [len(encoding) for encoding in tokenizer.encode_batch_fast([passage.text for passage in passages])]
+        counts = [
+            len(encoding) for encoding in tokenizer.encode_batch_fast([passage.embedded_text for passage in passages])
+        ]
         assert max(counts) <= WINDOW, path
         assert counts == [passage.tokens for passage in passages], path
         for passage in passages:
