@@ -5,6 +5,8 @@ from typing import Any, Final
 
 UNKNOWN: Final = ""
 _SAMPLE_CHARACTERS: Final = 4_000
+_NO_LANGUAGE: Final = "zxx"
+"""What the model calls numbers, tables and code."""
 _CONFIDENT: Final = 0.5
 """Probability below which the language is unknown: short texts, code, lists of names."""
 
@@ -12,7 +14,7 @@ _CONFIDENT: Final = 0.5
 def detect_language(text: str) -> str:
     """Return the language (ISO 639-1) of the beginning of a text; `UNKNOWN` if it is uncertain."""
     language, probability = _identifier().classify(text[:_SAMPLE_CHARACTERS])
-    return language if probability >= _CONFIDENT else UNKNOWN
+    return language if probability >= _CONFIDENT and language != _NO_LANGUAGE else UNKNOWN
 
 
 @cache

@@ -122,6 +122,8 @@ def search(
         return
     for hit in hits:
         click.echo(f"{hit.rank:>2}  {_score(hit)}  {place(hit)}")
+        if hit.table_header:
+            click.echo(f"            {hit.table_header[:140]}")
         click.echo(f"            {' '.join(hit.text.split())[:140]}")
     _warn(hits.degraded)
 

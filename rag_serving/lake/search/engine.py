@@ -18,7 +18,7 @@ from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN, CompanyRecord
 from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.object_store import open_object_store
 from rag_serving.lake.search.fusion import ORIGIN, Candidate, Kind, Ranking
-from rag_serving.lake.search.parameters import FILTERED_PROBES, REFINE
+from rag_serving.lake.search.parameters import CORRECTION_DEPTH, FILTERED_PROBES, REFINE
 from rag_serving.lake.search.plan import Target
 from rag_serving.lake.search.query import Query
 from rag_serving.lake.search.spelling import corrections, misspelt
@@ -192,25 +192,28 @@ class SearchEngine:
         return await self._ranking("vector", search, target)
 
     async def _matching(self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool) -> Ranking:
-        columns = [*_columns(target), *(["vector"] if with_vector else []), "_score"]
+        every = [*_columns(target), *(["vector"] if with_vector else []), "_score"]
 
-        async def matching(match: Any) -> Ranking:
-            search = table.query().nearest_to_text(match).limit(query.depth).select(columns)
+        async def matching(match: Any, columns: list[str], depth: int) -> Ranking:
+            search = table.query().nearest_to_text(match).limit(depth).select(columns)
             return await self._ranking("text", search.where(where) if where else search, target)
 
         if target.format < _WORDS_FORMAT:
-            return await matching(_match(query.question, "text"))
-        columns += _TEXT_COLUMNS
+            return await matching(_match(query.question, "text"), every, query.depth)
+        every += _TEXT_COLUMNS
         words = question_words(query.question, target.languages).words
-        found = await matching(_match(" ".join(words), "words"))
+        found = await matching(_match(" ".join(words), "words"), every, query.depth)
         unknown = misspelt(words, found.rows)
         if unknown:
             # Lance's fuzzy search of all words would find everything.
-            similar = await matching(_match(" ".join(unknown), "words", fuzziness=1, prefix_length=1))
+            fuzzy = _match(
+                " ".join(unknown), "words", fuzziness=2, prefix_length=1
+            )  # two swapped letters are two edits
+            similar = await matching(fuzzy, ["chunk_id", "words", "_score"], CORRECTION_DEPTH)
             corrected = corrections(unknown, similar.rows)
             if corrected:
                 words = tuple(corrected.get(word, word) for word in words)
-                found = await matching(_match(" ".join(words), "words"))
+                found = await matching(_match(" ".join(words), "words"), every, query.depth)
         return replace(found, words=words)
 
     async def _ranking(self, kind: Kind, search: Any, target: Target) -> Ranking:

@@ -22,5 +22,7 @@ WORDS_WEIGHT = 0.6
 """Weight of words in the fusion; the rest is that of vectors, which are scaled over a shorter range."""
 FOREIGN_WEIGHT = 0.005
 """Weight of vectors by a model that does not read the question's language: they order only what words do not."""
+CORRECTION_DEPTH = 20
+"""Passages among whose words the correct spelling is looked for."""
 RARE_DOCUMENTS = 3
 """Most documents that have a name which puts them first."""

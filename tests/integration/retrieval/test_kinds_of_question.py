@@ -22,9 +22,11 @@ from tests.pipelines import failure_of, metadata_of, published_rows, run_shard, 
 PAGES = {
     "oslo/it/on-call-rota.md": "---\ntitle: Who answers at night\n---\n\nThe rota changes on Mondays at nine.\n",
     "oslo/it/adr/ADR-016.md": "# Queue instead of cron\n\nDecided in May after the outage of the billing service.\n",
+    "oslo/it/adr/ADR-017.md": "# Ledger\n\nADR-016 settled the queue. ADR-016 is superseded in part by this one.\n",
     "oslo/it/secrets.md": "# Rotation\n\nCall `apply_secrets(config)` after each change. Keep no keys in tickets.\n",
     "oslo/it/desks.md": "# Desks\n\nThe IT team sits on floor 3, and HR sits on floor 2. It was renovated in spring.\n",
     "oslo/it/codes.md": "# Failures\n\nPump error E4711 means that the inlet valve is blocked by ice.\n",
+    "oslo/it/receipts.md": "# Paper\n\nKeep receipts for ten years.\n",
     "oslo/it/reimbursement.md": "# Money\n\nReimbursement of travel takes ten working days.\n",
     "moscow/people/leave.md": "# Отпуск\n\nСотрудники получают двадцать восемь дней отпуска по трудовому договору.\n",
     "moscow/people/pay.md": "# Зарплата\n\nЗарплата выплачивается пятого и двадцатого числа каждого месяца.\n",
@@ -88,6 +90,8 @@ def first(hits: Hits) -> str:
         ("on-call-rota.md", "on-call-rota.md"),
         ("Who answers at night", "on-call-rota.md"),
         ("ADR016", "ADR-016.md"),
+        ("ADR-016", "ADR-016.md"),
+        ("what does ADR-016 say", "ADR-016.md"),
         ("adr 16", "ADR-016.md"),
         ("apply secrets", "secrets.md"),
         ("what is apply_secrets", "secrets.md"),
@@ -95,6 +99,7 @@ def first(hits: Hits) -> str:
         ("What does E4711 mean?", "codes.md"),
         ("reimbursment", "reimbursement.md"),
         ("how long does a riembursement take", "reimbursement.md"),
+        ("reciepts", "receipts.md"),
     ],
 )
 def test_a_name_a_code_or_a_word_with_a_typo_is_found_first(rag: RagClient, question: str, document: str) -> None:

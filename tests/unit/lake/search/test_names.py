@@ -59,6 +59,12 @@ def test_a_title_or_file_name_is_exact_if_the_question_is_mostly_that() -> None:
     assert named_exactly("how many weeks of leave do parents who work in our office in Norway get", rows) == set()
 
 
+def test_a_document_called_by_a_code_comes_before_those_that_mention_it() -> None:
+    rows = [row("other", "ADR-016 settled it"), *OTHERS, row("it", "decided in May", source="s3://b/adr/ADR-016.md")]
+    assert named_exactly("ADR-016", rows) == {"it"}
+    assert named_exactly("what does ADR-016 say about queues", rows) == {"it"}
+
+
 def test_a_title_of_many_documents_is_not_exact() -> None:
     rows = [row(f"r{number}", "text", title="Weekly report") for number in range(4)]
     assert named_exactly("weekly report", [*rows, *OTHERS]) == set()
