@@ -205,10 +205,8 @@ class SearchEngine:
         found = await matching(_match(" ".join(words), "words"), every, query.depth)
         unknown = misspelt(words, found.rows)
         if unknown:
-            # Lance's fuzzy search of all words would find everything.
-            fuzzy = _match(
-                " ".join(unknown), "words", fuzziness=2, prefix_length=1
-            )  # two swapped letters are two edits
+            # Lance's fuzzy search of all words would find everything. It counts two swapped letters as two edits.
+            fuzzy = _match(" ".join(unknown), "words", fuzziness=2, prefix_length=1)
             similar = await matching(fuzzy, ["chunk_id", "words", "_score"], CORRECTION_DEPTH)
             corrected = corrections(unknown, similar.rows)
             if corrected:
