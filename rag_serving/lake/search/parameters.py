@@ -1,6 +1,6 @@
 """Search parameters for serving and the quality gate."""
 
-DEPTH = 50
+DEPTH = 30
 """Minimum rows of a ranking to fuse; a hit's place in the other list matters even below the last hit shown."""
 CAPPED_DEPTH = 3
 """Times as many rows to read if the passages of a document are limited, because others are dropped."""
