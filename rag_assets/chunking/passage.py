@@ -12,7 +12,7 @@ class Passage:
 
     `text` is `document.text[start:end]`, with offsets in characters. `heading_path` has the headings around its first
     character, outermost first; `page` is that character's page, if the format has pages. `context` is embedded in front
-    of the text but never shown. `table_header` is the first row of the table of which the passage is a later piece.
+    of the text but never shown. If the passage is a later piece of a table, `table_header` is the table's first row.
     `tokens` counts what the model reads: context, text and special tokens.
     """
 

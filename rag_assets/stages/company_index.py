@@ -336,10 +336,11 @@ class _CompanyWriter:
         rows = self.table.count_rows()
         stored = self._lake.objects.get(key)
         try:
-            counted = 0 if stored is None else WordStatistics.from_bytes(stored.data).rows
-        except LakeCorrupt:
-            counted = 0
-        if stored is not None and abs(counted - rows) <= _SAME_STATISTICS * rows:
+            counted = None if stored is None else WordStatistics.from_bytes(stored.data).rows
+        except LakeCorrupt as error:
+            self._log(f"counting again: {error}")
+            counted = None
+        if counted is not None and abs(counted - rows) <= _SAME_STATISTICS * rows:
             return
         self._log(f"company index: counting the words of {rows} rows")
         statistics = WordStatistics.of(scan(self.table, ["words"]))

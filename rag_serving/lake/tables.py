@@ -29,7 +29,7 @@ def shard_schema(dimensions: int, fingerprint: str) -> pa.Schema:
 
     `words` is what the full-text index stores (see `search.words`). `path` is the object's key below
     ``region/department/``, followed by ``#name`` for an attachment of a message. `language` is the document's (ISO
-    639-1), empty if unknown. `table_header` is the first row of the table of which the passage is a later piece.
+    639-1), empty if unknown. If the passage is a later piece of a table, `table_header` is the table's first row.
     `stale` marks passages of a document whose newer version could not be read.
     """
     return pa.schema(

@@ -1,4 +1,4 @@
-"""A real cluster on loopback, parts of which are killed: Postgres, Redis, a Dagster daemon and Celery workers.
+"""A real cluster on loopback: Postgres, Redis, a Dagster daemon and Celery workers. Tests kill parts of it.
 
 It runs the profile `workers` as `rag-assets init` writes it.
 """
