@@ -207,7 +207,7 @@ class SearchEngine:
         if unknown:
             # Lance's fuzzy search of all words would find everything. It counts two swapped letters as two edits.
             fuzzy = _match(" ".join(unknown), "words", fuzziness=2, prefix_length=1)
-            similar = await matching(fuzzy, ["chunk_id", "words", "_score"], CORRECTION_DEPTH)
+            similar = await matching(fuzzy, ["words", "_score"], CORRECTION_DEPTH)
             corrected = corrections(unknown, similar.rows)
             if corrected:
                 words = tuple(corrected.get(word, word) for word in words)
