@@ -141,12 +141,20 @@ class SearchEngine:
         ]
 
     async def warm(self, target: Target) -> None:
-        """Open the target's table and load its indexes."""
+        """Open the target's table and load its indexes; what does not fit into the cache is read when it is needed."""
         async with self._slots:
             table = await self._table(target)
             for index in await table.list_indices():
                 if index.columns in (["words"], ["text"], ["vector"]):
-                    await table.prewarm_index(index.name)
+                    try:
+                        await table.prewarm_index(index.name)
+                    except LANCE_ERRORS as error:
+                        _log.warning(
+                            "index %s of %s was not loaded completely; if memory allows, raise RAG_SEARCH_CACHE_BYTES",
+                            index.name,
+                            target.table,
+                        )
+                        _log.debug("cannot load the index: %s", error)
 
     def drop_other_versions(self, target: Target) -> None:
         """Close other versions of the target's table."""

@@ -299,6 +299,16 @@ def test_a_scope_can_be_warmed_before_its_first_question(wide_lake: str) -> None
         assert client.search(JAPANESE, regions=["nagoya"])
 
 
+def test_warming_more_than_fits_into_the_cache_is_logged_and_questions_are_answered(
+    wide_lake: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with open_client(wide_lake, search_cache_bytes=2**24) as client:
+        client._core._searcher._engine._cache_bytes = 1_024  # type: ignore[attr-defined]
+        assert client.warm(regions=["oslo"])
+        assert "raise RAG_SEARCH_CACHE_BYTES" in caplog.text
+        assert client.search(LEAVE, regions=["oslo"])
+
+
 # Rerankers.
 
 
