@@ -6,6 +6,7 @@ requests for the same question share. One answer works against one snapshot of t
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from rag_serving.answering.citations import source_citations
 from rag_serving.answering.extractive import extract, not_found
 from rag_serving.answering.generation import LanguageModel, generate
-from rag_serving.answering.marks import ANSWER_CUT, INVENTED_CITATIONS, MODEL_UNAVAILABLE
+from rag_serving.answering.named_scope import outside_scope
 from rag_serving.answering.prompts import within_budget
 from rag_serving.answering.single_flight import Emit, SingleFlight
 from rag_serving.answering.timing import Clock
@@ -31,9 +32,21 @@ from rag_serving.concurrency.limiter import ConcurrencyLimiter
 from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavailable, RagError
 from rag_serving.events import Done, Event, Sources, failed, replayed
 from rag_serving.lake.catalog import Snapshot
-from rag_serving.lake.catalog_entry import CatalogEntry
+from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.search.query import Query
-from rag_serving.results import Answer, CacheState, Hit
+from rag_serving.results import (
+    ANSWER_CUT,
+    CACHE_UNAVAILABLE,
+    FEWER_PASSAGES,
+    INVENTED_CITATIONS,
+    MODEL_UNAVAILABLE,
+    OUTSIDE_SCOPE,
+    UNCITED,
+    Answer,
+    CacheState,
+    Hit,
+    in_words,
+)
 from rag_serving.retrieval.query_embedder import QueryEmbedders
 from rag_serving.retrieval.searcher import SearchBackend
 
@@ -41,9 +54,12 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 CacheMode = Literal["on", "shadow", "off"]
-CACHE_UNAVAILABLE = "cache_unavailable"
-_FAULTLESS = (ANSWER_CUT, INVENTED_CITATIONS)
-"""Marks that do not keep an answer out of the cache, because the model would make the same mistake again."""
+_FAULTLESS = (INVENTED_CITATIONS, FEWER_PASSAGES, OUTSIDE_SCOPE)
+"""Marks that do not keep an answer out of the cache, because the model would do the same again."""
+_SHORT_LIVED = (ANSWER_CUT, UNCITED)
+"""Marks of answers that are cached for the same question only, and as briefly as those that found nothing."""
+_TIME_TO_STORE = 2.0
+"""Seconds before the deadline at which the model has to be done, or a tenth of the time if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +72,8 @@ class AnswerRequest:
     entries: Sequence[CatalogEntry]
     snapshot: Snapshot
     marks: tuple[str, ...] = ()
+    deadline: float = math.inf
+    """By the event loop's clock."""
     digests: Mapping[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -105,7 +123,7 @@ class Answerer:
         model: LanguageModel | None,
         mode: CacheMode,
         sure: float,
-        weak: Callable[[str, Sequence[Hit], str], bool],
+        weak: Callable[[str, Sequence[Hit], Publication], bool],
         searches: ConcurrencyLimiter,
         calls: ConcurrencyLimiter,
         deadline: float,
@@ -180,7 +198,7 @@ class Answerer:
     def _sure_hit(self, asked: AnswerRequest, near: Sequence[CachedAnswer]) -> tuple[CachedAnswer, str] | None:
         """Return a cached question so similar that only its particulars must agree, with the reason."""
         for found in near:
-            holds = found.entry.digests == asked.digests and found.entry.answer.kind != "none"
+            holds = found.entry.digests == asked.digests and _is_good(found.entry.answer)
             if found.similarity >= self._sure and holds:
                 verdict = self._judge.judge(_pair(asked, found, None))
                 if verdict.serve:
@@ -189,14 +207,19 @@ class Answerer:
 
     async def _work(self, work: _Work, problems: list[str], emit: Emit, clock: Clock) -> None:
         try:
-            async with asyncio.timeout(self._deadline):
-                await self._search_and_answer(work, problems, emit, clock)
+            async with asyncio.timeout(self._deadline) as over:
+                until = min(over.when() or math.inf, work.asked.deadline)
+                left = until - asyncio.get_running_loop().time()
+                until -= min(_TIME_TO_STORE, left / 10)
+                await self._search_and_answer(work, problems, emit, clock, until)
         except RagError as error:
             emit(failed(error))
         except TimeoutError:
             emit(failed(DeadlineExceeded(f"no answer within {self._deadline:g} seconds; retry, or raise the deadline")))
 
-    async def _search_and_answer(self, work: _Work, problems: list[str], emit: Emit, clock: Clock) -> None:
+    async def _search_and_answer(
+        self, work: _Work, problems: list[str], emit: Emit, clock: Clock, until: float
+    ) -> None:
         asked = work.asked
         if self._mode == "on" and not problems:  # another process may just have stored it
             exact = await self._tolerant(self._cache.exact(asked.tag, asked.question), problems)
@@ -217,7 +240,7 @@ class Answerer:
                     emit(event)
                 return
         emit(Sources(sources=source_citations(hits)))
-        answer = await self._generated(asked, hits, emit)
+        answer = await self._generated(asked, hits, emit, until)
         clock.lap("answer")
         answer = await self._store(work, answer, evidence, problems)
         clock.lap("cache")
@@ -273,6 +296,8 @@ class Answerer:
         """Serve the entry of another question if the guards accept it and it is still valid."""
         asked = work.asked
         for found in work.near:
+            if _is_marked(found.entry.answer, _SHORT_LIVED):
+                continue
             verdict = self._judge.judge(_pair(asked, found, evidence))
             entry = found.entry
             if verdict.serve and entry.answer.kind == "none" and not same_evidence(entry.evidence, evidence):
@@ -294,7 +319,7 @@ class Answerer:
             if work.refused is None:
                 work.refused = f"nearest cached question refused by {verdict.guard}: {verdict.reason}"
                 note = self._note("near_miss", asked, found, evidence, guard=verdict.guard, risk=verdict.risk)
-                await self._tolerant(self._cache.store.note(note), problems)
+                await self._tolerant(self._cache.store.note(note), [])  # the answer is stored all the same
         return None
 
     async def _revalidate_other_version(self, asked: AnswerRequest, entry: Entry, problems: list[str]) -> Entry | None:
@@ -323,37 +348,49 @@ class Answerer:
         moved = await self._tolerant(self._cache.move(asked.tag, entry, answer, asked.digests), problems)
         return moved or entry.model_copy(update={"answer": answer, "digests": dict(asked.digests)})
 
-    async def _generated(self, asked: AnswerRequest, hits: Sequence[Hit], emit: Emit) -> Answer:
-        if self._weak(asked.question, hits, asked.entries[0].current.fingerprint):
+    async def _generated(self, asked: AnswerRequest, hits: Sequence[Hit], emit: Emit, until: float) -> Answer:
+        published = asked.entries[0].current
+        degraded = asked.marks
+        answer: Answer | None = None
+        if self._weak(asked.question, hits, published):
             self.counts["weak_evidence"] += 1
-            answer = not_found(asked.question, degraded=asked.marks)
-        else:
-            degraded = asked.marks
-            if self._model is not None:
-                try:
-                    async with self._calls.slot():
-                        self.counts["model_calls"] += 1
-                        answer = await generate(self._model, asked.question, hits, emit)
-                    return answer.model_copy(update={"degraded": answer.degraded + degraded})
-                except ModelUnavailable as error:
-                    self.counts["model_failures"] += 1
-                    _log.warning("language model failed, answering with an extract: %s", error)
-                    degraded = (*degraded, MODEL_UNAVAILABLE)
-            embedder = await self._embedders.embedder(asked.entries[0].current.fingerprint)
-            answer = await asyncio.to_thread(extract, embedder, asked.question, hits, degraded=degraded)
+            answer = not_found(asked.question, degraded=degraded)
+        elif self._model is not None:
+            try:
+                async with self._calls.slot():
+                    self.counts["model_calls"] += 1
+                    answer = await generate(self._model, asked.question, hits, emit, until=until)
+            except ModelUnavailable as error:
+                self.counts["model_failures"] += 1
+                _log.warning("language model failed, answering with an extract: %s", error)
+                reason = str(error).removeprefix("every language model failed: ")
+                degraded = (*degraded, f"{MODEL_UNAVAILABLE}:{reason}")
+            else:
+                marks = outside_scope(asked.question, asked.entries, asked.snapshot.entries, answer.kind)
+                return answer.model_copy(update={"degraded": (*answer.degraded, *degraded, *marks)})
+        if answer is None:
+            embedder = await self._embedders.embedder(published.fingerprint)
+            read = published.embedder_reads
+            answer = await asyncio.to_thread(extract, embedder, asked.question, hits, read=read, degraded=degraded)
+        marks = outside_scope(asked.question, asked.entries, asked.snapshot.entries, answer.kind)
+        remarks = "".join(f"\n\n{in_words(mark)}." for mark in marks)
+        answer = answer.model_copy(update={"text": answer.text + remarks, "degraded": (*answer.degraded, *marks)})
         emit(replayed(answer)[1])
         return answer
 
     async def _store(self, work: _Work, answer: Answer, evidence: Sequence[Evidence], problems: list[str]) -> Answer:
         """Store the answer unless it is degraded: the next request may get a complete one."""
         asked = work.asked
-        faults = [mark for mark in answer.degraded if mark.partition(":")[0] not in _FAULTLESS]
+        allowed = (*_FAULTLESS, *_SHORT_LIVED)
+        faults = [mark for mark in answer.degraded if mark.partition(":")[0] not in allowed]
         if self._mode == "off" or problems or faults:
             return answer
         cited = {citation.chunk_id for citation in answer.citations}
         marked = [replace(one, cited=one.chunk_id in cited) for one in evidence]
         answer = answer.model_copy(update={"entry": f"{asked.tag}:{question_key(asked.question)}"})
-        kept = self._cache.keep(asked.tag, asked.tenant, _cache_vector(work.vectors), answer, asked.digests, marked)
+        short = not _is_good(answer)
+        vector = _cache_vector(work.vectors)
+        kept = self._cache.keep(asked.tag, asked.tenant, vector, answer, asked.digests, marked, short_lived=short)
         return answer if await self._tolerant(kept, problems) else answer.model_copy(update={"entry": None})
 
     def _replay_near(self, asked: AnswerRequest, found: CachedAnswer, reason: str, clock: Clock) -> Sequence[Event]:
@@ -420,6 +457,15 @@ class Answerer:
                 problems.append(CACHE_UNAVAILABLE)
                 _log.log(logging.DEBUG if error.known else logging.WARNING, "bypassing the cache: %s", error)
             return None
+
+
+def _is_good(answer: Answer) -> bool:
+    """Return whether an answer may be served for another question, and for as long as RAG_CACHE_TTL."""
+    return answer.kind != "none" and not _is_marked(answer, _SHORT_LIVED)
+
+
+def _is_marked(answer: Answer, marks: Sequence[str]) -> bool:
+    return any(mark.partition(":")[0] in marks for mark in answer.degraded)
 
 
 def _cache_vector(vectors: Mapping[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32] | None:

@@ -5,22 +5,31 @@ from collections.abc import Sequence
 
 from rag_serving.results import Citation, Hit
 
-_MARK = re.compile(r"[\[【]\s*(?:sources?\s+)?(\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\s*[\]】]", re.IGNORECASE)
+_MARK = re.compile(
+    r"```.*?```|`[^`\n]*`|[\[【]\s*(?:sources?\s+)?(?P<numbers>\d{1,3}(?:\s*[,;–-]\s*\d{1,3})*)\s*[\]】]",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Code, which is left alone, or a citation."""
 
 
 def checked_citations(text: str, sources: int) -> tuple[str, set[int], int]:
     """Return the text with citations normalized to ``[2]``, the cited numbers, and the count of invented ones.
 
     ``[1, 3]``, ``[1-3]``, ``[Source 2]`` and ``【2】`` are recognized. Invented citations are removed from the text.
+    Code is left alone, also without marks: the 0 of ``items[0]``, for no source has this number.
     """
     named: set[int] = set()
     invented: set[int] = set()
 
     def checked(mark: re.Match[str]) -> str:
+        if mark["numbers"] is None:
+            return mark[0]
         numbers: list[int] = []
-        for part in re.split(r"\s*[,;]\s*", mark[1]):
+        for part in re.split(r"\s*[,;]\s*", mark["numbers"]):
             first, *rest = (int(number) for number in re.split(r"\s*[–-]\s*", part))
             numbers += range(first, (rest[-1] if rest else first) + 1)
+        if mark[0] == "[0]" and re.search(r"[\w)\]]$", text[: mark.start()]):
+            return mark[0]
         real = [number for number in dict.fromkeys(numbers) if 1 <= number <= sources]
         named.update(real)
         invented.update(number for number in numbers if not 1 <= number <= sources)

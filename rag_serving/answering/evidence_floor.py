@@ -42,6 +42,25 @@ def _terms(text: str) -> set[str]:
     return terms
 
 
-def long_words(text: str) -> set[str]:
-    """Return the lower-case words of more than three characters; shorter ones occur in every sentence."""
-    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}
+_ENGLISH = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are at can do does for how i in is may my of on or our the to was we what when where which who why "
+        "with you",
+    )
+)
+"""Words that most English questions have at least one of."""
+_NOT_LATIN = re.compile("[^\x00-\u024f\u1e00-\u20cf]")
+
+
+def is_readable(question: str, read: Sequence[str] | None) -> bool:
+    """Return whether an embedder of these languages (ISO 639-1, None for any) may read the question.
+
+    Only English is recognized, by its most frequent words; keywords in ASCII count as English.
+    """
+    if read is None or "en" not in read:
+        return True
+    words = re.findall(r"[^\W\d_]+", question.casefold())
+    if _NOT_LATIN.search(question):
+        return False
+    return not _ENGLISH.isdisjoint(words) or question.isascii()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -9,14 +10,35 @@ from typing import Any
 
 from rag_serving.answering.citations import checked_citations, citations_of
 from rag_serving.answering.llm_process import ModelProcess
-from rag_serving.answering.marks import ANSWER_CUT, INVENTED_CITATIONS
+from rag_serving.answering.model_text import NO_ANSWER, ModelText
 from rag_serving.answering.prompts import NOT_FOUND, answer_messages
 from rag_serving.errors import ModelUnavailable
 from rag_serving.events import Delta, Event, Restart
-from rag_serving.litellm_calls import AnswerPart, Completion, Price, answer_parts, litellm_completion
-from rag_serving.results import Answer, Hit
+from rag_serving.litellm_calls import (
+    AnswerPart,
+    Completion,
+    ModelError,
+    Price,
+    answer_parts,
+    litellm_completion,
+)
+from rag_serving.results import (
+    ANSWER_CUT,
+    ANSWER_FILTERED,
+    ANSWER_INCOMPLETE,
+    FEWER_PASSAGES,
+    INVENTED_CITATIONS,
+    UNCITED,
+    Answer,
+    Hit,
+)
 
 _log = logging.getLogger(__name__)
+
+Messages = Sequence[Mapping[str, str]]
+
+_WORTH_KEEPING = 40
+"""Characters from which on an answer that broke off is kept if no model completes one."""
 
 
 @dataclass(slots=True)
@@ -25,18 +47,26 @@ class Generated:
 
     text: str = ""
     model: str = ""
-    full: bool = False
-    """Whether the text was cut at the maximum length."""
+    finish: str = "stop"
+    """Why it ended: ``stop``, ``length`` or ``content_filter``; ``broken`` if it did not complete its answer."""
+    refused: bool = False
+    """Whether the model said that the sources do not answer the question."""
+    prompt: int = 0
+    """Which of the prompts was answered; others before it did not fit into the model's context."""
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     price: float | None = None
     """US dollars; None if the price or the usage is unknown."""
+
+
+class _OutOfTime(Exception):
+    """The time for the whole answer is over."""
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
     """A model reached by litellm, with its fallbacks. `completion` and `price` replace litellm's functions.
 
-    `timeout` limits one model, in seconds from the call to the last token, including retries. `context_tokens` limits
+    `timeout` limits the silence of a model in seconds: until its first token, and between two. `context_tokens` limits
     the passages of a prompt. With `process`, litellm is called there and not imported here.
     """
 
@@ -57,52 +87,135 @@ class LanguageModel:
         elif self.completion is None:
             await asyncio.to_thread(litellm_completion)
 
+    @property
+    def identity(self) -> dict[str, object]:
+        """Everything of it that shapes an answer, as JSON: names, lengths, and the addresses of its providers."""
+        addresses = {name: value for name, value in os.environ.items() if name.endswith(("_API_BASE", "_BASE_URL"))}
+        return {
+            "names": [self.name, *self.fallbacks],
+            "max_tokens": self.max_tokens,
+            "context_tokens": self.context_tokens,
+            "addresses": addresses,
+        }
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether a call can begin at once."""
+        return self.process is None or self.process.is_warm
+
     async def stream(
-        self, messages: Sequence[Mapping[str, str]], result: Generated, restart: Callable[[], None] | None = None
+        self,
+        prompts: Sequence[Messages],
+        result: Generated,
+        restart: Callable[[], None] | None = None,
+        until: float | None = None,
     ) -> AsyncIterator[str]:
         """Yield the answer's pieces and collect them in `result`; raises `ModelUnavailable`.
 
-        When a model fails, the next one starts over; `restart` is called if pieces were already yielded.
+        If a prompt does not fit into the context of a model, the next of `prompts` is tried. When a model fails, the
+        next one starts over; `restart` is called if pieces that were already yielded are void. If no model completes
+        its answer, or at `until` by the event loop's clock, what the last one wrote is kept as a broken answer.
         """
         failures: list[str] = []
         for name in (self.name, *self.fallbacks):
             if result.text and restart is not None:
                 restart()
-            result.text, result.tokens, result.model, result.full, result.price = "", {}, name, False, None
+            result.text, result.model, result.finish, result.refused = "", name, "stop", False
+            result.tokens, result.price = {}, None
             try:
-                async for piece in self._stream_one(name, messages, result):
+                async for piece in self._stream_one(name, prompts, result, restart, until):
                     yield piece
-            except Exception as error:  # noqa: BLE001
-                # litellm's errors have no common base class; whatever they are, there is no answer.
-                failures.append(f"{name} ({type(error).__name__})")
-                _log.warning("language model %s failed: %s", name, type(error).__name__)
+            except _OutOfTime:
+                failures.append(f"{name} (not done before the deadline)")
+                break
+            except (ModelError, TimeoutError) as error:
+                failures.append(f"{name} ({_reason(error, self.timeout)})")
+                _log.warning("language model %s failed: %s", name, _reason(error, self.timeout))
             else:
-                if result.text.strip():
+                if result.text.strip() or result.refused:
                     return
-                failures.append(f"{name} (empty)")
-        raise ModelUnavailable(f"every language model failed: {', '.join(failures)}")
+                failures.append(f"{name} ({_why_empty(result)})")
+        if len(result.text.strip()) >= _WORTH_KEEPING:
+            _log.warning("keeping an incomplete answer: %s", "; ".join(failures))
+            result.finish = "broken"
+            return
+        if result.text and restart is not None:
+            restart()
+        raise ModelUnavailable(f"every language model failed: {'; '.join(failures)}")
 
-    async def complete(self, messages: Sequence[Mapping[str, str]]) -> Generated:
+    async def complete(self, messages: Messages, until: float | None = None) -> Generated:
         """Return the complete answer of the first model that answers; raises `ModelUnavailable`."""
         result = Generated()
-        async for _ in self.stream(messages, result):
+        async for _ in self.stream([messages], result, until=until):
             pass
         return result
 
     async def _stream_one(
-        self, name: str, messages: Sequence[Mapping[str, str]], result: Generated
+        self,
+        name: str,
+        prompts: Sequence[Messages],
+        result: Generated,
+        restart: Callable[[], None] | None,
+        until: float | None,
     ) -> AsyncIterator[str]:
-        parts = await self._parts(name, messages)
-        async with asyncio.timeout(self.timeout), aclosing(parts):
+        for number, messages in enumerate(prompts):
+            result.prompt = number
+            try:
+                async for piece in self._answered(name, messages, result, restart, until):
+                    yield piece
+            except ModelError as error:
+                if not error.too_long or number + 1 == len(prompts):
+                    raise
+                _log.info("the prompt does not fit into the context of %s; trying with fewer passages", name)
+            else:
+                return
+
+    async def _answered(
+        self,
+        name: str,
+        messages: Messages,
+        result: Generated,
+        restart: Callable[[], None] | None,
+        until: float | None,
+    ) -> AsyncIterator[str]:
+        text = ModelText()
+        async with aclosing(self._parts_in_time(name, messages, until)) as parts:
             async for part in parts:
                 result.tokens = part.get("tokens", result.tokens)
                 result.price = part.get("price", result.price)
-                result.full = result.full or part.get("full", False)
-                if "text" in part:
-                    result.text += part["text"]
-                    yield part["text"]
+                result.finish = part.get("finish", result.finish)
+                shown = text.feed(part["text"]) if "text" in part else ""
+                if text.was_voided and restart is not None:
+                    restart()
+                text.was_voided = False
+                result.text, result.refused = text.shown, text.refused
+                if shown:
+                    yield shown
+        held = text.finish()
+        result.text, result.refused = text.shown, text.refused
+        if held:
+            yield held
 
-    async def _parts(self, name: str, messages: Sequence[Mapping[str, str]]) -> AsyncGenerator[AnswerPart]:
+    async def _parts_in_time(self, name: str, messages: Messages, until: float | None) -> AsyncGenerator[AnswerPart]:
+        """Yield the parts of one answer; raises `TimeoutError` after silence, and `_OutOfTime` at `until`."""
+        loop = asyncio.get_running_loop()
+        parts = await self._parts(name, messages)
+        async with aclosing(parts):
+            while True:
+                silence = loop.time() + self.timeout
+                limit = silence if until is None else min(silence, until)
+                try:
+                    async with asyncio.timeout_at(limit):
+                        part = await anext(parts)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    if until is not None and loop.time() >= until:
+                        raise _OutOfTime from error
+                    raise
+                yield part
+
+    async def _parts(self, name: str, messages: Messages) -> AsyncGenerator[AnswerPart]:
         call: dict[str, Any] = {
             "model": name,
             "messages": list(messages),
@@ -124,37 +237,68 @@ class LanguageModel:
             await self.process.close()
 
 
+def _reason(error: Exception, timeout: float) -> str:
+    return f"silent for {timeout:g} s" if isinstance(error, TimeoutError) else str(error)
+
+
+def _why_empty(result: Generated) -> str:
+    if result.finish == "length":
+        return "no answer within RAG_LLM_MAX_TOKENS; a model that reasons needs more"
+    return "its content filter" if result.finish == "content_filter" else "empty"
+
+
 async def generate(
-    model: LanguageModel, question: str, hits: Sequence[Hit], emit: Callable[[Event], None] | None = None
+    model: LanguageModel,
+    question: str,
+    hits: Sequence[Hit],
+    emit: Callable[[Event], None] | None = None,
+    *,
+    until: float | None = None,
 ) -> Answer:
     """Generate an answer with checked citations; citations of unknown sources are dropped and counted.
 
-    Emits a `Delta` for each piece, and a `Restart` to void them. Raises `ModelUnavailable`.
+    Emits a `Delta` for each piece, and a `Restart` to void them. `until` is by the event loop's clock. Raises
+    `ModelUnavailable`, after which nothing that was emitted is valid.
     """
     emit = emit or _drop
     result = Generated()
-    messages = answer_messages(question, hits)
-    async for piece in model.stream(messages, result, restart=lambda: emit(Restart())):
+    passages = _fewer_and_fewer(len(hits))
+    prompts = [answer_messages(question, hits[:count]) for count in passages]
+    async for piece in model.stream(prompts, result, lambda: emit(Restart()), until):
         emit(Delta(text=piece))
-    text, named, invented = checked_citations(result.text, len(hits))
-    if not text:
+    shown = passages[result.prompt]
+    refused = result.refused or NO_ANSWER in result.text or NOT_FOUND.rstrip(".") in result.text
+    text, named, invented = checked_citations(result.text.replace(NO_ANSWER, ""), shown)
+    if not text and not refused:
+        emit(Restart())
         raise ModelUnavailable(f"{result.model} returned nothing but citations")
-    not_found = NOT_FOUND.rstrip(".") in text
-    cited = [hit for number, hit in enumerate(hits, start=1) if number in named]
+    marks = (
+        *((f"{FEWER_PASSAGES}:{shown}",) if shown < len(hits) else ()),
+        *((f"{INVENTED_CITATIONS}:{invented}",) if invented else ()),
+        *((_ENDINGS[result.finish],) if result.finish in _ENDINGS else ()),
+        *((UNCITED,) if not named and not refused else ()),
+    )
     return Answer(
         question=question,
-        text=text,
-        # An answer without citations may rest on any source, so all of them are shown.
-        citations=citations_of(hits, cited or ([] if not_found else hits)),
-        kind="none" if not_found and not cited else "generated",
+        text=text or NOT_FOUND,
+        citations=citations_of(hits, [hit for number, hit in enumerate(hits, start=1) if number in named]),
+        kind="none" if refused and not (named and not result.refused) else "generated",
         model=result.model,
         tokens=result.tokens,
         cost=result.price,
-        degraded=(
-            *((f"{INVENTED_CITATIONS}:{invented}",) if invented else ()),
-            *((ANSWER_CUT,) if result.full else ()),
-        ),
+        degraded=marks,
     )
+
+
+_ENDINGS = {"length": ANSWER_CUT, "content_filter": ANSWER_FILTERED, "broken": ANSWER_INCOMPLETE}
+
+
+def _fewer_and_fewer(count: int) -> list[int]:
+    """Return how many passages to try: all, then half of them, down to one."""
+    counts = [count]
+    while counts[-1] > 1:
+        counts.append(counts[-1] // 2)
+    return counts
 
 
 def _drop(event: Event) -> None:

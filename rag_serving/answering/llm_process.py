@@ -34,7 +34,7 @@ from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rag_serving.litellm_calls import AnswerPart, answer_parts, litellm_completion
+from rag_serving.litellm_calls import AnswerPart, ModelError, answer_parts, litellm_completion, model_error
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +45,11 @@ _SECONDS_TO_END = 5.0
 _LONGEST_PAUSE = 60.0
 
 
-class ModelCallFailed(Exception):
-    """A call failed in the child process. The name of the subclass is that of the error in the child."""
-
-
-class ModelProcessDied(ModelCallFailed):
+class ModelProcessDied(ModelError):
     """The child process died during the call, or keeps dying when it starts."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(type(self).__name__, message)
 
 
 @dataclass(slots=True)
@@ -84,12 +83,14 @@ class ModelProcess:
         self._starting = asyncio.Lock()
         self._ids = itertools.count(1)
         self._beginning: asyncio.Task[None] | None = None
+        self.is_warm = False
+        """Whether a process has imported litellm."""
 
     def begin(self) -> None:
         """Start and warm the process in the background."""
 
         async def begin() -> None:
-            with contextlib.suppress(ModelCallFailed, OSError):  # the first call retries and reports the error
+            with contextlib.suppress(ModelError, OSError):  # the first call retries and reports the error
                 await self.warm()
 
         self._beginning = asyncio.create_task(begin())
@@ -101,7 +102,7 @@ class ModelProcess:
                 pass
 
     def answer_parts(self, call: Mapping[str, Any]) -> AsyncGenerator[AnswerPart]:
-        """Run `litellm_calls.answer_parts` in the child; raises `ModelCallFailed`, whose class has the error's name."""
+        """Run `litellm_calls.answer_parts` in the child; raises its `ModelError`."""
         return self._parts({"call": call})
 
     async def close(self) -> None:
@@ -136,11 +137,11 @@ class ModelProcess:
                     continue
                 over = True
                 error = message.get("error")
-                if error == ModelProcessDied.__name__:
+                if error is None:
+                    return
+                if error["name"] == ModelProcessDied.__name__:
                     raise ModelProcessDied
-                if error is not None:
-                    raise type(str(error), (ModelCallFailed,), {})
-                return
+                raise ModelError(error["name"], error["message"], too_long=error["too_long"])
         finally:
             child.waiting.pop(number, None)
             if not over and child is self._child:
@@ -166,7 +167,7 @@ class ModelProcess:
         try:
             async for line in child.process.stdout:
                 message = json.loads(line)
-                child.spoke = True
+                child.spoke = self.is_warm = True
                 self._deaths = 0
                 queue = child.waiting.get(message["id"])
                 if queue is not None:
@@ -177,7 +178,7 @@ class ModelProcess:
                 if not child.spoke:
                     self._put_off()
             for queue in child.waiting.values():
-                queue.put_nowait({"end": True, "error": ModelProcessDied.__name__})
+                queue.put_nowait({"end": True, "error": {"name": ModelProcessDied.__name__}})
             with contextlib.suppress(ProcessLookupError):
                 child.process.kill()  # still running if it sent a malformed message
             await child.process.wait()
@@ -225,8 +226,10 @@ class _Worker:
                     async for part in parts:
                         await self._send({"id": number, "part": part})
             await self._send({"id": number, "end": True})
-        except Exception as error:  # noqa: BLE001 - the parent raises it again, by its name
-            await self._send({"id": number, "end": True, "error": type(error).__name__})
+        except Exception as error:  # noqa: BLE001 - the parent raises it again
+            known = error if isinstance(error, ModelError) else model_error(error, ())
+            told = {"name": known.name, "message": known.message, "too_long": known.too_long}
+            await self._send({"id": number, "end": True, "error": told})
 
     async def _send(self, message: Mapping[str, Any]) -> None:
         self._output.write(json.dumps(message).encode() + b"\n")

@@ -51,8 +51,10 @@ class AnswerCache:
         answer: Answer,
         digests: Mapping[str, str],
         evidence: Sequence[Evidence],
+        *,
+        short_lived: bool = False,
     ) -> Entry:
-        """Store an answer. “Not found” answers expire sooner: documents that answer them may arrive any time."""
+        """Store an answer. `short_lived` ones expire like “not found”: a better one may be possible soon."""
         now = self._clock()
         entry = Entry(
             tenant=tenant,
@@ -61,7 +63,7 @@ class AnswerCache:
             digests=dict(digests),
             evidence=tuple(evidence),
             created_at=now,
-            expires_at=now + (self._refusal_ttl if answer.kind == "none" else self._ttl),
+            expires_at=now + (self._refusal_ttl if short_lived else self._ttl),
         )
         await self.store.put(tag, entry.key, vector, entry)
         return entry

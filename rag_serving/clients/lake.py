@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rag_serving.answering.answerer import Answerer, AnswerRequest
-from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor
+from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor, is_readable
 from rag_serving.answering.follow_up import standalone
 from rag_serving.answering.generation import LanguageModel
 from rag_serving.answering.prompts import PROMPT_VERSION
@@ -39,13 +39,13 @@ from rag_serving.concurrency.limiter import ConcurrencyLimiter
 from rag_serving.errors import InvalidArgument, ModelUnavailable, RagError, error_named
 from rag_serving.events import Done, Event, Failed, failed, finished, until
 from rag_serving.lake.catalog import Catalog, Snapshot
-from rag_serving.lake.catalog_entry import CatalogEntry
+from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.object_store import ObjectStore, open_object_store
 from rag_serving.lake.search.query import Query
 from rag_serving.requirements import require_module, require_posix
-from rag_serving.results import Answer, Hit, Hits, ShardInfo, Turn
+from rag_serving.results import HISTORY_NOT_READ, Answer, Hit, Hits, ShardInfo, Turn
 from rag_serving.retrieval.query_embedder import QueryEmbedders
 from rag_serving.retrieval.rerankers import HostedReranker, Reranker
 from rag_serving.retrieval.searcher import SearchBackend, Searcher
@@ -109,7 +109,7 @@ class AsyncRagClient(BaseRagClient):
             model=self._model,
             mode=settings.cache_mode,
             sure=settings.cache_similarity,
-            weak=partial(_is_weak, settings.min_evidence),
+            weak=partial(_is_weak, settings.min_evidence, self._model is not None),
             searches=self._searches,
             calls=self._calls,
             deadline=settings.ask_deadline,
@@ -184,12 +184,12 @@ class AsyncRagClient(BaseRagClient):
         deadline = asyncio.get_running_loop().time() + self._settings.ask_deadline
         rewritten = _Rewritten(query.question)
         if turns:
-            rewritten = await self._standalone(query.question, turns)
+            rewritten = await self._standalone(query.question, turns, deadline)
             clock.lap("rewrite")
         snapshot = (await self._snapshot()).within(scope.within)
         entries = snapshot.route(scope.regions, scope.departments)
         marks = snapshot.broken_in(scope.regions, scope.departments)
-        asked = self._asked(rewritten, query.k, scope.tenant, snapshot, entries, marks)
+        asked = self._asked(rewritten, query.k, scope.tenant, snapshot, entries, marks, deadline)
         try:
             async with aclosing(until(deadline, self._answerer.answer(asked, clock))) as events:
                 async for event in events:
@@ -233,20 +233,24 @@ class AsyncRagClient(BaseRagClient):
         snapshot: Snapshot,
         entries: Sequence[CatalogEntry],
         marks: tuple[str, ...],
+        deadline: float,
     ) -> AnswerRequest:
         tag = scope_tag(
             tenant=tenant,
             shards=[entry.shard.key for entry in entries],
             fingerprints=sorted({entry.current.fingerprint for entry in entries}),
-            model=[self._model.name, *self._model.fallbacks] if self._model else None,
+            model=None if self._model is None else self._model.identity,
             prompt=PROMPT_VERSION,
             k=k,
+            floor=self._settings.min_evidence,
+            reranker=self._settings.rerank_model,
         )
-        return AnswerRequest(Query(rewritten.question, k), tenant, tag, entries, snapshot, marks + rewritten.marks)
+        query = Query(rewritten.question, k)
+        return AnswerRequest(query, tenant, tag, entries, snapshot, marks + rewritten.marks, deadline=deadline)
 
-    async def _standalone(self, question: str, turns: Sequence[Turn]) -> "_Rewritten":
+    async def _standalone(self, question: str, turns: Sequence[Turn], until: float) -> "_Rewritten":
         if self._model is None:
-            return _Rewritten(question, marks=("history_not_read",))
+            return _Rewritten(question, marks=(HISTORY_NOT_READ,))
         key = hashlib.sha256(json.dumps([question, [turn.model_dump() for turn in turns]]).encode()).hexdigest()
         known = self._rewritten.get(key)
         if known is not None:
@@ -254,10 +258,13 @@ class AsyncRagClient(BaseRagClient):
             return replace(known, tokens={}, cost=0.0)
         try:
             async with self._calls.slot():
-                text, generated = await standalone(self._model, question, turns)
+                text, generated = await standalone(self._model, question, turns, until)
         except ModelUnavailable as error:
             _log.warning("cannot rewrite the follow-up question; answering it as asked: %s", error)
-            return _Rewritten(question, marks=("history_not_read",))
+            return _Rewritten(question, marks=(HISTORY_NOT_READ,))
+        if text is None:
+            _log.warning("the model did not rewrite the follow-up question; answering it as asked")
+            return _Rewritten(question, generated.tokens, generated.price, marks=(HISTORY_NOT_READ,))
         made = _Rewritten(validate_question(text), generated.tokens, generated.price)
         self._rewritten[key] = made
         while len(self._rewritten) > _MOST_REWRITTEN:
@@ -308,6 +315,12 @@ def _configured_judge(settings: ServingSettings) -> Judge:
     return Judge.from_file(Path(settings.cache_calibration), max_error=error, sure=sure)
 
 
-def _is_weak(floor: float | None, question: str, hits: Sequence[Hit], fingerprint: str) -> bool:
-    least = RELEVANCE_FLOORS.get(fingerprint, -1.0) if floor is None else floor
-    return is_below_relevance_floor(question, hits, least)
+def _is_weak(floor: float | None, has_model: bool, question: str, hits: Sequence[Hit], published: Publication) -> bool:
+    """Return whether the question is refused without asking the model, or quoting a passage."""
+    if floor is not None:
+        return is_below_relevance_floor(question, hits, floor)
+    if not has_model:
+        return not hits  # extracts have a floor of their own
+    if not is_readable(question, published.embedder_reads):
+        return not hits  # its cosines say nothing
+    return is_below_relevance_floor(question, hits, RELEVANCE_FLOORS.get(published.fingerprint, -1.0))
