@@ -263,4 +263,5 @@ def import_litellm() -> Any:
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
     with needs_extra("llm", "a hosted model"):
         import litellm
+    litellm.suppress_debug_info = True  # it prints advice to report bugs
     return litellm

@@ -97,7 +97,9 @@ class ServingSettings(EnvironmentSettings):
     redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL; unset: the cache is in memory")
     llm_model: NonEmpty | None = Field(None, description="litellm model name; unset: answers are extracts")
     llm_fallbacks: NonEmpty | None = Field(None, description="litellm models to try next, in order, comma-separated")
-    llm_timeout: float = Field(30.0, gt=0, le=600, description="timeout of one model in seconds, including retries")
+    llm_timeout: float = Field(
+        30.0, gt=0, le=600, description="seconds of silence, at the start or between two tokens, that fail a model"
+    )
     llm_retries: int = Field(2, ge=0, le=10, description="retries of a failed model call")
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="maximum length of a generated answer in tokens")
     llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="maximum tokens of passages in a prompt")
@@ -107,7 +109,12 @@ class ServingSettings(EnvironmentSettings):
         ge=0,
         description="maximum number of queued searches, and of queued model calls; further ones are refused",
     )
-    ask_deadline: float = Field(120.0, gt=0, le=3_600, description="deadline of one question in seconds")
+    ask_deadline: float = Field(
+        120.0,
+        gt=0,
+        le=3_600,
+        description="deadline of one question in seconds; what a model has written by then is kept",
+    )
     min_evidence: float | None = Field(
         None, ge=-1, le=1, description="cosine below which passages are irrelevant; unset: measured for the known model"
     )

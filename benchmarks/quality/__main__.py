@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBCOMMANDS = ("chunking", "evidence", "known-items", "retrieval")
+SUBCOMMANDS = ("chunking", "evidence", "extracts", "known-items", "retrieval")
 
 
 def main() -> None:

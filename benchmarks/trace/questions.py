@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.guards.rewordings import rewordings
-from rag_serving.answering.extractive import split_sentences
+from rag_serving.answering.quotable import quotable_units
 from rag_serving.cache.entries import normalise
 
 _FEWEST, _MOST = 4, 14
@@ -161,7 +161,7 @@ def made_from(
     candidates: list[tuple[str, str, str, list[str]]] = []
     seen: dict[str, int] = {}
     for shard, source, _, text in rows:
-        for sentence in dict.fromkeys(split_sentences(text)):
+        for sentence in dict.fromkeys(unit.text for unit in quotable_units(text)):
             seen[sentence] = seen.get(sentence, 0) + 1
             if (wordings := asked_of(sentence)) and squeezed(sentence) == sentence:
                 candidates.append((shard, source, sentence, wordings))

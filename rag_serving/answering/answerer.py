@@ -53,13 +53,16 @@ from rag_serving.retrieval.searcher import SearchBackend
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+_GRACE = 0.05
+"""Seconds that `generate` has to end by itself."""
+
 CacheMode = Literal["on", "shadow", "off"]
 _FAULTLESS = (INVENTED_CITATIONS, FEWER_PASSAGES, OUTSIDE_SCOPE)
 """Marks that do not keep an answer out of the cache, because the model would do the same again."""
 _SHORT_LIVED = (ANSWER_CUT, UNCITED)
 """Marks of answers that are cached for the same question only, and as briefly as those that found nothing."""
 _TIME_TO_STORE = 2.0
-"""Seconds before the deadline at which the model has to be done, or a tenth of the time if that is less."""
+"""Seconds before the deadline at which the model has to be done, or a fifth of the time if that is less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +213,7 @@ class Answerer:
             async with asyncio.timeout(self._deadline) as over:
                 until = min(over.when() or math.inf, work.asked.deadline)
                 left = until - asyncio.get_running_loop().time()
-                until -= min(_TIME_TO_STORE, left / 10)
+                until -= min(_TIME_TO_STORE, left / 5)
                 await self._search_and_answer(work, problems, emit, clock, until)
         except RagError as error:
             emit(failed(error))
@@ -357,9 +360,7 @@ class Answerer:
             answer = not_found(asked.question, degraded=degraded)
         elif self._model is not None:
             try:
-                async with self._calls.slot():
-                    self.counts["model_calls"] += 1
-                    answer = await generate(self._model, asked.question, hits, emit, until=until)
+                answer = await self._asked_in_time(self._model, asked.question, hits, emit, until)
             except ModelUnavailable as error:
                 self.counts["model_failures"] += 1
                 _log.warning("language model failed, answering with an extract: %s", error)
@@ -377,6 +378,17 @@ class Answerer:
         answer = answer.model_copy(update={"text": answer.text + remarks, "degraded": (*answer.degraded, *marks)})
         emit(replayed(answer)[1])
         return answer
+
+    async def _asked_in_time(
+        self, model: LanguageModel, question: str, hits: Sequence[Hit], emit: Emit, until: float
+    ) -> Answer:
+        """Wait for a slot and ask the model; raises `ModelUnavailable` if there is none before `until`."""
+        try:
+            async with asyncio.timeout_at(until + _GRACE), self._calls.slot():
+                self.counts["model_calls"] += 1
+                return await generate(model, question, hits, emit, until=until)
+        except TimeoutError as error:
+            raise ModelUnavailable("other questions kept the model busy until the deadline") from error
 
     async def _store(self, work: _Work, answer: Answer, evidence: Sequence[Evidence], problems: list[str]) -> Answer:
         """Store the answer unless it is degraded: the next request may get a complete one."""
@@ -443,9 +455,9 @@ class Answerer:
     async def _note_shadow(self, work: _Work, evidence: Sequence[Evidence]) -> None:
         if work.shadow is None:
             return
-        found, reason = work.shadow
+        found, _ = work.shadow
         self.counts["shadow"] += 1
-        _log.info("shadow mode: would have served from the cache (%s)", reason)
+        _log.info("shadow mode: would have served from the cache")
         if found is not None:
             await self._tolerant(self._cache.store.note(self._note("shadow", work.asked, found, evidence)), [])
 

@@ -52,7 +52,7 @@ async def standalone(
 def _is_rewriting(rewritten: str, question: str, said: Sequence[str]) -> bool:
     if not rewritten or len(rewritten) > len(question) + _MOST_ADDED_CHARACTERS:
         return False
-    if re.search(r"\[\d+\]", rewritten) or (question.rstrip().endswith("?") and not rewritten.endswith("?")):
+    if re.search(r"\[\d+\]", rewritten) or ("?" in question and "?" not in rewritten):
         return False
     new, asked, known = (question_words(text, (DEFAULT_LANGUAGE,)) for text in (rewritten, question, " ".join(said)))
     if not {*new.names, *new.codes} <= {*known.names, *known.codes, *known.words}:

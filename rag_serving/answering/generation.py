@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -100,8 +101,10 @@ class LanguageModel:
 
     @property
     def is_warm(self) -> bool:
-        """Whether a call can begin at once."""
-        return self.process is None or self.process.is_warm
+        """Whether a call can begin at once, because litellm is imported."""
+        if self.process is not None:
+            return self.process.is_warm
+        return self.completion is not None or "litellm" in sys.modules
 
     async def stream(
         self,

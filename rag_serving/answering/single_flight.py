@@ -7,6 +7,7 @@ events it has published; when a leader dies, its lease expires and a follower ta
 import asyncio
 import logging
 import secrets
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Protocol, runtime_checkable
@@ -220,6 +221,8 @@ async def _produced(flight: _Flight, produce: Produce) -> None:
     try:
         await produce(flight.emit)
     except Exception as error:  # noqa: BLE001
-        _log.exception("producing an answer failed unexpectedly")
+        # The message may contain the question.
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        _log.error("producing an answer failed unexpectedly: %s\n%s", type(error).__name__, frames)
         if not flight.ended:
             flight.emit(Failed(error=type(error).__name__, message="the answer failed unexpectedly; see the log"))

@@ -63,7 +63,7 @@ class AnswerCache:
             digests=dict(digests),
             evidence=tuple(evidence),
             created_at=now,
-            expires_at=now + (self._refusal_ttl if short_lived else self._ttl),
+            expires_at=now + (self._refusal_ttl if short_lived or answer.kind == "none" else self._ttl),
         )
         await self.store.put(tag, entry.key, vector, entry)
         return entry

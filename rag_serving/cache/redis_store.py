@@ -6,6 +6,7 @@ FLOAT32 vectors. All keys of a prefix are in one slot of a Redis Cluster, so tha
 them.
 """
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -98,7 +99,7 @@ class RedisStore:
             answer = await self._guarded(lambda: self._search_command(*command))
         except ResponseError as error:
             if "no such index" not in str(error).lower() and "not found" not in str(error).lower():
-                raise CacheUnavailable(f"Redis rejected a search: {error}") from error
+                raise CacheUnavailable(f"Redis rejected a search: {_code(error)}") from error
             self._indexed.discard(dimensions)  # the server was flushed; the next question recreates the index
             return []
         # Only names come from the search and the rest from the hashes, because servers differ in what else they return.
@@ -270,7 +271,7 @@ class RedisStore:
                 self.searchable = False
                 return False
             if "already exists" not in message:
-                raise CacheUnavailable(f"Redis rejected the search index: {error}") from error
+                raise CacheUnavailable(f"Redis rejected the search index: {_code(error)}") from error
         self._indexed.add(dimensions)
         return True
 
@@ -281,7 +282,7 @@ class RedisStore:
         try:
             return await self._guarded(operation)
         except ResponseError as error:
-            raise CacheUnavailable(f"Redis rejected a command ({type(error).__name__}): {error}") from error
+            raise CacheUnavailable(f"Redis rejected a command: {_code(error)}") from error
 
     async def _guarded(self, operation: Callable[[], Awaitable[Any]]) -> Any:
         from redis.exceptions import RedisClusterException, RedisError, ResponseError
@@ -299,7 +300,14 @@ class RedisStore:
     def _check(self, error: Exception) -> None:
         """Raise the error of a command in a pipeline, except for a key of another type, which is no entry."""
         if not str(error).startswith("WRONGTYPE"):
-            raise CacheUnavailable(f"Redis rejected a command ({type(error).__name__}): {error}") from error
+            raise CacheUnavailable(f"Redis rejected a command: {_code(error)}") from error
+
+
+def _code(error: Exception) -> str:
+    """Return the code with which Redis answers, such as OOM for a full server; its messages may repeat the question."""
+    message = str(error).rpartition("caused error: ")[2]
+    code = re.match(r"[A-Z]{2,}(?=\s|$)", message)
+    return code[0] if code else type(error).__name__  # redis-py strips the code if it has a class for it
 
 
 def open_redis(url: str, *, timeout: float, prefix: str, most_entries: int = 100_000) -> RedisStore:

@@ -10,12 +10,13 @@ from typing import Any, get_args
 import click
 
 from rag_serving.cli.calibrate import calibrate_command
+from rag_serving.cli.doctor import doctor
 from rag_serving.cli.errors import NamedClickError, NamedErrorGroup
 from rag_serving.cli.keys import keys
 from rag_serving.clients.sync import RagClient
 from rag_serving.lake.search.query import Mode
 from rag_serving.requirements import require_module, require_posix
-from rag_serving.results import Answer, Place
+from rag_serving.results import Answer, Place, in_words
 from rag_serving.settings import ServiceSettings, ServingSettings
 from rag_serving.validation import MAX_K
 
@@ -120,6 +121,8 @@ def search(
     if as_json:
         click.echo(json.dumps([hit.model_dump(mode="json") for hit in hits], ensure_ascii=False, indent=1))
         return
+    if not hits:
+        click.echo("no passage was found", err=True)
     for hit in hits:
         click.echo(f"{hit.rank:>2}  {_score(hit)}  {place(hit)}")
         if hit.table_header:
@@ -172,6 +175,7 @@ def notes(kind: str | None) -> None:
 
 
 main.add_command(calibrate_command)
+main.add_command(doctor)
 main.add_command(keys)
 
 
@@ -217,8 +221,11 @@ def _require_free(host: str, port: int) -> None:
 
 
 def render(answer: Answer) -> str:
-    """Format an answer as text, with its sources, cache state and timings."""
-    lines = [answer.text, ""]
+    """Format an answer as text, with its sources, cache state and timings; what an extract marks is in bold."""
+    text = answer.text
+    for quote in answer.quotes:
+        text = text.replace(f"**{quote.match}**", click.style(quote.match, bold=True))
+    lines = [text, ""]
     lines += [f"  [{citation.number}] {place(citation)}  score {_score(citation)}" for citation in answer.citations]
     state = answer.cache
     if answer.similarity is not None and state == "semantic":
@@ -226,15 +233,15 @@ def render(answer: Answer) -> str:
     elif answer.cache_reason is not None and state != "exact":
         state += f" ({answer.cache_reason})"
     lines.append(f"  cache: {state}   total: {answer.timings.get('total', 0):.1f} ms   " + _phases(answer))
-    if answer.degraded:
-        lines.append(f"  degraded: {', '.join(answer.degraded)}")
+    lines += [f"  note: {note}" for note in answer.notes]
     return "\n".join(lines)
 
 
 def place(passage: Place) -> str:
     """Format the location of a passage on one line."""
     where = f"page {passage.page}, " if passage.page is not None else ""
-    heading = f" § {' › '.join(passage.heading_path)}" if passage.heading_path else ""
+    headings = passage.heading_path or ((passage.title,) if passage.title else ())
+    heading = f" § {' › '.join(headings)}" if headings else ""
     stale = " (stale)" if passage.stale else ""
     return f"{passage.source}{heading} ({where}characters {passage.start}–{passage.end}) [{passage.shard}]{stale}"
 
@@ -249,4 +256,4 @@ def _phases(answer: Answer) -> str:
 
 def _warn(degraded: tuple[str, ...]) -> None:
     if degraded:
-        click.echo(f"degraded: {', '.join(degraded)}", err=True)
+        click.echo(f"note: {'; '.join(map(in_words, degraded))}", err=True)

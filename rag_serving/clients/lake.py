@@ -122,8 +122,13 @@ class AsyncRagClient(BaseRagClient):
         return cls(ServingSettings.from_env())
 
     async def health(self) -> Health:
-        """Check that questions can be answered; raises `LakeError` if the lake cannot be read."""
+        """Check that questions can be answered; raises `LakeError` if the lake cannot be read.
+
+        Raises `ModelUnavailable` while the library of the language model is being loaded.
+        """
         snapshot = await self._snapshot()
+        if self._model is not None and not self._model.is_warm:
+            raise ModelUnavailable("the library of the language model is being loaded")
         return Health(
             shards=len(snapshot.entries),
             cache=await self._cache.store.state(),

@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -17,6 +18,7 @@ from rag_serving.http.rate_limits import open_rate_limits
 from rag_serving.http.settings import HttpSettings
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.tables import start_tables
+from rag_serving.litellm_calls import import_litellm
 from rag_serving.settings import ServingSettings
 
 if TYPE_CHECKING:
@@ -58,6 +60,8 @@ def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = No
         model = configured_model(settings, ModelProcess() if http_settings.llm_process else None)
         if model is not None and model.process is not None:
             model.process.begin()
+        elif model is not None:
+            threading.Thread(target=import_litellm, name="import litellm", daemon=True).start()
         load = partial(load_embedder, cores=settings.usable_cores, low_priority=True)
         return AsyncRagClient(settings, model=model, load=load)
 

@@ -138,7 +138,7 @@ function finish(answer) {
   const parts = [`${origin} in ${Math.round(answer.timings.total)} ms`];
   if (answer.cache_reason) parts.push(answer.cache_reason);
   if (answer.cached_question) parts.push(`cached for “${answer.cached_question}”`);
-  if (answer.degraded.length) parts.push(answer.degraded.join(", "));
+  if (answer.notes?.length) parts.push(answer.notes.join("; "));
   at("cache").textContent = parts.join(" · ");
   at("status").textContent = "Done.";
   at("feedback").hidden = !answer.entry;

@@ -313,8 +313,8 @@ def test_a_key_of_another_redis_type_is_a_miss_and_is_replaced(
         assert ask(client, ASKED).cache == "exact"
 
 
-def test_a_server_out_of_memory_is_bypassed_and_the_answer_marked_degraded(
-    sample_lake: str, server_binaries: Path
+def test_a_server_out_of_memory_is_bypassed_and_the_answer_marked_without_logging_the_question(
+    sample_lake: str, server_binaries: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         redis_server(server_binaries) as own,
@@ -325,6 +325,8 @@ def test_a_server_out_of_memory_is_bypassed_and_the_answer_marked_degraded(
         answer = ask(client, ASKED)
         assert (answer.cache, answer.degraded) == ("bypass", ("cache_unavailable",))
         assert answer.citations
+        assert ": OutOfMemoryError" in caplog.text
+        assert not any(word in caplog.text for word in ASKED.split() if len(word) > 4)
         direct.config_set("maxmemory", 0)
         answer = ask(client, ASKED)
         assert (answer.cache, answer.degraded) == ("miss", ())

@@ -13,6 +13,7 @@ import pytest
 
 from rag_serving import ShardInfo
 from rag_serving.results import Answer, Hit
+from tests.fake_llm import StandIn
 
 BRATTHOLM = "What was the cause of the Brattholm outage in November 2023?"
 OUTAGE = "oslo/engineering/reviews/2023-11-brattholm-outage.md"
@@ -39,7 +40,7 @@ def test_ask_prints_the_answer_its_citations_and_the_cache_state(sample_lake: st
     assert cited
     assert all("characters" in line for line in cited)
     assert "cache: miss" in result.stdout
-    assert "degraded" not in result.stdout
+    assert "note:" not in result.stdout
 
 
 def test_ask_with_json_prints_the_answer(sample_lake: str) -> None:
@@ -64,7 +65,23 @@ def test_ask_without_a_working_cache_answers_and_reports_the_bypass(sample_lake:
     result = run("ask", BRATTHOLM, RAG_LAKE_URI=sample_lake, RAG_REDIS_URL="redis://127.0.0.1:1/0")
     assert result.returncode == 0, result.stderr
     assert "cache: bypass" in result.stdout
-    assert "degraded: cache_unavailable" in result.stdout
+    assert "note: the cache could not be reached" in result.stdout
+
+
+def test_doctor_tells_what_works_and_what_the_model_says_is_wrong(sample_lake: str, stand_in_here: StandIn) -> None:
+    fine = run("doctor", RAG_LAKE_URI=sample_lake)
+    assert fine.returncode == 0, fine.stderr
+    assert "none is configured" in fine.stdout
+    assert "published shards" in fine.stdout
+    model = {"RAG_LLM_MODEL": "openai/stand-in", "RAG_LLM_RETRIES": "0", **stand_in_here.environment}
+    answered = run("doctor", RAG_LAKE_URI=sample_lake, **model)
+    assert answered.returncode == 0, answered.stderr
+    assert "ok      model openai/stand-in: answered in" in answered.stdout
+    stand_in_here.status, stand_in_here.message = 401, "Incorrect API key"
+    wrong = run("doctor", RAG_LAKE_URI=sample_lake, **model)
+    assert wrong.returncode == 1
+    assert "FAILED  model openai/stand-in" in wrong.stdout
+    assert "Incorrect API key" in wrong.stdout
 
 
 def test_search_prints_each_passage_with_its_rank_and_source(sample_lake: str) -> None:

@@ -132,9 +132,10 @@ def test_every_citation_quotes_the_extracted_document_at_its_offsets(rag: RagCli
 
     documents: dict[str, str] = {}
     for asked in QUESTIONS:
-        answer = rag.ask(asked["question"], regions=asked["regions"], departments=asked["departments"])
+        scope = {"regions": asked["regions"], "departments": asked["departments"]}
+        answer = rag.ask(asked["question"], **scope)
         assert answer.citations
-        for citation in answer.citations:
+        for citation in (*answer.citations, *rag.search(asked["question"], **scope)):
             path = path_of(citation.source, corpus)
             if path not in documents:
                 file, _, attached = path.partition("#")
@@ -291,7 +292,7 @@ def test_a_failing_model_yields_a_degraded_extract_that_is_not_cached(sample_lak
         answers = [client.ask(BRATTHOLM) for _ in range(2)]
     for answer in answers:
         assert answer.kind == "extract"
-        assert answer.degraded == ("model_unavailable",)
+        assert answer.degraded == ("model_unavailable:fake/model (ConnectionError)",)
         assert answer.cache == "miss"
         assert "the language model did not answer" in answer.text
     assert calls == ["fake/model", "fake/model"]
@@ -472,7 +473,6 @@ def test_a_lost_table_degrades_wide_searches_and_fails_a_search_of_its_shard_onl
         assert hits.degraded == ("shard_unavailable:oslo/engineering",)
         answer = client.ask(BRATTHOLM)
         assert answer.degraded == ("shard_unavailable:oslo/engineering",)
-        assert "no language model is configured" in answer.text
         assert client.ask(BRATTHOLM).cache == "miss"  # a degraded answer is not cached
         for question in (client.search, client.ask):
             with pytest.raises(LakeUnavailable, match="no shard could be searched"):

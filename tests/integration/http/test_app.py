@@ -377,6 +377,7 @@ def test_requests_are_counted_and_logged_without_questions_keys_or_document_text
     with service.as_client(oslo) as client:
         reply = client.post("/v1/ask", json={"question": QUESTION}, headers={"x-request-id": "my-id-1"})
         assert reply.headers["x-request-id"] == "my-id-1"
+        client.post("/v1/ask", json={"question": QUESTION})
         odd = client.get("/v1/shards", headers={"x-request-id": "a b\tc"})
         assert re.fullmatch(r"[0-9a-f]{32}", odd.headers["x-request-id"])
         metrics = client.get("/metrics").text
