@@ -41,6 +41,14 @@ def validate_k(k: int) -> int:
     return k
 
 
+def validate_passages(passages: int) -> int:
+    """Return `passages` if it is an integer from 1 to `MAX_K`."""
+    try:
+        return validate_k(passages)
+    except InvalidArgument as error:
+        raise InvalidArgument(str(error).replace("k ", "passages ", 1)) from None
+
+
 def validate_per_document(per_document: int | None) -> int | None:
     """Return `per_document` if it is None or an integer from 1 to `MAX_K`."""
     if per_document is not None:

@@ -191,7 +191,8 @@ def _export_model(instance: "dg.DagsterInstance", settings: PipelineSettings) ->
 def status() -> None:
     """List shards and their state.
 
-    The state is published, changed, missing, gone from the source, of another embedding model, or on hold.
+    The state is published, changed, missing, gone from the source, to be indexed again, or on hold. Shards
+    are to be indexed again after another embedding model, source or format.
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.sources.listing_digest import listing_digest
@@ -205,7 +206,7 @@ def status() -> None:
         elif published is None:
             word = "missing"
         elif not published:
-            word = "of another embedding model"
+            word = "to be indexed again"
         else:
             word = "gone from the source" if listed == empty else "changed"
         if shard in state.held:

@@ -57,7 +57,8 @@ def sync_shard(writer: ShardWriter, identity: EmbedderIdentity, vector_index_row
         _sync_documents(writer, table, identity, where, digest, report, log)
     writer.update_progress(content_digest=str(digest), fingerprint=identity.fingerprint)
     report.rows = table.count_rows()
-    report.optimized = keep_indexes(writer, table, report.rows, vector_index_rows)
+    changed = bool(report.documents_replaced or report.documents_deleted)
+    report.optimized = keep_indexes(writer, table, report.rows, vector_index_rows, changed=changed)
     report.documents = row_count(writer.table(RAW_DOCUMENTS))
     report.version = table.version
     report.bytes = table_bytes(table)

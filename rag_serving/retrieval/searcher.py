@@ -21,6 +21,7 @@ from rag_serving.lake.company_index import COMPANY
 from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.search.engine import SearchEngine
 from rag_serving.lake.search.fusion import Candidate, Ranking, distinct, fuse, joined
+from rag_serving.lake.search.parameters import DEEPENING, MOST_DEPTH
 from rag_serving.lake.search.plan import Target, company_target, plan, shard_target
 from rag_serving.lake.search.query import Query
 from rag_serving.lake.search.statistics import WordStatistics
@@ -106,6 +107,9 @@ class Searcher:
         statistics = await self._statistics(found, snapshot)
         fused = fuse(query.question, found, vectors, query.depth, statistics)
         candidates = distinct(fused, MOST_RERANKED if self._reranker else query.k, query.per_document)
+        if len(candidates) < query.k and query.per_document is not None and _may_go_deeper(query, found):
+            deeper = replace(query, deepening=query.deepening * DEEPENING)
+            return await self.search(deeper, vectors, entries, snapshot)
         reranked, marks = await self._reranked(query, candidates)
         best = sorted(candidates, key=lambda c: -reranked[c.row["chunk_id"]]) if reranked is not None else candidates
         try:
@@ -182,3 +186,8 @@ class Searcher:
             _log.warning("hits keep their fused order: %s", error)
             return None, ("reranker_unavailable",)
         return {c.row["chunk_id"]: score for c, score in zip(candidates, scores, strict=True)}, ()
+
+
+def _may_go_deeper(query: Query, found: Iterable[Ranking]) -> bool:
+    """Return whether a ranking has further rows, after one document took most of those read."""
+    return query.depth < MOST_DEPTH and any(ranking.rows.num_rows >= query.depth for ranking in found)

@@ -4,6 +4,10 @@ DEPTH = 30
 """Minimum rows of a ranking to fuse; a hit's place in the other list matters even below the last hit shown."""
 CAPPED_DEPTH = 3
 """Times as many rows to read if the passages of a document are limited, because others are dropped."""
+DEEPENING = 4
+"""Times as many rows to read again if that leaves too few hits."""
+MOST_DEPTH = 1_500
+"""Rows of a ranking from which on it is not deepened."""
 PROBES = 20
 """Partitions of a shard's vector index to search. A partition has some 8,000 rows, so this covers most shards."""
 COMPANY_PROBES = 60
@@ -16,7 +20,7 @@ MAX_PROBES = 400
 REFINE = 4
 MOST_LANGUAGES = 3
 """Languages of a table in which a question's words are stemmed."""
-MAIN_LANGUAGE_SHARE = 0.05
+MAIN_LANGUAGE_SHARE = 0.01
 """Share of a table's passages from which on a language is one of them."""
 WORDS_WEIGHT = 0.6
 """Weight of words in the fusion; the rest is that of vectors, which are scaled over a shorter range."""

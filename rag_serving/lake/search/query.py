@@ -23,11 +23,13 @@ class Query:
     join_neighbours: bool = False
     per_document: int | None = None
     """Most passages of a document; None for any number."""
+    deepening: int = 1
+    """Times as many rows to read as usual."""
 
     @property
     def depth(self) -> int:
         """Number of rows to read from each ranking."""
-        return max(DEPTH, 2 * self.k) * (1 if self.per_document is None else CAPPED_DEPTH)
+        return max(DEPTH, 2 * self.k) * (1 if self.per_document is None else CAPPED_DEPTH) * self.deepening
 
     @property
     def filters(self) -> tuple[str, ...]:

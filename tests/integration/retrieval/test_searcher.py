@@ -266,6 +266,42 @@ def test_a_running_client_immediately_finds_a_newly_published_document(
             assert sum("blue crane" in hit.text for hit in hits) == 1
 
 
+def test_an_updated_shard_ranks_like_one_indexed_afresh(
+    tmp_path: Path, corpus: Path, instance: dg.DagsterInstance
+) -> None:
+    """Replaced rows must not count in the statistics of words."""
+    source = tmp_path / "source"
+    shutil.copytree(corpus / "oslo" / "people", source / "oslo" / "people", ignore=shutil.ignore_patterns("_eval"))
+    updated, fresh = (settings_for(str(source), str(tmp_path / name)) for name in ("updated", "fresh"))
+    assert run_shard(instance, updated, "oslo/people").success
+    for file in sorted((source / "oslo" / "people").glob("*.md")):
+        file.write_text(file.read_text() + "\nThe form is on the portal.\n")
+    for pipeline in (updated, fresh):
+        assert run_shard(instance, pipeline, "oslo/people").success
+    rankings = []
+    for name in ("updated", "fresh"):
+        with open_client(str(tmp_path / name)) as client:
+            hits = client.search("How many days of leave are there?", mode="text", k=20)
+            rankings.append([(hit.text, round(hit.fused, 4)) for hit in hits])
+    assert rankings[0] == rankings[1]
+
+
+def test_a_table_that_matches_often_leaves_room_for_other_documents(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    folder = tmp_path / "source" / "oslo" / "stock"
+    folder.mkdir(parents=True)
+    rows = "".join(f"TAG-{number},asset tag of the Potsdam warehouse number {number}\n" for number in range(3_000))
+    (folder / "assets.csv").write_text(f"tag,what\n{rows}")
+    for number in range(6):
+        (folder / f"note-{number}.md").write_text(
+            f"# Note {number}\n\nAn asset tag from Potsdam was lost, case {number}.\n"
+        )
+    assert run_shard(instance, settings_for(str(tmp_path / "source"), str(tmp_path / "lake")), "oslo/stock").success
+    with open_client(str(tmp_path / "lake")) as client:
+        assert len(client.search_documents("asset tag Potsdam", k=6, passages=1)) == 6
+
+
 def test_a_new_version_is_opened_in_the_background_before_a_question_needs_it(
     own_lake: str, tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
