@@ -22,8 +22,8 @@ from benchmarks.cache.timing import Figures, cycled, measured, one_by_one, perce
 from benchmarks.guards.rewordings import rewordings
 from benchmarks.trace.questions import near_misses
 from rag_serving.answering.generation import LanguageModel
-from rag_serving.cache.entries import normalise
 from rag_serving.cache.memory_store import MemoryStore
+from rag_serving.cache.normalization import normalise
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.results import Answer
 from rag_serving.settings import ServingSettings

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from benchmarks.guards.rewordings import rewordings
 from benchmarks.quality.retrieval import Question, Task, by_rank, rank, table_of
-from rag_serving.cache.entries import normalise
 from rag_serving.cache.evidence_record import Evidence
+from rag_serving.cache.normalization import normalise
 
 SEED = "guards-1"
 PARTS = ("tune", "report")
@@ -207,7 +207,7 @@ def on_paragraphs(paragraphs: Sequence[Paragraph], embed: Embed) -> list[Labelle
 def retrieve(
     pairs: Sequence[Labelled], paragraphs: Sequence[Paragraph], embed: Embed, fingerprint: str
 ) -> list[Labelled]:
-    """Return the pairs with the passages that both questions retrieve from all paragraphs, searched as in serving."""
+    """Return the pairs with the passages that both questions retrieve from the paragraphs, searched as in serving."""
     texts = list(dict.fromkeys(text for pair in pairs for text in (pair.asked, pair.cached)))
     task = Task("SQuAD", {p.name: p.text for p in paragraphs}, [Question(text, text, {}) for text in texts])
     with tempfile.TemporaryDirectory(prefix="rag-bench-") as lake:
@@ -218,11 +218,7 @@ def retrieve(
         scores = dict(one.vector)
         best = by_rank(one, candidates=30, constant=60)[:KEPT]
         found[one.question.text] = tuple(Evidence(name, name, scores.get(name)) for name in best)
-    return [_with(pair, found[pair.asked], found[pair.cached]) for pair in pairs]
-
-
-def _with(pair: Labelled, asked: tuple[Evidence, ...], cached: tuple[Evidence, ...]) -> Labelled:
-    return replace(pair, asked_evidence=asked, cached_evidence=cached)
+    return [replace(pair, asked_evidence=found[pair.asked], cached_evidence=found[pair.cached]) for pair in pairs]
 
 
 def _embedded(pairs: Sequence[Labelled], embed: Embed) -> list[Labelled]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.guards.rewordings import rewordings
 from rag_serving.answering.quotable import quotable_units
-from rag_serving.cache.entries import normalise
+from rag_serving.cache.normalization import normalise
 
 _FEWEST, _MOST = 4, 14
 """Least and most words of the part of a sentence that is made into a question."""
@@ -67,18 +67,23 @@ class Questions:
 
     def add(self, shard: str, source: str, wordings: Sequence[str], key: str | None, near: int | None = None) -> bool:
         """Add a base question with its unused wordings; return False, adding nothing, if the first one is used."""
-        free = {normalise(text): text for text in reversed(wordings) if normalise(text) not in self.by_wording}
-        if normalise(wordings[0]) not in free:
+        free = {_key(text): text for text in reversed(wordings) if _key(text) not in self.by_wording}
+        if _key(wordings[0]) not in free:
             return False
-        kept = tuple(text for text in wordings if free.get(normalise(text)) == text)
+        kept = tuple(text for text in wordings if free.get(_key(text)) == text)
         base = Base(len(self.bases), shard, source, kept, key, near)
         self.bases.append(base)
-        self.by_wording.update((normalise(text), base) for text in kept)
+        self.by_wording.update((_key(text), base) for text in kept)
         return True
 
     def of(self, question: str) -> Base:
         """Return the base question of a wording."""
-        return self.by_wording[normalise(question)]
+        return self.by_wording[_key(question)]
+
+
+def _key(text: str) -> str:
+    """Return the same key for all restyled forms of a question, which may be in capitals throughout."""
+    return normalise(text).casefold()
 
 
 def squeezed(text: str) -> str:

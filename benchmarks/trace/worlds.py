@@ -19,9 +19,9 @@ from benchmarks.trace.model import plain
 from benchmarks.trace.questions import Base, Questions
 from benchmarks.trace.traffic import Asking
 from rag_serving.answering.prompts import NOT_FOUND
-from rag_serving.cache.entries import normalise
 from rag_serving.cache.guards.judge import Judge, Pair, Verdict
 from rag_serving.cache.memory_store import MemoryStore
+from rag_serving.cache.normalization import normalise
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.results import Answer
 

@@ -87,7 +87,7 @@ def extract(
     cosines = _cosines(embedder, asked)
     scores = asked.scores(cosines)
     best = int(np.argmax(scores))
-    nearness = asked.nearness(candidates[best][0], float(cosines[best]))
+    nearness = asked.nearness(candidates[best][0], max(float(cosines[best]), _titled_cosine(embedder, asked, best)))
     if nearness < _NEAR:
         return not_found(question, degraded=degraded)
     sure = nearness >= _SURE
@@ -136,6 +136,13 @@ def _cosines(embedder: Embedder, asked: "_Asked") -> npt.NDArray[np.float32]:
     texts = [asked.candidates[row][1].searched(asked.title_of(row))[:_LONGEST] for row in rows]
     cosines[chosen] = embedder.embed_documents(texts) @ embedder.embed_query(asked.question)
     return cosines
+
+
+def _titled_cosine(embedder: Embedder, asked: "_Asked", row: int) -> float:
+    """Return the cosine of a candidate under the title of its document, which tells what "the cause" is of."""
+    title = asked.title_of(row)
+    text = f"{title}\n{asked.candidates[row][1].searched(title)}"[:_LONGEST]
+    return float(embedder.embed_documents([text])[0] @ embedder.embed_query(asked.question))
 
 
 @dataclass(frozen=True)

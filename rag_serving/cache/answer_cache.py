@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from rag_serving.cache.entries import CachedAnswer, Entry, question_key
 from rag_serving.cache.evidence_record import Evidence
+from rag_serving.cache.guards.question import read
+from rag_serving.cache.guards.rules import particulars
 from rag_serving.cache.store import CacheStore
 from rag_serving.results import Answer
 
@@ -34,9 +36,16 @@ class AnswerCache:
         self._clock = clock
 
     async def exact(self, tag: str, question: str) -> Entry | None:
-        """Return the entry of the same question, even if its documents have changed since."""
+        """Return the entry of the same question, even if its documents have changed since.
+
+        A question that is typed differently must also agree in its numbers, codes and symbols.
+        """
         entry = await self.store.get(tag, question_key(question))
-        return entry if entry is not None and self._lives(entry) else None
+        if entry is None or not self._lives(entry):
+            return None
+        if entry.question != question and particulars(read(question), read(entry.question)) is not None:
+            return None
+        return entry
 
     async def nearest(self, tag: str, vector: npt.NDArray[np.float32], floor: float) -> list[CachedAnswer]:
         """Return entries of questions with at least the cosine `floor`, most similar first; as for `exact`."""

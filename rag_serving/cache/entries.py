@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from rag_serving.cache.evidence_record import Evidence, Guard
+from rag_serving.cache.normalization import normalise
 from rag_serving.results import Answer
 
 
@@ -65,12 +65,6 @@ class ReviewItem(BaseModel):
 StoreState = Literal[
     "exact and semantic", "exact tier only: the server has no search commands", "unavailable", "in this process"
 ]
-
-
-def normalise(question: str) -> str:
-    """Return the form in which equal questions are identical: NFKC, case, whitespace and final marks folded."""
-    folded = unicodedata.normalize("NFKC", question).casefold()
-    return " ".join(folded.split()).rstrip(" ?!.。？！").lstrip("¿¡ ")
 
 
 def question_key(question: str) -> str:

@@ -1,17 +1,17 @@
 """The record of a cache decision: the retrieved passages, and the name of the guard that refused.
 
 Plain data for other modules to store and send. `evidence` builds it from hits and tests it for equality;
-`guards.features` compares the evidence of two questions.
+`guards.judge` compares the evidence of two questions.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 Guard = Literal[
-    "dates", "codes", "numbers", "units", "names", "negation", "comparison", "scope", "kind", "order",
-    "similarity", "evidence", "wording",
+    "dates", "codes", "numbers", "units", "names", "scope", "negation", "kind", "order", "wording", "language",
+    "similarity", "evidence",
 ]  # fmt: skip
-"""What refused a hit: the last three are decided by the judge, the others by a rule."""
+"""What refused a hit: the last two are decided by the judge, the others by a rule."""
 
 
 @dataclass(frozen=True, slots=True)

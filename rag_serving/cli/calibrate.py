@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from rag_serving.lake.embedders.base import Embedder
 
-PLAIN = (0.90, 0.95, 0.98)
-"""Thresholds of a cache without guards, printed for comparison."""
-
 
 class EvidenceLine(BaseModel):
     """A retrieved passage in a line of pairs."""
@@ -75,8 +72,18 @@ def labelled(lines: Sequence[Line], embed: Callable[[Sequence[str]], "npt.NDArra
     return found
 
 
+def plain_hits(pairs: Sequence[Labelled], duplicates: int) -> tuple[float, int, int]:
+    """Return the cosine that serves this number of duplicates without guards, its hits, and the wrong ones."""
+    least = sorted((one.pair.similarity for one in pairs if one.same), reverse=True)[duplicates - 1]
+    served = [one.same for one in pairs if one.pair.similarity >= least]
+    return least, len(served), served.count(False)
+
+
 def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str, ...]]:
-    """Return what each bound, and each plain threshold, serves of these pairs. The first row is the heading."""
+    """Return what each bound serves of these pairs, and the plain cosine that serves as many duplicates.
+
+    The first row is the heading.
+    """
     duplicates = sum(one.same for one in pairs)
 
     def row(name: str, served: int, wrong: int) -> tuple[str, ...]:
@@ -85,12 +92,12 @@ def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str
 
     rows: list[tuple[str, ...]] = [("rule", "duplicates served", "wrong hits", "hits", "95 % upper bound of wrong")]
     for threshold in calibration.thresholds:
-        cosine = "nothing served" if threshold.similarity is None else f"cosine from {threshold.similarity:.3f}"
-        name = f"at most {threshold.max_error:.1%} wrong ({cosine})"
-        rows.append(row(name, threshold.served, threshold.wrong))
-    for least in PLAIN:
-        served = [one.same for one in pairs if one.pair.similarity >= least]
-        rows.append(row(f"no guards, cosine from {least:.2f}", len(served), served.count(False)))
+        reached = "nothing served" if threshold.score is None else f"score from {threshold.score:.3f}"
+        rows.append(row(f"at most {threshold.max_error:.1%} wrong ({reached})", threshold.served, threshold.wrong))
+        duplicates_served = threshold.served - threshold.wrong
+        if duplicates_served:
+            plain = plain_hits(pairs, duplicates_served)
+            rows.append(row(f"  no guards, cosine from {plain[0]:.3f}", *plain[1:]))
     return rows
 
 
@@ -102,7 +109,7 @@ def table(calibration: Calibration, pairs: Sequence[Labelled]) -> list[tuple[str
     type=click.FloatRange(0, 1, min_open=True),
     default=0.98,
     show_default=True,
-    help="At or above this similarity, skip the risk model.",
+    help="At or above this similarity, ignore evidence.",
 )
 @click.option(
     "--least",
@@ -124,11 +131,9 @@ def calibrate_command(pairs: Path, out: Path, sure: float, least: float, fingerp
     used: list[str] = [fingerprint] if fingerprint else []
 
     def embed(texts: Sequence[str]) -> "npt.NDArray[np.float32]":
-        import numpy as np
-
         embedder = _embedder(fingerprint)
         used[:] = [embedder.identity.fingerprint]
-        return np.stack([embedder.embed_query(text) for text in texts])
+        return embedder.embed_queries(texts)
 
     examples = labelled(lines, embed)
     calibration = calibrate(

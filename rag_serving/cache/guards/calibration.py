@@ -1,6 +1,6 @@
-"""Chooses cosine thresholds from labelled pairs of questions.
+"""Chooses thresholds of the score from labelled pairs of questions.
 
-The threshold of a bound is the least cosine at or above which the pairs that pass the guards have a share of wrong hits
+The threshold of a bound is the least score at or above which the pairs that pass the guards have a share of wrong hits
 whose 95 % upper limit is within the bound. Judging a pair belongs to `judge`.
 """
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rag_serving.cache.guards.judge import Calibration, Pair, Threshold, refusal
+from rag_serving.cache.guards.judge import Calibration, Pair, Threshold, refusal, score
 from rag_serving.errors import InvalidArgument
 
 CONFIDENCE = 0.95
-LEAST_SIMILARITY = 0.8
+LEAST_SIMILARITY = 0.75
 """Cosine below which no pair is judged; with the packaged model such questions are unrelated."""
 BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)
 """Bounds on the share of wrong hits for which thresholds are chosen."""
@@ -62,15 +62,13 @@ def calibrate(
     least_similarity: float = LEAST_SIMILARITY,
     sure: float = 0.98,
     bounds: Sequence[float] = BOUNDS,
-    margin: float = 1.0,
     fingerprint: str | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Calibration:
     """Return a calibration with one threshold per bound.
 
-    Only pairs that pass the guards count. All pairs at or above `sure` are treated as one step. A `margin` of 2 halves
-    every bound; use it for pairs that influenced the rules or word lists. The bounds are not corrected for multiple
-    comparisons. Raises `InvalidArgument` if the pairs are too few or nearly all of one kind.
+    Only pairs that pass the guards count, and evidence only below the cosine `sure`. The bounds are not corrected for
+    multiple comparisons. Raises `InvalidArgument` if the pairs are too few or nearly all of one kind.
     """
     near = [one for one in labelled if one.pair.similarity >= least_similarity]
     different = sum(not one.same for one in near)
@@ -79,57 +77,55 @@ def calibrate(
             f"{len(near)} pairs have a similarity of {least_similarity} or more, {different} of them are different "
             f"questions; a calibration needs at least {LEAST_PAIRS} pairs, {LEAST_OF_EITHER} of each kind"
         )
-    passed = [one for one in near if refusal(one.pair, sure) is None]
-    steps = _steps(passed, sure)
+    passed = [(score(one.pair, sure), one.same) for one in near if refusal(one.pair, sure) is None]
+    steps = _steps(passed)
     counts: dict[str, float] = {
         "same": len(near) - different,
         "different": different,
         "past the guards": len(passed),
-        "of them different": sum(not one.same for one in passed),
-        "margin": margin,
+        "of them different": sum(not same for _, same in passed),
     }
     return Calibration(
-        format=2,
+        format=3,
         fingerprint=fingerprint,
         least_similarity=least_similarity,
-        thresholds=tuple(_threshold(steps, bound, margin) for bound in sorted(bounds)),
+        thresholds=tuple(_threshold(steps, bound) for bound in sorted(bounds)),
         provenance={**(provenance or {}), "pairs": counts},
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """The hits when every pair at or above a cosine is served."""
+    """The hits when every pair at or above a score is served."""
 
-    similarity: float
+    score: float
     served: int
     wrong: int
 
 
-def _steps(labelled: Iterable[Labelled], sure: float) -> list[_Step]:
-    """Return one step per cosine (rounded down to five digits), lowest first; cosines from `sure` on are one step."""
-    hits = sorted((min(math.floor(one.pair.similarity * 1e5) / 1e5, sure), one.same) for one in labelled)
+def _steps(scores: Iterable[tuple[float, bool]]) -> list[_Step]:
+    """Return one step per score (rounded down to five digits), lowest first."""
+    hits = sorted((math.floor(reached * 1e5) / 1e5, same) for reached, same in scores)
     hits.reverse()
     steps: list[_Step] = []
     wrong = 0
-    for place, (similarity, same) in enumerate(hits):
+    for place, (reached, same) in enumerate(hits):
         wrong += not same
-        if place + 1 == len(hits) or hits[place + 1][0] != similarity:
-            steps.append(_Step(similarity, place + 1, wrong))
+        if place + 1 == len(hits) or hits[place + 1][0] != reached:
+            steps.append(_Step(reached, place + 1, wrong))
     return steps[::-1]
 
 
-def _threshold(steps: Iterable[_Step], max_error: float, margin: float) -> Threshold:
-    """Return the lowest step within a bound; without one, a threshold whose cosine is None."""
-    allowed = max_error / margin
+def _threshold(steps: Iterable[_Step], max_error: float) -> Threshold:
+    """Return the lowest step within a bound; without one, a threshold whose score is None."""
     for step in steps:
         # Comparing the upper bound with a rate takes one sum; computing the bound takes sixty.
-        if step.wrong / step.served <= allowed and _at_most(step.wrong, step.served, allowed) <= 1 - CONFIDENCE:
+        if step.wrong / step.served <= max_error and _at_most(step.wrong, step.served, max_error) <= 1 - CONFIDENCE:
             return Threshold(
                 max_error=max_error,
-                similarity=step.similarity,
+                score=step.score,
                 served=step.served,
                 wrong=step.wrong,
                 bound=round(upper_bound(step.wrong, step.served), 5),
             )
-    return Threshold(max_error=max_error, similarity=None)
+    return Threshold(max_error=max_error, score=None)

@@ -1,102 +1,213 @@
-"""Parses a question: its numbers, dates, codes, names, negations, directions, and what it asks for.
+"""Parses a question: its words and their meanings, numbers, dates, codes, names, negations, and what it asks for.
 
 What two questions must have in common is decided in `rules`.
 """
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Literal
+from itertools import pairwise
 
-from rag_serving.cache.guards import lexicon, quantities
-from rag_serving.cache.guards.tokens import TOKEN, bare, bare_words, fold, singular
+from rag_serving.cache.guards import lexicon
+from rag_serving.cache.guards.quantities import quantities
+from rag_serving.cache.guards.tokens import TOKEN, bare, meaning, singular, stem
+from rag_serving.cache.normalization import fold, lower_words
 
-Side = tuple[str, str]
-"""A group of opposites and one of its sides: `("time", "before")`."""
-
-_GLOSS = re.compile(r"([\w-]+) \(([^\W\d_]+)(?:'s)?\)")
+_PERSONS = (("1", frozenset(["i", "me", "my", "we", "us", "our"])), ("2", frozenset(["you", "your"])))
+_GLOSS = re.compile(r"(?<=\S) \([^\W_]+(?:-[^\W_]+)*\)")
+_LETTER_A = re.compile(r"(?<=[a-z0-9] )A(?=[\s?.,;!)]|$)(?! [A-Z])")
+LETTER_A = "\uff41"
+"""Stands for the name "A", as in "plan A", which is not the article."""
+_VERBS_FIRST = frozenset(["must", "may", "whether"])
 _LETTERS = re.compile(r"[^\W\d_]+")
-_WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
-_SENTENCE_END = re.compile(r"[.?!:;(\"“]\s*$")
+_PRONOUN = re.compile(r"\b(?:i|me|my|we|us|our|you|your|he|she|it|they)\b")
+_CANNOT = re.compile(r"\b(?:can't|cannot)\b")
+_NOT = re.compile(r"n't\b")
+_CLITIC = re.compile(r"(?<=\w)'(?:m|re|ve|ll|d|s)\b")
+_SENTENCE_END = re.compile(r"[.?!:;(\"]\s*$")
+_OTHER_SCRIPT = re.compile(r"[^\W\d_\u0000-\u036fµμΩ\u1e00-\u1eff\u2000-\u2bff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """A parsed question."""
 
-    tokens: tuple[str, ...]
-    """Case-folded words in order, including dates and numbers, without possessive endings."""
+    english: bool
+    """Whether the words are compared as English; otherwise only `plain` is."""
+    plain: tuple[str, ...]
+    """Words in order, without politeness."""
+    sequence: tuple[str, ...]
+    """Meanings of the words in order, without dates and function words; prepositions of direction are kept."""
+    content: Mapping[str, str]
+    """Meanings of the words that decide what is asked, each with the word as typed."""
+    light: frozenset[str]
+    """Meanings of the words that seldom decide what is asked, such as "get" and "need"."""
+    counts: Mapping[str, int]
+    """How often each meaning occurs, including those of function words."""
+    joined: Mapping[str, tuple[str, str]]
+    """Adjacent words written as one, with their meanings: log in, per diem."""
     forms: frozenset[str]
-    """The words, their parts, and the singular of both; names are looked up here."""
-    numbers: tuple[quantities.Number, ...]
-    dates: tuple[str, ...]
+    """The words, their parts, and the singular and meaning of both; names are looked up here."""
+    numbers: frozenset[str]
+    dates: frozenset[str]
     codes: frozenset[str]
     names: frozenset[str]
-    glosses: frozenset[tuple[str, str]]
-    """Names in parentheses, each with the word before: `("des", "diethylstilbestrol")`."""
+    cases: Mapping[str, str]
+    """Words by their lower case, with those capitals that may change the meaning: mW, CO."""
+    cased: bool
+    """Whether the question has capitals, so that a word without any is not an acronym."""
     negations: int
-    comparisons: frozenset[Side]
-    alternatives: frozenset[Side]
     kind: str
-    """The kind of question, such as "when" or "count". "what" and "how" may ask for anything; "" is unknown."""
-    tense: str
-    """"past", "present" or "future", by the first auxiliary verb; "" without one."""
+    """The kind of question, such as "when" or "count"; "what" may ask for anything, "" is a search by keywords."""
     persons: str
     """Persons mentioned, in order: "1" for I or we, "2" for you."""
-    relations: frozenset[tuple[str, str]]
-    """Prepositions of direction, each with the word it governs: `("from", "oslo")`."""
+    roles: frozenset[tuple[str, str]]
+    """Prepositions of direction, each with the meaning of the word it governs: `("from", "oslo")`."""
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def read(text: str) -> Question:
     """Parse a question. Never fails."""
-    plain = fold(text)
-    folded = plain.casefold()
-    core = _opening().sub("", folded)
-    tokens = tuple(bare_words(plain))
-    dates, rest = quantities.dates(folded)
-    numbers, codes = quantities.numbers(rest)
+    folded = fold(text)
+    english = _is_english([match[0] for match in TOKEN.finditer(folded)], folded)
+    folded = _GLOSS.sub(lambda match: match[0].lower(), folded)
+    raw = [match[0] for match in TOKEN.finditer(folded)]
+    typed = tuple(word for word in map(bare, raw) if word)
+    kind, rest = _kind(_expanded(_LETTER_A.sub(LETTER_A, folded).lower()))
+    found = quantities(rest)
+    words = [part for word in found.words for part in _parts(word)]
+    meanings = [meaning(stem(word)) for word in words]
+    stop, light, kept = lexicon.words("stop_words"), _light(), lexicon.words("directions")
     return Question(
-        tokens=tokens,
-        forms=_forms(tokens),
-        numbers=tuple(sorted(numbers + quantities.roman(plain))),
-        dates=tuple(sorted(set(dates))),
-        codes=codes,
-        names=_names(plain) - codes,
-        glosses=frozenset((singular(m[2].casefold()), m[1]) for m in _GLOSS.finditer(folded)),
-        negations=_negations(folded),
-        comparisons=_sides("comparisons", folded),
-        alternatives=_sides("alternatives", folded),
-        kind=_kind(core),
-        tense=_tense(tokens),
-        persons=_persons(core),
-        relations=_relations(tokens),
+        english=english,
+        plain=tuple(word for word in typed if word not in lexicon.words("ignored")),
+        sequence=tuple(one for word, one in zip(words, meanings, strict=True) if word not in stop or word in kept),
+        content={
+            one: word
+            for word, one in zip(words, meanings, strict=True)
+            if word not in stop and one not in light and not word[0].isdecimal() and word not in found.codes
+        },
+        light=frozenset(meanings) & light,
+        counts=Counter(meanings),
+        joined=_joined(words, meanings),
+        forms=_forms(typed),
+        numbers=frozenset(found.numbers),
+        dates=frozenset(found.dates),
+        codes=frozenset(found.codes),
+        names=_names(folded, raw) - found.codes,
+        cases={word.lower(): word for word in _LETTERS.findall(lower_words(folded))},
+        cased=not folded.islower(),
+        negations=sum(word in lexicon.words("negations") for word in words),
+        kind=kind,
+        persons=_persons(words),
+        roles=_roles(words, meanings),
     )
+
+
+def _expanded(lower: str) -> str:
+    """Return the text without contractions and with phrases replaced by single words."""
+    text = _CLITIC.sub("", _NOT.sub(" not", _CANNOT.sub("can not", lower.replace("won't", "will not"))))
+    if lexicon.any_phrase().search(text):
+        for pattern, replacement in lexicon.phrases():
+            text = pattern.sub(replacement, text)
+    return text.replace(" or not", "")
+
+
+@cache
+def _opening() -> re.Pattern[str]:
+    return re.compile(rf"^(?:(?:{'|'.join(lexicon.words('greetings'))})\b[\s,:!.-]*)+")
+
+
+def _kind(text: str) -> tuple[str, str]:
+    """Return the kind of the first question word, and the text without it; of two at one place, the first listed.
+
+    The words of a yes-no question are kept.
+    """
+    text = _opening().sub("", text)
+    matches = [(match.start(), kind, match) for kind, pattern in lexicon.kinds() if (match := pattern.search(text))]
+    if not matches:
+        return "statement" if _PRONOUN.search(text) else "", text
+    _, kind, match = min(matches, key=lambda found: found[0])
+    if kind in _VERBS_FIRST:
+        return kind, text
+    return kind, f"{text[: match.start()]} {text[match.end() :]}"
+
+
+def _parts(word: str) -> Sequence[str]:
+    """Return the parts of a compound; a code is not split."""
+    if any(c.isdigit() for c in word) or "@" in word:
+        return [word]
+    return [part for part in re.split(r"[-/_]", bare(word)) if part]
+
+
+@cache
+def _light() -> frozenset[str]:
+    return frozenset(meaning(stem(word)) for word in lexicon.words("light_words"))
+
+
+def _joined(words: Sequence[str], meanings: Sequence[str]) -> Mapping[str, tuple[str, str]]:
+    return {one + other: (meanings[place], meanings[place + 1]) for place, (one, other) in enumerate(pairwise(words))}
+
+
+def _persons(words: Sequence[str]) -> str:
+    persons = [person for word in words for person, forms in _PERSONS if word in forms]
+    return "".join(person for person, before in zip(persons, ["", *persons], strict=False) if person != before)
+
+
+def _roles(words: Sequence[str], meanings: Sequence[str]) -> frozenset[tuple[str, str]]:
+    directions, stop = lexicon.words("role_directions"), lexicon.words("stop_words")
+    found: set[tuple[str, str]] = set()
+    for place, word in enumerate(words):
+        if word in directions:
+            governed = [at for at in range(place + 1, min(place + 4, len(words))) if words[at] not in stop]
+            found.update((word, meanings[at]) for at in governed[:1])
+    return frozenset(found)
+
+
+# --- language ----------------------------------------------------------------------------------------------------
+
+
+def _is_english(tokens: Sequence[str], folded: str) -> bool:
+    """Return whether the words can be compared as English: no other script, and few function words of other languages.
+
+    Without function words, as in a search by keywords, a short question is English unless it has accents.
+    """
+    if _OTHER_SCRIPT.search(folded):
+        return False
+    words = [token.lower() for token in tokens if folded.isupper() or not token.isupper()]  # DES is not "des"
+    other = sum(word in lexicon.other_languages() for word in words)
+    english = sum(word in lexicon.words("stop_words") for word in words)
+    if other * 3 > english:
+        return False
+    return english > 0 or (folded.isascii() and len(words) <= 7)
 
 
 # --- names -------------------------------------------------------------------------------------------------------
 
 
-def _forms(tokens: Sequence[str]) -> frozenset[str]:
-    forms = set(tokens)
-    for token in tokens:
-        forms.update(part for part in re.split(r"[^\w]+", token) if part)
-        forms.add(re.sub(r"\W", "", token))
+def _forms(words: Sequence[str]) -> frozenset[str]:
+    forms = set(words)
+    for word in words:
+        forms.update(part for part in re.split(r"[^\w]+", word) if part)
+        forms.add(re.sub(r"\W", "", word))
     forms.update([singular(form) for form in forms])
+    forms.update([meaning(stem(form)) for form in forms])
     return frozenset(forms)
 
 
-def _names(plain: str) -> frozenset[str]:
+def _names(folded: str, raw: Sequence[str]) -> frozenset[str]:
     """Return the words that are names by their capitals, as they appear in `Question.forms`."""
-    raw = [match[0] for match in TOKEN.finditer(plain)]
     if _is_heading(raw):
         return frozenset()
-    starts = _sentence_starts(plain)
     found: set[str] = set()
-    for place, token in enumerate(raw):
-        word = bare(token)
-        if _is_name(token, word, begins_sentence=place in starts):
+    for match in TOKEN.finditer(folded):
+        if match[0].islower():
+            continue
+        begins = match.start() == 0 or _SENTENCE_END.search(folded[max(0, match.start() - 3) : match.start()])
+        word = bare(match[0])
+        if _is_name(match[0], word, begins_sentence=bool(begins)):
             found.add(word if "-" in word or "'" in word else singular(word))
     return frozenset(found)
 
@@ -108,110 +219,10 @@ def _is_heading(raw: Sequence[str]) -> bool:
 
 
 def _is_name(token: str, word: str, *, begins_sentence: bool) -> bool:
-    if word in lexicon.words("not_names") or word.startswith("i'") or not word or not word[0].isalpha():
+    if not word or not word[0].isalpha() or word in lexicon.words("not_names") or word.startswith("i'"):
         return False
     if any(c.isdigit() for c in word):
         return False  # a code, a date or a number
     if any(c.isupper() for c in token[1:]):
         return True
     return token[0].isupper() and not begins_sentence and word not in lexicon.common_words() and len(word) > 1
-
-
-def _sentence_starts(plain: str) -> set[int]:
-    """Return the indexes of the tokens at which a sentence begins."""
-    starts = {0}
-    for place, match in enumerate(TOKEN.finditer(plain)):
-        if _SENTENCE_END.search(plain[max(0, match.start() - 3) : match.start()]):
-            starts.add(place)
-    return starts
-
-
-# --- negations and directions ------------------------------------------------------------------------------------
-
-
-def _negations(folded: str) -> int:
-    negations = lexicon.words("negations") | lexicon.words("contracted_negations")
-    words = _WORD.findall(folded.replace(" or not", ""))
-    negated = [word for word in words if word in negations or word.endswith("n't")]
-    return len(negated) + len(_negating_phrases().findall(folded))
-
-
-@cache
-def _negating_phrases() -> re.Pattern[str]:
-    return re.compile("|".join(lexicon.strings("negating_phrases")))
-
-
-@dataclass(frozen=True, slots=True)
-class _Phrases:
-    """One pattern of the phrases of all sides, longest first, and the sides of each phrase."""
-
-    pattern: re.Pattern[str]
-    sides: dict[str, list[Side]]
-
-
-@cache
-def _phrases(table: Literal["comparisons", "alternatives"]) -> _Phrases:
-    found: dict[str, list[Side]] = {}
-    for group, sides in lexicon.groups(table).items():
-        for side, phrases in sides.items():
-            for phrase in phrases:
-                found.setdefault(phrase, []).append((group, side))
-    longest_first = sorted(found, key=len, reverse=True)
-    return _Phrases(lexicon.alternation([re.escape(phrase) for phrase in longest_first]), found)
-
-
-def _sides(table: Literal["comparisons", "alternatives"], folded: str) -> frozenset[Side]:
-    phrases = _phrases(table)
-    return frozenset(side for match in phrases.pattern.finditer(folded) for side in phrases.sides[match[0]])
-
-
-# --- what is asked for -------------------------------------------------------------------------------------------
-
-
-@cache
-def _opening() -> re.Pattern[str]:
-    """Return a pattern of polite phrases before the question."""
-    greetings, requests = "|".join(lexicon.strings("greetings")), "|".join(lexicon.strings("requests"))
-    return re.compile(rf"^(?:(?:{greetings})\b[\s,:!.]*)*(?:{requests})\b[\s,:]*")
-
-
-@cache
-def _auxiliary() -> re.Pattern[str]:
-    return re.compile(rf"(?:{'|'.join(lexicon.words('auxiliaries'))})(?:n't)?\b")
-
-
-def _kind(core: str) -> str:
-    """Return the kind of the first question word; of two at the same place, the one listed first."""
-    first, kind = len(core), ""
-    for name, pattern in lexicon.kinds():
-        match = pattern.search(core)
-        if match and match.start() < first:
-            first, kind = match.start(), name
-    if kind:
-        return kind
-    return "whether" if _auxiliary().match(core) else ""
-
-
-def _tense(tokens: Sequence[str]) -> str:
-    for token in tokens:
-        if token in lexicon.by_word("tenses"):
-            return lexicon.by_word("tenses")[token]
-    return ""
-
-
-def _persons(core: str) -> str:
-    found = ""
-    for word in _LETTERS.findall(core):
-        person = "1" if word in lexicon.words("first_person") else "2" if word in lexicon.words("second_person") else ""
-        if not found.endswith(person):
-            found += person
-    return found
-
-
-def _relations(tokens: Sequence[str]) -> frozenset[tuple[str, str]]:
-    found: set[tuple[str, str]] = set()
-    for place, token in enumerate(tokens):
-        if token in lexicon.words("directions"):
-            governed = [word for word in tokens[place + 1 : place + 4] if word not in lexicon.words("stop_words")]
-            found.update((token, word) for word in governed[:1])
-    return frozenset(found)

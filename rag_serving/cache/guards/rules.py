@@ -1,107 +1,109 @@
 """The rules: what two questions must have in common regardless of their cosine.
 
-An embedding hardly distinguishes 2024 from 2025, "may" from "may not", "before" from "after" or Oslo from Bergen. Each
-rule compares two questions parsed by `question.read` and returns why they differ. Cosines belong to `judge`.
+An embedding hardly distinguishes 2024 from 2025, "may" from "may not", Oslo from Bergen, or who pays whom. Each rule
+compares two questions parsed by `question.read` and returns why they differ. Cosines belong to `judge`.
 """
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rag_serving.cache.evidence_record import Guard
 from rag_serving.cache.guards import lexicon
-from rag_serving.cache.guards.question import Question, Side
-from rag_serving.cache.guards.tokens import bare_words, fold, singular, spaced
-
-
-@dataclass(frozen=True, slots=True)
-class Both:
-    """The two questions to compare."""
-
-    asked: Question
-    cached: Question
-    scope_words: Iterable[str] = ()
-    """Names that restrict a question and may be typed in any case, such as regions and departments."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A rule and the guard to which it belongs."""
-
-    guard: Guard
-    check: Callable[[Both], str | None]
-    """Returns why the questions differ, quoting only the questions, or None."""
+from rag_serving.cache.guards.question import Question
+from rag_serving.cache.guards.tokens import bare, is_misspelt, meaning, singular, stem
 
 
 @dataclass(frozen=True, slots=True)
 class Disagreement:
-    """The guard that refuses, and its reason."""
+    """The guard that refuses, and its reason, which quotes only the questions."""
 
     guard: Guard
     reason: str
 
 
 def disagreement(asked: Question, cached: Question, scope_words: Iterable[str] = ()) -> Disagreement | None:
-    """Return the disagreement found by the first rule that refuses, or None. Symmetric except for the reason."""
-    both = Both(asked, cached, scope_words)
-    for rule in RULES:
-        reason = rule.check(both)
+    """Return why two questions differ in a detail, or None. Symmetric except for the reason.
+
+    `scope_words` are names that restrict a question and may be typed in any case, such as regions and departments.
+    Questions that are not both English must be the same but for politeness, articles and pronouns.
+    """
+    if not (asked.english and cached.english):
+        return None if asked.plain == cached.plain else Disagreement("language", "it is not the same in other words")
+    named = particulars(asked, cached) or _scopes(asked, cached, scope_words)
+    if named is not None:
+        return named
+    for guard, check in RULES:
+        reason = check(asked, cached)
         if reason is not None:
-            return Disagreement(rule.guard, reason)
+            return Disagreement(guard, reason)
     return None
 
 
-# --- dates, codes, numbers, scope words --------------------------------------------------------------------------
+def particulars(asked: Question, cached: Question) -> Disagreement | None:
+    """Return the first difference in dates, codes, numbers or symbols, or None."""
+    pairs: Sequence[tuple[Guard, frozenset[str], frozenset[str]]] = (
+        ("dates", asked.dates, cached.dates),
+        ("codes", asked.codes, cached.codes),
+        ("numbers", asked.numbers, cached.numbers),
+    )
+    for guard, one, other in pairs:
+        if one != other:
+            return Disagreement(guard, f"{guard} differ: {_listed(one)} against {_listed(other)}"[:160])
+    return _symbols(asked, cached)
 
 
-def _same(what: str, values: Callable[[Both, Question], Iterable[str]]) -> Callable[[Both], str | None]:
-    """Return a check that both questions have the same values."""
-
-    def check(both: Both) -> str | None:
-        asked, cached = (sorted(set(values(both, question))) for question in (both.asked, both.cached))
-        if asked == cached:
-            return None
-        return f"{what} differ: {', '.join(asked) or 'none'} against {', '.join(cached) or 'none'}"[:160]
-
-    return check
+_UNIT = re.compile(r"[kmgtp](?:[bwvajgls]|wh|hz|pa|ohm)")
 
 
-def _values(_: Both, question: Question) -> Iterable[str]:
-    return [value for value, _ in question.numbers]
+def _symbols(asked: Question, cached: Question) -> Disagreement | None:
+    """Compare symbols that differ only in case: mW and MW, Co and CO, Mb and mb, US and us."""
+    for word in asked.cases.keys() & cached.cases.keys():
+        one, other = asked.cases[word], cached.cases[word]
+        if one == other:
+            continue
+        question = asked if one == word else cached  # the one without capitals, if any
+        pronoun = word in lexicon.words("stop_words") and len(word) > 1 and question.cased
+        if word not in (one, other) or _UNIT.fullmatch(word) or pronoun:
+            return Disagreement("units", f"“{one}” against “{other}”")
+    return None
 
 
-def _measures(_: Both, question: Question) -> Iterable[str]:
-    return [f"{value} {unit}".strip() for value, unit in question.numbers]
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(sorted(values)) or "none"
 
 
-def _scope_words(both: Both, question: Question) -> Iterable[str]:
-    text = " ".join(question.tokens)
-    names = [" ".join(bare_words(fold(name))) for name in both.scope_words]
-    return [name for name in names if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
+def _scopes(asked: Question, cached: Question, scope_words: Iterable[str]) -> Disagreement | None:
+    texts = [f" {' '.join(question.plain)} " for question in (asked, cached)]
+    for name in sorted(scope_words):
+        words = " ".join(filter(None, map(bare, name.split())))
+        if words and (f" {words} " in texts[0]) != (f" {words} " in texts[1]):
+            return Disagreement("scope", f"only one of the questions names {words}")
+    return None
 
 
 # --- names -------------------------------------------------------------------------------------------------------
 
 
-def _names(both: Both) -> str | None:
-    missing = _missing_names(both.asked, both.cached) + _missing_names(both.cached, both.asked)
+def _names(asked: Question, cached: Question) -> str | None:
+    missing = _missing_names(asked, cached) + _missing_names(cached, asked)
     return f"only one of the questions names {', '.join(sorted(missing)[:3])}" if missing else None
 
 
 def _missing_names(question: Question, other: Question) -> list[str]:
-    """Return the names that the other question lacks, even as initials, in a gloss, or spelled in several words."""
-    missing = [name for name in question.names if name not in other.forms]
+    """Return the names that the other question lacks, even as initials, as a synonym, or in several words."""
+    missing = [n for n in question.names if n not in other.forms and meaning(stem(n)) not in other.forms]
     if not missing:
         return []
-    known = {name for name, before in question.glosses if before in other.forms}
-    known |= _written_apart(question, other) | _written_apart(other, question)
+    known = _written_apart(question, other) | _written_apart(other, question)
     return [name for name in missing if name not in known]
 
 
 def _written_apart(question: Question, other: Question) -> set[str]:
     """Return words that the other question writes as initials or as one word: virtual private network, Git Lab."""
     joining = lexicon.words("joining_words")
-    words = [part for word in question.tokens if word not in joining for part in word.split("-") if part]
+    words = [part for word in question.plain if word not in joining for part in word.split("-") if part]
     known: set[str] = set()
     for size in range(2, 6):
         for start in range(len(words) - size + 1):
@@ -112,141 +114,188 @@ def _written_apart(question: Question, other: Question) -> set[str]:
     return known
 
 
-# --- negation, direction, scope ----------------------------------------------------------------------------------
+# --- negation and what is asked for ------------------------------------------------------------------------------
 
 
-def _alternatives(both: Both) -> str | None:
-    opposed = _opposed(both.asked.alternatives, both.cached.alternatives)
-    return opposed and f"scopes differ: {opposed}"
+def _negations(asked: Question, cached: Question) -> str | None:
+    if asked.negations != cached.negations:
+        return "only one of the questions negates"
+    return _opposite(asked, cached) or _opposite(cached, asked)
 
 
-def _persons(both: Both) -> str | None:
-    asked, cached = both.asked.persons, both.cached.persons
-    if asked and cached and not set(asked) & set(cached):
-        return "one asks about “I”, the other about “you”"
-    return None
-
-
-def _negations(both: Both) -> str | None:
-    return None if both.asked.negations == both.cached.negations else "only one of the questions negates"
-
-
-def _prefixes(both: Both) -> str | None:
-    return _negated(both.asked.tokens, both.cached.tokens) or _negated(both.cached.tokens, both.asked.tokens)
-
-
-def _negated(words: Sequence[str], others: Sequence[str]) -> str | None:
-    """Return why a word that the other question has only with a negating prefix differs: necessary, unnecessary."""
-    for word in set(others) - set(words):
+def _opposite(question: Question, other: Question) -> str | None:
+    """Find a word that the other question has only without its negating prefix: unnecessary, necessary."""
+    for one, word in question.content.items():
         for prefix in lexicon.words("negating_prefixes"):
             root = word.removeprefix(prefix)
-            if root != word and len(root) >= 4 and root in words and root not in others:
-                return f"one says “{root}”, the other “{word}”"
+            if root != word and len(root) >= 4 and root in other.forms - question.forms and one not in other.counts:
+                return f"“{word}” against “{root}”"
     return None
 
 
-def _comparisons(both: Both) -> str | None:
-    opposed = _opposed(both.asked.comparisons, both.cached.comparisons)
-    return opposed and f"directions differ: {opposed}"
+_CLOSE = frozenset(
+    frozenset(pair.split())
+    for pair in (
+        "what count", "what long", "what often", "what when", "what where", "what who", "what whom", "how why",
+        "how count",
+        "count long", "long when", "often when", "whether must", "whether may",
+    )
+)  # fmt: skip
+"""Kinds that may ask for the same thing: "how many days" and "how long"."""
 
 
-def _opposed(asked: frozenset[Side], cached: frozenset[Side]) -> str | None:
-    """Return the sides of the first group in which the questions are on different sides."""
-    for group in sorted({group for group, _ in asked} & {group for group, _ in cached}):
-        one = {side for of, side in asked if of == group}
-        other = {side for of, side in cached if of == group}
-        if one != other:
-            return f"{min(one - other or one)} against {min(other - one or other)}".replace("-", " ")
-    return None
+def _kinds(asked: Question, cached: Question) -> str | None:
+    kinds = frozenset([asked.kind, cached.kind])
+    if len(kinds) == 1 or kinds & {"", "statement"} or kinds in _CLOSE:
+        return None
+    return f"one asks “{asked.kind}”, the other “{cached.kind}”"
 
 
-# --- what is asked for -------------------------------------------------------------------------------------------
-
-_DEFINITE = frozenset(["count", "amount", "duration", "age", "frequency", "when", "where", "who", "why"])
-_UNLIKE_HOW = frozenset(["when", "where", "who", "why"])
+# --- wording -----------------------------------------------------------------------------------------------------
 
 
-def _kinds(both: Both) -> str | None:
-    """Compare definite kinds only, because "what" may ask for anything; "how" differs from some of them."""
-    asked, cached = both.asked.kind, both.cached.kind
-    definite = {asked, cached} <= _DEFINITE
-    unlike_how = "how" in (asked, cached) and bool({asked, cached} & _UNLIKE_HOW)
-    if asked != cached and (definite or unlike_how):
-        return f"one asks “{asked}”, the other “{cached}”"
-    return None
+def additions(asked: Question, cached: Question) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the content words that only one of the questions has, for each; typing mistakes are repaired."""
+    left = dict(asked.content)
+    right = dict(cached.content)
+    for one in left.keys() & right.keys():
+        del left[one], right[one]
+    _join(left, right, cached)
+    _join(right, left, asked)
+    for one, word in list(left.items()):
+        meant = next((other for other, typed in right.items() if _is_mistake(word, typed, asked, cached)), None)
+        if meant is not None:
+            del left[one], right[meant]
+    if left and right:
+        known = _written_apart(asked, cached) | _written_apart(cached, asked)
+        left = {one: word for one, word in left.items() if word not in known}
+        right = {one: word for one, word in right.items() if word not in known}
+    return frozenset(left), frozenset(right)
 
 
-def _tenses(both: Both) -> str | None:
-    asked, cached = both.asked.tense, both.cached.tense
-    if both.asked.kind == both.cached.kind == "when" and asked and cached and asked != cached:
-        return f"one asks when in the {asked}, the other in the {cached}"
-    return None
+Wording = Literal["same", "similar", "more words"]
+
+
+def wording(asked: Question, cached: Question) -> Wording:
+    """Return how far the wording of two questions agrees that pass the rules.
+
+    "same": the same content words and kind of question, or a search by these words; only function words, endings,
+    synonyms and typing mistakes differ. "similar": the same content words. "more words": one question has more.
+    """
+    if any(additions(asked, cached)):
+        return "more words"
+    kinds = {asked.kind, cached.kind}
+    alike = "" in kinds or (len(kinds) == 1 and "statement" not in kinds)
+    return "same" if alike and (asked.light <= cached.light or asked.light >= cached.light) else "similar"
+
+
+def _join(left: dict[str, str], right: dict[str, str], other: Question) -> None:
+    """Remove words that the other question writes as two: login, log in."""
+    for one, word in list(left.items()):
+        parts = other.joined.get(word)
+        if parts is not None:
+            del left[one]
+            for part in parts:
+                right.pop(part, None)
+
+
+def _is_mistake(word: str, other: str, asked: Question, cached: Question) -> bool:
+    return word not in asked.names and other not in cached.names and is_misspelt(word, other)
+
+
+def _replaced(asked: Question, cached: Question) -> str | None:
+    """Find a content word that each question lacks, or has less often: one was replaced by the other."""
+    named = any(one.content or one.numbers or one.codes for one in (asked, cached))
+    if not named and asked.plain != cached.plain:
+        return "the questions have function words only"
+    left, right = additions(asked, cached)
+    shared = asked.content.keys() & cached.content.keys()
+    fewer = [*right, *(one for one in shared if asked.counts[one] < cached.counts[one])]
+    more = [*left, *(one for one in shared if asked.counts[one] > cached.counts[one])]
+    return f"“{min(more)}” replaces “{min(fewer)}”" if fewer and more else None
 
 
 # --- order -------------------------------------------------------------------------------------------------------
 
 
-def _person_order(both: Both) -> str | None:
-    asked, cached = both.asked.persons, both.cached.persons
-    if len(asked) > 1 and asked == cached[::-1] != cached:
-        return "“I” and “you” are swapped"
+def _roles(asked: Question, cached: Question) -> str | None:
+    """Distinguish "NOK to EUR" from "EUR to NOK": a direction governs another of the words that both have."""
+    both = asked.counts.keys() & cached.counts.keys()
+    for direction, word in asked.roles - cached.roles:
+        others = {of for one, of in cached.roles - asked.roles if one == direction}
+        if word in both and others & both:
+            return f"“{direction}” governs another word"
     return None
 
 
-def _directions(both: Both) -> str | None:
-    """Distinguish "from Oslo" from "to Oslo", unless a question contains both."""
-    asked, cached = both.asked.relations, both.cached.relations
-    for direction, word in asked:
-        for other, same in cached:
-            either = (other, word) in asked or (direction, word) in cached
-            if word == same and direction != other and not either:
-                return f"“{direction}” against “{other}” before the same word"
+def _persons(asked: Question, cached: Question) -> str | None:
+    if len(asked.persons) == 2 and asked.persons == cached.persons[::-1]:
+        return "“I” and “you” are exchanged"
     return None
 
 
-def _replaced_direction(both: Both) -> str | None:
-    """Compare questions that differ in one direction only: allied with, allied against."""
-    asked, cached = both.asked.tokens, both.cached.tokens
-    if len(asked) != len(cached):
+def _keywords(asked: Question, cached: Question) -> bool:
+    """Return whether one of the questions is a search by keywords, whose order means little."""
+    return (asked.kind == "") != (cached.kind == "")
+
+
+def _passive(asked: Question, cached: Question) -> str | None:
+    """Find an agent after "by" that the other question, in the active voice, has as the object in the same order."""
+    for one, other in ((asked, cached), (cached, asked)):
+        for agent in [of for role, of in one.roles if role == "by" and of in other.content and of in one.content]:
+            first = next((word for word in other.sequence if word in one.content), agent)
+            governed = any(of == agent for _, of in other.roles)
+            if "by" not in other.counts and not governed and first != agent and _precedes(one, first, agent):
+                return f"“by” governs “{agent}”, which is the object in the other question"
+    return None
+
+
+def _precedes(question: Question, first: str, other: str) -> bool:
+    return question.sequence.index(first) < question.sequence.index(other)
+
+
+def _exchanged(asked: Question, cached: Question) -> str | None:
+    """Find two words in each other's place, with words between: the employee gives the company.
+
+    A direction that replaces another one counts, too: allied with, allied against.
+    """
+    one, other = asked.sequence, cached.sequence
+    if len(one) != len(other) or _keywords(asked, cached):
         return None
-    replaced = [(one, other) for one, other in zip(asked, cached, strict=True) if one != other]
-    if len(replaced) == 1 and lexicon.words("directions").issuperset(replaced[0]):
-        return f"“{replaced[0][0]}” replaces “{replaced[0][1]}”"
+    places = [place for place, word in enumerate(one) if word != other[place]]
+    if len(places) == 1 and lexicon.words("directions") >= {one[places[0]], other[places[0]]}:
+        return f"“{one[places[0]]}” against “{other[places[0]]}”"
+    if len(places) == 2 and places[1] > places[0] + 1 and one[places[0]] == other[places[1]]:
+        return f"“{one[places[0]]}” and “{one[places[1]]}” are exchanged"
     return None
 
 
-def _word_order(both: Both) -> str | None:
+def _reversed(asked: Question, cached: Question) -> str | None:
     """Find three words in reverse order: who beat whom. Two are not enough, because "of" reverses them as well."""
-    asked, cached = _content(both.asked.tokens), _content(both.cached.tokens)
-    shared = [word for word in asked if asked.count(word) == cached.count(word) == 1]
-    places = [cached.index(word) for word in shared]
+    directions = lexicon.words("directions")
+    if _keywords(asked, cached) or ("by" in asked.counts) != ("by" in cached.counts):
+        return None
+    found = {word: place for place, word in enumerate(cached.sequence)}
+    places = [
+        found[word]
+        for word in asked.sequence
+        if word not in directions and word in found and asked.counts[word] == cached.counts[word] == 1
+    ]
     for middle in range(1, len(places) - 1):
         if max(places[:middle]) > places[middle] > min(places[middle + 1 :]):
             return "the same words are in reverse order"
     return None
 
 
-def _content(tokens: Sequence[str]) -> list[str]:
-    return [singular(word) for token in tokens if token not in lexicon.common_words() for word in spaced(token)]
-
-
-RULES: Sequence[Rule] = (
-    Rule("dates", _same("dates", lambda _, question: question.dates)),
-    Rule("codes", _same("codes", lambda _, question: question.codes)),
-    Rule("numbers", _same("numbers", _values)),
-    Rule("units", _same("units", _measures)),
-    Rule("names", _names),
-    Rule("scope", _same("scopes", _scope_words)),
-    Rule("negation", _negations),
-    Rule("negation", _prefixes),
-    Rule("comparison", _comparisons),
-    Rule("scope", _alternatives),
-    Rule("kind", _kinds),
-    Rule("dates", _tenses),
-    Rule("scope", _persons),
-    Rule("order", _person_order),
-    Rule("order", _directions),
-    Rule("order", _replaced_direction),
-    Rule("order", _word_order),
+RULES: Sequence[tuple[Guard, Callable[[Question, Question], str | None]]] = (
+    ("names", _names),
+    ("negation", _negations),
+    ("kind", _kinds),
+    ("order", _persons),
+    ("order", _roles),
+    ("order", _passive),
+    ("order", _exchanged),
+    ("order", _reversed),
+    ("wording", _replaced),
 )
 """In order of evaluation; the first rule that refuses gives the reason."""

@@ -108,7 +108,7 @@ def test_an_unreachable_error_bound_leaves_only_hits_above_the_sure_similarity(
         refused = ask(client, REWORDED)
     assert refused.cache == "miss"
     assert refused.cache_reason is not None
-    assert "refused by wording" in refused.cache_reason
+    assert "refused by similarity" in refused.cache_reason
 
 
 def test_two_clients_share_the_cache(sample_lake: str, redis_clean: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 from benchmarks.cache.ours import Misses, Question, others
 from benchmarks.cache.timing import cycled, measured, percentile
-from rag_serving.cache.entries import normalise
+from rag_serving.cache.normalization import normalise
 
 
 def test_percentiles_are_measured_values() -> None:

@@ -13,8 +13,8 @@ from benchmarks.trace.evidence import EVIDENCE_RULES, Change
 from benchmarks.trace.model import plain
 from benchmarks.trace.questions import Questions, asked_of, made_from, near_misses
 from benchmarks.trace.traffic import drawn, repeat_share, restyled
-from rag_serving.cache.entries import normalise
 from rag_serving.cache.evidence_record import Evidence
+from rag_serving.cache.normalization import normalise
 
 SENTENCES = (
     "If you lose your badge on the way to work, tell the front desk.",

@@ -13,16 +13,13 @@ from hypothesis import strategies as st
 
 from benchmarks.guards.pairs import clusters
 from rag_serving.cache.evidence_record import Evidence
-from rag_serving.cache.guards import lexicon
 from rag_serving.cache.guards.calibration import Labelled, calibrate, upper_bound
-from rag_serving.cache.guards.features import has_swapped_words
-from rag_serving.cache.guards.judge import Judge, Pair
+from rag_serving.cache.guards.judge import WORDING_BONUS, Judge, Pair
 from rag_serving.cache.guards.question import read
-from rag_serving.cache.guards.rules import disagreement
+from rag_serving.cache.guards.rules import disagreement, wording
 from rag_serving.cache.guards.tokens import singular
 from rag_serving.cli.calibrate import calibrate_command
 from rag_serving.errors import InvalidArgument, SettingsError
-from tests import cldr_names
 
 AGREE = [
     ("When is the report for 12 March 2024 due?", "when is the report for 2024-03-12 due"),
@@ -45,28 +42,51 @@ AGREE = [
     ("How do I get access to GitLab?", "How do I get access to Git Lab?"),
     ("Is diethylstilbestrol (DES) used?", "Is diethylstilbestrol used?"),
     ("What May I claim?", "what may i claim?"),
-    ("Can you tell me how I reset my password?", "How do I reset my password?"),
-    ("Wann ist der Termin am 12. März 2024?", "Wann ist der Termin am 12.03.2024?"),
-    ("Wann ist der Termin am 12. Okt 2024?", "Wann ist der Termin am 12.10.2024?"),
-    ("¿Cuál es la fecha del 12 de marzo de 2024?", "¿Cuál es la fecha del 2024-03-12?"),
-    ("2024年3月12日の会議はどこですか", "2024-03-12の会議はどこですか"),
+    ("Who leads the IT team?", "who leads the it team"),
+    # contractions, the generic "you", politeness
+    ("Why can't I log in?", "Why cannot I log in?"),
+    ("What's the leave?", "What is the leave?"),
+    ("How do you book a room?", "How does one book a room?"),
+    ("How do I book a room?", "How do we book a room?"),
+    ("Hi, could you please tell me how I reset my password? Thanks!", "How do I reset my password?"),
+    # keywords, compounds, typing mistakes, synonyms
+    ("travel per diem japan", "What is the travel per-diem in Japan?"),
+    ("How do I log in?", "How do I login?"),
+    ("How do I sign-up for it?", "How do I signup for it?"),
+    ("How many days of leave do I get per year?", "How many days of annual leave are there?"),
+    ("Is there a limit for claims?", "Do we have a limit for claims?"),
+    ("What is the vaccation allowance?", "What is the vacation entitlement?"),
+    ("When do I get my salary?", "When do I get my pay?"),
+    ("How do I cancel the bookings?", "How can a booking be cancelled?"),
+    # the same words in another order
+    ("Does the company pay for broadband?", "Is broadband paid for by the company?"),
+    ("When are invoices of small suppliers paid?", "When are small suppliers' invoices paid?"),
+    ("What is the fare from Oslo to Bergen?", "What is the fare to Bergen from Oslo?"),
+    # other languages: politeness, articles and pronouns
+    ("Wann ist der Termin am 12. März 2024, bitte?", "wann ist der Termin am 12. März 2024"),
+    ("会議室はどこですか", "会議室はどこですか?"),
 ]
 DIFFER = [
     ("What was the budget for 2024?", "What was the budget for 2025?", "numbers"),
     ("Is 1.5 enough?", "Is 15 enough?", "numbers"),
-    ("What happened in World War I?", "What happened in World War II?", "numbers"),
-    ("What does the 3rd section say?", "What does the 4th section say?", "numbers"),
+    ("Is it 10² metres?", "Is it 102 metres?", "codes"),
+    ("Is <5 fine?", "Is >5 fine?", "numbers"),
+    ("Is ±5 fine?", "Is 5 fine?", "numbers"),
+    ("What happened in World War I?", "What happened in World War II?", "names"),
+    ("What does the 3rd section say?", "What does the 4th section say?", "wording"),
     ("Is it supported on iPhone 14?", "Is it supported on iPhone 15?", "numbers"),
     ("Who owns account 12345678901234567?", "Who owns account 12345678901234568?", "numbers"),
-    ("Is it 10 km away?", "Is it 10 miles away?", "units"),
-    ("Do I have 30 days?", "Do I have 30 weeks?", "units"),
-    ("Is the limit 500 EUR?", "Is the limit 500 USD?", "units"),
+    ("Is it 10 km away?", "Is it 10 miles away?", "wording"),
+    ("Do I have 30 days?", "Do I have 30 weeks?", "wording"),
+    ("Is 5 mW safe?", "Is 5 MW safe?", "units"),
+    ("Is 5mb the limit?", "Is 5MB the limit?", "units"),
+    ("What is the CO limit?", "What is the Co limit?", "units"),
+    ("What is the per-diem for the US?", "What is the per-diem for us in May?", "dates"),
+    ("What is the allowance in the US?", "What is the allowance for us?", "units"),
     ("Is the audit on 12 March?", "Is the audit on 12 April?", "dates"),
     ("Is the office open on Monday?", "Is the office open on Tuesday?", "dates"),
     ("What are the Q3 results?", "What are the Q4 results?", "dates"),
     ("Does it start at 3pm?", "Does it start at 3am?", "dates"),
-    ("When did the office open?", "When does the office open?", "dates"),
-    ("What happened in the 1980s?", "What happened in the 1990s?", "dates"),
     ("What is the state of INC-4711?", "What is the state of INC-4712?", "codes"),
     ("What is new in v2.3?", "What is new in v2.4?", "codes"),
     ("How do I build in C++?", "How do I build in C#?", "codes"),
@@ -75,28 +95,33 @@ DIFFER = [
     ("Who may export data?", "Who may not export data?", "negation"),
     ("Is it necessary to sign?", "Is it unnecessary to sign?", "negation"),
     ("Can I travel with approval?", "Can I travel without approval?", "negation"),
-    ("Who should report before the audit?", "Who should report after the audit?", "comparison"),
-    ("What is the minimum stay?", "What is the maximum stay?", "comparison"),
-    ("Is at least 5 fine?", "Is at most 5 fine?", "comparison"),
-    ("Do employees get leave?", "Do contractors get leave?", "scope"),
-    ("What was decided last year?", "What was decided this year?", "scope"),
-    ("How do I enable the alarm?", "How do I disable the alarm?", "scope"),
-    ("How do I import users?", "How do I export users?", "scope"),
-    ("What is my name?", "What is your name?", "scope"),
-    ("When did they move?", "Where did they move?", "kind"),
-    ("How many people work here?", "Who works here?", "kind"),
+    ("Who should report before the audit?", "Who should report after the audit?", "wording"),
+    ("What is the minimum stay?", "What is the maximum stay?", "wording"),
+    ("Is at least 5 fine?", "Is at most 5 fine?", "wording"),
+    ("Do employees get leave?", "Do contractors get leave?", "wording"),
+    ("What was decided last year?", "What was decided this year?", "wording"),
+    ("How do I enable the alarm?", "How do I disable the alarm?", "wording"),
+    ("What is the contact number?", "What is the contract number?", "wording"),
+    ("What is my name?", "What is your name?", "wording"),
+    ("When did they move the desk?", "Where did they move the desk?", "kind"),
+    ("Must I submit receipts?", "May I submit receipts?", "kind"),
+    ("Who replaces the clerk?", "Who does the clerk replace?", "kind"),
     ("Are there trains from Oslo to Bergen?", "Are there trains from Bergen to Oslo?", "order"),
-    ("Who were the last emperors allied with?", "Who were the last emperors allied against?", "order"),
-    ("Did Germany beat France?", "Did France beat Germany?", "order"),
-    ("Wer darf exportieren?", "Wer darf nicht exportieren?", "negation"),
-    ("Wie hoch ist der Betrag im März?", "Wie hoch ist der Betrag im April?", "dates"),
-    ("Qui peut exporter les données?", "Qui ne peut pas exporter les données?", "negation"),
-    ("¿Se puede pagar con tarjeta?", "¿Se puede pagar sin tarjeta?", "negation"),
-    ("Quem pode exportar?", "Quem não pode exportar?", "negation"),
-    ("Hvem kan reise?", "Hvem kan ikke reise?", "negation"),
-    ("申請できますか", "申請できませんか", "negation"),
-    ("会議は3月ですか", "会議は4月ですか", "dates"),
-    ("月曜日に開いていますか", "火曜日に開いていますか", "dates"),
+    ("How do I convert NOK to EUR?", "How do I convert EUR to NOK?", "order"),
+    ("Is plan A better than plan B?", "Is plan B better than plan A?", "order"),
+    ("Does Anna report to Bo?", "Does Bo report to Anna?", "order"),
+    ("Is the token for the server?", "Is the server for the token?", "order"),
+    ("What does the company give the employee?", "What does the employee give the company?", "order"),
+    ("Is the landlord paid by the tenant?", "Does the landlord pay the tenant?", "order"),
+    ("What do I owe you for lunch?", "What do you owe me for lunch?", "order"),
+    ("Who were the last emperors allied with?", "Who were the last emperors allied by?", "order"),
+    ("Wer darf exportieren?", "Wer darf nicht exportieren?", "language"),
+    ("Wie hoch ist der Betrag im März?", "Wie hoch ist der Betrag im April?", "language"),
+    ("Qui peut exporter les données?", "Qui ne peut pas exporter les données?", "language"),
+    ("¿Se puede pagar con tarjeta?", "¿Se puede pagar sin tarjeta?", "language"),
+    ("申請できますか", "申請できませんか", "language"),
+    ("会議は3月ですか", "会議は4月ですか", "language"),
+    ("Was ist der per diem in Japan?", "What is the per diem in Japan?", "language"),
 ]
 WORDS = [
     *("how", "when", "is", "the", "not", "office", "Oslo", "12 March", "2024", "3", "km", "VPN", "INC-4711", "before"),
@@ -163,7 +188,7 @@ def test_scope_words_must_occur_in_both_questions() -> None:
 
 
 def test_high_similarity_alone_never_makes_a_semantic_hit() -> None:
-    assert judged("Which cats are allowed here?", "Which dogs are allowed here?", SURE) == "scope"
+    assert judged("Which cats are allowed here?", "Which dogs are allowed here?", SURE) == "wording"
     assert judged("Which lamps are allowed here?", "Which chairs are allowed here?", SURE) == "wording"
     steam, exhaust = (
         "What can the exhaust steam do when the " + event + " event is long?" for event in ("steam", "exhaust")
@@ -193,7 +218,9 @@ def test_a_verdict_gives_a_reason() -> None:
     found = (Evidence("1", "a"),)
     hit = Judge.shipped().judge(Pair("How can I book room 12?", "How do I book room 12?", 0.96, found, found))
     assert hit.serve
-    assert hit.reason.startswith("similarity 0.960, same numbers, 1 of 1 passages in common; estimated risk ")
+    assert hit.reason.startswith(
+        "similarity 0.960, same numbers and wording, 1 of 1 passages in common; estimated risk "
+    )
     miss = Judge.shipped().judge(Pair("How can I book room 12?", "How do I book room 13?", 0.96))
     assert miss.reason == "similarity 0.960, but numbers differ: 12 against 13"
 
@@ -209,15 +236,10 @@ def test_a_tighter_error_bound_serves_less_and_an_impossible_one_nothing() -> No
     assert not never.judge(Pair(pair.asked, pair.asked, 1.0)).serve
 
 
-def test_japanese_wording_is_compared_by_runs_of_kanji_and_katakana() -> None:
-    assert judged("会議室はどこですか", "会議室はどこでしょうか", SURE) is None
-    assert judged("会議室はどこですか", "食堂はどこですか", SURE) == "wording"
-
-
 @pytest.mark.timeout(60)  # comparing every word order would never finish
 def test_a_long_question_is_judged() -> None:
-    words = [f"{a}{b}{c}" for a in "bcdfghjk" for b in "aeiou" for c in "lmnprstvwz"]
-    long, turned = " ".join(words), " ".join(reversed(words))
+    words = [f"q{a}{b}{c}" for a in "bcdfghjk" for b in "aeiou" for c in "lmnprstvwz"]
+    long, turned = "How is " + " ".join(words), "How is " + " ".join(reversed(words))
     assert judged(long, turned, SURE) == "order"
     assert judged(long, long + " please", SURE) is None
 
@@ -233,15 +255,15 @@ def test_a_setting_out_of_range_is_rejected(setting: dict[str, float]) -> None:
     [
         {"weights": {"distance": 1.0}},
         {"thresholds": []},
-        {"thresholds": [{"max_error": 0.02, "similarity": 0.9}, {"max_error": 0.01, "similarity": 0.9}]},
-        {"thresholds": [{"max_error": 0.01, "similarity": 0.9}, {"max_error": 0.02, "similarity": 0.95}]},
+        {"thresholds": [{"max_error": 0.02, "score": 0.9}, {"max_error": 0.01, "score": 0.9}]},
+        {"thresholds": [{"max_error": 0.01, "score": 0.9}, {"max_error": 0.02, "score": 0.95}]},
         {"least_similarity": "inf"},
-        {"format": 1},
+        {"format": 2},
         {"format": None},
     ],
 )
 def test_a_malformed_calibration_is_rejected(tmp_path: Path, change: dict[str, object]) -> None:
-    good = {"format": 2, "least_similarity": 0.8, "thresholds": [{"max_error": 0.01, "similarity": 0.9}]}
+    good = {"format": 3, "least_similarity": 0.8, "thresholds": [{"max_error": 0.01, "score": 0.9}]}
     file = tmp_path / "calibration.json"
     file.write_text(json.dumps(good))
     assert Judge.from_file(file).threshold == 0.9
@@ -254,12 +276,7 @@ def test_a_malformed_calibration_is_rejected(tmp_path: Path, change: dict[str, o
 
 def test_a_calibration_in_the_old_format_is_rejected(tmp_path: Path) -> None:
     file = tmp_path / "calibration.json"
-    former = {
-        "least_similarity": 0.8,
-        "intercept": -3.0,
-        "weights": {},
-        "thresholds": [{"max_error": 0.01, "risk": 0.1}],
-    }
+    former = {"format": 2, "least_similarity": 0.8, "thresholds": [{"max_error": 0.01, "similarity": 0.9}]}
     file.write_text(json.dumps(former))
     with pytest.raises(SettingsError, match=r"format.*rag-serving calibrate"):
         Judge.from_file(file)
@@ -268,32 +285,35 @@ def test_a_calibration_in_the_old_format_is_rejected(tmp_path: Path) -> None:
 # --- wording and calibration ---------------------------------------------------------------------------------------
 
 
-def test_a_question_has_no_swapped_words_compared_with_itself() -> None:
-    question = read("How do I book a meeting room in Oslo?")
-    assert not has_swapped_words(question, question)
-
-
-def test_typos_endings_and_synonyms_do_not_count_as_swapped_words() -> None:
-    def swapped(one: str, other: str) -> bool:
-        return has_swapped_words(read(one), read(other))
-
-    assert not swapped("cancelled bookings", "cancel the booking")
-    assert not swapped("buy a car", "purchase a vehicle")
-    assert not swapped("my accuont", "my account")
-    assert swapped("the hypertension ward", "the hypotension ward")
-
-
 @pytest.mark.parametrize(
-    ("word", "unit"),
-    [("kilómetros", "km"), ("円", "jpy"), ("euros", "eur"), ("秒", "s"), ("uker", "week"), ("€", "eur")],
+    ("one", "other", "expected"),
+    [
+        ("How do I book a room?", "How can I book a room?", "same"),
+        ("booking room", "How do I book a room?", "same"),
+        ("cancelled bookings", "cancel the booking", "same"),
+        ("How do I use my accuont?", "How do I use my account?", "same"),
+        ("How long is the notice?", "What is the notice?", "similar"),
+        ("Which form do I need?", "Which form may I use?", "similar"),
+        ("How many days of leave are there?", "How many days of leave are left?", "more words"),
+    ],
 )
-def test_units_are_recognized_in_every_language(word: str, unit: str) -> None:
-    assert lexicon.units()[word] == unit
+def test_the_wording_is_the_same_similar_or_has_more_words(one: str, other: str, expected: str) -> None:
+    assert wording(read(one), read(other)) == expected
+    assert wording(read(other), read(one)) == expected
 
 
-@pytest.mark.parametrize("word", ["in", "once", "time", "an"])
-def test_common_words_that_are_units_only_in_another_language_are_not_units(word: str) -> None:
-    assert word not in lexicon.units()
+def test_the_same_wording_and_the_same_passages_need_a_lower_cosine() -> None:
+    found = (Evidence("1", "a"), Evidence("2", "b"))
+    judge = Judge.shipped()
+
+    def least(asked: str, **evidence: object) -> float:
+        pairs = (Pair(asked, "How do I book the big hall?", cosine / 1000, **evidence) for cosine in range(750, 1000))  # pyright: ignore[reportArgumentType]
+        return next((pair.similarity for pair in pairs if judge.judge(pair).serve), 1.0)
+
+    both = {"asked_evidence": found, "cached_evidence": found}
+    more = "How do I book the big hall quietly?"
+    assert least("book hall big", **both) < least("book hall big") < least(more)
+    assert least(more, **both) == least(more)
 
 
 @pytest.mark.parametrize(
@@ -324,9 +344,11 @@ def test_a_threshold_is_the_lowest_similarity_that_keeps_its_error_bound() -> No
     near = [pair(number, 0.95 + number % 3 / 100, True) for number in range(400)]
     wrong = [pair(number, 0.9, False) for number in range(400, 420)]
     thresholds = {one.max_error: one for one in calibrate(near + wrong, bounds=(0.001, 0.01, 0.1)).thresholds}
-    assert thresholds[0.001].similarity is None  # 0 wrong of 400 only proves an error rate of at most 0.75 %
-    assert (thresholds[0.01].similarity, thresholds[0.01].served, thresholds[0.01].wrong) == (0.95, 400, 0)
-    assert (thresholds[0.1].similarity, thresholds[0.1].served, thresholds[0.1].wrong) == (0.9, 420, 20)
+    assert thresholds[0.001].score is None  # 0 wrong of 400 only proves an error rate of at most 0.75 %
+    assert thresholds[0.01].score == pytest.approx(0.95 + WORDING_BONUS["same"], abs=2e-5)
+    assert (thresholds[0.01].served, thresholds[0.01].wrong) == (400, 0)
+    assert thresholds[0.1].score == pytest.approx(0.9 + WORDING_BONUS["same"], abs=2e-5)
+    assert (thresholds[0.1].served, thresholds[0.1].wrong) == (420, 20)
     assert thresholds[0.1].bound == pytest.approx(upper_bound(20, 420), abs=1e-5)
 
 
@@ -354,7 +376,8 @@ def test_the_calibrate_command_writes_a_calibration_that_the_judge_can_use(tmp_p
     result = CliRunner().invoke(calibrate_command, [str(pairs), "--out", str(out)])
     assert result.exit_code == 0, result.output
     assert "at most 1.0% wrong" in result.output
-    assert "cosine from 0.95" in result.output
+    assert "score from 1.0" in result.output
+    assert "no guards, cosine from 0.960" in result.output
     judge = Judge.from_file(out)
     assert judge.judge(Pair("How do I use the lamplet in hall 7?", "How can I use the lamplet in hall 7?", 0.97)).serve
     assert judge.judge(Pair("Who owns the lamplet?", "Who owns the desklet?", 0.9)).guard == "wording"
@@ -375,7 +398,3 @@ def test_too_few_pairs_and_malformed_lines_are_rejected(tmp_path: Path) -> None:
     assert not out.exists()
     with pytest.raises(InvalidArgument, match="pairs"):
         calibrate([])
-
-
-def test_the_stored_names_are_those_of_the_cldr() -> None:
-    assert json.loads(cldr_names.FILE.read_text("utf-8")) == cldr_names.names()
