@@ -36,7 +36,7 @@ def read_questions(half: str) -> list[dict[str, Any]]:
     for file in sorted(corpus.glob("corpus/*/*/_eval/questions.jsonl")):
         scope = {"regions": [file.parts[-4]], "departments": [file.parts[-3]]}
         rows += [{**json.loads(line), **scope} for line in file.read_text("utf-8").splitlines()]
-    return [row for row in rows if half_of(row["question"]) == half]
+    return [row for row in rows if "quote" in row and half_of(row["question"]) == half]
 
 
 def half_of(question: str) -> str:
