@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
 from rag_serving.results import Answer, FoundDocument, Hit, Turn
 from rag_serving.validation import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CHARACTERS, MAX_TURNS
@@ -11,7 +11,18 @@ from rag_serving.validation import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CH
 MOST_NAMES = 200
 _QUESTION = "How many weeks of parental leave are on full pay?"
 
+
+class _FirstFault(FailFast):
+    """Refuses a list at its first invalid item; an error for each of many blocks a worker for seconds."""
+
+    def __hash__(self) -> int:  # unions need it
+        return id(self)
+
+
+FIRST_FAULT = _FirstFault()
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Names = Annotated[list[Name], FIRST_FAULT, Field(min_length=1, max_length=MOST_NAMES)]
 Question = Annotated[
     str, Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS, description="question in plain language")
 ]
@@ -24,12 +35,8 @@ class _Body(BaseModel):
 class ScopeFilter(_Body):
     """The shards to search. A missing list means all that the key allows."""
 
-    regions: list[Name] | None = Field(
-        None, min_length=1, max_length=MOST_NAMES, description="regions to search; missing: all that the key allows"
-    )
-    departments: list[Name] | None = Field(
-        None, min_length=1, max_length=MOST_NAMES, description="departments to search; missing: all that the key allows"
-    )
+    regions: Names | None = Field(None, description="regions to search; missing: all that the key allows")
+    departments: Names | None = Field(None, description="departments to search; missing: all that the key allows")
 
 
 class AskRequest(ScopeFilter):
@@ -41,7 +48,7 @@ class AskRequest(ScopeFilter):
 
     question: Question
     k: int = Field(default=8, ge=1, le=MAX_K, description="number of passages to answer from")
-    history: list[Turn] = Field(
+    history: Annotated[list[Turn], FIRST_FAULT] = Field(
         default_factory=list[Turn], max_length=MAX_TURNS, description="previous turns, oldest first"
     )
     stream: bool = Field(default=False, strict=True, description="stream the answer as server-sent events")
@@ -98,10 +105,26 @@ class DocumentSearchResponse(BaseModel):
     degraded: list[str]
 
 
+class RatedAnswer(BaseModel):
+    """What feedback needs of an answer; its other fields are not read, however many there are."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    question: Question
+    standalone_question: Question | None = None
+    entry: str | None = Field(None, max_length=200, description="cache entry of the answer")
+    similarity: float | None = None
+
+    @property
+    def as_answer(self) -> Answer:
+        """The answer without text and citations."""
+        return Answer(text="", citations=(), kind="none", model=None, **self.model_dump())
+
+
 class FeedbackRequest(_Body):
     """Feedback on an answer."""
 
-    answer: Answer = Field(description="the answer as the service returned it")
+    answer: RatedAnswer = Field(description="the answer as the service returned it")
     correct: bool = Field(strict=True, description="whether it was correct; wrong answers leave the cache")
 
 
@@ -118,11 +141,15 @@ class TextPart(BaseModel):
     text: str = Field(max_length=100_000)
 
 
+Text = Annotated[str, StringConstraints(max_length=100_000)]
+Parts = Annotated[list[TextPart], Field(max_length=MOST_NAMES), FIRST_FAULT]
+
+
 class Message(BaseModel):
     """A message of OpenAI's protocol."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, StringConstraints(max_length=100_000)] | list[TextPart]
+    content: Text | Parts
 
     @property
     def text(self) -> str:
@@ -144,7 +171,7 @@ class ChatRequest(ScopeFilter):
     )
 
     model: str = Field(max_length=200, description="rag-shards", json_schema_extra={"pattern": "^rag-shards(/.*)?$"})
-    messages: list[Message] = Field(
+    messages: Annotated[list[Message], FIRST_FAULT] = Field(
         min_length=1, max_length=2 * MAX_TURNS + 10, description="conversation; the last message is the question"
     )
     stream: bool | None = Field(default=False, strict=True, description="stream the completion as server-sent events")
@@ -169,4 +196,4 @@ class NotReady(BaseModel):
     """The response of the readiness probe while no question can be answered."""
 
     ready: Literal[False] = False
-    problem: str = Field(description="name of the error")
+    problem: str = Field(description="name of the error, or Starting")

@@ -66,7 +66,7 @@ async def answer_parts(
         began = False
         try:
             async for part in _parts(_with(call, known), completion, price):
-                began = True
+                began = began or "text" in part
                 yield part
             return
         except Exception as error:
@@ -209,6 +209,7 @@ def _provider_message(text: str, prompts: Sequence[str]) -> str:
     """Return the first line of what the provider said; nothing if it repeats the prompt."""
     told = re.search(r"""["']message["']\s*:\s*(["'])(.+?)\1\s*[,}]""", text)
     message = told[2] if told else next(iter(text.strip().splitlines()), "")
+    message = re.split(r"\s*(?:Original exception|Received Model Group)\b", message)[0]
     while message != (message := re.sub(r"^(?:litellm\.)?\w+(?:Error|Exception|Timeout)\s*(?::|-)\s*", "", message)):
         pass
     message = re.sub(r"\b(?:sk|rag|key|pk|gsk|xai)[-_][\w*.…-]{6,}|\bBearer\s+\S+|[\w+/=*-]{24,}", "…", message)

@@ -103,6 +103,9 @@ class ServingSettings(EnvironmentSettings):
     llm_retries: int = Field(2, ge=0, le=10, description="retries of a failed model call")
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="maximum length of a generated answer in tokens")
     llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="maximum tokens of passages in a prompt")
+    llm_keep_links: bool = Field(
+        False, description="keep links and images in the text of a model that do not point to one of its sources"
+    )
     llm_concurrency: int = Field(16, ge=1, le=1_024, description="maximum concurrent model calls")
     queue_limit: int = Field(
         256,
@@ -114,6 +117,9 @@ class ServingSettings(EnvironmentSettings):
         gt=0,
         le=3_600,
         description="deadline of one question in seconds; what a model has written by then is kept",
+    )
+    finish_abandoned: bool = Field(
+        False, description="finish and cache answers whose callers have left, instead of cancelling the model call"
     )
     min_evidence: float | None = Field(
         None, ge=-1, le=1, description="cosine below which passages are irrelevant; unset: measured for the known model"

@@ -30,7 +30,7 @@ from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.guards.judge import Judge, Pair
 from rag_serving.concurrency.limiter import ConcurrencyLimiter
 from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavailable, RagError
-from rag_serving.events import Done, Event, Sources, failed, replayed
+from rag_serving.events import Delta, Done, Event, Sources, failed, replayed
 from rag_serving.lake.catalog import Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.search.query import Query
@@ -40,7 +40,6 @@ from rag_serving.results import (
     FEWER_PASSAGES,
     INVENTED_CITATIONS,
     MODEL_UNAVAILABLE,
-    OUTSIDE_SCOPE,
     UNCITED,
     Answer,
     CacheState,
@@ -57,7 +56,7 @@ _GRACE = 0.05
 """Seconds that `generate` has to end by itself."""
 
 CacheMode = Literal["on", "shadow", "off"]
-_FAULTLESS = (INVENTED_CITATIONS, FEWER_PASSAGES, OUTSIDE_SCOPE)
+_FAULTLESS = (INVENTED_CITATIONS, FEWER_PASSAGES)
 """Marks that do not keep an answer out of the cache, because the model would do the same again."""
 _SHORT_LIVED = (ANSWER_CUT, UNCITED)
 """Marks of answers that are cached for the same question only, and as briefly as those that found nothing."""
@@ -259,7 +258,10 @@ class Answerer:
         )
         if work.shadow is not None:
             await self._note_shadow(work, evidence)
-        for event in replayed(answer)[2:]:  # its sources and text were already emitted
+        told = _with_scope(asked, answer)
+        if told.text != answer.text:
+            emit(Delta(text=told.text.removeprefix(answer.text)))
+        for event in replayed(told)[2:]:  # its sources and text were already emitted
             emit(event)
 
     async def _search(
@@ -367,15 +369,11 @@ class Answerer:
                 reason = str(error).removeprefix("every language model failed: ")
                 degraded = (*degraded, f"{MODEL_UNAVAILABLE}:{reason}")
             else:
-                marks = outside_scope(asked.question, asked.entries, asked.snapshot.entries, answer.kind)
-                return answer.model_copy(update={"degraded": (*answer.degraded, *degraded, *marks)})
+                return answer.model_copy(update={"degraded": (*answer.degraded, *degraded)})
         if answer is None:
             embedder = await self._embedders.embedder(published.fingerprint)
             read = published.embedder_reads
             answer = await asyncio.to_thread(extract, embedder, asked.question, hits, read=read, degraded=degraded)
-        marks = outside_scope(asked.question, asked.entries, asked.snapshot.entries, answer.kind)
-        remarks = "".join(f"\n\n{in_words(mark)}." for mark in marks)
-        answer = answer.model_copy(update={"text": answer.text + remarks, "degraded": (*answer.degraded, *marks)})
         emit(replayed(answer)[1])
         return answer
 
@@ -400,7 +398,8 @@ class Answerer:
         cited = {citation.chunk_id for citation in answer.citations}
         marked = [replace(one, cited=one.chunk_id in cited) for one in evidence]
         answer = answer.model_copy(update={"entry": f"{asked.tag}:{question_key(asked.question)}"})
-        short = not _is_good(answer)
+        by_fallback = self._model is not None and answer.model not in (None, self._model.name)
+        short = by_fallback or not _is_good(answer)
         vector = _cache_vector(work.vectors)
         kept = self._cache.keep(asked.tag, asked.tenant, vector, answer, asked.digests, marked, short_lived=short)
         return answer if await self._tolerant(kept, problems) else answer.model_copy(update={"entry": None})
@@ -430,7 +429,9 @@ class Answerer:
             "timings": clock.timings(),
             **more,
         }
-        return replayed(entry.answer.model_copy(update=update))
+        marks = (mark for mark in asked.marks if mark not in entry.answer.degraded)
+        update["degraded"] = (*entry.answer.degraded, *marks)
+        return replayed(_with_scope(asked, entry.answer.model_copy(update=update)))
 
     def _note(
         self,
@@ -469,6 +470,13 @@ class Answerer:
                 problems.append(CACHE_UNAVAILABLE)
                 _log.log(logging.DEBUG if error.known else logging.WARNING, "bypassing the cache: %s", error)
             return None
+
+
+def _with_scope(asked: AnswerRequest, answer: Answer) -> Answer:
+    """Return the answer with what its question names outside the scope, which depends on what the caller may see."""
+    marks = outside_scope(asked.question, asked.entries, asked.snapshot.entries, answer.kind)
+    remarks = "" if answer.model else "".join(f"\n\n{in_words(mark)}." for mark in marks)
+    return answer.model_copy(update={"text": answer.text + remarks, "degraded": (*answer.degraded, *marks)})
 
 
 def _is_good(answer: Answer) -> bool:

@@ -38,6 +38,7 @@ def checked_citations(text: str, sources: int) -> tuple[str, set[int], int]:
     cleaned = _MARK.sub(checked, text)
     if invented:
         cleaned = re.sub(r"[ \t]+(?=[.,;:!?](?:\s|$))", "", cleaned)
+        cleaned = re.sub(r"(?<=\S)[ \t]{2,}(?=\S)", " ", cleaned)
     return cleaned.strip(), named, len(invented)
 
 

@@ -45,22 +45,22 @@ def _terms(text: str) -> set[str]:
 _ENGLISH = frozenset(
     re.findall(
         r"\w+",
-        "a an and are at can do does for how i in is may my of on or our the to was we what when where which who why "
-        "with you",
+        "and are at can could does for from have how i many may much my of should the their they this to what when "
+        "where which who why with you your",
     )
 )
-"""Words that most English questions have at least one of."""
+"""Words that most English questions have, and few of other languages."""
 _NOT_LATIN = re.compile("[^\x00-\u024f\u1e00-\u20cf]")
 
 
-def is_readable(question: str, read: Sequence[str] | None) -> bool:
+def is_readable(question: str, read: Sequence[str] | None, *, keywords: bool = True) -> bool:
     """Return whether an embedder of these languages (ISO 639-1, None for any) may read the question.
 
-    Only English is recognized, by its most frequent words; keywords in ASCII count as English.
+    Only English is recognized, by its most frequent words. Without one, ASCII counts as English `keywords`, or not.
     """
     if read is None or "en" not in read:
         return True
-    words = re.findall(r"[^\W\d_]+", question.casefold())
     if _NOT_LATIN.search(question):
         return False
-    return not _ENGLISH.isdisjoint(words) or question.isascii()
+    words = re.findall(r"[^\W\d_]+", question.casefold())
+    return not _ENGLISH.isdisjoint(words) or (keywords and question.isascii())

@@ -23,7 +23,7 @@ from rag_serving.answering.quotable import Unit, quotable_units
 from rag_serving.cache.guards import lexicon
 from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.search.words import DEFAULT_LANGUAGE, indexed_words, question_words
-from rag_serving.results import MODEL_UNAVAILABLE, Answer, Hit, Quote
+from rag_serving.results import HISTORY_NOT_READ, MODEL_UNAVAILABLE, Answer, Hit, Quote
 
 _EXTRACT_NOTE = "Quoted from the documents (no language model is configured):"
 _DEGRADED_NOTE = "Quoted from the documents (the language model did not answer):"
@@ -34,6 +34,8 @@ _MOST_EMBEDDED = 40
 _WORDS, _RANK, _NUMBER = 0.5, 0.4, 0.2
 """Weights of the question's words, the passage's score, and a number in answer to a question for one, beside a weight
 of 1 for the cosine. Chosen on half of the questions that `benchmarks.quality extracts` asks."""
+_KEY = 0.2
+"""Added to a row whose first cell is in the question."""
 _UNREAD_COSINE, _UNREAD_WORDS = 0.3, 1.0
 """Weights for a question in a language that the embedder does not read."""
 _SURE, _NEAR = 0.72, 0.5
@@ -78,7 +80,7 @@ def extract(
 
     `read` has the languages of the embedder (ISO 639-1); None for any.
     """
-    candidates = _candidates(hits)
+    candidates = _candidates(_of_named_regions(question, hits))
     if not candidates:
         return not_found(question, degraded=degraded)
     readable = is_readable(question, read)
@@ -90,7 +92,7 @@ def extract(
     nearness = asked.nearness(candidates[best][0], max(float(cosines[best]), _titled_cosine(embedder, asked, best)))
     if nearness < _NEAR:
         return not_found(question, degraded=degraded)
-    sure = nearness >= _SURE
+    sure = nearness >= _SURE and not asked.is_only_a_place and HISTORY_NOT_READ not in degraded
     chosen = [best, *(_as_near(candidates, scores, best) if sure else [])]
     quotes = tuple(_quote(row, candidates, scores, hits) for row in chosen)
     numbers = {quote.number for quote in quotes}
@@ -118,9 +120,17 @@ _Candidate = tuple[int, Unit]
 """The place of a passage among the hits, and a unit of it."""
 
 
-def _candidates(hits: Sequence[Hit]) -> list[_Candidate]:
+def _of_named_regions(question: str, hits: Sequence[Hit]) -> list[tuple[int, Hit]]:
+    """Return the hits with their places: those of the regions that the question names, or all."""
+    asked = _words(question)
+    placed = list(enumerate(hits))
+    named = [(place, hit) for place, hit in placed if _words(hit.shard.partition("/")[0]) <= asked]
+    return named or placed
+
+
+def _candidates(hits: Sequence[tuple[int, Hit]]) -> list[_Candidate]:
     found: list[_Candidate] = []
-    for place, hit in enumerate(hits):
+    for place, hit in hits:
         units = quotable_units(hit.text, (hit.title, *hit.heading_path), hit.table_header)
         if not units and hit.text.strip():
             units = [Unit(" ".join(hit.text.split()), "sentence", 0)]
@@ -176,6 +186,11 @@ class _Asked:
         ]
         return tuple(kept) or found.words or (self.question,)
 
+    @property
+    def is_only_a_place(self) -> bool:
+        """Whether nothing is asked but about a region or department: "and in Oslo?"."""
+        return set(self.words) <= _words(*(hit.shard for hit in self.hits))
+
     @cached_property
     def _in_hits(self) -> Sequence[frozenset[str]]:
         return [_words(*_names(hit), hit.table_header, hit.text) for hit in self.hits]
@@ -223,9 +238,14 @@ class _Asked:
         ranks = np.array([self.hits[place].fused for place, _ in self.candidates])
         cosine, share = (1.0, _WORDS) if self.readable else (_UNREAD_COSINE, _UNREAD_WORDS)
         total = cosine * cosines + share * shares + _RANK * ranks
+        total = total + [_KEY * self._has_key(unit) for _, unit in self.candidates]
         if _ASKS_FOR_NUMBER.search(self.question):
             total = total + [_NUMBER * bool(_NUMBER_IN_TEXT.search(unit.text)) for _, unit in self.candidates]
         return total
+
+    def _has_key(self, unit: Unit) -> bool:
+        key = _words(unit.key)
+        return bool(key) and key <= _words(self.question)
 
     def nearness(self, place: int, cosine: float) -> float:
         """Return how near a candidate of the passage at `place` is, to compare with `_SURE` and `_NEAR`."""
@@ -264,28 +284,46 @@ def _quote(best: int, candidates: Sequence[_Candidate], scores: npt.NDArray[np.f
     place, unit = candidates[best]
     together = [row for row, (other, one) in enumerate(candidates) if other == place and one.block == unit.block]
     if unit.kind in ("row", "item"):
-        rows = sorted(together, key=lambda row: -scores[row])[:_MOST_ROWS]
-        kept = sorted(row for row in rows if row == best or scores[row] >= scores[best] - _ROWS_NEAR)
+        kept = _rows_near(best, together, scores)
         separator = "\n- "
     else:
         kept = _sentences_around(best, together, candidates, scores)
         separator = " "
-    before = separator.join(candidates[row][1].text for row in kept if row < best)
-    after = separator.join(candidates[row][1].text for row in kept if row > best)
+    before = _with_gaps(candidates, [row for row in kept if row <= best], separator).removesuffix(unit.text)
+    after = _with_gaps(candidates, [row for row in kept if row >= best], separator).removeprefix(unit.text)
     listed = len(kept) > 1 and separator != " "
     lead_in = unit.lead_in + (separator if listed else "\n" if unit.kind == "code" else " ") if unit.lead_in else ""
     if listed and not lead_in:
         lead_in = separator.lstrip()
     return Quote(
         number=place + 1,
-        heading_path=(
-            *hits[place].heading_path,
-            *(one for one in unit.headings if one not in hits[place].heading_path),
-        ),
-        before=lead_in + (before + separator if before else ""),
+        heading_path=_heading_path(hits[place], unit),
+        before=lead_in + before,
         match=unit.text if len(unit.text) <= _LONGEST else f"{unit.text[:_LONGEST].rsplit(' ', 1)[0]} …",
-        after=separator + after if after else "",
+        after=after,
     )
+
+
+def _rows_near(best: int, together: Sequence[int], scores: npt.NDArray[np.float64]) -> list[int]:
+    """Return the rows or items to quote, in order."""
+    rows = sorted(together, key=lambda row: -scores[row])[:_MOST_ROWS]
+    return sorted(row for row in rows if row == best or scores[row] >= scores[best] - _ROWS_NEAR)
+
+
+def _with_gaps(candidates: Sequence[_Candidate], rows: Sequence[int], separator: str) -> str:
+    """Join units, with an ellipsis for those left out between them."""
+    text = ""
+    for place, row in enumerate(rows):
+        if place:
+            text += separator if row == rows[place - 1] + 1 else f"{separator}…{separator}"
+        text += candidates[row][1].text
+    return text
+
+
+def _heading_path(hit: Hit, unit: Unit) -> tuple[str, ...]:
+    """Return the headings above a unit: those of its passage, whose last one ends where the unit's own begins."""
+    own = tuple(one for one in unit.headings if one not in hit.heading_path)
+    return (*(hit.heading_path[:-1] if own and len(hit.heading_path) > 1 else hit.heading_path), *own)
 
 
 def _sentences_around(

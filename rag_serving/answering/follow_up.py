@@ -44,9 +44,13 @@ async def standalone(
         ],
         until,
     )
-    rewritten = _LABEL.sub("", " ".join(result.text.split())).strip('"“” ')
     said = [question, *(words for turn in history for words in (turn.question, turn.answer))]
-    return (rewritten if _is_rewriting(rewritten, question, said) else None), result
+    lines = [line for line in result.text.splitlines() if line.strip()]
+    for text in (result.text, *lines[-1:]):  # some models say what they are about to do
+        rewritten = _LABEL.sub("", " ".join(text.split()).strip('*"“” ')).strip('*"“” ')
+        if _is_rewriting(rewritten, question, said):
+            return rewritten, result
+    return None, result
 
 
 def _is_rewriting(rewritten: str, question: str, said: Sequence[str]) -> bool:

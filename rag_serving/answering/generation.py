@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,6 +50,8 @@ class Generated:
     model: str = ""
     finish: str = "stop"
     """Why it ended: ``stop``, ``length`` or ``content_filter``; ``broken`` if it did not complete its answer."""
+    problem: str = ""
+    """Why it is broken."""
     refused: bool = False
     """Whether the model said that the sources do not answer the question."""
     prompt: int = 0
@@ -80,6 +82,8 @@ class LanguageModel:
     completion: Completion | None = None
     price: Price | None = None
     process: ModelProcess | None = None
+    keep_links: bool = False
+    """Whether links and images that do not point to a source are kept in the text."""
 
     async def warm(self) -> None:
         """Import litellm now, because it takes seconds."""
@@ -97,6 +101,7 @@ class LanguageModel:
             "max_tokens": self.max_tokens,
             "context_tokens": self.context_tokens,
             "addresses": addresses,
+            "keep_links": self.keep_links,
         }
 
     @property
@@ -112,6 +117,7 @@ class LanguageModel:
         result: Generated,
         restart: Callable[[], None] | None = None,
         until: float | None = None,
+        sources: Collection[str] = (),
     ) -> AsyncIterator[str]:
         """Yield the answer's pieces and collect them in `result`; raises `ModelUnavailable`.
 
@@ -126,7 +132,8 @@ class LanguageModel:
             result.text, result.model, result.finish, result.refused = "", name, "stop", False
             result.tokens, result.price = {}, None
             try:
-                async for piece in self._stream_one(name, prompts, result, restart, until):
+                text = ModelText(None if self.keep_links else sources)
+                async for piece in self._stream_one(name, prompts, result, restart, until, text):
                     yield piece
             except _OutOfTime:
                 failures.append(f"{name} (not done before the deadline)")
@@ -140,7 +147,7 @@ class LanguageModel:
                 failures.append(f"{name} ({_why_empty(result)})")
         if len(result.text.strip()) >= _WORTH_KEEPING:
             _log.warning("keeping an incomplete answer: %s", "; ".join(failures))
-            result.finish = "broken"
+            result.finish, result.problem = "broken", "; ".join(failures)
             return
         if result.text and restart is not None:
             restart()
@@ -160,11 +167,12 @@ class LanguageModel:
         result: Generated,
         restart: Callable[[], None] | None,
         until: float | None,
+        text: ModelText,
     ) -> AsyncIterator[str]:
         for number, messages in enumerate(prompts):
             result.prompt = number
             try:
-                async for piece in self._answered(name, messages, result, restart, until):
+                async for piece in self._answered(name, messages, result, restart, until, text):
                     yield piece
             except ModelError as error:
                 if not error.too_long or number + 1 == len(prompts):
@@ -180,8 +188,8 @@ class LanguageModel:
         result: Generated,
         restart: Callable[[], None] | None,
         until: float | None,
+        text: ModelText,
     ) -> AsyncIterator[str]:
-        text = ModelText()
         async with aclosing(self._parts_in_time(name, messages, until)) as parts:
             async for part in parts:
                 result.tokens = part.get("tokens", result.tokens)
@@ -267,7 +275,8 @@ async def generate(
     result = Generated()
     passages = _fewer_and_fewer(len(hits))
     prompts = [answer_messages(question, hits[:count]) for count in passages]
-    async for piece in model.stream(prompts, result, lambda: emit(Restart()), until):
+    sources = {hit.source for hit in hits}
+    async for piece in model.stream(prompts, result, lambda: emit(Restart()), until, sources):
         emit(Delta(text=piece))
     shown = passages[result.prompt]
     refused = result.refused or NO_ANSWER in result.text or NOT_FOUND.rstrip(".") in result.text
@@ -278,7 +287,7 @@ async def generate(
     marks = (
         *((f"{FEWER_PASSAGES}:{shown}",) if shown < len(hits) else ()),
         *((f"{INVENTED_CITATIONS}:{invented}",) if invented else ()),
-        *((_ENDINGS[result.finish],) if result.finish in _ENDINGS else ()),
+        *_ending(result),
         *((UNCITED,) if not named and not refused else ()),
     )
     return Answer(
@@ -291,6 +300,14 @@ async def generate(
         cost=result.price,
         degraded=marks,
     )
+
+
+def _ending(result: Generated) -> tuple[str, ...]:
+    """Return the mark of an answer that did not end by itself."""
+    mark = _ENDINGS.get(result.finish)
+    if mark is None:
+        return ()
+    return (f"{mark}:{result.problem}" if result.problem else mark,)
 
 
 _ENDINGS = {"length": ANSWER_CUT, "content_filter": ANSWER_FILTERED, "broken": ANSWER_INCOMPLETE}

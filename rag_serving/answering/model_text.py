@@ -1,6 +1,7 @@
 """What of a model's stream is its answer: without its thoughts, and without the word by which it refuses."""
 
 import re
+from collections.abc import Collection
 
 NO_ANSWER = "NO_ANSWER"
 """Word with which the prompt asks a model to begin if the sources do not answer the question, in any language."""
@@ -14,10 +15,20 @@ _MAY_REFUSE = re.compile(
 )
 
 
-class ModelText:
-    """Collects the pieces of a stream and returns what of each can be shown."""
+_LINK = re.compile(r"(!?)\[([^\]\n]*)\]\(\s*<?([^)\s>]*)>?[^)\n]*\)")
+_MAY_LINK = re.compile(r"!?(?:\[(?:[^\]\n]{0,200}(?:\](?:\([^)\n]{0,1000})?)?)?)?$")
+"""The end of a text that may be the beginning of a link or an image; matches the empty end as well."""
 
-    def __init__(self) -> None:
+
+class ModelText:
+    """Collects the pieces of a stream and returns what of each can be shown.
+
+    Links and images are removed unless they point to one of `sources`; None keeps them all. A document could make the
+    model show them, and an image is loaded without a click.
+    """
+
+    def __init__(self, sources: Collection[str] | None = None) -> None:
+        self._sources = sources
         self.shown = ""
         self.refused = False
         self.was_voided = False
@@ -42,8 +53,10 @@ class ModelText:
         if self._is_thinking:
             self._held = self._held[-_LONGEST_TAG:]
             return self._show(ready)
-        opened = self._held.rfind("<", len(self._held) - _LONGEST_TAG if len(self._held) > _LONGEST_TAG else 0)
+        opened = self._held.rfind("<", max(len(self._held) - _LONGEST_TAG, 0))
         cut = opened if opened >= 0 else len(self._held)
+        if self._sources is not None and (link := _MAY_LINK.search(self._held[:cut])) is not None:
+            cut = link.start()
         ready, self._held = ready + self._held[:cut], self._held[cut:]
         if not self.shown and _MAY_REFUSE.fullmatch(ready):
             self._held = ready + self._held
@@ -55,11 +68,21 @@ class ModelText:
         held, self._held = self._held, ""
         return "" if self._is_thinking else self._show(held)
 
+    def _without_link(self, link: re.Match[str]) -> str:
+        is_image, label, target = link.groups()
+        if target in (self._sources or ()):
+            return link[0]
+        if label.isdecimal():
+            return f"[{label}]"  # a citation
+        return "" if is_image else label
+
     def _show(self, text: str) -> str:
         if not self.shown:
             if (refusal := _REFUSAL.match(text)) is not None:
                 self.refused = True
                 text = text[refusal.end() :]
             text = text.lstrip()
+        if self._sources is not None:
+            text = _LINK.sub(self._without_link, text)
         self.shown += text
         return text

@@ -20,14 +20,23 @@ class _HasShard(Protocol):
 def outside_scope(question: str, searched: Iterable[_HasShard], known: Iterable[Shard], kind: str) -> tuple[str, ...]:
     """Return a mark for each name in the question that is `known` but not `searched`.
 
-    Departments are often ordinary words, such as people or support. They count only if the answer is of the kind
-    ``none``, which they may explain.
+    Departments are often ordinary words, such as people or support. They count if they are called a department or a
+    team, or have a capital within the question, and only if the answer is of the kind ``none``, which they may explain.
     """
     shards, everything = [entry.shard for entry in searched], list(known)
-    names = {shard.region for shard in everything} - {shard.region for shard in shards}
+    regions = {shard.region for shard in everything} - {shard.region for shard in shards}
+    named = {name for name in regions if _is_named(name, question)}
     if kind == "none":
-        names |= {shard.department for shard in everything} - {shard.department for shard in shards}
-    return tuple(f"{OUTSIDE_SCOPE}:{name}" for name in sorted(names) if _is_named(name, question))
+        departments = {shard.department for shard in everything} - {shard.department for shard in shards}
+        named |= {name for name in departments if _is_named(name, question) and _is_department(name, question)}
+    return tuple(f"{OUTSIDE_SCOPE}:{name}" for name in sorted(named))
+
+
+def _is_department(name: str, question: str) -> bool:
+    words = r"[\W_]+".join(re.escape(word) for word in re.split(r"[\W_]+", name) if word)
+    called = rf"(?<!\w){words}\s+(?:department|team)\b|\bdepartment\s+(?:of\s+)?{words}(?!\w)"
+    within = re.search(rf"\S\s+({words})(?!\w)", question, re.IGNORECASE)
+    return re.search(called, question, re.IGNORECASE) is not None or (within is not None and within[1][0].isupper())
 
 
 def _is_named(name: str, question: str) -> bool:

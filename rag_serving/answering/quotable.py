@@ -52,6 +52,8 @@ class Unit:
     """The sentence that introduces its list or code."""
     needs_previous: bool = False
     """Whether it refers to the sentence before it."""
+    key: str = ""
+    """The first cell of a row, which names what the row is about."""
 
     def searched(self, title: str) -> str:
         """Return the text to compare with a question; without the document's title, which all of its units share."""
@@ -141,7 +143,8 @@ class _Reader:
             self.header = _cells(rows[0])
             rows = rows[1:]
         for row in rows:
-            self._add(row_text(self.header, _cells(row)), "row")
+            cells = _cells(row)
+            self._add(row_text(self.header, cells), "row", key=cells[0] if cells else "")
 
     def _item(self, lines: Sequence[str]) -> None:
         text = _plain(" ".join(_ITEM.sub("", lines[0], count=1).split() + " ".join(lines[1:]).split()))
@@ -169,10 +172,10 @@ class _Reader:
     def _code(self, lines: Sequence[str]) -> None:
         self._add("\n".join(line for line in lines if not _FENCE.match(line)), "code")
 
-    def _add(self, text: str, kind: Kind, *, needs_previous: bool = False) -> None:
+    def _add(self, text: str, kind: Kind, *, needs_previous: bool = False, key: str = "") -> None:
         if len(text) >= _LEAST:
             lead_in = "" if kind in ("sentence", "row") else self.lead_in
-            self.units.append(Unit(text, kind, self.block, self.headings, lead_in, needs_previous))
+            self.units.append(Unit(text, kind, self.block, self.headings, lead_in, needs_previous, key))
 
 
 def row_text(header: Sequence[str], cells: Sequence[str]) -> str:

@@ -67,6 +67,9 @@ class _Flight:
         self.events: list[Event] = []
         self.ended = False
         self.led = False
+        self.followers = 0
+        self.abandoned = False
+        """Whether its last caller has left."""
         self.over = asyncio.Event()
         self._news = asyncio.Event()
 
@@ -97,8 +100,15 @@ class _Flight:
 class SingleFlight:
     """The flights of one process. Belongs to one event loop."""
 
-    def __init__(self, board: SharedFlights | None = None, *, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        board: SharedFlights | None = None,
+        *,
+        lease_seconds: float = LEASE_SECONDS,
+        finish_abandoned: bool = False,
+    ) -> None:
         self._board = board
+        self._finish_abandoned = finish_abandoned
         self._lease = lease_seconds
         self._flying: dict[str, tuple[_Flight, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,7 +119,8 @@ class SingleFlight:
     async def join(self, key: str, produce: Produce) -> AsyncGenerator[tuple[Event, bool]]:
         """Yield all events of a flight, each with whether this caller started the flight and this process leads it.
 
-        A flight continues when its callers leave: others may follow it, and its answer will be cached.
+        A flight is cancelled when its last caller of this process leaves, with its search and its call of the model,
+        unless abandoned flights are to be finished and cached. Followers in other processes then take over.
         """
         flight, before = self._flying.get(key, (None, None))
         began = flight is None or flight.ended  # an ended flight is only cleaning up
@@ -119,8 +130,17 @@ class SingleFlight:
             self._flying[key] = flight, task
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        async for event in flight.follow():
-            yield event, began and flight.led
+        else:
+            task = self._flying[key][1]
+        flight.followers += 1
+        try:
+            async for event in flight.follow():
+                yield event, began and flight.led
+        finally:
+            flight.followers -= 1
+            if not (flight.followers or flight.ended or self._finish_abandoned):
+                flight.abandoned = flight.ended = True  # the next caller begins another one
+                task.cancel()
 
     async def close(self) -> None:
         """Cancel all flights; their callers get an error."""
@@ -166,7 +186,7 @@ class SingleFlight:
         try:
             await _produced(flight, produce)
         finally:
-            if not flight.ended:  # cancelled: releasing the lease lets the next leader take over immediately
+            if flight.abandoned or not flight.ended:  # the next leader can take over as soon as the lease is released
                 replica.cancel()
             await asyncio.gather(replica, return_exceptions=True)
             with suppress(CacheUnavailable):

@@ -1,12 +1,13 @@
 """The command `rag-serving doctor`: checks what questions need, and says what is wrong with it."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
 import click
 
-from rag_serving.errors import RagError
+from rag_serving.errors import CacheUnavailable, LakeUnavailable, RagError
 from rag_serving.settings import ServiceSettings, ServingSettings
 
 _QUESTION = "Reply with the word ready."
@@ -24,6 +25,7 @@ def doctor() -> None:
     if service is not None:
         click.echo(f"RAG_SERVICE_URL is set, so questions go to {service}; this checks the settings of this process\n")
     settings = ServingSettings.from_env()
+    logging.getLogger("rag_serving").setLevel(logging.ERROR)  # warnings are told below
     if not asyncio.run(_all_work(settings)):
         raise SystemExit(1)
 
@@ -45,7 +47,7 @@ async def _works(name: str, check: Callable[[], Awaitable[str]]) -> bool:
     try:
         told = await check()
     except RagError as error:
-        click.echo(f"FAILED  {name}: {error}")
+        click.echo(f"FAILED  {name}: {str(error).removeprefix('every language model failed: ')}")
         return False
     click.echo(f"ok      {name}: {told}")
     return True
@@ -56,6 +58,10 @@ async def _lake(settings: ServingSettings) -> str:
 
     async with AsyncRagClient(settings.model_copy(update={"llm_model": None, "rerank_model": None})) as client:
         health = await client.health()
+    if not health.shards:
+        raise LakeUnavailable(f"nothing is published in {settings.lake_uri}; check RAG_LAKE_URI")
+    if health.cache == "unavailable":
+        raise CacheUnavailable("Redis does not answer, so nothing is cached; check RAG_REDIS_URL")
     return f"{health.shards} published shards in {settings.lake_uri}; cache: {health.cache}"
 
 

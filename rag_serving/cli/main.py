@@ -233,7 +233,7 @@ def render(answer: Answer) -> str:
     elif answer.cache_reason is not None and state != "exact":
         state += f" ({answer.cache_reason})"
     lines.append(f"  cache: {state}   total: {answer.timings.get('total', 0):.1f} ms   " + _phases(answer))
-    lines += [f"  note: {note}" for note in answer.notes]
+    lines += [f"  note: {note}" for note in answer.notes if note not in answer.text]
     return "\n".join(lines)
 
 

@@ -20,4 +20,5 @@ def configured_model(settings: ServingSettings, process: ModelProcess | None = N
         fallbacks=tuple(name.strip() for name in named if name.strip()),
         context_tokens=settings.llm_context_tokens,
         process=process,
+        keep_links=settings.llm_keep_links,
     )

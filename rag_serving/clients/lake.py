@@ -96,7 +96,8 @@ class AsyncRagClient(BaseRagClient):
         )
         self._model = model or configured_model(settings)
         self._embedders = QueryEmbedders(self._objects, load or partial(load_embedder, cores=settings.usable_cores))
-        self._flights = SingleFlight(store if isinstance(store, SharedFlights) else None)
+        board = store if isinstance(store, SharedFlights) else None
+        self._flights = SingleFlight(board, finish_abandoned=settings.finish_abandoned)
         self._searches = ConcurrencyLimiter("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
         self._calls = ConcurrencyLimiter("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)
         self._rewritten: OrderedDict[str, _Rewritten] = OrderedDict()
@@ -122,18 +123,18 @@ class AsyncRagClient(BaseRagClient):
         return cls(ServingSettings.from_env())
 
     async def health(self) -> Health:
-        """Check that questions can be answered; raises `LakeError` if the lake cannot be read.
-
-        Raises `ModelUnavailable` while the library of the language model is being loaded.
-        """
+        """Check that questions can be answered; raises `LakeError` if the lake cannot be read."""
         snapshot = await self._snapshot()
-        if self._model is not None and not self._model.is_warm:
-            raise ModelUnavailable("the library of the language model is being loaded")
         return Health(
             shards=len(snapshot.entries),
             cache=await self._cache.store.state(),
             model=None if self._model is None else self._model.name,
         )
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the library of the language model is still being loaded."""
+        return self._model is not None and not self._model.is_warm
 
     async def notes(self) -> list[ReviewItem]:
         """Return pairs of questions to review, newest first; raises `CacheUnavailable`."""
@@ -326,6 +327,6 @@ def _is_weak(floor: float | None, has_model: bool, question: str, hits: Sequence
         return is_below_relevance_floor(question, hits, floor)
     if not has_model:
         return not hits  # extracts have a floor of their own
-    if not is_readable(question, published.embedder_reads):
+    if not is_readable(question, published.embedder_reads, keywords=False):
         return not hits  # its cosines say nothing
     return is_below_relevance_floor(question, hits, RELEVANCE_FLOORS.get(published.fingerprint, -1.0))

@@ -121,7 +121,8 @@ class RemoteRagClient(BaseRagClient):
     async def _feedback(self, answer: Answer, correct: bool, tenant: str) -> bool:
         _check_scope(Scope(tenant=tenant))
         # Not retried once it may have arrived: dropping an entry is idempotent, but recording the pair is not.
-        body = bodies.FeedbackRequest(answer=answer, correct=correct)
+        rated = bodies.RatedAnswer.model_validate(answer.model_dump(include={*bodies.RatedAnswer.model_fields}))
+        body = bodies.FeedbackRequest(answer=rated, correct=correct)
         return (await self._transport.call("POST", "/v1/feedback", _FEEDBACK, body, idempotent=False)).dropped
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:

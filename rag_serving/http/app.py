@@ -1,13 +1,14 @@
 """The FastAPI application: routes over an `AsyncRagClient`."""
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +17,7 @@ from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from rag_serving import errors
 from rag_serving.api_schemas import (
@@ -42,6 +44,8 @@ from rag_serving.http.rate_limits import RateLimits
 from rag_serving.http.settings import HttpSettings
 from rag_serving.results import Answer, ShardInfo
 
+_T = TypeVar("_T")
+
 _PAGE = Path(__file__).with_name("page")
 _STATUS: Mapping[type[RagError], int] = {
     errors.InvalidQuestion: 400,
@@ -60,6 +64,8 @@ _RETRY = {errors.Overloaded: 1, errors.LakeUnavailable: 5, errors.CacheUnavailab
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
+_CALLER_LEFT = 499
+"""Status in the log of a request whose caller closed the connection, as nginx has it."""
 _EVENT_STREAM = "text/event-stream"
 _UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
@@ -131,7 +137,15 @@ def create_app(
         redoc_url=None,
         telemetry=_TELEMETRY,
     )
-    app.add_middleware(RequestLimits, metrics=metrics, settings=settings)
+
+    async def authenticate(connection: HTTPConnection) -> Principal:
+        service: _Service = app.state.service
+        try:
+            return await service.authenticator.authenticate(connection)
+        finally:
+            metrics.rates_shared.set(service.rates.shared)
+
+    app.add_middleware(RequestLimits, metrics=metrics, settings=settings, authenticate=authenticate)
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(_around)
@@ -143,13 +157,8 @@ def _service_of(request: Request) -> _Service:
 
 
 async def _caller_of(request: Request) -> Principal:
-    service = _service_of(request)
-    try:
-        caller = await service.authenticator.authenticate(request)
-    finally:
-        service.metrics.rates_shared.set(service.rates.shared)
-    request.state.key = caller.key
-    return caller
+    """Return the caller whom the middleware has authenticated."""
+    return request.state.caller
 
 
 Allowed = Annotated[Principal, Depends(_caller_of)]
@@ -179,7 +188,8 @@ async def ask(body: AskRequest, request: Request, client: Client, caller: Allowe
 
     The events are `sources`, `delta`, `citations` and `done`, or `error`; `restart` voids the deltas before it.
     """
-    first, rest = await _begun(_events_of(body, client, caller))
+    events = _events_of(body, client, caller)
+    first, rest = await _while_connected(request, _begun(events))
     if body.stream or _EVENT_STREAM in request.headers.get("accept", ""):
 
         async def sent() -> AsyncIterator[bytes]:
@@ -189,7 +199,7 @@ async def ask(body: AskRequest, request: Request, client: Client, caller: Allowe
                 yield format_sse_event(event=event.type, data_str=event.model_dump_json(exclude={"type"}))
 
         return StreamingResponse(sent(), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
-    answer = await _answer(first, rest)
+    answer = await _while_connected(request, _answer(first, rest))
     _note(request, answer)
     return Response(answer.model_dump_json(), media_type="application/json", headers={"x-cache": answer.cache})
 
@@ -211,7 +221,9 @@ async def search_documents(body: DocumentSearchRequest, client: Client, caller: 
 @_api.post("/feedback", summary="Report whether an answer was correct")
 async def feedback(body: FeedbackRequest, client: Client, caller: Allowed) -> FeedbackResponse:
     """Drop a wrong answer from the cache, and record the pair of questions to recalibrate it."""
-    return FeedbackResponse(dropped=await client.feedback(body.answer, correct=body.correct, tenant=caller.tenant))
+    return FeedbackResponse(
+        dropped=await client.feedback(body.answer.as_answer, correct=body.correct, tenant=caller.tenant)
+    )
 
 
 @_api.get("/shards", summary="List the shards that the key can see")
@@ -240,9 +252,9 @@ async def chat(body: ChatRequest, request: Request, client: Client, caller: Allo
     """
     question = openai.question_of(body)
     identity = openai.CompletionIdentity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
-    first, rest = await _begun(_events_of(question, client, caller))
+    first, rest = await _while_connected(request, _begun(_events_of(question, client, caller)))
     if not body.stream:
-        answer = await _answer(first, rest)
+        answer = await _while_connected(request, _answer(first, rest))
         _note(request, answer)
         return JSONResponse(openai.completion(identity, answer), headers={"x-cache": answer.cache})
     with_usage = bool((body.stream_options or {}).get("include_usage"))
@@ -271,6 +283,8 @@ async def readyz(client: Client) -> JSONResponse:
         health = await client.health()
     except RagError as error:
         return JSONResponse(NotReady(problem=type(error).__name__).model_dump(), 503)
+    if client.is_starting:
+        return JSONResponse(NotReady(problem="Starting").model_dump(), 503)
     return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
 
 
@@ -336,9 +350,34 @@ async def _begun(events: AsyncGenerator[Event]) -> tuple[Event, AsyncGenerator[E
 
 
 async def _chained(first: Event, rest: AsyncGenerator[Event]) -> AsyncIterator[Event]:
-    yield first
-    async for event in rest:
-        yield event
+    async with aclosing(rest):  # at once when the caller leaves, so that the answer is cancelled
+        yield first
+        async for event in rest:
+            yield event
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Return the result of `work`, or cancel it and raise `_CallerLeft` when the caller closes the connection."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise _CallerLeft
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    """Wait until the caller closes the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _CallerLeft(Exception):
+    """The caller closed the connection before the response."""
 
 
 async def _answer(first: Event, rest: AsyncGenerator[Event]) -> Answer:
@@ -359,9 +398,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def deliberate(_request: Request, error: Exception) -> JSONResponse:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
-        retry = error.retry_after if isinstance(error, RagError) else None
-        for kind, seconds in _RETRY.items():
-            retry = seconds if isinstance(error, kind) else retry
+        usual = next((seconds for kind, seconds in _RETRY.items() if isinstance(error, kind)), None)
+        retry = error.retry_after if isinstance(error, RagError) and error.retry_after is not None else usual
         return reply(status, type(error).__name__, str(error), retry)
 
     async def malformed(request: Request, error: Exception) -> JSONResponse:
@@ -373,6 +411,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             return reply(422, "InvalidRequest", f"the body is not valid JSON (character {found[0]['loc'][-1]})")
         problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {in_plain_words(one)}" for one in found[:5])
         return reply(422, "InvalidRequest", problems[:1_000])
+
+    async def nobody(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=_CALLER_LEFT)
 
     async def plain(request: Request, error: Exception) -> JSONResponse:
         status = HTTPStatus(error.status_code if isinstance(error, HTTPException) else 500)
@@ -386,5 +427,6 @@ def _add_error_handlers(app: FastAPI) -> None:
         return response
 
     app.add_exception_handler(RagError, deliberate)
+    app.add_exception_handler(_CallerLeft, nobody)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, plain)

@@ -6,19 +6,25 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rag_serving.errors import NotAllowed, TooManyRequests
+from rag_serving.http.auth import Principal
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.settings import HttpSettings
 from rag_serving.tracing import describe_request
 
 access_log = logging.getLogger("rag_serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+AUTHENTICATED = "/v1/"
+"""Beginning of the paths that need a key."""
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 """Paths that probes and scrapers poll: never refused for concurrency, neither logged nor traced."""
 
@@ -29,8 +35,16 @@ class RequestLimits:
     The access log contains no question, no key and no text of a document.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, settings: HttpSettings) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        settings: HttpSettings,
+        authenticate: Callable[[HTTPConnection], Awaitable[Principal]],
+    ) -> None:
         self._app = app
+        self._authenticate = authenticate
         self._metrics = metrics
         self._settings = settings
         self._inside = 0
@@ -59,12 +73,27 @@ class RequestLimits:
             await exchange.refuse(_too_large(self._settings))
         elif self._inside > self._settings.concurrency and exchange.scope["path"] not in UNLIMITED:
             await exchange.refuse(_Refusal(503, "Overloaded", "too many concurrent requests; retry shortly", 1))
+        elif (refusal := await self._identified(exchange)) is not None:
+            await exchange.refuse(refusal)
         else:
             try:
                 await self._app(exchange.scope, exchange.receive, exchange.send_unless_refused)
             finally:
                 if exchange.refusal is not None and not exchange.begun:
                     await exchange.refuse(exchange.refusal)
+
+    async def _identified(self, exchange: "_Exchange") -> "_Refusal | None":
+        """Authenticate the caller by the head of the request, before a byte of the body is read."""
+        if not exchange.scope["path"].startswith(AUTHENTICATED):
+            return None
+        try:
+            caller = await self._authenticate(HTTPConnection(exchange.scope))
+        except NotAllowed as error:
+            return _Refusal(401, "NotAllowed", str(error))
+        except TooManyRequests as error:
+            return _Refusal(429, "TooManyRequests", str(error), error.retry_after)
+        exchange.scope.setdefault("state", {}).update(caller=caller, key=caller.key)
+        return None
 
     def _record(self, exchange: "_Exchange") -> None:
         """Count the request and write its line of log."""
@@ -134,8 +163,12 @@ class _Exchange:
 
     async def refuse(self, refusal: "_Refusal") -> None:
         """Send an error response."""
-        for message in refusal.messages():
+        for message in refusal.messages(closing=not self._body_complete and self._has_body):
             await self._write(message)
+
+    @property
+    def _has_body(self) -> bool:
+        return self.headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in self.headers
 
     def describe(self) -> tuple[str, str]:
         """Describe the request on its span; returns the id of its key and the state of the cache."""
@@ -167,13 +200,16 @@ class _Refusal:
     message: str
     retry_after: int | None = None
 
-    def messages(self) -> tuple[Message, Message]:
+    def messages(self, *, closing: bool) -> tuple[Message, Message]:
+        """Return the response. `closing` ends the connection, so that the rest of the body need not be read."""
         body = json.dumps({"error": {"type": self.kind, "message": self.message}}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(self.retry_after).encode()))
-        if self.status == HTTPStatus.REQUEST_TIMEOUT:
-            headers.append((b"connection", b"close"))  # the rest of the body is not read
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if closing:
+            headers.append((b"connection", b"close"))
         start = {"type": "http.response.start", "status": self.status, "headers": headers}
         return start, {"type": "http.response.body", "body": body}
 

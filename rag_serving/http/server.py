@@ -32,6 +32,10 @@ _SWITCH_SECONDS = 0.001
 """Interval after which a Python thread yields to the event loop; Python's default is five times as long."""
 
 
+_UNRESPONSIVE_SECONDS = 30
+"""Seconds after which a worker that does not respond to its parent is replaced, with all its connections."""
+
+
 def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = None) -> "FastAPI":
     """Create the application from the environment; uvicorn calls this in each of its `workers` processes.
 
@@ -97,6 +101,7 @@ def serve(host: str, port: int, *, workers: int, open_to_all: bool) -> None:
             forwarded_allow_ips=settings.trusted_proxies or "",
             timeout_graceful_shutdown=settings.drain_seconds,
             timeout_keep_alive=settings.keep_alive,
+            timeout_worker_healthcheck=_UNRESPONSIVE_SECONDS,
         )
         with suppress(KeyboardInterrupt):  # uvicorn re-raises it after a graceful shutdown
             if workers > 1:

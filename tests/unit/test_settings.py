@@ -45,6 +45,8 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "llm_retries": 0,
         "llm_max_tokens": 99,
         "llm_context_tokens": 1_000,
+        "llm_keep_links": True,
+        "finish_abandoned": True,
         "llm_concurrency": 2,
         "queue_limit": 5,
         "ask_deadline": 9.0,

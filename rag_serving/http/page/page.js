@@ -148,7 +148,12 @@ function finish(answer) {
 function showText(answer) {
   const numbers = new Set(answer.citations.map((citation) => citation.number));
   at("text").replaceChildren(
-    ...answer.text.split(/(\[\d+\])/).map((part) => {
+    ...answer.text.split(/(\[\d+\]|\*\*[^*]+\*\*)/).map((part) => {
+      if (part.startsWith("**") && part.length > 4) {
+        const strong = document.createElement("strong");
+        strong.textContent = part.slice(2, -2);
+        return strong;
+      }
       const number = Number(/^\[(\d+)\]$/.exec(part)?.[1]);
       if (!numbers.has(number)) return document.createTextNode(part);
       const link = document.createElement("a");

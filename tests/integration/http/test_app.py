@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -371,6 +372,58 @@ def test_readiness_reports_the_capabilities_of_the_cache(
     settings = {"RAG_LAKE_URI": sample_lake, "RAG_REDIS_URL": plain_redis_url}
     with serving(tmp_path, settings, "--open") as plain:
         assert httpx.get(f"{plain.url}/readyz", trust_env=False).json()["cache"].startswith("exact tier only")
+
+
+def test_a_wrong_key_is_refused_before_the_body_is_read(service: Service) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        lines = ("POST /v1/ask HTTP/1.1", f"Host: {host}", "Authorization: Bearer rag_wrong", "Content-Length: 900000")
+        connection.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode())
+        reply = b""
+        while part := connection.recv(4096):
+            reply += part
+    assert reply.startswith(b"HTTP/1.1 401")
+    assert b"www-authenticate: Bearer" in reply
+    assert b"connection: close" in reply
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/feedback", {"correct": True, "answer": {"citations": [{}] * 300_000}}),
+        ("/v1/ask", {"question": "Who?", "regions": [{}] * 300_000}),
+        ("/v1/ask", {"question": "Who?", "history": [{}] * 300_000}),
+        ("/v1/chat/completions", {"model": "rag-shards", "messages": [{}] * 300_000}),
+        ("/v1/chat/completions", {"model": "rag-shards", "messages": [{"role": "user", "content": [{}] * 300_000}]}),
+    ],
+)
+def test_a_list_of_countless_faults_is_refused_at_the_first_one(
+    service: Service, oslo: str, path: str, body: dict[str, Any]
+) -> None:
+    with service.as_client(oslo) as client:
+        reply = client.post(path, json=body)
+    assert reply.status_code == 422
+    assert reply.json()["error"]["message"].count(";") < 5
+
+
+def test_an_answer_that_its_only_caller_no_longer_waits_for_is_cancelled(
+    service: Service, oslo: str, stand_in: StandIn
+) -> None:
+    stand_in.words, stand_in.pause = ("It",) * 100, 0.5
+    with service.as_client(oslo) as client:
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(
+                "/v1/ask",
+                json={"question": f"{QUESTION} I leave."},
+                headers={"x-request-id": "left-1"},
+                timeout=3,
+            )
+        deadline = time.monotonic() + 30  # the answer takes 50 s
+        while '"left-1"' not in service.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    (line,) = (json.loads(line) for line in service.log.read_text().splitlines() if '"left-1"' in line)
+    assert line["status"] == 499
 
 
 def test_requests_are_counted_and_logged_without_questions_keys_or_document_text(service: Service, oslo: str) -> None:

@@ -128,6 +128,34 @@ def test_a_code_decides_whatever_its_length() -> None:
     )
 
 
+def test_the_row_whose_first_cell_is_asked_for_comes_before_rows_with_other_words_of_the_question() -> None:
+    table = hit(1, "Severity | First answer\n1 | 15 minutes\n3 | 1 working day\n4 | 3 working days")
+    (quote,) = extract(FakeEmbedder("First"), "What is the first answer for severity 3?", [table]).quotes
+    assert quote.match == "Severity: 3; First answer: 1 working day"
+
+
+def test_only_passages_of_a_region_that_the_question_names_are_quoted() -> None:
+    lisbon = hit(1, "Laptops are replaced every 4 years.").model_copy(update={"shard": "lisbon/finance"})
+    oslo = hit(2, "Laptops are renewed every 3 years.")
+    (quote,) = extract(FakeEmbedder("Laptops"), "How often are laptops replaced in Oslo?", [lisbon, oslo]).quotes
+    assert quote.match == "Laptops are renewed every 3 years."
+    assert quote.number == 2
+
+
+def test_a_place_alone_or_a_follow_up_whose_conversation_was_not_read_gets_no_answer() -> None:
+    assert extract(FakeEmbedder("NOK 780"), "And in Oslo?", HITS).kind == "none"
+    unread = extract(FakeEmbedder("NOK 780"), "What is the per-diem?", HITS, degraded=("history_not_read",))
+    assert unread.kind == "none"
+
+
+def test_rows_left_out_between_quoted_ones_are_shown_as_an_ellipsis() -> None:
+    rows = "\n".join(
+        f"{name} | {value}" for name, value in (("Hull", "ten"), ("Leg", "two"), ("Line", "ten"), ("Pin", "six"))
+    )
+    (quote,) = extract(FakeEmbedder("ten"), "Which parts have ten?", [hit(1, f"Part | Years\n{rows}")]).quotes
+    assert quote.text.split("\n") == ["- Part: Hull; Years: ten", "- …", "- Part: Line; Years: ten"]
+
+
 def test_a_sentence_that_refers_to_the_one_before_is_quoted_with_it() -> None:
     passage = hit(1, f"Skipjack checks every reading of the buoys. It is owned by the platform team. {'Other. ' * 60}")
     (quote,) = extract(FakeEmbedder("owned"), "Who owned it, the platform team?", [passage]).quotes
@@ -188,8 +216,10 @@ class _Entry:
         ("What is the per-diem in New York?", "extract", ["new-york"]),
         ("Do the rules of the US apply to us?", "extract", ["us"]),
         ("Does it concern us?", "extract", []),
-        ("What does finance say?", "extract", []),
-        ("What does finance say?", "none", ["finance"]),
+        ("What does Finance say?", "extract", []),
+        ("What does Finance say?", "none", ["finance"]),
+        ("What does the finance team say?", "none", ["finance"]),
+        ("Who can finance it?", "none", []),
         ("What is the leave in Lisbon?", "none", []),
     ],
 )

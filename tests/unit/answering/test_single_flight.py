@@ -216,15 +216,49 @@ def test_a_flight_ignores_garbage_on_the_board() -> None:
     asyncio.run(go())
 
 
+def test_a_flight_is_cancelled_when_its_last_caller_leaves_and_the_next_caller_begins_another() -> None:
+    async def go() -> None:
+        flights, never, board = SingleFlight(), asyncio.Event(), Board()
+        for flying in (flights, SingleFlight(board)):
+            produce = Producer(wait=never)
+            callers = [asyncio.create_task(all_of(flying, produce)) for _ in range(2)]
+            await asyncio.sleep(0.05)
+            callers[0].cancel()
+            await asyncio.sleep(0.05)
+            assert len(flying) == 1
+            callers[1].cancel()
+            await asyncio.sleep(0.2)
+            assert (len(flying), board.leaders) == (0, {})
+            assert (await all_of(flying, Producer()))[0] == WHOLE
+
+    asyncio.run(go())
+
+
+def test_an_abandoned_flight_is_finished_if_that_is_set() -> None:
+    async def go() -> None:
+        flights, go_on = SingleFlight(finish_abandoned=True), asyncio.Event()
+        produce = Producer(wait=go_on)
+        only = asyncio.create_task(all_of(flights, produce))
+        await asyncio.sleep(0.01)
+        only.cancel()
+        await asyncio.sleep(0.01)
+        assert len(flights) == 1
+        go_on.set()
+        await asyncio.sleep(0.01)
+        assert (len(flights), produce.calls) == (0, 1)
+
+    asyncio.run(go())
+
+
 def test_a_flight_continues_after_its_first_caller_leaves() -> None:
     async def go() -> None:
         flights, go_on = SingleFlight(), asyncio.Event()
         produce = Producer(wait=go_on)
         first = asyncio.create_task(all_of(flights, produce))
         await asyncio.sleep(0.01)
-        first.cancel()
         second = asyncio.create_task(all_of(flights, produce))
         await asyncio.sleep(0.01)
+        first.cancel()
         go_on.set()
         assert (await second)[0] == WHOLE
         assert produce.calls == 1
