@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
 from fastapi.telemetry import TelemetryConfig
@@ -145,7 +146,8 @@ def create_app(
         finally:
             metrics.rates_shared.set(service.rates.shared)
 
-    app.add_middleware(RequestLimits, metrics=metrics, settings=settings, authenticate=authenticate)
+    paths = [route.path for route in _api.routes if isinstance(route, APIRoute)]
+    app.add_middleware(RequestLimits, metrics=metrics, settings=settings, authenticate=authenticate, paths=paths)
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(_around)

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -42,9 +42,12 @@ class RequestLimits:
         metrics: Metrics,
         settings: HttpSettings,
         authenticate: Callable[[HTTPConnection], Awaitable[Principal]],
+        paths: Collection[str],
     ) -> None:
+        """Wrap the application; `paths` are those of its routes that need a key."""
         self._app = app
         self._authenticate = authenticate
+        self._paths = frozenset(paths)
         self._metrics = metrics
         self._settings = settings
         self._inside = 0
@@ -88,17 +91,17 @@ class RequestLimits:
             return None
         try:
             caller = await self._authenticate(HTTPConnection(exchange.scope))
-        except NotAllowed as error:
-            return _Refusal(401, "NotAllowed", str(error))
-        except TooManyRequests as error:
-            return _Refusal(429, "TooManyRequests", str(error), error.retry_after)
+        except (NotAllowed, TooManyRequests) as error:
+            return _Refusal(_REFUSED[type(error)], type(error).__name__, str(error), error.retry_after)
         exchange.scope.setdefault("state", {}).update(caller=caller, key=caller.key)
         return None
 
     def _record(self, exchange: "_Exchange") -> None:
         """Count the request and write its line of log."""
         scope, seconds = exchange.scope, time.perf_counter() - exchange.started
-        route = getattr(scope.get("route"), "path", "other")
+        # A request that was refused has no route, but those that need a key have no parameters in their paths.
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        route = getattr(scope.get("route"), "path", path)
         self._metrics.observe(route, scope["method"], exchange.status, seconds)
         if scope["path"] not in UNLIMITED:
             key, cache = exchange.describe()
@@ -114,6 +117,9 @@ class RequestLimits:
                 "cache": cache,
             }
             access_log.info("%s", json.dumps(line))
+
+
+_REFUSED = {NotAllowed: 401, TooManyRequests: 429}
 
 
 class _Exchange:

@@ -32,7 +32,7 @@ _SWITCH_SECONDS = 0.001
 """Interval after which a Python thread yields to the event loop; Python's default is five times as long."""
 
 
-_UNRESPONSIVE_SECONDS = 30
+_UNRESPONSIVE_SECONDS = 10
 """Seconds after which a worker that does not respond to its parent is replaced, with all its connections."""
 
 

@@ -280,7 +280,7 @@ class SigningModel:
 
     async def __call__(self, **arguments: Any) -> AsyncIterator[Any]:
         content = arguments["messages"][1]["content"]
-        pairs = re.findall(r"^\[\d+\] (\w+)\n(.+)$", content, re.MULTILINE)
+        pairs = re.findall(r"^\[\d+\] (\w+)\n\| (.+)$", content, re.MULTILINE)
         tenant, scope = _ASKER.get()
         self.prompts.append(Prompt(tenant, scope, frozenset((text, title) for title, text in pairs)))
         return self._pieces(f"Prompt {len(self.prompts) - 1} [1].")

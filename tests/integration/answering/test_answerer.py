@@ -137,6 +137,27 @@ def test_publishing_other_documents_keeps_a_cached_answer_and_changing_its_evide
         assert len(model.prompts) == 2
 
 
+def test_a_cached_answer_has_the_marks_of_its_own_request_and_not_those_of_another(
+    company: Company, store: str | None
+) -> None:
+    company.write("lisbon/people/travel.md", "# Travel\n\nThe travel per-diem in Lisbon is EUR 48.")
+    company.publish("lisbon/people")
+    question = "What is the travel per-diem in Oslo or Lisbon?"
+    with open_client(company, store, CountingModel()) as client:
+        named = client.ask(question, regions=["lisbon"])
+        hidden = client.ask(question, within=["lisbon/*"])
+        assert (named.cache, named.degraded) == ("miss", ("outside_scope:oslo",))
+        assert (hidden.cache, hidden.degraded) == ("exact", ())
+        assert client.ask(question, regions=["lisbon"]).degraded == ("outside_scope:oslo",)
+    with open_client(company, store) as client:
+        history = [{"question": "Is there a per-diem?", "answer": "Yes."}]
+        for state in ("miss", "exact"):
+            answer = client.ask(PER_DIEM)
+            assert (answer.cache, answer.degraded) == (state, ())
+        followed = client.ask(PER_DIEM, history=history)
+        assert (followed.cache, followed.degraded) == ("exact", ("history_not_read",))
+
+
 def test_a_paraphrase_hits_an_answer_whose_evidence_is_unchanged_after_a_publish(
     company: Company, store: str | None
 ) -> None:

@@ -78,7 +78,8 @@ def test_answers_stream_with_usage_and_litellms_price(stand_in_here: StandIn) ->
         async with running("openai/gpt-4o-mini") as model:
             result = Generated()
             pieces = [piece async for piece in model.stream([MESSAGES], result)]
-            assert pieces == list(stand_in_here.words)
+            assert len(pieces) >= len(stand_in_here.words)
+            assert "".join(pieces) == "".join(stand_in_here.words)
             assert (result.text, result.model) == ("".join(pieces), "openai/gpt-4o-mini")
             assert result.tokens == {"prompt": 700, "completion": 9}
             assert 0 < (result.price or 0) < 0.01
