@@ -412,8 +412,8 @@ def test_an_answer_that_its_only_caller_no_longer_waits_for_is_cancelled(
     words = stand_in.words
     stand_in.words, stand_in.pause = ("It",) * 100, 0.5
     try:
+        asked = {"question": "How often are laptops renewed?"}
         with service.as_client(oslo) as client, pytest.raises(httpx.ReadTimeout):
-            asked = {"question": "How often are laptops renewed?"}
             client.post("/v1/ask", json=asked, headers={"x-request-id": "left-1"}, timeout=3)
         deadline = time.monotonic() + 30  # the answer takes 50 s
         while '"left-1"' not in service.log.read_text():
