@@ -94,6 +94,7 @@ class SearchEngine:
             return_exceptions=True,
         )
         found: list[Ranking] = []
+        by_words: dict[int, Target] = {}
         failed: list[str] = []
         problem: Exception | None = None
         for target, result in zip(targets, results, strict=True):
@@ -104,7 +105,9 @@ class SearchEngine:
             elif isinstance(result, BaseException):
                 raise result
             else:
+                by_words |= {len(found) + place: target for place, ranking in enumerate(result) if ranking.words}
                 found += result
+        await self._correct(query, vectors, found, by_words)
         return Rankings(tuple(found), tuple(failed), problem)
 
     async def statistics(self, record: CompanyRecord) -> WordStatistics | None:
@@ -173,7 +176,7 @@ class SearchEngine:
         if query.path_prefix and target.format < _PATH_FORMAT:
             raise LakeUnavailable("the table has an older format without paths; index the shard again")
         table = await self._table(target)
-        where = " AND ".join([*query.filters, *([target.scope] if target.scope else [])])
+        where = _where(query, target)
         runs: list[Coroutine[Any, Any, Ranking]] = []
         if query.mode != "text" and vector is not None:
             runs.append(self._nearest(table, query, vector, target, where))
@@ -199,28 +202,55 @@ class SearchEngine:
             search = search.where(where).minimum_nprobes(probes).maximum_nprobes(0)
         return await self._ranking("vector", search, target)
 
-    async def _matching(self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool) -> Ranking:
-        every = [*_columns(target), *(["vector"] if with_vector else []), "_score"]
-
-        async def matching(match: Any, columns: list[str], depth: int) -> Ranking:
-            search = table.query().nearest_to_text(match).limit(depth).select(columns)
-            return await self._ranking("text", search.where(where) if where else search, target)
-
+    async def _matching(
+        self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool, words: tuple[str, ...] = ()
+    ) -> Ranking:
+        columns = [*_columns(target), *(["vector"] if with_vector else []), "_score"]
         if target.format < _WORDS_FORMAT:
-            return await matching(_match(query.question, "text"), every, query.depth)
-        every += _TEXT_COLUMNS
-        words = question_words(query.question, target.languages).words
-        found = await matching(_match(" ".join(words), "words"), every, query.depth)
-        unknown = misspelt(words, found.rows)
-        if unknown:
+            match = _match(query.question, "text")
+        else:
+            words = words or question_words(query.question, target.languages).words
+            columns += _TEXT_COLUMNS
+            match = _match(" ".join(words), "words")
+        search = table.query().nearest_to_text(match).limit(query.depth).select(columns)
+        ranking = await self._ranking("text", search.where(where) if where else search, target)
+        return replace(ranking, words=words)
+
+    async def _correct(
+        self,
+        query: Query,
+        vectors: Mapping[str, npt.NDArray[np.float32]],
+        found: list[Ranking],
+        by_words: Mapping[int, Target],
+    ) -> None:
+        """Search again for the words that no table has, as the tables spell them; replaces rankings in `found`.
+
+        If that fails, the first ranking stays.
+        """
+        tables = [found[place].rows for place in by_words]
+
+        async def corrected(place: int, target: Target) -> None:
+            words = found[place].words
+            unknown = misspelt(words, tables)
+            if not unknown:
+                return
+            table, where = await self._table(target), _where(query, target)
             # Lance's fuzzy search of all words would find everything. It counts two swapped letters as two edits.
             fuzzy = _match(" ".join(unknown), "words", fuzziness=2, prefix_length=1)
-            similar = await matching(fuzzy, ["words", "_score"], CORRECTION_DEPTH)
-            corrected = corrections(unknown, similar.rows)
-            if corrected:
-                words = tuple(corrected.get(word, word) for word in words)
-                found = await matching(_match(" ".join(words), "words"), every, query.depth)
-        return replace(found, words=words)
+            search = table.query().nearest_to_text(fuzzy).limit(CORRECTION_DEPTH).select(["words", "_score"])
+            similar = await self._ranking("text", search.where(where) if where else search, target)
+            right = corrections(unknown, similar.rows)
+            if right:
+                spelt = tuple(right.get(word, word) for word in words)
+                with_vector = vectors.get(target.fingerprint) is not None
+                found[place] = await self._matching(table, query, target, where, with_vector=with_vector, words=spelt)
+
+        results = await asyncio.gather(*(corrected(*item) for item in by_words.items()), return_exceptions=True)
+        for result in results:
+            if isinstance(result, LANCE_ERRORS):
+                _log.warning("cannot look for another spelling: %s", first_line(result))
+            elif isinstance(result, BaseException):
+                raise result
 
     async def _ranking(self, kind: Kind, search: Any, target: Target) -> Ranking:
         late = target.folder == COMPANY
@@ -257,6 +287,11 @@ def _match(words: str, column: str, **options: Any) -> Any:
     from lancedb.query import MatchQuery
 
     return MatchQuery(words, column, **options)
+
+
+def _where(query: Query, target: Target) -> str:
+    """Return the filter of a query on a table; empty for all rows."""
+    return " AND ".join([*query.filters, *([target.scope] if target.scope else [])])
 
 
 def _columns(target: Target) -> list[str]:

@@ -9,10 +9,13 @@ _SHORTEST: Final = 5
 """Letters of the shortest word to correct: shorter ones have too many neighbours."""
 
 
-def misspelt(asked: Iterable[str], rows: pa.Table) -> list[str]:
+def misspelt(asked: Iterable[str], found: Iterable[pa.Table]) -> list[str]:
     """Return the words of a question that are long enough to correct and missing from all rows that it found."""
-    present = _present(rows)
-    return [word for word in asked if len(word) >= _SHORTEST and word.isalpha() and word not in present]
+    missing = [word for word in asked if len(word) >= _SHORTEST and word.isalpha()]
+    for rows in found:
+        present = _present(rows) if missing else {}
+        missing = [word for word in missing if word not in present]
+    return missing
 
 
 def corrections(unknown: Iterable[str], rows: pa.Table) -> dict[str, str]:

@@ -22,4 +22,4 @@ def test_anything_else_is_not(other: str) -> None:
 
 
 def test_only_long_words_that_no_row_has_are_looked_up() -> None:
-    assert misspelt(["reimbrus", "reimburs", "levs", "adr16"], ROWS) == ["reimbrus"]
+    assert misspelt(["reimbrus", "reimburs", "levs", "adr16"], [ROWS]) == ["reimbrus"]
