@@ -89,8 +89,9 @@ class SearchEngine:
 
         `vectors` holds the question's vector by fingerprint.
         """
+        alone = len(targets) == 1
         results = await asyncio.gather(
-            *(self._search_table(query, vectors.get(target.fingerprint), target) for target in targets),
+            *(self._search_table(query, vectors.get(target.fingerprint), target, alone=alone) for target in targets),
             return_exceptions=True,
         )
         found: list[Ranking] = []
@@ -107,7 +108,8 @@ class SearchEngine:
             else:
                 by_words |= {len(found) + place: target for place, ranking in enumerate(result) if ranking.words}
                 found += result
-        await self._correct(query, vectors, found, by_words)
+        if not alone:
+            await self._correct(query, vectors, found, by_words)
         return Rankings(tuple(found), tuple(failed), problem)
 
     async def statistics(self, record: CompanyRecord) -> WordStatistics | None:
@@ -171,7 +173,7 @@ class SearchEngine:
         self._connections.clear()
 
     async def _search_table(
-        self, query: Query, vector: npt.NDArray[np.float32] | None, target: Target
+        self, query: Query, vector: npt.NDArray[np.float32] | None, target: Target, *, alone: bool
     ) -> list[Ranking]:
         if query.path_prefix and target.format < _PATH_FORMAT:
             raise LakeUnavailable("the table has an older format without paths; index the shard again")
@@ -181,7 +183,8 @@ class SearchEngine:
         if query.mode != "text" and vector is not None:
             runs.append(self._nearest(table, query, vector, target, where))
         if query.mode != "vector":
-            runs.append(self._matching(table, query, target, where, with_vector=vector is not None))
+            matching = self._matching_alone if alone else self._matching
+            runs.append(matching(table, query, target, where, with_vector=vector is not None))
         return list(await asyncio.gather(*runs))
 
     async def _nearest(
@@ -216,6 +219,13 @@ class SearchEngine:
         ranking = await self._ranking("text", search.where(where) if where else search, target)
         return replace(ranking, words=words)
 
+    async def _matching_alone(
+        self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool
+    ) -> Ranking:
+        """Search the only table by words, and correct them while the vectors are searched."""
+        ranking = await self._matching(table, query, target, where, with_vector=with_vector)
+        return await self._corrected(query, target, ranking, [ranking.rows], with_vector=with_vector)
+
     async def _correct(
         self,
         query: Query,
@@ -229,28 +239,34 @@ class SearchEngine:
         """
         tables = [found[place].rows for place in by_words]
 
-        async def corrected(place: int, target: Target) -> None:
-            words = found[place].words
-            unknown = misspelt(words, tables)
-            if not unknown:
-                return
-            table, where = await self._table(target), _where(query, target)
-            # Lance's fuzzy search of all words would find everything. It counts two swapped letters as two edits.
-            fuzzy = _match(" ".join(unknown), "words", fuzziness=2, prefix_length=1)
-            search = table.query().nearest_to_text(fuzzy).limit(CORRECTION_DEPTH).select(["words", "_score"])
-            similar = await self._ranking("text", search.where(where) if where else search, target)
-            right = corrections(unknown, similar.rows)
-            if right:
-                spelt = tuple(right.get(word, word) for word in words)
-                with_vector = vectors.get(target.fingerprint) is not None
-                found[place] = await self._matching(table, query, target, where, with_vector=with_vector, words=spelt)
+        async def replaced(place: int, target: Target) -> None:
+            with_vector = vectors.get(target.fingerprint) is not None
+            found[place] = await self._corrected(query, target, found[place], tables, with_vector=with_vector)
 
-        results = await asyncio.gather(*(corrected(*item) for item in by_words.items()), return_exceptions=True)
+        results = await asyncio.gather(*(replaced(*item) for item in by_words.items()), return_exceptions=True)
         for result in results:
             if isinstance(result, LANCE_ERRORS):
                 _log.warning("cannot look for another spelling: %s", first_line(result))
             elif isinstance(result, BaseException):
                 raise result
+
+    async def _corrected(
+        self, query: Query, target: Target, ranking: Ranking, tables: Sequence[Any], *, with_vector: bool
+    ) -> Ranking:
+        """Return the ranking by the words as the table spells them, if no row of `tables` has them as they are."""
+        unknown = misspelt(ranking.words, tables)
+        if not unknown:
+            return ranking
+        table, where = await self._table(target), _where(query, target)
+        # Lance's fuzzy search of all words would find everything. It counts two swapped letters as two edits.
+        fuzzy = _match(" ".join(unknown), "words", fuzziness=2, prefix_length=1)
+        search = table.query().nearest_to_text(fuzzy).limit(CORRECTION_DEPTH).select(["words", "_score"])
+        similar = await self._ranking("text", search.where(where) if where else search, target)
+        right = corrections(unknown, similar.rows)
+        if not right:
+            return ranking
+        spelt = tuple(right.get(word, word) for word in ranking.words)
+        return await self._matching(table, query, target, where, with_vector=with_vector, words=spelt)
 
     async def _ranking(self, kind: Kind, search: Any, target: Target) -> Ranking:
         late = target.folder == COMPANY
