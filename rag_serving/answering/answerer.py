@@ -177,7 +177,10 @@ class Answerer:
                     yield event
                 return
         work = _Work(asked, vectors, stale, near)
-        flight = f"{asked.tag}:{question_key(asked.question)}:{digest_of(asked.digests)}"
+        # Callers who see other shards, or whose conversation was not read, get other marks.
+        marks = (*asked.marks, *outside_scope(asked.question, asked.entries, asked.snapshot.entries, "none"))
+        state = digest_of({**asked.digests, "": ",".join(marks)})
+        flight = f"{asked.tag}:{question_key(asked.question)}:{state}"
 
         async def produce(emit: Emit) -> None:
             await self._work(work, problems, emit, clock)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from rag_serving.answering.citations import citations_of
 from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_readable
+from rag_serving.answering.named_scope import is_named
 from rag_serving.answering.prompts import NOT_FOUND
 from rag_serving.answering.quotable import Unit, quotable_units
 from rag_serving.cache.guards import lexicon
@@ -86,10 +87,12 @@ def extract(
     readable = is_readable(question, read)
     known = readable and embedder.identity.fingerprint in RELEVANCE_FLOORS
     asked = _Asked(question, hits, candidates, readable=readable, comparable=known)
-    cosines = _cosines(embedder, asked)
+    vector = embedder.embed_query(question)
+    cosines = _cosines(embedder, vector, asked)
     scores = asked.scores(cosines)
     best = int(np.argmax(scores))
-    nearness = asked.nearness(candidates[best][0], max(float(cosines[best]), _titled_cosine(embedder, asked, best)))
+    titled = _titled_cosine(embedder, vector, asked, best)
+    nearness = asked.nearness(candidates[best][0], max(float(cosines[best]), titled))
     if nearness < _NEAR:
         return not_found(question, degraded=degraded)
     sure = nearness >= _SURE and not asked.is_only_a_place and HISTORY_NOT_READ not in degraded
@@ -122,10 +125,8 @@ _Candidate = tuple[int, Unit]
 
 def _of_named_regions(question: str, hits: Sequence[Hit]) -> list[tuple[int, Hit]]:
     """Return the hits with their places: those of the regions that the question names, or all."""
-    asked = _words(question)
     placed = list(enumerate(hits))
-    named = [(place, hit) for place, hit in placed if _words(hit.shard.partition("/")[0]) <= asked]
-    return named or placed
+    return [(place, hit) for place, hit in placed if is_named(hit.shard.partition("/")[0], question)] or placed
 
 
 def _candidates(hits: Sequence[tuple[int, Hit]]) -> list[_Candidate]:
@@ -138,21 +139,21 @@ def _candidates(hits: Sequence[tuple[int, Hit]]) -> list[_Candidate]:
     return found
 
 
-def _cosines(embedder: Embedder, asked: "_Asked") -> npt.NDArray[np.float32]:
+def _cosines(embedder: Embedder, vector: npt.NDArray[np.float32], asked: "_Asked") -> npt.NDArray[np.float32]:
     """Return the cosine of each candidate with the question; 0 for those that are not embedded."""
     cosines = np.zeros(len(asked.candidates), np.float32)
     chosen = np.argsort(-asked.scores(cosines), kind="stable")[:_MOST_EMBEDDED]
     rows: list[int] = chosen.tolist()
     texts = [asked.candidates[row][1].searched(asked.title_of(row))[:_LONGEST] for row in rows]
-    cosines[chosen] = embedder.embed_documents(texts) @ embedder.embed_query(asked.question)
+    cosines[chosen] = embedder.embed_documents(texts) @ vector
     return cosines
 
 
-def _titled_cosine(embedder: Embedder, asked: "_Asked", row: int) -> float:
+def _titled_cosine(embedder: Embedder, vector: npt.NDArray[np.float32], asked: "_Asked", row: int) -> float:
     """Return the cosine of a candidate under the title of its document, which tells what "the cause" is of."""
     title = asked.title_of(row)
     text = f"{title}\n{asked.candidates[row][1].searched(title)}"[:_LONGEST]
-    return float(embedder.embed_documents([text])[0] @ embedder.embed_query(asked.question))
+    return float(embedder.embed_documents([text])[0] @ vector)
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,10 @@ class _Asked:
             and not (_HIRAGANA.search(word) and len(word) > 1)
         ]
         return tuple(kept) or found.words or (self.question,)
+
+    @cached_property
+    def _every_word(self) -> frozenset[str]:
+        return _words(self.question)
 
     @property
     def is_only_a_place(self) -> bool:
@@ -245,7 +250,7 @@ class _Asked:
 
     def _has_key(self, unit: Unit) -> bool:
         key = _words(unit.key)
-        return bool(key) and key <= _words(self.question)
+        return bool(key) and key <= self._every_word
 
     def nearness(self, place: int, cosine: float) -> float:
         """Return how near a candidate of the passage at `place` is, to compare with `_SURE` and `_NEAR`."""

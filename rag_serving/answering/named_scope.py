@@ -25,10 +25,10 @@ def outside_scope(question: str, searched: Iterable[_HasShard], known: Iterable[
     """
     shards, everything = [entry.shard for entry in searched], list(known)
     regions = {shard.region for shard in everything} - {shard.region for shard in shards}
-    named = {name for name in regions if _is_named(name, question)}
+    named = {name for name in regions if is_named(name, question)}
     if kind == "none":
         departments = {shard.department for shard in everything} - {shard.department for shard in shards}
-        named |= {name for name in departments if _is_named(name, question) and _is_department(name, question)}
+        named |= {name for name in departments if is_named(name, question) and _is_department(name, question)}
     return tuple(f"{OUTSIDE_SCOPE}:{name}" for name in sorted(named))
 
 
@@ -39,7 +39,8 @@ def _is_department(name: str, question: str) -> bool:
     return re.search(called, question, re.IGNORECASE) is not None or (within is not None and within[1][0].isupper())
 
 
-def _is_named(name: str, question: str) -> bool:
+def is_named(name: str, question: str) -> bool:
+    """Return whether the question has the name of a region or department, however its words are joined."""
     short = len(name) <= _SHORT
     words = [re.escape(word) for word in re.split(r"[\W_]+", _plain(name)) if word]
     pattern = r"[\W_]+".join(word.upper() if short else word for word in words)

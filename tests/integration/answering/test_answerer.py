@@ -158,6 +158,27 @@ def test_a_cached_answer_has_the_marks_of_its_own_request_and_not_those_of_anoth
         assert (followed.cache, followed.degraded) == ("exact", ("history_not_read",))
 
 
+def test_concurrent_callers_who_see_other_shards_do_not_share_what_is_said_of_the_scope(company: Company) -> None:
+    company.write("lisbon/people/travel.md", "# Travel\n\nThe travel per-diem in Lisbon is EUR 48.")
+    company.publish("lisbon/people")
+
+    async def go() -> None:
+        model = CountingModel()
+        model.gate = asyncio.Event()
+        settings = ServingSettings.model_validate({"lake_uri": company.lake})
+        async with AsyncRagClient(settings, model=model.model) as client:
+            await client.warm()
+            question = "What is the travel per-diem in Oslo or Lisbon?"
+            scopes = ({"regions": ["lisbon"]}, {"within": ["lisbon/*"]})
+            asked = [asyncio.create_task(client.ask(question, **scope)) for scope in scopes]
+            await asyncio.sleep(0.5)
+            model.gate.set()
+            named, hidden = await asyncio.gather(*asked)
+        assert (named.degraded, hidden.degraded) == (("outside_scope:oslo",), ())
+
+    asyncio.run(go())
+
+
 def test_a_paraphrase_hits_an_answer_whose_evidence_is_unchanged_after_a_publish(
     company: Company, store: str | None
 ) -> None:

@@ -140,6 +140,9 @@ def test_only_passages_of_a_region_that_the_question_names_are_quoted() -> None:
     (quote,) = extract(FakeEmbedder("Laptops"), "How often are laptops replaced in Oslo?", [lisbon, oslo]).quotes
     assert quote.match == "Laptops are renewed every 3 years."
     assert quote.number == 2
+    us = hit(3, "Phones are replaced every 2 years.").model_copy(update={"shard": "us/finance"})
+    (quote,) = extract(FakeEmbedder("Laptops"), "How often do they give us laptops?", [us, oslo]).quotes
+    assert quote.number == 2
 
 
 def test_a_place_alone_or_a_follow_up_whose_conversation_was_not_read_gets_no_answer() -> None:
