@@ -92,7 +92,7 @@ def extract(
     scores = asked.scores(cosines)
     best = int(np.argmax(scores))
     titled = _titled_cosine(embedder, vector, asked, best)
-    nearness = asked.nearness(candidates[best][0], max(float(cosines[best]), titled))
+    nearness = asked.nearness(candidates[best], max(float(cosines[best]), titled))
     if nearness < _NEAR:
         return not_found(question, degraded=degraded)
     sure = nearness >= _SURE and not asked.is_only_a_place and HISTORY_NOT_READ not in degraded
@@ -201,14 +201,20 @@ class _Asked:
         return [_words(*_names(hit), hit.table_header, hit.text) for hit in self.hits]
 
     @cached_property
-    def has_unknown_names(self) -> bool:
-        """Whether it names something, such as a code or a place, that no passage found has."""
+    def has_unknown_codes(self) -> bool:
+        """Whether it has a code that no passage found has."""
         codes = question_words(self.question, (DEFAULT_LANGUAGE,)).codes
         texts = [" ".join((*_names(hit), hit.table_header, hit.text)).casefold() for hit in self.hits]
-        if any(all(code.casefold() not in text for text in texts) for code in codes):
-            return True
-        known = frozenset[str]().union(*self._in_hits)
-        return any(not _words(name) & known for name in self._capitalised())
+        return any(all(code.casefold() not in text for text in texts) for code in codes)
+
+    def _lacks_names(self, place: int) -> bool:
+        """Return whether a passage lacks a name that the question has, such as a place."""
+        return any(not _words(name) & self._in_hits[place] for name in self._capitalised())
+
+    def _lacks_number(self, unit: Unit) -> bool:
+        """Return whether a row of a table lacks a number that the question has: it may be a row for another one."""
+        asked = {word for word in self._every_word if word.isdecimal()}
+        return unit.kind == "row" and not asked <= _words(unit.text)
 
     def _capitalised(self) -> list[str]:
         """Return the words in the question that have a capital, except the first; none if every long one has."""
@@ -252,12 +258,14 @@ class _Asked:
         key = _words(unit.key)
         return bool(key) and key <= self._every_word
 
-    def nearness(self, place: int, cosine: float) -> float:
-        """Return how near a candidate of the passage at `place` is, to compare with `_SURE` and `_NEAR`."""
+    def nearness(self, candidate: _Candidate, cosine: float) -> float:
+        """Return how near a candidate is, to compare with `_SURE` and `_NEAR`."""
+        place, unit = candidate
         share = self._share(self._in_hits[place])
         by_words = _SURE if share >= _SURE_BY_WORDS else _NEAR
         near = cosine + _WORDS * share if self.comparable else by_words
-        return min(near, (_SURE + _NEAR) / 2) if self.has_unknown_names else near
+        doubtful = self.has_unknown_codes or self._lacks_names(place) or self._lacks_number(unit)
+        return min(near, (_SURE + _NEAR) / 2) if doubtful else near
 
 
 def _words(*texts: str) -> frozenset[str]:

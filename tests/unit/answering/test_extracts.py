@@ -174,6 +174,21 @@ def test_a_second_passage_is_quoted_only_if_it_is_as_near() -> None:
     assert extract(FakeEmbedder("Leave"), "How many days of leave?", twice).text.count("Leave is 24 days.") == 1
 
 
+def test_a_row_for_another_number_than_the_one_asked_for_is_only_the_nearest_passage() -> None:
+    table = hit(1, "Severity | First answer\n1 | 15 minutes\n4 | 3 working days")
+    assert extract(FakeEmbedder("First"), "What is the first answer for severity 4?", [table]).kind == "extract"
+    assert extract(FakeEmbedder("First"), "What is the first answer for severity 7?", [table]).kind == "none"
+
+
+def test_a_passage_without_the_place_that_is_asked_for_is_only_the_nearest_one() -> None:
+    lisbon = [
+        hit(1, "Laptops are replaced every 4 years.").model_copy(update={"shard": "lisbon/engineering"}),
+        hit(2, "The board in Oslo decides.").model_copy(update={"shard": "lisbon/engineering"}),
+    ]
+    assert extract(FakeEmbedder("Laptops"), "How often are laptops replaced?", lisbon).kind == "extract"
+    assert extract(FakeEmbedder("Laptops"), "How often are laptops replaced in Oslo?", lisbon).kind == "none"
+
+
 @pytest.mark.parametrize("question", ["What does SKJ-999 mean?", "What is the per-diem in Brazil?"])
 def test_a_question_that_names_what_no_passage_has_gets_the_nearest_passage_and_no_answer(question: str) -> None:
     answer = extract(FakeEmbedder("NOK"), question, HITS)
