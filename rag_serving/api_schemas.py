@@ -1,11 +1,11 @@
 """Request and response bodies of the HTTP service. A body can only narrow the shards that the API key allows."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
-from rag_serving.results import Answer, FoundDocument, Hit, Turn
+from rag_serving.results import Answer, FoundDocument, Hit, KnownFieldsOnly, Turn
 from rag_serving.validation import MAX_K, MAX_PREFIX_CHARACTERS, MAX_QUESTION_CHARACTERS, MAX_TURNS
 
 MOST_NAMES = 200
@@ -28,11 +28,7 @@ Question = Annotated[
 ]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class ScopeFilter(_Body):
+class ScopeFilter(KnownFieldsOnly):
     """The shards to search. A missing list means all that the key allows."""
 
     regions: Names | None = Field(None, description="regions to search; missing: all that the key allows")
@@ -121,7 +117,7 @@ class RatedAnswer(BaseModel):
         return Answer(text="", citations=(), kind="none", model=None, **self.model_dump())
 
 
-class FeedbackRequest(_Body):
+class FeedbackRequest(KnownFieldsOnly):
     """Feedback on an answer."""
 
     answer: RatedAnswer = Field(description="the answer as the service returned it")
@@ -157,6 +153,12 @@ class Message(BaseModel):
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
+class StreamOptions(BaseModel):
+    """OpenAI's options of a stream; others than these are ignored."""
+
+    include_usage: bool | None = None
+
+
 class ChatRequest(ScopeFilter):
     """A request for a chat completion as in OpenAI's API. Sampling options are accepted and ignored."""
 
@@ -175,7 +177,7 @@ class ChatRequest(ScopeFilter):
         min_length=1, max_length=2 * MAX_TURNS + 10, description="conversation; the last message is the question"
     )
     stream: bool | None = Field(default=False, strict=True, description="stream the completion as server-sent events")
-    stream_options: dict[str, Any] | None = Field(None, description="OpenAI's options, such as include_usage")
+    stream_options: StreamOptions | None = Field(None, description="include_usage: report the tokens at the end")
     n: Literal[1] | None = Field(1, description="number of completions; only 1")
 
 

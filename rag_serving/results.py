@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from rag_serving.requirements import needs_extra
 
@@ -189,10 +189,28 @@ class ShardInfo(BaseModel):
         return f"{self.region}/{self.department}"
 
 
-class Turn(BaseModel):
+class KnownFieldsOnly(BaseModel):
+    """Refuses an object at its first unknown field; an error for each of many blocks a worker for half a second."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_unknown(cls, given: Any) -> Any:
+        known = cls.model_fields
+        if cls.model_config.get("extra") != "forbid" or not isinstance(given, dict):
+            return given
+        fields = cast("dict[Any, Any]", given)
+        if len(fields) <= len(known):
+            return fields
+        unknown = next(name for name in fields if name not in known)
+        return {name: fields[name] for name in (*known, unknown) if name in fields}
+
+
+class Turn(KnownFieldsOnly):
     """A question of a conversation and its answer."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True)
 
     question: str
     answer: str

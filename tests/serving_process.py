@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,9 @@ def service_environment(lake: str, stand_in: StandIn, keys_file: Path, **more: s
 
 
 @contextmanager
-def serving(folder: Path, environment: dict[str, str], *arguments: str) -> Generator[Service]:
+def serving(
+    folder: Path, environment: dict[str, str], *arguments: str, preexec_fn: Callable[[], None] | None = None
+) -> Generator[Service]:
     """Run `rag-serving serve` on a free port until the block ends."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -52,9 +54,10 @@ def serving(folder: Path, environment: dict[str, str], *arguments: str) -> Gener
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "rag_serving.cli", "serve", "--port", str(port), *arguments],
-            env={**inherited, **environment},
+            env={**inherited, "RAG_HTTP_NOTICE_SECONDS": "0", **environment},
             stdout=output,
             stderr=output,
+            preexec_fn=preexec_fn,
         )
     service = Service(f"http://127.0.0.1:{port}", process, log)
     try:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from rag_serving.results import (
     Answer,
     Hit,
 )
+from rag_serving.tracing import ModelCall
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +86,8 @@ class LanguageModel:
     process: ModelProcess | None = None
     keep_links: bool = False
     """Whether links and images that do not point to a source are kept in the text."""
+    failures: Counter[str] = field(default_factory=Counter[str], compare=False)
+    """Failed calls by model and kind of failure."""
 
     async def warm(self) -> None:
         """Import litellm now, because it takes seconds."""
@@ -131,20 +135,26 @@ class LanguageModel:
                 restart()
             result.text, result.model, result.finish, result.refused = "", name, "stop", False
             result.tokens, result.price = {}, None
+            call, failed_before = ModelCall(name), len(failures)
             try:
                 text = ModelText(None if self.keep_links else sources)
                 async for piece in self._stream_one(name, prompts, result, restart, until, text):
                     yield piece
             except _OutOfTime:
+                self.failures[f"{name}:deadline"] += 1
                 failures.append(f"{name} (not done before the deadline)")
                 break
             except (ModelError, TimeoutError) as error:
+                self.failures[f"{name}:{error.name if isinstance(error, ModelError) else 'silent'}"] += 1
                 failures.append(f"{name} ({_reason(error, self.timeout)})")
                 _log.warning("language model %s failed: %s", name, _reason(error, self.timeout))
             else:
                 if result.text.strip() or result.refused:
                     return
+                self.failures[f"{name}:no text"] += 1
                 failures.append(f"{name} ({_why_empty(result)})")
+            finally:
+                call.ended(result.tokens, result.finish, failed=len(failures) > failed_before)
         if len(result.text.strip()) >= _WORTH_KEEPING:
             _log.warning("keeping an incomplete answer: %s", "; ".join(failures))
             result.finish, result.problem = "broken", "; ".join(failures)

@@ -42,6 +42,7 @@ _LINE_BYTES = 64 * 2**20
 _NICENESS = 5
 """On a busy core, the child gets about a third as much CPU time as the event loop."""
 _SECONDS_TO_END = 5.0
+_PRINTED_CHARACTERS = 2_000
 _LONGEST_PAUSE = 60.0
 
 
@@ -60,7 +61,7 @@ class _Child:
     waiting: dict[int, asyncio.Queue[dict[str, Any]]] = field(
         default_factory=dict[int, "asyncio.Queue[dict[str, Any]]"]
     )
-    reading: asyncio.Task[None] | None = None
+    reading: asyncio.Future[Any] | None = None
     spoke: bool = False
 
     def send(self, message: Mapping[str, Any]) -> None:
@@ -151,14 +152,16 @@ class ModelProcess:
         async with self._starting:
             if self._child is None or self._child.process.returncode is not None:
                 if time.monotonic() < self._not_before:
-                    raise ModelProcessDied(
-                        "the language model process dies when it starts; its output on stderr shows why"
-                    )
+                    raise ModelProcessDied("the language model process dies when it starts; the log shows its output")
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", __name__, stdin=PIPE, stdout=PIPE, limit=_LINE_BYTES
+                    *(sys.executable, "-W", "ignore", "-m", __name__),
+                    stdin=PIPE,
+                    stdout=PIPE,
+                    stderr=PIPE,
+                    limit=_LINE_BYTES,
                 )
                 self._child = _Child(process)
-                self._child.reading = asyncio.create_task(self._read(self._child))
+                self._child.reading = asyncio.gather(self._read(self._child), _log_output(process))
             return self._child
 
     async def _read(self, child: _Child) -> None:
@@ -192,6 +195,13 @@ class ModelProcess:
             _log.error(
                 "the language model process died when it started; it restarts after %.0f s at the earliest", pause
             )
+
+
+async def _log_output(process: Process) -> None:
+    """Log what the child prints, line by line, as part of this process's log."""
+    assert process.stderr is not None  # noqa: S101  # a pipe
+    async for line in process.stderr:
+        _log.warning("language model process: %s", line.decode("utf-8", "replace").rstrip()[:_PRINTED_CHARACTERS])
 
 
 class _Worker:

@@ -142,7 +142,18 @@ class AsyncRagClient(BaseRagClient):
 
     def stats(self) -> dict[str, int]:
         """Return counters since the client was created: answers by cache state, refusals by guard, model calls."""
-        return dict(self._answerer.counts)
+        failures: Mapping[str, int] = {} if self._model is None else self._model.failures
+        return {**self._answerer.counts, **{f"model_failure:{kind}": count for kind, count in failures.items()}}
+
+    def states(self) -> dict[str, float]:
+        """Return the current lengths of the queues, and the age of the catalog's snapshot in seconds."""
+        return {
+            "searches_running": self._searches.running,
+            "searches_queued": self._searches.queued,
+            "model_calls_running": self._calls.running,
+            "model_calls_queued": self._calls.queued,
+            "snapshot_age_seconds": self._catalog.age,
+        }
 
     async def close(self) -> None:
         """Close the cache's connections, the tables and the model's process."""

@@ -12,6 +12,7 @@ class ConcurrencyLimiter:
 
     def __init__(self, name: str, *, running: int, waiting: int) -> None:
         self._name = name
+        self._running = running
         self._most = running + waiting
         self._slots = asyncio.Semaphore(running)
         self._inside = 0
@@ -20,6 +21,16 @@ class ConcurrencyLimiter:
     def inside(self) -> int:
         """Number of callers that are running or queued."""
         return self._inside
+
+    @property
+    def running(self) -> int:
+        """Number of callers that run."""
+        return min(self._inside, self._running)
+
+    @property
+    def queued(self) -> int:
+        """Number of callers that wait for a slot."""
+        return self._inside - self.running
 
     @asynccontextmanager
     async def slot(self) -> AsyncGenerator[None]:

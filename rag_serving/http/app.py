@@ -3,16 +3,15 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from fastapi import APIRouter, Depends, FastAPI, Request, Security
+from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
@@ -29,25 +28,26 @@ from rag_serving.api_schemas import (
     ErrorBody,
     FeedbackRequest,
     FeedbackResponse,
-    NotReady,
     SearchRequest,
     SearchResponse,
 )
 from rag_serving.clients.lake import AsyncRagClient
-from rag_serving.errors import RagError, error_named, in_plain_words
-from rag_serving.events import Done, Event, Failed
+from rag_serving.errors import RagError, in_plain_words
+from rag_serving.events import Delta, Done, Event
 from rag_serving.http import openai_api as openai
 from rag_serving.http.api_keys import ApiKeys
 from rag_serving.http.auth import Authenticator, Principal
+from rag_serving.http.connections import CONNECTIONS, Connections
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.middleware import UNLIMITED, RequestLimits
+from rag_serving.http.operations import operations
 from rag_serving.http.rate_limits import RateLimits
+from rag_serving.http.service import Allowed, Client, Service, notice_before_stopping, report_regularly, service_of
 from rag_serving.http.settings import HttpSettings
+from rag_serving.http.streams import EVENT_STREAM, CallerLeft, answer_of, begun, chained, streamed, while_connected
+from rag_serving.http.watching import RequestsInProgress
 from rag_serving.results import Answer, ShardInfo
 
-_T = TypeVar("_T")
-
-_PAGE = Path(__file__).with_name("page")
 _STATUS: Mapping[type[RagError], int] = {
     errors.InvalidQuestion: 400,
     errors.InvalidArgument: 400,
@@ -67,8 +67,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 _CALLER_LEFT = 499
 """Status in the log of a request whose caller closed the connection, as nginx has it."""
-_EVENT_STREAM = "text/event-stream"
-_UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 # Spans are exported to OTEL_EXPORTER_OTLP_ENDPOINT. Logs are not: they contain error messages, and thus questions.
 _TELEMETRY: TelemetryConfig = {
@@ -84,17 +82,7 @@ def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
     """Describe a response that may be a stream of events with these names, for OpenAPI."""
     properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
     item = {"type": "object", "required": ["data"], "properties": properties}
-    return {200: {"content": {_EVENT_STREAM: {"itemSchema": item}}}}
-
-
-@dataclass(slots=True)
-class _Service:
-    """State that the routes share."""
-
-    client: AsyncRagClient
-    authenticator: Authenticator
-    metrics: Metrics
-    rates: RateLimits
+    return {200: {"content": {EVENT_STREAM: {"itemSchema": item}}}}
 
 
 def create_app(
@@ -104,10 +92,12 @@ def create_app(
     make_rates: Callable[[], RateLimits] = RateLimits,
     version: str = "0",
     open_to_all: bool = False,
+    shared: Path | None = None,
 ) -> FastAPI:
     """Create the application. `make_client` and `make_rates` are called on its event loop.
 
-    Raises `SettingsError` if there is no key file and the service is not `open_to_all`.
+    Its requests in progress are recorded in the folder `shared`, for the parent of several processes. Raises
+    `SettingsError` if there is no key file and the service is not `open_to_all`.
     """
     if settings.keys is None and not open_to_all:
         raise errors.SettingsError(
@@ -119,14 +109,19 @@ def create_app(
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[dict[str, Any]]:
         rates = make_rates()
         metrics.rates_shared.set(rates.shared)
         authenticator = Authenticator(keys, rates, failed_per_minute=settings.failed_keys_per_minute)
         try:
             async with make_client() as client:
-                app.state.service = _Service(client, authenticator, metrics, rates)
-                yield
+                service = Service(client, authenticator, metrics, rates, settings, Connections(settings))
+                app.state.service = service
+                notice_before_stopping(service)
+                reporting = asyncio.create_task(report_regularly(service))
+                yield {CONNECTIONS: service.connections}
+                reporting.cancel()
+                service.watch.close()
         finally:
             await rates.close()
 
@@ -135,48 +130,37 @@ def create_app(
         version=version,
         description="Answers from the published shards of a lake.",
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         telemetry=_TELEMETRY,
     )
 
     async def authenticate(connection: HTTPConnection) -> Principal:
-        service: _Service = app.state.service
+        service: Service = app.state.service
         try:
             return await service.authenticator.authenticate(connection)
         finally:
             metrics.rates_shared.set(service.rates.shared)
 
     paths = [route.path for route in _api.routes if isinstance(route, APIRoute)]
-    app.add_middleware(RequestLimits, metrics=metrics, settings=settings, authenticate=authenticate, paths=paths)
+    app.add_middleware(
+        RequestLimits,
+        metrics=metrics,
+        settings=settings,
+        authenticate=authenticate,
+        paths=paths,
+        in_progress=None if shared is None else RequestsInProgress(shared),
+    )
     _add_error_handlers(app)
     app.include_router(_api)
-    app.include_router(_around)
+    app.include_router(operations)
     return app
 
-
-def _service_of(request: Request) -> _Service:
-    return request.app.state.service
-
-
-async def _caller_of(request: Request) -> Principal:
-    """Return the caller whom the middleware has authenticated."""
-    return request.state.caller
-
-
-Allowed = Annotated[Principal, Depends(_caller_of)]
-
-
-async def _client_of(request: Request) -> AsyncRagClient:  # async, because FastAPI runs other dependencies in a thread
-    return _service_of(request).client
-
-
-Client = Annotated[AsyncRagClient, Depends(_client_of)]
 
 # For the OpenAPI description only; `auth.Authenticator` does the authentication.
 _BEARER = HTTPBearer(auto_error=False, description="an API key, created by rag-serving keys create")
 
 _api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=[Security(_BEARER)])
-_around = APIRouter(include_in_schema=False)
 
 
 @_api.post(
@@ -190,18 +174,18 @@ async def ask(body: AskRequest, request: Request, client: Client, caller: Allowe
 
     The events are `sources`, `delta`, `citations` and `done`, or `error`; `restart` voids the deltas before it.
     """
-    events = _events_of(body, client, caller)
-    first, rest = await _while_connected(request, _begun(events))
-    if body.stream or _EVENT_STREAM in request.headers.get("accept", ""):
+    events = _events_of(request, body, client, caller)
+    first, rest = await while_connected(request, begun(events))
+    if body.stream or EVENT_STREAM in request.headers.get("accept", ""):
 
-        async def sent() -> AsyncIterator[bytes]:
-            async for event in _chained(first, rest):
+        async def sent() -> AsyncGenerator[bytes]:
+            async for event in chained(first, rest):
                 if isinstance(event, Done):
                     _note(request, event.answer)
                 yield format_sse_event(event=event.type, data_str=event.model_dump_json(exclude={"type"}))
 
-        return StreamingResponse(sent(), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
-    answer = await _while_connected(request, _answer(first, rest))
+        return streamed(request, sent())
+    answer = await while_connected(request, answer_of(first, rest))
     _note(request, answer)
     return Response(answer.model_dump_json(), media_type="application/json", headers={"x-cache": answer.cache})
 
@@ -234,7 +218,7 @@ async def shards(client: Client, caller: Allowed) -> list[ShardInfo]:
     return await client.shards(within=caller.within)
 
 
-@_api.get("/models", summary="List models (OpenAI-compatible)", dependencies=[Depends(_caller_of)])
+@_api.get("/models", summary="List models (OpenAI-compatible)")
 async def models() -> dict[str, Any]:
     """Return the only model of the service."""
     return openai.models()
@@ -254,64 +238,31 @@ async def chat(body: ChatRequest, request: Request, client: Client, caller: Allo
     """
     question = openai.question_of(body)
     identity = openai.CompletionIdentity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
-    first, rest = await _while_connected(request, _begun(_events_of(question, client, caller)))
+    first, rest = await while_connected(request, begun(_events_of(request, question, client, caller)))
     if not body.stream:
-        answer = await _while_connected(request, _answer(first, rest))
+        answer = await while_connected(request, answer_of(first, rest))
         _note(request, answer)
         return JSONResponse(openai.completion(identity, answer), headers={"x-cache": answer.cache})
-    with_usage = bool((body.stream_options or {}).get("include_usage"))
+    with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
 
-    async def sent() -> AsyncIterator[bytes]:
-        async for event in _chained(first, rest):
+    async def sent() -> AsyncGenerator[bytes]:
+        async for event in chained(first, rest):
             if isinstance(event, Done):
                 _note(request, event.answer)
             for chunk in openai.chunks(identity, event, with_usage=with_usage):
                 yield format_sse_event(data_str=chunk)
         yield format_sse_event(data_str="[DONE]")
 
-    return StreamingResponse(sent(), media_type=_EVENT_STREAM, headers=_UNBUFFERED)
+    return streamed(request, sent())
 
 
-@_around.get("/healthz")
-async def healthz() -> dict[str, str]:
-    """Report that the process is alive."""
-    return {"status": "ok"}
-
-
-@_around.get("/readyz")
-async def readyz(client: Client) -> JSONResponse:
-    """Report whether questions can be answered, and the state of the cache."""
-    try:
-        health = await client.health()
-    except RagError as error:
-        return JSONResponse(NotReady(problem=type(error).__name__).model_dump(), 503)
-    if client.is_starting:
-        return JSONResponse(NotReady(problem="Starting").model_dump(), 503)
-    return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
-
-
-@_around.get("/metrics")
-async def show_metrics(request: Request, client: Client) -> Response:
-    """Return the metrics in Prometheus' text format."""
-    metrics = _service_of(request).metrics
-    metrics.follow(client.stats())
-    return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-
-@_around.get("/")
-async def page() -> FileResponse:
-    """Return the web page."""
-    return _page_file("index.html")
-
-
-@_around.get("/page/{name}")
-async def page_file(name: str) -> FileResponse:
-    """Return a file of the web page."""
-    return _page_file(name)
-
-
-def _events_of(ask: AskRequest, client: AsyncRagClient, caller: Principal) -> AsyncGenerator[Event]:
-    return client.stream(
+async def _events_of(
+    request: Request, ask: AskRequest, client: AsyncRagClient, caller: Principal
+) -> AsyncGenerator[Event]:
+    """Yield the events of an answer, and record how long they took."""
+    began = time.perf_counter()
+    first_text: float | None = None
+    events = client.stream(
         ask.question,
         regions=ask.regions,
         departments=ask.departments,
@@ -320,75 +271,17 @@ def _events_of(ask: AskRequest, client: AsyncRagClient, caller: Principal) -> As
         tenant=caller.tenant,
         within=caller.within,
     )
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Delta) and first_text is None:
+                first_text = time.perf_counter() - began
+            if isinstance(event, Done):
+                service_of(request).metrics.answered(event.answer, time.perf_counter() - began, first_text)
+            yield event
 
 
 def _note(request: Request, answer: Answer) -> None:
     request.state.cache = answer.cache
-    service = _service_of(request)
-    service.metrics.tokens(answer.tokens)
-    service.metrics.follow(service.client.stats())
-
-
-def _page_file(name: str) -> FileResponse:
-    files = {path.name: path for path in _PAGE.iterdir() if path.is_file()}
-    if name not in files:
-        raise HTTPException(404)
-    policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
-    headers = {
-        "content-security-policy": f"{policy}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-        "x-content-type-options": "nosniff",
-        "referrer-policy": "no-referrer",
-        "cache-control": "no-cache",
-    }
-    return FileResponse(files[name], headers=headers)
-
-
-async def _begun(events: AsyncGenerator[Event]) -> tuple[Event, AsyncGenerator[Event]]:
-    """Wait for the first event, so that an early error gets its own status instead of an event in a 200 response."""
-    first = await anext(events)
-    if isinstance(first, Failed):
-        raise error_named(first.error)(first.message)
-    return first, events
-
-
-async def _chained(first: Event, rest: AsyncGenerator[Event]) -> AsyncIterator[Event]:
-    async with aclosing(rest):  # at once when the caller leaves, so that the answer is cancelled
-        yield first
-        async for event in rest:
-            yield event
-
-
-async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Return the result of `work`, or cancel it and raise `_CallerLeft` when the caller closes the connection."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise _CallerLeft
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(request: Request) -> None:
-    """Wait until the caller closes the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-class _CallerLeft(Exception):
-    """The caller closed the connection before the response."""
-
-
-async def _answer(first: Event, rest: AsyncGenerator[Event]) -> Answer:
-    async for event in _chained(first, rest):
-        if isinstance(event, Failed):
-            raise error_named(event.error)(event.message)
-        if isinstance(event, Done):
-            return event.answer
-    raise AssertionError("an answer ends with Done or Failed")
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -429,6 +322,6 @@ def _add_error_handlers(app: FastAPI) -> None:
         return response
 
     app.add_exception_handler(RagError, deliberate)
-    app.add_exception_handler(_CallerLeft, nobody)
+    app.add_exception_handler(CallerLeft, nobody)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, plain)

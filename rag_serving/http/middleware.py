@@ -8,23 +8,25 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
 
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rag_serving.errors import NotAllowed, TooManyRequests
 from rag_serving.http.auth import Principal
+from rag_serving.http.logs import FIELDS, request_id
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.settings import HttpSettings
-from rag_serving.tracing import describe_request
+from rag_serving.http.watching import RequestsInProgress
+from rag_serving.tracing import current_trace, describe_request
 
 access_log = logging.getLogger("rag_serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 AUTHENTICATED = "/v1/"
 """Beginning of the paths that need a key."""
+_OPERATIONS = ("/metrics", "/docs", "/openapi.json")
+"""Beginnings of the paths that need one with RAG_HTTP_PROTECT_METRICS."""
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 """Paths that probes and scrapers poll: never refused for concurrency, neither logged nor traced."""
 
@@ -43,9 +45,12 @@ class RequestLimits:
         settings: HttpSettings,
         authenticate: Callable[[HTTPConnection], Awaitable[Principal]],
         paths: Collection[str],
+        in_progress: RequestsInProgress | None = None,
     ) -> None:
         """Wrap the application; `paths` are those of its routes that need a key."""
         self._app = app
+        self._in_progress = in_progress
+        self._authenticated = (AUTHENTICATED, *(_OPERATIONS if settings.protect_metrics else ()))
         self._authenticate = authenticate
         self._paths = frozenset(paths)
         self._metrics = metrics
@@ -58,6 +63,12 @@ class RequestLimits:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(self._settings, scope, receive, send)
+        request_id.set(exchange.request_id)
+        if (task := asyncio.current_task()) is not None:
+            task.set_name(exchange.request_id)
+        slot = None
+        if self._in_progress is not None:
+            slot = self._in_progress.begin(f"{exchange.request_id} {scope['method']} {scope['path'][:60]}")
         self._inside += 1
         self._metrics.in_flight.inc()
         try:
@@ -69,6 +80,8 @@ class RequestLimits:
             self._inside -= 1
             self._metrics.in_flight.dec()
             self._record(exchange)
+            if self._in_progress is not None:
+                self._in_progress.end(slot)
 
     async def _serve(self, exchange: "_Exchange") -> None:
         length = exchange.headers.get(b"content-length", "0")
@@ -87,7 +100,7 @@ class RequestLimits:
 
     async def _identified(self, exchange: "_Exchange") -> "_Refusal | None":
         """Authenticate the caller by the head of the request, before a byte of the body is read."""
-        if not exchange.scope["path"].startswith(AUTHENTICATED):
+        if not exchange.scope["path"].startswith(self._authenticated):
             return None
         try:
             caller = await self._authenticate(HTTPConnection(exchange.scope))
@@ -105,10 +118,10 @@ class RequestLimits:
         self._metrics.observe(route, scope["method"], exchange.status, seconds)
         if scope["path"] not in UNLIMITED:
             key, cache = exchange.describe()
-            line: dict[str, Any] = {
-                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "level": "INFO",
+            fields = {
                 "request_id": exchange.request_id,
+                "trace_id": exchange.trace_id,
+                "client": scope["client"][0] if scope.get("client") else "",
                 "method": scope["method"],
                 "route": route,
                 "status": exchange.status,
@@ -116,7 +129,7 @@ class RequestLimits:
                 "key": key,
                 "cache": cache,
             }
-            access_log.info("%s", json.dumps(line))
+            access_log.info("request", extra={FIELDS: fields})
 
 
 _REFUSED = {NotAllowed: 401, TooManyRequests: 429}
@@ -138,6 +151,7 @@ class _Exchange:
         self.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.started = time.perf_counter()
         self.status = 500
+        self.trace_id = ""
         self.begun = False
         """Whether the response has begun."""
         self.stalled = False
@@ -187,7 +201,7 @@ class _Exchange:
         if message["type"] == "http.response.body" and not message.get("more_body", False):
             self.describe()  # before the last byte, which ends the request's span
         if message["type"] == "http.response.start":
-            self.begun, self.status = True, message["status"]
+            self.begun, self.status, self.trace_id = True, message["status"], current_trace()
             message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.request_id.encode())]
         try:
             async with asyncio.timeout(self._settings.send_seconds):

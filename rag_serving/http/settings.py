@@ -15,11 +15,21 @@ class HttpSettings(Environment):
 
     keys: NonEmpty | None = Field(None, description="file of API keys; unset: the service starts only with --open")
     max_body: int = Field(1_000_000, ge=1_000, le=100_000_000, description="maximum bytes of a request body; else 413")
+    connections: int = Field(10_000, ge=1, description="maximum connections per process; idle ones are closed first")
+    head_bytes: int = Field(32_768, ge=1_024, le=1_000_000, description="maximum bytes of a request's head; else 431")
+    head_seconds: float = Field(10.0, gt=0, le=3_600, description="seconds to receive a request's head; else 408")
     concurrency: int = Field(4_000, ge=1, description="maximum concurrent requests per process; more get 503")
     body_seconds: float = Field(30.0, gt=0, le=3_600, description="seconds to receive a request body; else 408")
     send_seconds: float = Field(60.0, gt=0, le=3_600, description="seconds before a stalled client is disconnected")
     failed_keys_per_minute: int = Field(20, ge=1, description="wrong keys per minute and address; more get 429")
     keep_alive: int = Field(75, ge=1, le=3_600, description="seconds to keep idle connections; more than the proxy's")
+    notice_seconds: float = Field(
+        5.0, ge=0, le=3_600, description="seconds between failing readiness and refusing connections, after SIGTERM"
+    )
+    heartbeat_seconds: float = Field(
+        15.0, gt=0, le=3_600, description="seconds of silence before a stream gets a comment"
+    )
+    protect_metrics: bool = Field(False, description="require an API key for /metrics, /docs and /openapi.json")
     drain_seconds: int = Field(60, ge=1, le=3_600, description="seconds to finish requests on shutdown")
     llm_process: bool = Field(True, description="call the language model in a separate process per worker")
     trusted_proxies: NonEmpty | None = Field(

@@ -136,6 +136,11 @@ class Catalog:
             return self._snapshot
         return None
 
+    @property
+    def age(self) -> float:
+        """Seconds since the catalog was last read; 0 before the first time."""
+        return self._clock() - self._taken if self._snapshot is not None else 0.0
+
     def snapshot(self) -> Snapshot:
         """Return a snapshot that is at most `refresh_seconds` old; raises `LakeUnavailable`."""
         with self._lock:

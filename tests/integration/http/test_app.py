@@ -21,7 +21,9 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from rag_serving.api_schemas import AskRequest
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.errors import InvalidArgument, SettingsError
 from rag_serving.http.api_keys import ApiKeys, create_key, read_keys, revoke_key
@@ -404,6 +406,16 @@ def test_a_list_of_countless_faults_is_refused_at_the_first_one(
         reply = client.post(path, json=body)
     assert reply.status_code == 422
     assert reply.json()["error"]["message"].count(";") < 5
+
+
+@pytest.mark.parametrize("body", [{"question": "Who?"}, {"question": "Who?", "history": [{}]}])
+def test_an_object_of_countless_unknown_fields_is_refused_at_the_first_one(body: dict[str, Any]) -> None:
+    inmost = body["history"][0] if "history" in body else body
+    inmost.update({f"unknown-{number}": number for number in range(10_000)})
+    with pytest.raises(ValidationError) as raised:
+        AskRequest.model_validate(body)
+    assert raised.value.error_count() < 5
+    assert "unknown-0" in str(raised.value)
 
 
 def test_an_answer_that_its_only_caller_no_longer_waits_for_is_cancelled(

@@ -195,8 +195,7 @@ def test_a_pod_is_killed_only_after_the_drain(render: Render, values: dict[str, 
     pod = pods(render(values))["rag-serving"]
     drain = int(environment(pod)["RAG_HTTP_DRAIN_SECONDS"])
     assert drain == values["serving"].get("drainSeconds", 60)
-    (_, before) = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-    assert pod["terminationGracePeriodSeconds"] > drain + int(before)
+    assert pod["terminationGracePeriodSeconds"] > drain + int(environment(pod)["RAG_HTTP_NOTICE_SECONDS"])
 
 
 def test_secrets_are_only_referred_to(render: Render) -> None:

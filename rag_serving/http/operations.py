@@ -1,0 +1,86 @@
+"""Routes for operators and browsers: probes, metrics, the description of the routes, and the page."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse, Response
+
+from rag_serving.api_schemas import NotReady
+from rag_serving.errors import RagError
+from rag_serving.http.service import Client, service_of
+
+_PAGE = Path(__file__).with_name("page")
+_SWAGGER = Path(str(files("fastapi_offline"))) / "static"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+_SAFE = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",
+}
+
+operations = APIRouter(include_in_schema=False)
+
+
+@operations.get("/healthz")
+async def healthz() -> dict[str, str]:
+    """Report that the process is alive."""
+    return {"status": "ok"}
+
+
+@operations.get("/readyz")
+async def readyz(request: Request, client: Client) -> JSONResponse:
+    """Report whether questions can be answered, and the state of the cache."""
+    if service_of(request).stopping:
+        return JSONResponse(NotReady(problem="Stopping").model_dump(), 503)
+    try:
+        health = await client.health()
+    except RagError as error:
+        return JSONResponse(NotReady(problem=type(error).__name__).model_dump(), 503)
+    if client.is_starting:
+        return JSONResponse(NotReady(problem="Starting").model_dump(), 503)
+    return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
+
+
+@operations.get("/metrics")
+async def show_metrics(request: Request) -> Response:
+    """Return the metrics in Prometheus' text format."""
+    service = service_of(request)
+    service.report()
+    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@operations.get("/docs")
+async def docs() -> FileResponse:
+    """Return the page that describes the routes."""
+    return _file(_PAGE, "docs.html")
+
+
+@operations.get("/docs/{name}")
+async def docs_file(name: str) -> FileResponse:
+    """Return a file of Swagger UI."""
+    return _file(_SWAGGER, name)
+
+
+@operations.get("/")
+async def page() -> FileResponse:
+    """Return the web page."""
+    return _file(_PAGE, "index.html")
+
+
+@operations.get("/page/{name}")
+async def page_file(name: str) -> FileResponse:
+    """Return a file of the web page."""
+    return _file(_PAGE, name)
+
+
+def _file(folder: Path, name: str) -> FileResponse:
+    found = {path.name: path for path in folder.iterdir() if path.is_file()}
+    if name not in found:
+        raise HTTPException(404)
+    return FileResponse(found[name], headers=_SAFE)

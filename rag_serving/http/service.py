@@ -1,0 +1,81 @@
+"""What the routes share: the client, the caller, and the state of the process."""
+
+import asyncio
+import signal
+import threading
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from rag_serving.clients.lake import AsyncRagClient
+from rag_serving.http.auth import Authenticator, Principal
+from rag_serving.http.connections import Connections
+from rag_serving.http.metrics import Metrics
+from rag_serving.http.rate_limits import RateLimits
+from rag_serving.http.settings import HttpSettings
+from rag_serving.http.watching import LoopWatch
+
+_REPORT_SECONDS = 5.0
+"""Interval at which a process updates its gauges, which another process may be asked for."""
+
+
+@dataclass(slots=True)
+class Service:
+    """State that the routes share; create it on the event loop."""
+
+    client: AsyncRagClient
+    authenticator: Authenticator
+    metrics: Metrics
+    rates: RateLimits
+    settings: HttpSettings
+    connections: Connections
+    watch: LoopWatch = field(default_factory=LoopWatch)
+    stopping: bool = False
+    """Whether the process was told to stop and will refuse connections soon."""
+
+    def report(self) -> None:
+        """Update the metrics."""
+        states = {"connections": self.connections.open, "loop_blocked": self.watch.blocked, **self.client.states()}
+        self.metrics.follow(self.client.stats(), self.connections.closed, states)
+
+
+def service_of(request: Request) -> Service:
+    """Return the state that the routes share."""
+    return request.app.state.service
+
+
+async def _caller_of(request: Request) -> Principal:
+    """Return the caller whom the middleware has authenticated."""
+    return request.state.caller
+
+
+Allowed = Annotated[Principal, Depends(_caller_of)]
+
+
+async def _client_of(request: Request) -> AsyncRagClient:  # async, because FastAPI runs other dependencies in a thread
+    return service_of(request).client
+
+
+Client = Annotated[AsyncRagClient, Depends(_client_of)]
+
+
+async def report_regularly(service: Service) -> None:
+    """Update the metrics again and again, until cancelled."""
+    while True:
+        service.report()
+        await asyncio.sleep(_REPORT_SECONDS)
+
+
+def notice_before_stopping(service: Service) -> None:
+    """On SIGTERM fail the readiness probe first, so that no new connections are sent here when they are refused."""
+    stop = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(stop):
+        return
+    loop = asyncio.get_running_loop()
+
+    def notice(number: int, _frame: object) -> None:
+        service.stopping = True
+        loop.call_soon_threadsafe(loop.call_later, service.settings.notice_seconds, stop, number, None)
+
+    signal.signal(signal.SIGTERM, notice)
