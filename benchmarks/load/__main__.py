@@ -5,6 +5,9 @@ model that streams for half a second, and the load generator share this machine'
 connection asks at its own times, whether or not others were answered. 2,000 connections first ask every 30 seconds
 each, then more or less often, until the highest rate is found at which the p95 of hits stays within its limit and no
 request fails.
+
+With ``--hot``, 300 and then 1,000 connections ask the same answered question instead, each again as soon as it has its
+answer. At least 99% of the answers must come from the cache, and Redis must never be bypassed.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,9 @@ HITS = ("exact", "semantic", "revalidated")
 P95_MS = 200.0
 INTERVAL = 30.0
 REPEATS = 0.5
+HOT_CONNECTIONS = (300, 1_000)
+HOT_SHARE = 0.99
+HOT_TITLE = f"One question, asked again at once: at least {HOT_SHARE:.0%} from the cache, Redis never bypassed"
 _STEP = 1.5
 _READY_SECONDS = 120
 
@@ -177,6 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--only-first", action="store_true", help="measure only the first rate; do not search for the highest one"
     )
+    parser.add_argument("--hot", action="store_true", help="measure hits on a single question at full load instead")
     options = parser.parse_args()
     connections = 100 if options.quick else options.connections
     seconds = options.seconds or (10.0 if options.quick else 60.0)
@@ -193,8 +200,11 @@ def main() -> None:
             keys = QUICK_SHARDS if options.quick else ()
             chunker = lakes.STRUCTURE if options.quick else "semantic"
             pool.submit(lakes.built, str(SAMPLE), lake, keys, chunker, options.keep).result()
-        with redis_server(binaries) as redis:
-            rows, runs = measured(lake, redis, scratch, connections, seconds, options)
+        with redis_server(binaries) as redis, serving(lake, redis, scratch, options.workers) as service:
+            if options.hot:
+                show(HOT_TITLE, hot_rows(service, options.seconds or (5.0 if options.quick else 20.0)), options.json)
+                return
+            rows, runs = measured(service, connections, seconds, options.only_first)
     holding = [row for row in rows if row["sustained"] == "yes"]
     best = max((row["questions/s"] for row in holding), default=0)
     memory = runs[0]["MiB"]
@@ -206,10 +216,21 @@ def main() -> None:
     show(title, rows, options.json, memory=[run["MiB"] for run in runs], cores=[run["cores"] for run in runs])
 
 
-def measured(
-    lake: str, redis: Any, scratch: Path, connections: int, seconds: float, options: Any
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of all steps and their raw figures."""
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running service with its stand-in model and Redis."""
+
+    url: str
+    key: str
+    log: Path
+    common: list[dict[str, Any]]
+    """Request bodies of questions, the most common first."""
+    watched: dict[str, psutil.Process]
+
+
+@contextmanager
+def serving(lake: str, redis: Any, scratch: Path, workers: int) -> Generator[Service]:
+    """Run the service on the lake and the Redis for the duration of the block."""
     shards = {path.name for path in Path(lake, "catalog").glob("*.json")}
     samples = read_questions({name.removesuffix(".json").replace(".", "/") for name in shards})
     key_file = scratch / "keys.json"
@@ -230,52 +251,89 @@ def measured(
         *("--no-access-log", "--log-level", "warning"),
     ]
     command = [
-        *(
-            sys.executable,
-            "-m",
-            "rag_serving.cli",
-            "serve",
-            "--port",
-            str(port),
-            "--workers",
-            str(options.workers),
-        ),
+        *(sys.executable, "-m", "rag_serving.cli", "serve"),
+        *("--port", str(port), "--workers", str(workers)),
     ]
-    rows: list[dict[str, Any]] = []
-    runs: list[dict[str, Any]] = []
+    log = scratch / "service.log"
     with (
         running(model_command, {}, scratch / "model.log", f"http://127.0.0.1:{model_port}/") as model,
-        running(command, environment, scratch / "service.log", f"{url}/readyz") as service,
+        running(command, environment, log, f"{url}/readyz") as service,
     ):
         watched = {"service": service, "model": model, "redis": psutil.Process(redis.process.pid)}
-        common = [{"question": one.text, **one.scope} for one in samples]
+        yield Service(url, key, log, [{"question": one.text, **one.scope} for one in samples], watched)
 
-        def step(interval: float, count: float, first: int) -> bool:
-            plan = Plan(url, key, connections, interval, count, 5.0, common, REPEATS, first)
-            found = people(plan, watched)
-            runs.append(found)
-            rows.append(judged(plan, found))
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-            return rows[-1]["sustained"] == "yes"
 
-        for body in common:  # store every common question
-            ask_once(url, key, body)
-        warm = min(connections, 200)
-        # Warm both workers: kernels, tables and connections.
-        people(Plan(url, key, warm, warm / 20, 20.0, 0.0, common, 0.8, 10_000_000), watched)
-        interval, held, failed = INTERVAL, None, None
-        for number in range(1, 10):
-            if step(interval, seconds, number * 1_000_000):
-                held = interval
-            else:
-                failed = interval
-            if options.only_first or (held and failed and held / failed < 1.1):
-                break
-            if held is None or failed is None:
-                interval = interval * _STEP if held is None else interval / _STEP
-            else:
-                interval = (held + failed) / 2
+def measured(
+    service: Service, connections: int, seconds: float, only_first: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of all steps and their raw figures."""
+    rows: list[dict[str, Any]] = []
+    runs: list[dict[str, Any]] = []
+    url, key, common = service.url, service.key, service.common
+
+    def step(interval: float, count: float, first: int) -> bool:
+        plan = Plan(url, key, connections, interval, count, 5.0, common, REPEATS, first)
+        found = people(plan, service.watched)
+        runs.append(found)
+        rows.append(judged(plan, found))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        return rows[-1]["sustained"] == "yes"
+
+    for body in common:  # store every common question
+        ask_once(url, key, body)
+    warm = min(connections, 200)
+    # Warm both workers: kernels, tables and connections.
+    people(Plan(url, key, warm, warm / 20, 20.0, 0.0, common, 0.8, 10_000_000), service.watched)
+    interval, held, failed = INTERVAL, None, None
+    for number in range(1, 10):
+        if step(interval, seconds, number * 1_000_000):
+            held = interval
+        else:
+            failed = interval
+        if only_first or (held and failed and held / failed < 1.1):
+            break
+        if held is None or failed is None:
+            interval = interval * _STEP if held is None else interval / _STEP
+        else:
+            interval = (held + failed) / 2
     return rows, runs
+
+
+def hot_rows(service: Service, seconds: float) -> list[dict[str, Any]]:
+    """Ask one answered question over many connections; return a row for each number of connections."""
+    body = service.common[0]
+    ask_once(service.url, service.key, body)
+    rows: list[dict[str, Any]] = []
+    for connections in HOT_CONNECTIONS:
+        logged = service.log.stat().st_size
+        found = people(Plan(service.url, service.key, connections, 0.0, seconds, 2.0, [body], 1.0, 0), service.watched)
+        with service.log.open("rb") as log:
+            log.seek(logged)
+            warnings = sum(b" WARNING " in line and b"Redis" in line for line in log)
+        rows.append(hot_row(connections, found, warnings))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
+
+
+def hot_row(connections: int, found: dict[str, Any], warnings: int) -> dict[str, Any]:
+    """Return a row of the table of ``--hot``."""
+    met = found["met"]
+    states = Counter(one["state"] for one in met)
+    share = sum(states[state] for state in HITS) / len(met)
+    whole = [one["whole"] * 1000 for one in met]
+    return {
+        "connections": connections,
+        "answers/s": round(len(met) / found["seconds"], 1),
+        "from the cache": f"{share:.2%}",
+        "p50 ms": round(percentile(whole, 0.5)),
+        "p95 ms": round(percentile(whole, 0.95)),
+        "other answers": ", ".join(f"{count} {state}" for state, count in states.items() if state not in HITS) or "0",
+        "warnings about Redis": warnings,
+        "cores: service / load generator / Redis": " / ".join(
+            f"{found['cores'].get(name, 0):.2f}" for name in ("service", "people", "redis")
+        ),
+        "held": "yes" if share >= HOT_SHARE and not warnings else "no",
+    }
 
 
 if __name__ == "__main__":

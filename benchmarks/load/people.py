@@ -1,4 +1,4 @@
-"""The load generator, an open loop: each connection asks at its own times.
+"""The load generator, an open loop: each connection asks at its own times, unless the plan's interval is 0.
 
 Run it as ``python -m benchmarks.load.people`` with a plan as JSON in the first line of standard input. It prints
 ``open`` when all connections are open, waits for a second line, and prints the outcome of every request as JSON.
@@ -30,7 +30,7 @@ class Plan:
     key: str
     connections: int
     interval: float
-    """Seconds between two questions of a connection."""
+    """Seconds between two questions of a connection; 0: it asks again as soon as it has its answer."""
     seconds: float
     settle: float
     """Seconds at the start that are not counted."""
@@ -117,7 +117,7 @@ async def _person(
         while intended < begin.result() + plan.settle + plan.seconds:
             await asyncio.sleep(max(0.0, intended - loop.time()))
             met.append(await _ask(session, plan, next(questions), intended))
-            intended += plan.interval
+            intended = intended + plan.interval if plan.interval else loop.time()
     return met
 
 
