@@ -143,6 +143,9 @@ class ServingSettings(EnvironmentSettings):
     cache_calibration: NonEmpty | None = Field(None, description="calibration file; unset: the packaged one")
     cache_entries: int = Field(100_000, ge=1, description="maximum entries in Redis; the least used are evicted")
     cache_timeout: float = Field(0.25, gt=0, le=30, description="seconds to wait for Redis before bypassing it")
+    cache_copy_seconds: float = Field(
+        2.0, ge=0, le=60, description="seconds for which a process repeats what it found in Redis; 0: it always asks"
+    )
     cache_memory_entries: int = Field(10_000, ge=1, description="maximum entries of the in-memory cache")
     cache_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9-]{1,32}$")] = Field(
         "rag", description="prefix of every Redis key, so that several deployments can share a server"

@@ -21,6 +21,11 @@ class MemoryStore:
         self._worth: dict[tuple[str, str], float] = {}
         self._notes: deque[ReviewItem] = deque(maxlen=MAX_REVIEW_ITEMS)
 
+    @property
+    def breaker_open(self) -> bool:
+        """Always False: there is no server to bypass."""
+        return False
+
     async def get(self, tag: str, key: str) -> Entry | None:
         """Return the entry if it has not expired; counts as a use."""
         stored = self._entries.get((tag, key))

@@ -8,24 +8,19 @@ them.
 
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
 from rag_serving.cache.entries import CachedAnswer, Entry, ReviewItem, StoreState
-from rag_serving.cache.redis_connection import connect
+from rag_serving.cache.redis_connection import RedisConnection, connect
 from rag_serving.cache.store import MAX_REVIEW_ITEMS, NEIGHBOURS, USE_SECONDS
-from rag_serving.concurrency.circuit_breaker import CircuitBreaker
 from rag_serving.errors import CacheUnavailable
 
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-    from redis.asyncio.cluster import RedisCluster
-
-_BREAKER_SECONDS = 5.0
 _NOTES_SECONDS = 30 * 86_400
 
 # Atomic scripts, so that no entry exists without an expiry and no two processes evict for the same slot.
@@ -49,35 +44,44 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class RedisStore:
-    """A `CacheStore` and `SharedFlights` in Redis. After a failure Redis is bypassed until a probe succeeds."""
+    """A `CacheStore` and `SharedFlights` in Redis."""
 
     def __init__(
         self,
-        client: "Redis | RedisCluster",
+        connection: RedisConnection,
         *,
         prefix: str,
         most_entries: int = 100_000,
         clock: Callable[[], float] = time.time,
-        breaker: float = _BREAKER_SECONDS,
     ) -> None:
-        self._client: Any = client
+        self._connection = connection
+        self._client = connection.client
         self._prefix = f"{{{prefix}}}"
         self._index_prefix = prefix
         self._most_entries = most_entries
         self._clock = clock
-        self._breaker = CircuitBreaker(lambda: self._client.ping(), pause=breaker)
         self._indexed: set[int] = set()
+        self._uses: Counter[str] = Counter()
+        """Uses of entries that Redis does not know yet."""
         self.searchable = True
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether Redis is currently bypassed."""
+        return self._connection.breaker_open
 
     # Entries
 
     async def get(self, tag: str, key: str) -> Entry | None:
         """Return the entry if it has not expired and is valid; counts as a use."""
         name = self._name(tag, key)
+        await self.used(tag, key)
+        uses, self._uses = self._uses, Counter()
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hget(name, "entry")
-        pipeline.zadd(self._usage, {name: USE_SECONDS}, xx=True, incr=True)
-        found, _ = await self._guarded(lambda: pipeline.execute(raise_on_error=False))
+        for used, times in uses.items():
+            pipeline.zadd(self._usage, {used: times * USE_SECONDS}, xx=True, incr=True)
+        found, *_ = await self._connection.run(lambda: pipeline.execute(raise_on_error=False))
         if isinstance(found, Exception):
             self._check(found)
             return None
@@ -96,7 +100,7 @@ class RedisStore:
             *("PARAMS", 2, "vector", _bytes(vector), "NOCONTENT", "LIMIT", 0, NEIGHBOURS, "DIALECT", 2),
         )
         try:
-            answer = await self._guarded(lambda: self._search_command(*command))
+            answer = await self._connection.run(lambda: self._search_command(*command))
         except ResponseError as error:
             if "no such index" not in str(error).lower() and "not found" not in str(error).lower():
                 raise CacheUnavailable(f"Redis rejected a search: {_code(error)}") from error
@@ -138,9 +142,8 @@ class RedisStore:
         )
 
     async def used(self, tag: str, key: str) -> None:
-        """Count a use."""
-        name = self._name(tag, key)
-        await self._answered(lambda: self._client.zadd(self._usage, {name: USE_SECONDS}, xx=True, incr=True))
+        """Count a use; Redis learns of it with the next `get` of any entry."""
+        self._uses[self._name(tag, key)] += 1
 
     async def move(self, tag: str, key: str, entry: Entry) -> None:
         """Replace an entry if it is still stored."""
@@ -212,15 +215,14 @@ class RedisStore:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._breaker.close()
-        await self._client.aclose()
+        await self._connection.close()
 
     async def state(self) -> StoreState:
         """Ask the server whether it can search; never raises."""
         from redis.exceptions import ResponseError
 
         try:
-            await self._guarded(lambda: self._search_command("FT._LIST"))
+            await self._connection.run(lambda: self._search_command("FT._LIST"))
         except ResponseError as error:
             if "unknown command" in str(error).lower():
                 self.searchable = False
@@ -264,7 +266,7 @@ class RedisStore:
             *("TYPE", "FLOAT32", "DIM", dimensions, "DISTANCE_METRIC", "COSINE"),
         )
         try:
-            await self._guarded(lambda: self._search_command(*command))
+            await self._connection.run(lambda: self._search_command(*command))
         except ResponseError as error:
             message = str(error).lower()
             if "unknown command" in message:
@@ -276,26 +278,13 @@ class RedisStore:
         return True
 
     async def _answered(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        """Run `_guarded`, and also treat rejected commands as a failure: a full or read-only server rejects writes."""
+        """Run an operation; a rejected command is a failure, too, because a full or read-only server rejects writes."""
         from redis.exceptions import ResponseError
 
         try:
-            return await self._guarded(operation)
+            return await self._connection.run(operation)
         except ResponseError as error:
             raise CacheUnavailable(f"Redis rejected a command: {_code(error)}") from error
-
-    async def _guarded(self, operation: Callable[[], Awaitable[Any]]) -> Any:
-        from redis.exceptions import RedisClusterException, RedisError, ResponseError
-
-        if self._breaker.open:
-            raise CacheUnavailable("Redis unavailable; bypassing the cache until it recovers", known=True)
-        try:
-            return await operation()
-        except ResponseError:
-            raise
-        except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-            self._breaker.trip()
-            raise CacheUnavailable(f"Redis does not respond ({type(error).__name__}); check RAG_REDIS_URL") from error
 
     def _check(self, error: Exception) -> None:
         """Raise the error of a command in a pipeline, except for a key of another type, which is no entry."""
@@ -312,7 +301,8 @@ def _code(error: Exception) -> str:
 
 def open_redis(url: str, *, timeout: float, prefix: str, most_entries: int = 100_000) -> RedisStore:
     """Create a store on the server at `url`; see `connect`."""
-    return RedisStore(connect(url, timeout=timeout), prefix=prefix, most_entries=most_entries)
+    connection = connect(url, purpose="answer cache", timeout=timeout)
+    return RedisStore(connection, prefix=prefix, most_entries=most_entries)
 
 
 def _field(dimensions: int) -> str:

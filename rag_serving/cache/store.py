@@ -18,6 +18,11 @@ USE_SECONDS = 600.0
 class CacheStore(Protocol):
     """Stores entries. Methods raise `CacheUnavailable`; callers then bypass the cache."""
 
+    @property
+    def breaker_open(self) -> bool:
+        """Whether the store's server is currently bypassed."""
+        ...
+
     async def get(self, tag: str, key: str) -> Entry | None:
         """Return the entry with exactly this key; counts as a use."""
         ...
@@ -34,7 +39,7 @@ class CacheStore(Protocol):
         ...
 
     async def used(self, tag: str, key: str) -> None:
-        """Count a use of an entry that `nearest` found."""
+        """Count a use of an entry that was not found by `get`; a store may record it later."""
         ...
 
     async def move(self, tag: str, key: str, entry: Entry) -> None:

@@ -30,6 +30,7 @@ from rag_serving.answering.timing import Clock
 from rag_serving.cache.answer_cache import AnswerCache
 from rag_serving.cache.entries import ReviewItem, question_key, scope_tag
 from rag_serving.cache.guards.judge import Judge
+from rag_serving.cache.local_copies import LocalCopies
 from rag_serving.cache.memory_store import MemoryStore
 from rag_serving.cache.redis_store import open_redis
 from rag_serving.cache.store import CacheStore
@@ -91,12 +92,14 @@ class AsyncRagClient(BaseRagClient):
             reranker=reranker,
         )
         store = cache_store or _open_store(settings)
+        board = store if isinstance(store, SharedFlights) else None
+        if board is not None:  # other processes use the store, too, so it is reached over the network
+            store = LocalCopies(store, seconds=settings.cache_copy_seconds, clock=clock)
         self._cache = AnswerCache(
             store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl, clock=clock
         )
         self._model = model or configured_model(settings)
         self._embedders = QueryEmbedders(self._objects, load or partial(load_embedder, cores=settings.usable_cores))
-        board = store if isinstance(store, SharedFlights) else None
         self._flights = SingleFlight(board, finish_abandoned=settings.finish_abandoned)
         self._searches = ConcurrencyLimiter("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
         self._calls = ConcurrencyLimiter("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)
@@ -135,6 +138,11 @@ class AsyncRagClient(BaseRagClient):
     def is_starting(self) -> bool:
         """Whether the library of the language model is still being loaded."""
         return self._model is not None and not self._model.is_warm
+
+    @property
+    def cache_breaker_open(self) -> bool:
+        """Whether Redis failed and is currently bypassed."""
+        return self._cache.store.breaker_open
 
     async def notes(self) -> list[ReviewItem]:
         """Return pairs of questions to review, newest first; raises `CacheUnavailable`."""

@@ -5,23 +5,17 @@ that many requests before it is at least a minute old. (The package limits would
 no client that exists already.)
 """
 
-import asyncio
 import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rag_serving.cache.redis_connection import connect
-from rag_serving.concurrency.circuit_breaker import CircuitBreaker
+from rag_serving.cache.redis_connection import RedisConnection, connect
+from rag_serving.errors import CacheUnavailable
 from rag_serving.settings import ServingSettings
 
-if TYPE_CHECKING:
-    from redis.asyncio import Redis
-    from redis.asyncio.cluster import RedisCluster
-
-_PAUSE_SECONDS = 5.0
 _WINDOW_SECONDS = 60.0
 _MOST_WINDOWS = 10_000
 """Windows in memory from which expired ones are removed: failed keys have one for each address."""
@@ -45,41 +39,38 @@ _log = logging.getLogger(__name__)
 class RateLimits:
     """Enforces limits in Redis across all processes. Without Redis, each process enforces its share of every limit.
 
-    When Redis fails, one request waits `timeout` seconds; then Redis is bypassed and probed in the background. Belongs
-    to one event loop.
+    Belongs to one event loop.
     """
 
-    def __init__(
-        self,
-        client: "Redis | RedisCluster | None" = None,
-        *,
-        prefix: str = "rag",
-        timeout: float = 0.25,
-        workers: int = 1,
-        pause: float = _PAUSE_SECONDS,
-    ) -> None:
-        self._client: Any = client
-        self._timeout = timeout
+    def __init__(self, redis: RedisConnection | None = None, *, prefix: str = "rag", workers: int = 1) -> None:
+        self._redis = redis
         self._workers = workers
         self._prefix = f"{prefix}:rates"
-        self._script = None if self._client is None else self._client.register_script(_TAKE)
+        self._script: Any = None if redis is None else redis.client.register_script(_TAKE)
         self._windows: dict[tuple[str, ...], deque[float]] = {}
-        self._breaker = CircuitBreaker(self._probe, pause=pause)
-        self.shared = client is not None
+        self.shared = redis is not None
         """Whether the latest request was counted across all processes."""
+
+    @property
+    def breaker_open(self) -> bool:
+        """Whether Redis is currently bypassed."""
+        return self._redis is not None and self._redis.breaker_open
 
     async def take(self, per_minute: int, *of: str) -> int | None:
         """Record one request. Returns None if within the limit, else seconds until a retry may succeed."""
-        if self._script is not None and not self._breaker.open:
-            from redis.exceptions import RedisClusterException, RedisError
+        if self._redis is not None:
+            from redis.exceptions import ResponseError
 
+            key = ":".join((self._prefix, *of))
+            arguments = [per_minute, int(_WINDOW_SECONDS * 1000)]
             try:
-                async with asyncio.timeout(self._timeout):
-                    key = ":".join((self._prefix, *of))
-                    wait = await self._script(keys=[key], args=[per_minute, int(_WINDOW_SECONDS * 1000)]) / 1000
-            except (RedisError, RedisClusterException, OSError, TimeoutError) as error:
-                self._breaker.trip()
-                _log.warning("Redis unavailable (%s); enforcing rate limits per process", type(error).__name__)
+                wait = await self._redis.run(lambda: self._script(keys=[key], args=arguments)) / 1000
+            except CacheUnavailable as error:
+                _log.debug("enforcing rate limits per process: %s", error)
+            except ResponseError as error:
+                if self.shared:
+                    reason = type(error).__name__
+                    _log.warning("Redis rejected a command (%s); enforcing rate limits per process", reason)
             else:
                 self.shared = True
                 return math.ceil(wait) or None
@@ -100,12 +91,8 @@ class RateLimits:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._breaker.close()
-        if self._client is not None:
-            await self._client.aclose()
-
-    async def _probe(self) -> None:
-        await self._client.ping()
+        if self._redis is not None:
+            await self._redis.close()
 
 
 def open_rate_limits(settings: ServingSettings, *, workers: int) -> Callable[[], RateLimits]:
@@ -113,7 +100,9 @@ def open_rate_limits(settings: ServingSettings, *, workers: int) -> Callable[[],
 
     def make() -> RateLimits:
         url = settings.redis_url
-        client = None if url is None else connect(url.get_secret_value(), timeout=settings.cache_timeout)
-        return RateLimits(client, prefix=settings.cache_prefix, timeout=settings.cache_timeout, workers=workers)
+        redis = None
+        if url is not None:
+            redis = connect(url.get_secret_value(), purpose="rate limits", timeout=settings.cache_timeout)
+        return RateLimits(redis, prefix=settings.cache_prefix, workers=workers)
 
     return make

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +22,7 @@ import trustme
 
 from rag_serving.cache.entries import Entry, ReviewItem
 from rag_serving.cache.evidence_record import Evidence
+from rag_serving.cache.redis_connection import RedisConnection, connect
 from rag_serving.cache.redis_store import RedisStore, open_redis
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.clients.sync import RagClient
@@ -40,19 +43,32 @@ SCOPE = {"regions": ["oslo"], "departments": ["engineering"]}
 
 @contextlib.contextmanager
 def open_client(lake: str, url: str, **values: Any) -> Iterator[RagClient]:
-    """Open a client with a cache timeout that even a busy machine does not reach."""
+    """Open a client without local copies, and with a cache timeout that even a busy machine does not reach."""
     settings = ServingSettings(
         **{
             "lake_uri": lake,
             "redis_url": url,
             "llm_model": None,
             "cache_timeout": 5.0,
+            "cache_copy_seconds": 0,
             "cache_prefix": "test",
             **values,
         }
     )
     with RagClient(lambda: AsyncRagClient(settings)) as client:
         yield client
+
+
+def make_entry(question: str) -> Entry:
+    return Entry(
+        tenant="t",
+        question=question,
+        answer=Answer(question=question, text="T", citations=(), kind="extract", model=None),
+        digests={},
+        evidence=(),
+        created_at=1.0,
+        expires_at=9e9,
+    )
 
 
 def ask(client: RagClient, question: str, **arguments: Any) -> Answer:
@@ -214,7 +230,7 @@ def test_without_search_commands_the_exact_tier_still_works(sample_lake: str, pl
 
 def test_a_store_reports_whether_its_server_has_search_commands(redis_clean: str, plain_redis_url: str) -> None:
     async def searchable(url: str) -> bool:
-        store = RedisStore(redis.asyncio.Redis.from_url(url), prefix="test")
+        store = open_redis(url, timeout=5, prefix="test")
         await store.nearest("0" * 32, np.ones(4, dtype=np.float32) / 2)
         await store.close()
         return store.searchable
@@ -248,8 +264,7 @@ def test_a_frozen_server_is_bypassed_and_used_again_after_it_recovers(sample_lak
     with redis_server(server_binaries) as own:
 
         def make() -> AsyncRagClient:
-            connection = redis.asyncio.Redis.from_url(own.url, socket_timeout=1.0, socket_connect_timeout=1.0)
-            store = RedisStore(connection, prefix="test", breaker=0.0)
+            store = RedisStore(connect(own.url, purpose="test", timeout=1.0, pause=0.0), prefix="test")
             settings = ServingSettings(lake_uri=sample_lake, redis_url=None, llm_model=None)
             return AsyncRagClient(settings, cache_store=store)
 
@@ -268,20 +283,139 @@ def test_a_frozen_server_is_bypassed_and_used_again_after_it_recovers(sample_lak
             assert ask(client, ASKED).cache == "exact"
 
 
-def test_a_failed_server_is_not_contacted_while_the_breaker_is_open(server_binaries: Path) -> None:
+def test_the_breaker_opens_after_failures_in_a_row_and_each_change_is_logged_once(
+    server_binaries: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
     async def asked(own: RedisServer) -> None:
-        connection = redis.asyncio.Redis.from_url(own.url, socket_timeout=0.2, socket_connect_timeout=0.2)
-        store = RedisStore(connection, prefix="test", breaker=3600.0)
-        with frozen(own), pytest.raises(CacheUnavailable, match="does not respond"):
-            await store.get("tag", "key")
-        with pytest.raises(CacheUnavailable, match="bypassing the cache"):
-            await store.get("tag", "key")
-        with pytest.raises(CacheUnavailable, match="bypassing the cache"):
-            await store.nearest("0" * 32, np.ones(4, dtype=np.float32) / 2)
+        store = RedisStore(connect(own.url, purpose="test", timeout=0.2, pause=0.05), prefix="test")
+        await store.get("tag", "key")
+        with frozen(own):
+            for _ in range(5):
+                assert not store.breaker_open
+                with pytest.raises(CacheUnavailable, match="does not respond"):
+                    await store.get("tag", "key")
+            assert store.breaker_open
+            for _ in range(20):
+                with pytest.raises(CacheUnavailable, match="bypassing the cache"):
+                    await store.nearest("0" * 32, np.ones(4, dtype=np.float32) / 2)
+        deadline = time.monotonic() + 30
+        while store.breaker_open:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(CacheUnavailable):
+                await store.get("tag", "key")
+        assert await store.get("tag", "key") is None
         await store.close()
 
     with redis_server(server_binaries) as own:
         asyncio.run(asked(own))
+    opened, closed = [record for record in caplog.records if "circuit breaker" in record.message]
+    assert (opened.levelname, closed.levelname) == ("WARNING", "INFO")
+    assert "opened: Redis (test) failed 5 times in a row, last with TimeoutError" in opened.message
+    assert re.search(r"closed: Redis \(test\) responds again after \d+\.\d seconds", closed.message)
+
+
+def test_a_success_between_failures_keeps_the_breaker_closed(server_binaries: Path) -> None:
+    async def asked(own: RedisServer) -> None:
+        store = RedisStore(connect(own.url, purpose="test", timeout=0.2, pause=3_600.0), prefix="test")
+        for _ in range(2):
+            with frozen(own):
+                for _ in range(3):
+                    with pytest.raises(CacheUnavailable, match="does not respond"):
+                        await store.get("tag", "key")
+            await store.state()
+        assert not store.breaker_open
+        await store.close()
+
+    with redis_server(server_binaries) as own:
+        asyncio.run(asked(own))
+
+
+def test_requests_that_wait_for_a_connection_to_a_frozen_server_fail_with_the_first_ones(
+    server_binaries: Path,
+) -> None:
+    async def asked(own: RedisServer) -> None:
+        client = redis.asyncio.Redis.from_url(own.url, socket_timeout=None, socket_connect_timeout=None)
+        connection = RedisConnection(client, purpose="test", timeout=0.5, connections=8, pause=3_600.0)
+        store = RedisStore(connection, prefix="test")
+        with frozen(own):
+            gets = (store.get("tag", str(number)) for number in range(80))
+            errors = await asyncio.gather(*gets, return_exceptions=True)
+        assert all(isinstance(error, CacheUnavailable) for error in errors)
+        # Four more may begin before the fifth failure opens the breaker.
+        assert 8 <= sum("does not respond" in str(error) for error in errors) <= 12
+        await store.close()
+
+    with redis_server(server_binaries) as own:
+        asyncio.run(asked(own))
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_late_event_loop_is_no_failure_of_redis(server_binaries: Path, scheme: str) -> None:
+    async def asked(url: str) -> None:
+        store = open_redis(url, timeout=0.1, prefix="test")
+        entry = make_entry("Q")
+        await store.put("0" * 32, "1" * 32, None, entry)
+        loop = asyncio.get_running_loop()
+
+        def block() -> None:  # while commands wait for their replies, as a burst of other requests does
+            nonlocal blocks
+            time.sleep(0.15)
+            blocks -= 1
+            if blocks:
+                loop.call_soon(block)
+
+        blocks = 8
+        loop.call_soon(block)
+        found = await asyncio.gather(*(store.get("0" * 32, "1" * 32) for _ in range(20)))
+        assert found == [entry] * 20
+        assert not store.breaker_open
+        await store.close()
+
+    with redis_server(server_binaries, cluster=scheme != "redis") as own:
+        asyncio.run(asked(own.url.replace("redis://", f"{scheme}://")))
+
+
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+def test_a_timed_out_or_cancelled_command_leaves_no_reply_for_the_next_one(server_binaries: Path, scheme: str) -> None:
+    async def asked(url: str, own: RedisServer) -> None:
+        connection = connect(url, purpose="test", timeout=0.3, pause=3_600.0)
+        client = connection.client
+        await connection.run(lambda: client.set("late", "old reply"))
+        await connection.run(lambda: client.set("next", "right reply"))
+        with frozen(own):
+            with pytest.raises(CacheUnavailable):
+                await connection.run(lambda: client.get("late"))
+            cancelled = asyncio.create_task(connection.run(lambda: client.get("late")))
+            await asyncio.sleep(0.05)
+            cancelled.cancel()
+            await asyncio.gather(cancelled, return_exceptions=True)
+        for _ in range(3):
+            assert await connection.run(lambda: client.get("next")) == b"right reply"
+        await connection.close()
+
+    with redis_server(server_binaries, cluster=scheme != "redis") as own:
+        asyncio.run(asked(own.url.replace("redis://", f"{scheme}://"), own))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options", "most"), [("redis", "", 64), ("redis", "?max_connections=5", 5), ("redis+cluster", "", 64)]
+)
+def test_concurrent_requests_share_a_bounded_number_of_connections(
+    server_binaries: Path, scheme: str, options: str, most: int
+) -> None:
+    async def asked(url: str) -> None:
+        store = open_redis(url, timeout=5, prefix="test")
+        assert await asyncio.gather(*(store.get("tag", str(number)) for number in range(500))) == [None] * 500
+        await store.close()
+
+    with redis_server(server_binaries, cluster=scheme != "redis") as own, redis.Redis.from_url(own.url) as direct:
+        before = direct.info("stats")["total_connections_received"]  # type: ignore[index]
+        asyncio.run(asked(own.url.replace("redis://", f"{scheme}://") + options))
+        # A cluster client has a few more to discover the nodes.
+        assert most // 2 <= direct.info("stats")["total_connections_received"] - before <= most + 2  # type: ignore[index]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +500,7 @@ def test_a_stored_entry_is_read_back_moved_and_dropped(server_binaries: Path, ki
     vector = np.array([0.6, 0.8], dtype=np.float32)
 
     async def stored(url: str) -> None:
-        store = RedisStore(redis.asyncio.Redis.from_url(url), prefix="test", clock=lambda: 8.9e9)
+        store = RedisStore(connect(url, purpose="test", timeout=5), prefix="test", clock=lambda: 8.9e9)
         await store.put("0" * 32, "1" * 32, vector, entry)
         assert await store.get("0" * 32, "1" * 32) == entry
         (found,) = await store.nearest("0" * 32, np.array([0.8, 0.6], dtype=np.float32))
@@ -453,15 +587,7 @@ def test_a_server_behind_tls_is_used_only_with_a_trusted_certificate(
 
 @pytest.mark.parametrize("scheme", ["redis+cluster", "redis"])
 def test_entries_of_a_cluster_are_stored_and_found_on_one_node(server_binaries: Path, scheme: str) -> None:
-    entry = Entry(
-        tenant="t",
-        question="Q",
-        answer=Answer(question="Q", text="T", citations=(), kind="extract", model=None),
-        digests={},
-        evidence=(),
-        created_at=1.0,
-        expires_at=9e9,
-    )
+    entry = make_entry("Q")
     vector = np.array([0.6, 0.8], dtype=np.float32)
 
     async def stored(url: str) -> None:

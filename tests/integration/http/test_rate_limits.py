@@ -27,7 +27,7 @@ from tests.serving_process import Service, serving
 @contextlib.asynccontextmanager
 async def rates_at(url: str, *, patience: float = 5.0, pause: float = 5.0) -> AsyncGenerator[RateLimits]:
     """Open the rate limits of one process of a deployment."""
-    rates = RateLimits(connect(url, timeout=patience), prefix="test", timeout=patience, pause=pause)
+    rates = RateLimits(connect(url, purpose="test", timeout=patience, pause=pause), prefix="test")
     try:
         yield rates
     finally:
@@ -108,6 +108,9 @@ def test_a_dead_redis_is_not_contacted_by_every_request() -> None:
         async def takes() -> tuple[int, int]:
             async with rates_at(url, patience=0.1, pause=3_600.0) as rates:
                 assert await rates.take(100, "key", "a") is None
+                for _ in range(4):
+                    await rates.take(100, "key", "a")
+                assert rates.breaker_open
                 first = connections()
                 for _ in range(50):
                     await rates.take(100, "key", "a")

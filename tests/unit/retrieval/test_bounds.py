@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Sequence
 
@@ -75,31 +76,57 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def test_a_breaker_opens_on_a_failure_and_closes_after_a_successful_probe() -> None:
+def test_a_breaker_opens_after_failures_in_a_row_and_closes_after_a_successful_probe(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
     async def go() -> None:
         now = 0.0
         server = Server()
-        breaker = CircuitBreaker(server.probe, pause=5, clock=lambda: now)
-        assert not breaker.open
-        breaker.trip()
-        assert breaker.open
+        breaker = CircuitBreaker("the server", server.probe, pause=5, failures=2, clock=lambda: now)
+        breaker.failed("Slow")
+        breaker.succeeded()
+        breaker.failed("Slow")
+        assert not breaker.refuses()
+        breaker.failed("Dead")
+        assert breaker.refuses()
         await settle()
         assert server.probes == 0  # it has just failed, so the first probe waits for the pause
         now = 5.0
-        assert breaker.open  # callers do not wait for the probe
-        assert breaker.open
+        assert breaker.refuses()  # callers do not wait for the probe
+        assert breaker.refuses()
         await settle()
         assert server.probes == 1
-        assert breaker.open  # the probe failed
+        assert breaker.refuses()  # the probe failed
         now = 9.0
-        assert breaker.open
+        breaker.failed("Dead")  # a request that was already under way
+        assert breaker.refuses()
         await settle()
         assert server.probes == 1
         server.back, now = True, 10.0
-        assert breaker.open
+        assert breaker.refuses()
         await settle()
-        assert not breaker.open
+        assert not breaker.refuses()
         await breaker.close()
+
+    asyncio.run(go())
+    opened = "the server failed 2 times in a row, last with Dead; bypassing it until a probe succeeds"
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("WARNING", f"circuit breaker opened: {opened}"),
+        ("INFO", "circuit breaker closed: the server responds again after 10.0 seconds"),
+    ]
+
+
+def test_whether_a_breaker_is_open_can_be_read_without_starting_a_probe() -> None:
+    async def go() -> None:
+        server = Server()
+        breaker = CircuitBreaker("the server", server.probe, pause=0, failures=1)
+        assert not breaker.is_open
+        breaker.failed("Dead")
+        assert breaker.is_open
+        await settle()
+        assert server.probes == 0
 
     asyncio.run(go())
 
