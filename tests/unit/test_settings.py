@@ -64,6 +64,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "cache_calibration": "own.json",
         "cache_entries": 70,
         "cache_timeout": 0.5,
+        "cache_copy_seconds": 0.5,
         "cache_memory_entries": 7,
         "cache_prefix": "team-a",
     }

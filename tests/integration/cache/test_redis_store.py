@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from rag_serving.cache.entries import Entry, ReviewItem
 from rag_serving.cache.evidence_record import Evidence
 from rag_serving.cache.redis_connection import RedisConnection, connect
 from rag_serving.cache.redis_store import RedisStore, open_redis
+from rag_serving.cache.store import USE_SECONDS
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.clients.sync import RagClient
 from rag_serving.errors import CacheUnavailable, SettingsError
@@ -125,6 +127,71 @@ def test_an_unreachable_error_bound_leaves_only_hits_above_the_sure_similarity(
     assert refused.cache == "miss"
     assert refused.cache_reason is not None
     assert "refused by similarity" in refused.cache_reason
+
+
+@contextlib.contextmanager
+def commands_counted(server: redis.Redis) -> Iterator[Counter[str]]:
+    """Count the commands that the server executes during the block, by name."""
+
+    def calls() -> Counter[str]:
+        stats: Any = server.info("commandstats")
+        return Counter({name.removeprefix("cmdstat_").lower(): one["calls"] for name, one in stats.items()})
+
+    counted: Counter[str] = Counter()
+    before = calls()
+    yield counted
+    counted.update(calls() - before)
+
+
+def test_a_hot_question_and_its_paraphrase_cost_one_lookup_each_and_every_use_is_counted(
+    sample_lake: str, redis_clean: str, server: redis.Redis
+) -> None:
+    with open_client(sample_lake, redis_clean, cache_copy_seconds=60) as client:
+        ask(client, ASKED)
+        assert ask(client, REWORDED).cache == "semantic"
+        (key,) = entries(server)
+        worth: Any = server.zscore("{test}:usage", key)
+        with commands_counted(server) as counted:
+            assert [ask(client, ASKED).cache for _ in range(10)] == ["exact"] * 10
+            assert [ask(client, REWORDED).cache for _ in range(10)] == ["semantic"] * 10
+        assert counted["ft.search"] == 0
+        assert counted["hget"] == 1 + 10  # the entry once, and for each paraphrase whether it has an entry of its own
+        ask(client, OTHER_YEAR)  # its lookup brings the uses that Redis does not know yet
+        assert server.zscore("{test}:usage", key) == worth + 21 * USE_SECONDS
+
+
+def test_feedback_drops_an_entry_at_once_here_and_after_the_copys_seconds_in_other_processes(
+    sample_lake: str, redis_clean: str
+) -> None:
+    with (
+        open_client(sample_lake, redis_clean, cache_copy_seconds=1) as one,
+        open_client(sample_lake, redis_clean, cache_copy_seconds=1) as two,
+    ):
+        ask(one, ASKED)
+        answer = ask(two, ASKED)
+        assert answer.cache == "exact"
+        assert ask(one, ASKED).cache == "exact"
+        assert one.feedback(answer, correct=False)
+        assert ask(one, ASKED, k=6).cache == "miss"
+        deadline = time.monotonic() + 10
+        while ask(two, ASKED).cache != "miss":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_copy_is_not_served_after_a_new_version_was_published(
+    sample_lake: str, redis_clean: str, tmp_path: Path
+) -> None:
+    lake = Path(shutil.copytree(sample_lake, tmp_path / "own-lake"))
+    path = lake / "catalog" / "oslo.engineering.json"
+    with open_client(str(lake), redis_clean, catalog_refresh=0, cache_copy_seconds=60) as client:
+        ask(client, ASKED)
+        assert [ask(client, question).cache for question in (ASKED, REWORDED)] == ["exact", "semantic"]
+        entry = json.loads(path.read_text())
+        entry["current"]["content_digest"] = "0" * len(entry["current"]["content_digest"])
+        path.write_text(json.dumps(entry))
+        # The passages are the same, so the copies are revalidated by a search, and then moved to the new version.
+        assert [ask(client, question).cache for question in (ASKED, ASKED)] == ["revalidated", "exact"]
 
 
 def test_two_clients_share_the_cache(sample_lake: str, redis_clean: str) -> None:
