@@ -121,6 +121,24 @@ def test_a_dead_redis_is_not_contacted_by_every_request() -> None:
         assert further == 0
 
 
+def test_a_redis_that_rejects_commands_is_replaced_by_local_limits_with_one_log_line(
+    server_binaries: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def taken(url: str) -> list[bool]:
+        async with rates_at(url) as rates:
+            waits = [await rates.take(2, "key", "a") for _ in range(4)]
+            assert not rates.shared
+            assert not rates.breaker_open
+            return [wait is None for wait in waits]
+
+    with redis_server(server_binaries) as own, redis.Redis.from_url(own.url) as direct:
+        direct.config_set("maxmemory", 1)
+        assert asyncio.run(taken(own.url)) == [True, True, False, False]
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "Redis rejected a command (OutOfMemoryError); enforcing rate limits per process"
+    ]
+
+
 def test_without_redis_each_worker_allows_its_share_of_the_limit() -> None:
     async def taken() -> int:
         workers = [RateLimits(workers=4) for _ in range(4)]
