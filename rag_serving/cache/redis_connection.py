@@ -47,7 +47,7 @@ class RedisConnection:
 
         self._check_breaker()
         async with self._slots:  # outside the timeout: waiting for a free connection is no failure of Redis
-            self._check_breaker()
+            self._check_breaker()  # it may have opened in the meantime
             try:
                 async with polled_timeout(self._timeout):
                     result = await command()

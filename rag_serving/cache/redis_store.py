@@ -75,7 +75,7 @@ class RedisStore:
     async def get(self, tag: str, key: str) -> Entry | None:
         """Return the entry if it has not expired and is valid; counts as a use."""
         name = self._name(tag, key)
-        await self.used(tag, key)
+        self._uses[name] += 1
         uses, self._uses = self._uses, Counter()
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hget(name, "entry")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import redis
 import trustme
+from pydantic import SecretStr
 
 from rag_serving.cache.entries import Entry, ReviewItem
 from rag_serving.cache.evidence_record import Evidence
@@ -318,6 +319,21 @@ def test_an_unreachable_server_is_bypassed_and_the_answer_marked_degraded(sample
             assert client.search(ASKED).degraded == ()
 
 
+def test_a_client_shows_that_redis_is_bypassed(sample_lake: str) -> None:
+    async def shown(url: str) -> bool:
+        settings = ServingSettings(lake_uri=sample_lake, redis_url=SecretStr(url), llm_model=None)
+        async with AsyncRagClient(settings) as client:
+            assert not client.cache_breaker_open
+            for _ in range(5):
+                with pytest.raises(CacheUnavailable):
+                    await client.notes()
+            return client.cache_breaker_open
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
+        assert asyncio.run(shown(f"redis://127.0.0.1:{taken.getsockname()[1]}/0"))
+
+
 @contextlib.contextmanager
 def frozen(server: RedisServer) -> Iterator[None]:
     server.process.send_signal(signal.SIGSTOP)
@@ -350,13 +366,15 @@ def test_a_frozen_server_is_bypassed_and_used_again_after_it_recovers(sample_lak
             assert ask(client, ASKED).cache == "exact"
 
 
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
 def test_the_breaker_opens_after_failures_in_a_row_and_each_change_is_logged_once(
-    server_binaries: Path, caplog: pytest.LogCaptureFixture
+    server_binaries: Path, caplog: pytest.LogCaptureFixture, scheme: str
 ) -> None:
     caplog.set_level(logging.INFO)
 
     async def asked(own: RedisServer) -> None:
-        store = RedisStore(connect(own.url, purpose="test", timeout=0.2, pause=0.05), prefix="test")
+        url = own.url.replace("redis://", f"{scheme}://")
+        store = RedisStore(connect(url, purpose="test", timeout=0.2, pause=0.05), prefix="test")
         await store.get("tag", "key")
         with frozen(own):
             for _ in range(5):
@@ -376,7 +394,7 @@ def test_the_breaker_opens_after_failures_in_a_row_and_each_change_is_logged_onc
         assert await store.get("tag", "key") is None
         await store.close()
 
-    with redis_server(server_binaries) as own:
+    with redis_server(server_binaries, cluster=scheme != "redis") as own:
         asyncio.run(asked(own))
     opened, closed = [record for record in caplog.records if "circuit breaker" in record.message]
     assert (opened.levelname, closed.levelname) == ("WARNING", "INFO")
