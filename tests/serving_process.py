@@ -43,9 +43,13 @@ def service_environment(lake: str, stand_in: StandIn, keys_file: Path, **more: s
 
 @contextmanager
 def serving(
-    folder: Path, environment: dict[str, str], *arguments: str, preexec_fn: Callable[[], None] | None = None
+    folder: Path,
+    environment: dict[str, str],
+    *arguments: str,
+    path: str = "/readyz",
+    preexec_fn: Callable[[], None] | None = None,
 ) -> Generator[Service]:
-    """Run `rag-serving serve` on a free port until the block ends."""
+    """Run `rag-serving serve` on a free port until the block ends; it has begun when `path` answers 200."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -66,7 +70,7 @@ def serving(
             assert process.poll() is None, log.read_text()[-2000:]
             assert time.monotonic() < deadline, log.read_text()[-2000:]
             try:
-                if httpx.get(f"{service.url}/readyz", trust_env=False).status_code == 200:
+                if httpx.get(f"{service.url}{path}", trust_env=False).status_code == 200:
                     break
             except httpx.TransportError:
                 time.sleep(0.2)

@@ -139,11 +139,6 @@ class AsyncRagClient(BaseRagClient):
         """Whether the library of the language model is still being loaded."""
         return self._model is not None and not self._model.is_warm
 
-    @property
-    def cache_breaker_open(self) -> bool:
-        """Whether Redis failed and is currently bypassed."""
-        return self._cache.store.breaker_open
-
     async def notes(self) -> list[ReviewItem]:
         """Return pairs of questions to review, newest first; raises `CacheUnavailable`."""
         return await self._cache.store.notes()
@@ -154,12 +149,13 @@ class AsyncRagClient(BaseRagClient):
         return {**self._answerer.counts, **{f"model_failure:{kind}": count for kind, count in failures.items()}}
 
     def states(self) -> dict[str, float]:
-        """Return the current lengths of the queues, and the age of the catalog's snapshot in seconds."""
+        """Return the lengths of the queues, whether Redis is bypassed, and the age of the catalog in seconds."""
         return {
             "searches_running": self._searches.running,
             "searches_queued": self._searches.queued,
             "model_calls_running": self._calls.running,
             "model_calls_queued": self._calls.queued,
+            "cache_breaker_open": self._cache.store.breaker_open,
             "snapshot_age_seconds": self._catalog.age,
         }
 

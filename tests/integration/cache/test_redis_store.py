@@ -323,11 +323,11 @@ def test_a_client_shows_that_redis_is_bypassed(sample_lake: str) -> None:
     async def shown(url: str) -> bool:
         settings = ServingSettings(lake_uri=sample_lake, redis_url=SecretStr(url), llm_model=None)
         async with AsyncRagClient(settings) as client:
-            assert not client.cache_breaker_open
+            assert not client.states()["cache_breaker_open"]
             for _ in range(5):
                 with pytest.raises(CacheUnavailable):
                     await client.notes()
-            return client.cache_breaker_open
+            return bool(client.states()["cache_breaker_open"])
 
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
