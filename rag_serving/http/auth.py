@@ -1,5 +1,9 @@
 """Authentication of requests by API key, and the rate limits of keys."""
 
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
@@ -7,6 +11,12 @@ from starlette.requests import HTTPConnection
 from rag_serving.errors import NotAllowed, TooManyRequests
 from rag_serving.http.api_keys import ApiKeys
 from rag_serving.http.rate_limits import RateLimits
+
+_REFUSAL_SECONDS = 60.0
+"""Seconds until the log may say again that an address is refused."""
+_MOST_ADDRESSES = 10_000
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +31,24 @@ class Principal:
 class Authenticator:
     """Authenticates callers by API key; without keys, all callers share one identity.
 
-    Wrong keys are rate-limited per address. A valid key is always accepted, because the address may be a proxy's.
+    Wrong keys are rate-limited and logged per address. A valid key is always accepted, because the address may be a
+    proxy's.
     """
 
-    def __init__(self, keys: ApiKeys | None, rates: RateLimits, *, failed_per_minute: int) -> None:
+    def __init__(
+        self,
+        keys: ApiKeys | None,
+        rates: RateLimits,
+        *,
+        failed_per_minute: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._keys = keys
         self._rates = rates
         self._failed_per_minute = failed_per_minute
+        self._clock = clock
+        self._refused: OrderedDict[str, float] = OrderedDict()
+        """When the log said last that an address is refused, oldest first."""
 
     async def authenticate(self, connection: HTTPConnection) -> Principal:
         """Return the caller of a request; raises `NotAllowed` or `TooManyRequests`."""
@@ -36,13 +57,27 @@ class Authenticator:
         scheme, _, presented = connection.headers.get("authorization", "").partition(" ")
         key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
         if key is None:
-            address = connection.client.host if connection.client else ""
-            wait = await self._rates.take(self._failed_per_minute, "failed", address) if presented else None
-            if wait is not None:
-                raise TooManyRequests(f"too many wrong API keys from this address; retry in {wait} s", wait)
+            if presented:
+                await self._count_wrong_key(connection.client.host if connection.client else "")
             raise NotAllowed("missing or invalid API key; send a valid one as Authorization: Bearer rag_…")
         wait = await self._rates.take(key.requests_per_minute, "key", key.id)
         if wait is not None:
             limit = key.requests_per_minute
             raise TooManyRequests(f"rate limit of {limit} requests per minute exceeded; retry in {wait} s", wait)
         return Principal(key.id, key.tenant, key.shards)
+
+    async def _count_wrong_key(self, address: str) -> None:
+        """Count and log a wrong key; raises `TooManyRequests` if the address presented too many."""
+        limit = self._failed_per_minute
+        wait = await self._rates.take(limit, "failed", address)
+        if wait is None:
+            _log.warning("wrong API key from %s", address)
+            return
+        now = self._clock()
+        if now - self._refused.get(address, -_REFUSAL_SECONDS) >= _REFUSAL_SECONDS:
+            self._refused[address] = now
+            self._refused.move_to_end(address)
+            if len(self._refused) > _MOST_ADDRESSES:
+                self._refused.popitem(last=False)
+            _log.warning("refusing wrong API keys from %s: more than %d in a minute", address, limit)
+        raise TooManyRequests(f"too many wrong API keys from this address; retry in {wait} s", wait)
