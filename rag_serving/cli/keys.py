@@ -1,6 +1,8 @@
 """The commands that create, list and revoke API keys."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -27,14 +29,26 @@ def keys() -> None:
     show_default=True,
     help="Maximum requests per minute.",
 )
-def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int) -> None:
+@click.option(
+    "--print",
+    "print_only",
+    is_flag=True,
+    help="Change no file: print a JSON object with the key, and the entry for `keys` in a key file.",
+)
+def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int, print_only: bool) -> None:
     """Create an API key for NAME and print it (it cannot be shown again).
 
     Example: rag-serving keys create hr-portal --tenant hr --shards "*/people"
     """
-    from rag_serving.http.api_keys import create_key
+    from rag_serving.http.api_keys import create_key, new_key
 
-    key, text = create_key(_key_file(), name, tenant=tenant, shards=shards, requests_per_minute=per_minute)
+    options: dict[str, Any] = {"tenant": tenant, "shards": shards, "requests_per_minute": per_minute}
+    if print_only:
+        key, text = new_key(name, **options)
+        click.echo(json.dumps({"key": text, "entry": key.model_dump(mode="json")}, ensure_ascii=False, indent=1))
+        click.echo(f"key {key.id} cannot be shown again; it is valid once its entry is in a key file", err=True)
+        return
+    key, text = create_key(_key_file(), name, **options)
     click.echo(text)
     click.echo(f"key {key.id} cannot be shown again: only its hash is stored", err=True)
 
@@ -48,7 +62,7 @@ def list_keys() -> None:
     from rag_serving.http.api_keys import read_keys
 
     path = _key_file()
-    stored = read_keys(path) if path.exists() else ()
+    stored = read_keys(path)
     if not stored:
         click.echo(f"no keys in {path}; create one with rag-serving keys create", err=True)
     for key in stored:
@@ -62,7 +76,7 @@ def list_keys() -> None:
 @keys.command("revoke", short_help="Revoke an API key.")
 @click.argument("key_id")
 def revoke(key_id: str) -> None:
-    """Revoke the API key with the id KEY_ID, effective immediately.
+    """Revoke the API key with the id KEY_ID. Running services refuse it within a second.
 
     Example: rag-serving keys revoke 1a2b3c4d
     """

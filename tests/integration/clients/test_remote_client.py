@@ -59,9 +59,26 @@ def key(keys_file: Path) -> str:
 
 
 @pytest.fixture(scope="module")
+def narrow(keys_file: Path) -> str:
+    return create_key(keys_file, "Oslo alone", tenant="oslo", shards=["oslo/*"])[1]
+
+
+@pytest.fixture(scope="module")
+def slow(keys_file: Path) -> str:
+    return create_key(keys_file, "slow", requests_per_minute=2)[1]
+
+
+@pytest.fixture(scope="module")
 def service(
-    sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
+    sample_lake: str,
+    stand_in: StandIn,
+    keys_file: Path,
+    key: str,
+    narrow: str,
+    slow: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
+    assert len({key, narrow, slow}) == 3  # all are in the file
     stand_in.words = ("46 weeks", " [1].")
     environment = service_environment(sample_lake, stand_in, keys_file)
     with serving(tmp_path_factory.mktemp("service"), environment) as running:
@@ -194,7 +211,7 @@ def test_invalid_arguments_raise_the_same_error_with_a_service_as_with_a_lake(
 
 
 def test_the_key_and_not_an_argument_determines_tenant_and_scope(
-    service: Service, remote: RagClient, keys_file: Path
+    service: Service, remote: RagClient, narrow: str
 ) -> None:
     answer = remote.ask(QUESTION)
     calls: list[Callable[..., Any]] = [
@@ -208,7 +225,6 @@ def test_the_key_and_not_an_argument_determines_tenant_and_scope(
         for call in named:
             with pytest.raises(InvalidArgument, match="the API key of a service determines"):
                 call(**arguments)
-    narrow = create_key(keys_file, "Oslo alone", tenant="oslo", shards=["oslo/*"])[1]
     with RagClient(base_url=service.url, key=narrow) as client:
         assert {shard.region for shard in client.shards()} == {"oslo"}
         assert {hit.shard.partition("/")[0] for hit in client.search(QUESTION)} == {"oslo"}
@@ -242,8 +258,7 @@ def test_a_url_with_the_path_of_a_route_is_named_in_the_error(service: Service, 
         client.ask(QUESTION)
 
 
-def test_requests_over_the_keys_rate_limit_are_rejected_with_retry_after(service: Service, keys_file: Path) -> None:
-    slow = create_key(keys_file, "slow", requests_per_minute=2)[1]
+def test_requests_over_the_keys_rate_limit_are_rejected_with_retry_after(service: Service, slow: str) -> None:
     with RagClient(lambda: RemoteRagClient(service.url, slow, deadline=2)) as client:
         assert client.shards() == client.shards()
         with pytest.raises(TooManyRequests, match="2 requests per minute") as caught:

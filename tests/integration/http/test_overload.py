@@ -28,10 +28,16 @@ def key(keys_file: Path) -> str:
 
 
 @pytest.fixture(scope="module")
+def hasty(keys_file: Path) -> str:
+    return create_key(keys_file, "hasty", requests_per_minute=30)[1]
+
+
+@pytest.fixture(scope="module")
 def service(
-    sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, tmp_path_factory: pytest.TempPathFactory
+    sample_lake: str, stand_in: StandIn, keys_file: Path, key: str, hasty: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """A service with low limits and short timeouts."""
+    assert key != hasty
     environment = service_environment(
         sample_lake,
         stand_in,
@@ -77,9 +83,8 @@ def ask_until_served(service: Service, key: str) -> httpx.Response:
 
 
 def test_under_overload_every_request_is_answered_or_rejected_with_retry_after(
-    service: Service, keys_file: Path, key: str, stand_in: StandIn
+    service: Service, key: str, hasty: str, stand_in: StandIn
 ) -> None:
-    hasty = create_key(keys_file, "hasty", requests_per_minute=30)[1]
     stand_in.pause = 0.05
 
     async def storm() -> list[httpx.Response]:
