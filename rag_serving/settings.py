@@ -121,6 +121,11 @@ class ServingSettings(EnvironmentSettings):
     finish_abandoned: bool = Field(
         False, description="finish and cache answers whose callers have left, instead of cancelling the model call"
     )
+    hosted_embedders: NonEmpty | None = Field(
+        None,
+        description="hosted embedding models that questions may be sent to, comma-separated: the names after litellm: "
+        "in RAG_EMBEDDING_MODEL; unset: none",
+    )
     min_evidence: float | None = Field(
         None, ge=-1, le=1, description="cosine below which passages are irrelevant; unset: measured for the known model"
     )
@@ -155,6 +160,11 @@ class ServingSettings(EnvironmentSettings):
     def searches_at_once(self) -> int:
         """Maximum concurrent searches; more than one per core speeds up no search and slows down everything else."""
         return self.search_concurrency or max(2, self.usable_cores)
+
+    @property
+    def allowed_embedders(self) -> frozenset[str]:
+        """Names of the hosted embedding models that questions may be sent to."""
+        return frozenset(name.strip() for name in (self.hosted_embedders or "").split(",") if name.strip())
 
 
 class ServiceSettings(Environment):

@@ -241,6 +241,7 @@ def table_of(lake: str, task: Task, vectors: Vectors, fingerprint: str) -> tuple
         table.version,
         fingerprint,
         TABLE_FORMAT,
+        frozenset({shard.key}),
         languages=main_languages(chunks_by_language(table)),
         read=None if identity is None else identity.reads,
     )

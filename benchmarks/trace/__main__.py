@@ -98,9 +98,9 @@ class Bench:
         objects = open_object_store(str(self.lake))
         embedders: dict[str, RememberingEmbedder] = {}
 
-        def load(_objects: object, fingerprint: str) -> RememberingEmbedder:
+        def load(_objects: object, fingerprint: str, **options: Any) -> RememberingEmbedder:
             if fingerprint not in embedders:
-                embedders[fingerprint] = RememberingEmbedder(load_embedder(objects, fingerprint))
+                embedders[fingerprint] = RememberingEmbedder(load_embedder(objects, fingerprint, **options))
             return embedders[fingerprint]
 
         def client(store: MemoryStore, judge: Judge | None = None, **settings: Any) -> AsyncRagClient:

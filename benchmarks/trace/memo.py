@@ -57,6 +57,11 @@ class RememberingSearcher:
         """Let the other searcher follow the snapshot."""
         self._searcher.follow(snapshot)
 
+    @property
+    def dropped_rows(self) -> int:
+        """Return those of the other searcher."""
+        return self._searcher.dropped_rows
+
     async def close(self) -> None:
         """Do nothing, because several clients share the searcher."""
 

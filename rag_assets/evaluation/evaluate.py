@@ -21,6 +21,7 @@ from rag_assets.storage.search_indexes import chunks_by_language, table_fingerpr
 from rag_serving.errors import RagError, first_line
 from rag_serving.lake.catalog_entry import Publication, read_catalog_entry
 from rag_serving.lake.embedders.base import Embedder, EmbedderIdentity
+from rag_serving.lake.embedders.hosted import hosted_name
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.search.plan import Target, main_languages, publication_target
@@ -112,6 +113,7 @@ def _measured(
         table.version,
         identity.fingerprint,
         TABLE_FORMAT,
+        frozenset({shard.key}),
         name=f"shard {shard}",
         languages=languages,
         read=identity.reads,
@@ -171,7 +173,8 @@ def _places_before(
     try:
         table.checkout(older.version)
         if older.fingerprint != identity.fingerprint:  # readers search each version with its own model
-            vectors = _embedded(load_embedder(lake.objects, older.fingerprint), asked)
+            allowed = (hosted_name(identity.model),)
+            vectors = _embedded(load_embedder(lake.objects, older.fingerprint, hosted=allowed), asked)
         return _places(lake, table, publication_target(shard, older), asked, vectors)
     except (*LANCE_ERRORS, RagError) as error:
         return f"cannot compare with the published version {older.version}: {first_line(error)}"

@@ -22,6 +22,7 @@ from rag_serving.lake.embedders.base import (
     TOKENIZER,
     WEIGHTS,
     EmbedderIdentity,
+    is_fingerprint,
     read_manifest,
 )
 from rag_serving.lake.embedders.hosted import HOSTED, embed_hosted
@@ -68,7 +69,8 @@ def find_exported(objects: ObjectStore, model: str) -> EmbedderIdentity | None:
 def exported_fingerprint(objects: ObjectStore, model: str) -> str | None:
     """Return the fingerprint that `model` was last exported as; its files may be gone."""
     pointer = objects.get(_pointer_key(model))
-    return None if pointer is None else pointer.data.decode(errors="replace").strip()
+    fingerprint = "" if pointer is None else pointer.data.decode(errors="replace").strip()
+    return fingerprint if is_fingerprint(fingerprint) else None
 
 
 def _pointer_key(model: str) -> str:

@@ -21,6 +21,7 @@ from rag_serving.lake.embedders.base import (
     passage_tokens,
     read_manifest,
 )
+from rag_serving.lake.embedders.hosted import hosted_name
 from rag_serving.lake.embedders.loading import load_embedder
 
 
@@ -38,7 +39,7 @@ def warm_identity(lake_uri: str, model: str) -> EmbedderIdentity:
 
 def warm_embedder(lake_uri: str, model: str, runtime: RuntimeName = "auto", cores: int = 2) -> Embedder:
     """Return the model's embedder; `auto` uses torch if there is a GPU. Hosted models ignore `runtime`."""
-    return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, runtime, cores)
+    return _embedder(lake_uri, warm_identity(lake_uri, model).fingerprint, model, runtime, cores)
 
 
 def warm_chunker(lake_uri: str, model: str, options: ChunkerOptions) -> Chunker:
@@ -55,13 +56,15 @@ def _identity(lake_uri: str, fingerprint: str) -> EmbedderIdentity:
 
 
 @lru_cache(maxsize=2)
-def _embedder(lake_uri: str, fingerprint: str, runtime: RuntimeName, cores: int) -> Embedder:
+def _embedder(lake_uri: str, fingerprint: str, model: str, runtime: RuntimeName, cores: int) -> Embedder:
     identity = _identity(lake_uri, fingerprint)
     if identity.runtime == "openvino" and (runtime == "torch" or (runtime == "auto" and gpu_is_there())):
         embedder = TorchEmbedder(identity)
         check_self_test(embedder)
         return embedder
-    return load_embedder(open_lake(lake_uri).objects, fingerprint, streams=max(2, cores), cores=cores)
+    objects = open_lake(lake_uri).objects
+    # RAG_EMBEDDING_MODEL is the permission to send texts to a hosted model.
+    return load_embedder(objects, fingerprint, streams=max(2, cores), cores=cores, hosted=(hosted_name(model),))
 
 
 @lru_cache(maxsize=2)

@@ -25,6 +25,7 @@ from rag_serving.errors import LakeCorrupt, WriteConflict
 from rag_serving.lake.embedders.base import MODELS, EmbedderIdentity, load_tokenizer
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.embedders.openvino import OpenVinoEmbedder
+from rag_serving.lake.field_types import Sha256
 from rag_serving.lake.object_store import ABSENT, ObjectStore
 
 Make = Callable[[ObjectStore, EmbedderIdentity], npt.NDArray[np.float32]]
@@ -43,7 +44,7 @@ class VectorsManifest(BaseModel):
 
     format: int = Field(1, ge=1, le=1)
     fingerprint: str = Field(description="the embedder that they were distilled from")
-    sha256: str = Field(min_length=64, max_length=64)
+    sha256: Sha256
     tokens: int = Field(ge=1)
     dimensions: int = Field(ge=1)
 

@@ -33,6 +33,7 @@ from rag_serving.errors import CacheUnavailable, DeadlineExceeded, ModelUnavaila
 from rag_serving.events import Delta, Done, Event, Sources, failed, replayed
 from rag_serving.lake.catalog import Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry, Publication
+from rag_serving.lake.search.plan import not_searched
 from rag_serving.lake.search.query import Query
 from rag_serving.results import (
     ANSWER_CUT,
@@ -74,6 +75,8 @@ class AnswerRequest:
     entries: Sequence[CatalogEntry]
     snapshot: Snapshot
     marks: tuple[str, ...] = ()
+    failed: frozenset[str] = frozenset()
+    """Fingerprints of embedders that do not work; their shards are not searched."""
     deadline: float = math.inf
     """By the event loop's clock."""
     digests: Mapping[str, str] = field(init=False)
@@ -91,6 +94,16 @@ class AnswerRequest:
     def fingerprints(self) -> set[str]:
         """Fingerprints of the embedders in the scope."""
         return {entry.current.fingerprint for entry in self.entries}
+
+    @property
+    def searched(self) -> Sequence[CatalogEntry]:
+        """The entries of shards whose embedders work."""
+        return [entry for entry in self.entries if entry.current.fingerprint not in self.failed]
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Marks of the other shards."""
+        return not_searched(self.entries, self.failed)
 
     @property
     def scope_words(self) -> frozenset[str]:
@@ -158,13 +171,16 @@ class Answerer:
                     yield event
                 return
             stale = exact
-        vectors, cut = await self._embedders.vectors(asked.question, asked.fingerprints)
-        asked = replace(asked, marks=asked.marks + cut)
+        embedded = await self._embedders.vectors(asked.question, asked.fingerprints)
+        vectors = embedded.found
+        asked = replace(asked, marks=asked.marks + embedded.marks, failed=embedded.failed)
         clock.lap("embed")
         near: list[CachedAnswer] = []
         vector = _cache_vector(vectors)
-        # A question that was cut must not match by its beginning alone.
-        if self._mode != "off" and vector is not None and not cut and not problems:
+        # A question that was cut must not match by its beginning alone. Without all of the scope's embedders, it may
+        # have no vector of the one that indexes the cache.
+        complete = not embedded.marks and not embedded.failed
+        if self._mode != "off" and vector is not None and complete and not problems:
             nearest = self._cache.nearest(asked.tag, vector, self._floor(vectors))
             near = await self._tolerant(nearest, problems) or []
             near = [one for one in near if one.entry.key != question_key(asked.question)]
@@ -178,7 +194,11 @@ class Answerer:
                 return
         work = _Work(asked, vectors, stale, near)
         # Callers who see other shards, or whose conversation was not read, get other marks.
-        marks = (*asked.marks, *outside_scope(asked.question, asked.entries, asked.snapshot.entries, "none"))
+        marks = (
+            *asked.marks,
+            *asked.lost,
+            *outside_scope(asked.question, asked.entries, asked.snapshot.entries, "none"),
+        )
         state = digest_of({**asked.digests, "": ",".join(marks)})
         flight = f"{asked.tag}:{question_key(asked.question)}:{state}"
 
@@ -271,8 +291,8 @@ class Answerer:
         self, asked: AnswerRequest, vectors: Mapping[str, npt.NDArray[np.float32]]
     ) -> tuple[list[Hit], tuple[str, ...]]:
         async with self._searches.slot():
-            hits, failed = await self._searcher.search(asked.query, vectors, asked.entries, asked.snapshot)
-        return (within_budget(hits, self._model.context_tokens) if self._model else hits), failed
+            hits, failed = await self._searcher.search(asked.query, vectors, asked.searched, asked.snapshot)
+        return (within_budget(hits, self._model.context_tokens) if self._model else hits), asked.lost + failed
 
     async def _revalidated(
         self, work: _Work, hits: Sequence[Hit], evidence: Sequence[Evidence], clock: Clock, problems: list[str]
@@ -333,9 +353,9 @@ class Answerer:
     async def _revalidate_other_version(self, asked: AnswerRequest, entry: Entry, problems: list[str]) -> Entry | None:
         """Move a stale entry to the current documents if its own question still finds the same passages."""
         own = replace(asked, query=replace(asked.query, question=entry.question))
-        vectors, cut = await self._embedders.vectors(entry.question, asked.fingerprints)
-        hits, failed = await self._search(own, vectors)
-        if cut or failed or not same_evidence(entry.evidence, evidence_of(hits)):
+        embedded = await self._embedders.vectors(entry.question, asked.fingerprints)
+        hits, failed = await self._search(replace(own, failed=embedded.failed), embedded.found)
+        if embedded.marks or failed or not same_evidence(entry.evidence, evidence_of(hits)):
             return None
         return await self._rebase(own, entry, hits, problems)
 
@@ -357,7 +377,7 @@ class Answerer:
         return moved or entry.model_copy(update={"answer": answer, "digests": dict(asked.digests)})
 
     async def _generated(self, asked: AnswerRequest, hits: Sequence[Hit], emit: Emit, until: float) -> Answer:
-        published = asked.entries[0].current
+        published = asked.searched[0].current
         degraded = asked.marks
         answer: Answer | None = None
         if self._weak(asked.question, hits, published):

@@ -161,7 +161,8 @@ def _embedder(fingerprint: str | None) -> "Embedder":
     from rag_serving.lake.object_store import open_object_store
     from rag_serving.settings import ServingSettings
 
-    lake = ServingSettings.from_env().lake_uri
+    settings = ServingSettings.from_env()
+    lake = settings.lake_uri
     objects = open_object_store(lake)
     if fingerprint is None:
         entries = Catalog(objects).snapshot().entries.values()
@@ -171,7 +172,7 @@ def _embedder(fingerprint: str | None) -> "Embedder":
         if len(known) > 1:
             raise InvalidArgument(f"the shards use several embedders; pass --fingerprint, one of {', '.join(known)}")
         fingerprint = known[0]
-    return load_embedder(objects, fingerprint)
+    return load_embedder(objects, fingerprint, hosted=settings.allowed_embedders)
 
 
 def _evidence(passages: list[EvidenceLine] | None) -> tuple[Evidence, ...] | None:

@@ -59,7 +59,10 @@ async def _lake(settings: ServingSettings) -> str:
     async with AsyncRagClient(settings.model_copy(update={"llm_model": None, "rerank_model": None})) as client:
         health = await client.health()
     if not health.shards:
-        raise LakeUnavailable(f"nothing is published in {settings.lake_uri}; check RAG_LAKE_URI")
+        raise LakeUnavailable(
+            f"nothing is published in {settings.lake_uri}, which exists; check RAG_LAKE_URI, "
+            "or run `rag-assets backfill`"
+        )
     if health.cache == "unavailable":
         raise CacheUnavailable("Redis does not answer, so nothing is cached; check RAG_REDIS_URL")
     return f"{health.shards} published shards in {settings.lake_uri}; cache: {health.cache}"

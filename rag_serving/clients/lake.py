@@ -17,9 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-import numpy.typing as npt
-
 from rag_serving.answering.answerer import Answerer, AnswerRequest
 from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor, is_readable
 from rag_serving.answering.follow_up import standalone
@@ -37,17 +34,18 @@ from rag_serving.cache.store import CacheStore
 from rag_serving.clients.base import BaseRagClient, Health, Scope
 from rag_serving.clients.factory import configured_model
 from rag_serving.concurrency.limiter import ConcurrencyLimiter
-from rag_serving.errors import InvalidArgument, ModelUnavailable, RagError, error_named
+from rag_serving.errors import InvalidArgument, LakeUnavailable, ModelUnavailable, RagError, error_named
 from rag_serving.events import Done, Event, Failed, failed, finished, until
 from rag_serving.lake.catalog import Catalog, Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.object_store import ObjectStore, open_object_store
+from rag_serving.lake.search.plan import not_searched
 from rag_serving.lake.search.query import Query
 from rag_serving.requirements import require_module, require_posix
 from rag_serving.results import HISTORY_NOT_READ, Answer, Hit, Hits, ShardInfo, Turn
-from rag_serving.retrieval.query_embedder import QueryEmbedders
+from rag_serving.retrieval.query_embedder import QueryEmbedders, QuestionVectors
 from rag_serving.retrieval.rerankers import HostedReranker, Reranker
 from rag_serving.retrieval.searcher import SearchBackend, Searcher
 from rag_serving.settings import ServingSettings
@@ -73,13 +71,16 @@ class AsyncRagClient(BaseRagClient):
         judge: Judge | None = None,
         searcher: SearchBackend | None = None,
         clock: Callable[[], float] = time.time,
-        load: Callable[[ObjectStore, str], Embedder] | None = None,
+        load: Callable[..., Embedder] | None = None,
     ) -> None:
-        """Open the lake without connecting yet; raises `SettingsError`, or `MissingExtra` for a hosted model."""
+        """Open the lake without connecting yet; raises `SettingsError`, or `MissingExtra` for a hosted model.
+
+        `load` replaces `load_embedder`; it gets the lake, a fingerprint, and the names of `hosted` models allowed.
+        """
         require_posix()
         self._settings = settings
         self._clock = clock
-        self._objects = objects or open_object_store(settings.lake_uri)
+        self._objects = objects or open_object_store(settings.lake_uri, must_exist=True)
         self._catalog = Catalog(self._objects, refresh_seconds=settings.catalog_refresh, lake=settings.lake_uri)
         if reranker is None and settings.rerank_model is not None:
             require_module("litellm", "llm", "RAG_RERANK_MODEL")
@@ -99,7 +100,8 @@ class AsyncRagClient(BaseRagClient):
             store, ttl_seconds=settings.cache_ttl, refusal_ttl_seconds=settings.cache_refusal_ttl, clock=clock
         )
         self._model = model or configured_model(settings)
-        self._embedders = QueryEmbedders(self._objects, load or partial(load_embedder, cores=settings.usable_cores))
+        load = load or partial(load_embedder, cores=settings.usable_cores)
+        self._embedders = QueryEmbedders(self._objects, partial(load, hosted=settings.allowed_embedders))
         self._flights = SingleFlight(board, finish_abandoned=settings.finish_abandoned)
         self._searches = ConcurrencyLimiter("searches", running=settings.searches_at_once, waiting=settings.queue_limit)
         self._calls = ConcurrencyLimiter("model calls", running=settings.llm_concurrency, waiting=settings.queue_limit)
@@ -146,7 +148,12 @@ class AsyncRagClient(BaseRagClient):
     def stats(self) -> dict[str, int]:
         """Return counters since the client was created: answers by cache state, refusals by guard, model calls."""
         failures: Mapping[str, int] = {} if self._model is None else self._model.failures
-        return {**self._answerer.counts, **{f"model_failure:{kind}": count for kind, count in failures.items()}}
+        dropped = self._searcher.dropped_rows
+        return {
+            **self._answerer.counts,
+            **{f"model_failure:{kind}": count for kind, count in failures.items()},
+            **({"dropped_rows": dropped} if dropped else {}),
+        }
 
     def states(self) -> dict[str, float]:
         """Return the lengths of the queues, whether Redis is bypassed, and the age of the catalog in seconds."""
@@ -169,20 +176,20 @@ class AsyncRagClient(BaseRagClient):
 
     async def _search(self, query: Query, scope: Scope) -> Hits:
         clock = Clock()
-        snapshot = (await self._snapshot()).within(scope.within)
+        snapshot = await self._snapshot_within(scope)
         entries = snapshot.route(scope.regions, scope.departments)
         broken = snapshot.broken_in(scope.regions, scope.departments)
-        vectors: dict[str, npt.NDArray[np.float32]] = {}
-        cut: tuple[str, ...] = ()
+        vectors = QuestionVectors({})
         if query.mode != "text":
-            vectors, cut = await self._embedders.vectors(
-                query.question, {entry.current.fingerprint for entry in entries}
-            )
+            fingerprints = {entry.current.fingerprint for entry in entries}
+            vectors = await self._embedders.vectors(query.question, fingerprints)
+        lost = not_searched(entries, vectors.failed)
+        entries = [entry for entry in entries if entry.current.fingerprint not in vectors.failed]
         clock.lap("embed")
         async with self._searches.slot():
-            hits, failed = await self._searcher.search(query, vectors, entries, snapshot)
+            hits, failed = await self._searcher.search(query, vectors.found, entries, snapshot)
         clock.lap("search")
-        return Hits(hits, clock.timings(), broken + cut + failed)
+        return Hits(hits, clock.timings(), broken + vectors.marks + lost + failed)
 
     async def _warm(self, scope: Scope) -> list[ShardInfo]:
         snapshot = await self._snapshot()
@@ -207,7 +214,7 @@ class AsyncRagClient(BaseRagClient):
         if turns:
             rewritten = await self._standalone(query.question, turns, deadline)
             clock.lap("rewrite")
-        snapshot = (await self._snapshot()).within(scope.within)
+        snapshot = await self._snapshot_within(scope)
         entries = snapshot.route(scope.regions, scope.departments)
         marks = snapshot.broken_in(scope.regions, scope.departments)
         asked = self._asked(rewritten, query.k, scope.tenant, snapshot, entries, marks, deadline)
@@ -243,7 +250,7 @@ class AsyncRagClient(BaseRagClient):
         return entry is not None and not correct and await self._cache.store.drop(tag, key)
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:
-        published = (await self._snapshot()).within(scope.within).entries
+        published = (await self._snapshot_within(scope)).entries
         return [entry.info for _, entry in sorted(published.items())]
 
     def _asked(
@@ -291,6 +298,16 @@ class AsyncRagClient(BaseRagClient):
         while len(self._rewritten) > _MOST_REWRITTEN:
             self._rewritten.popitem(last=False)
         return made
+
+    async def _snapshot_within(self, scope: Scope) -> Snapshot:
+        """Return what the caller may see; the error of a caller with limited access does not locate the lake."""
+        try:
+            return (await self._snapshot()).within(scope.within)
+        except LakeUnavailable as error:
+            if scope.within is None:
+                raise
+            _log.error("%s", error)
+            raise LakeUnavailable("the lake cannot be read; retry later") from error
 
     async def _snapshot(self) -> Snapshot:
         snapshot = self._catalog.cached() or await asyncio.to_thread(self._catalog.snapshot)

@@ -4,9 +4,10 @@ A snapshot includes the records of the company index. The pipeline writes these 
 reads only the versions they name. Objects that do not validate are left out and listed in `Snapshot.broken`.
 """
 
+import logging
 import time
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -14,13 +15,18 @@ from fnmatch import fnmatchcase
 from threading import Lock
 from typing import Self
 
-from rag_serving.errors import InvalidShardName, LakeCorrupt, UnknownScope
+from rag_serving.errors import InvalidShardName, LakeCorrupt, LakeUnavailable, UnknownScope
 from rag_serving.lake.catalog_entry import CATALOG, CatalogEntry, read_entry, shard_of_key, table_of_key
 from rag_serving.lake.company_index import RECORDS, CompanyRecord, read_record
+from rag_serving.lake.embedders.base import MODELS
 from rag_serving.lake.object_store import ObjectStore
 from rag_serving.lake.shards import Shard, check_names, pattern_halves, same_name
 
 _THIS_LAKE = "this lake"
+_UNREADABLE = ""
+"""In place of the etag of an object that could not be fetched, so that it is fetched again."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,15 +159,23 @@ class Catalog:
         listing = {entry.key: entry.etag for entry in listed if entry.key.endswith(".json")}
         changed = [key for key, etag in listing.items() if key not in self._read or self._read[key][0] != etag]
         kept = {key: value for key, value in self._read.items() if key in listing}
+        if not any(key.startswith(f"{CATALOG}/") for key in listing):
+            self._require_lake()
         if changed:
             with ThreadPoolExecutor(max_workers=min(16, len(changed))) as pool:
                 kept.update((key, value) for key, value in pool.map(self._fetch, changed) if value is not None)
+            if not any(isinstance(value, CatalogEntry) for _, value in kept.values()):
+                _raise_if_unreadable(kept)
         unchanged = self._snapshot is not None and not changed and kept.keys() == self._read.keys()
         self._read = kept
         self._taken = taken
         if not unchanged or self._snapshot is None:
             values = [value for _, value in kept.values()]
             broken = {key: value for key, (_, value) in kept.items() if isinstance(value, str)}
+            before = {} if self._snapshot is None else self._snapshot.broken
+            for key in sorted(broken):
+                if broken[key] != before.get(key):
+                    _log.warning("%s is left out: %s", key, broken[key])
             self._snapshot = Snapshot(
                 {value.shard: value for value in values if isinstance(value, CatalogEntry)},
                 broken,
@@ -170,8 +184,19 @@ class Catalog:
             )
         return self._snapshot
 
+    def _require_lake(self) -> None:
+        """Raise `LakeUnavailable` if all entries vanished together with the models, which are never deleted.
+
+        A folder of which the file system is not mounted is empty; so is a bucket's prefix after a mistake.
+        """
+        if self._snapshot is not None and self._snapshot.entries and not self._objects.list(MODELS):
+            raise LakeUnavailable(f"everything in {self._lake} has vanished; check RAG_LAKE_URI and what it points to")
+
     def _fetch(self, key: str) -> tuple[str, tuple[str, CatalogEntry | CompanyRecord | str] | None]:
-        stored = self._objects.get(key)
+        try:
+            stored = self._objects.get(key)
+        except LakeUnavailable as error:
+            return key, (_UNREADABLE, str(error))
         if stored is None:
             return key, None
         try:
@@ -182,3 +207,9 @@ class Catalog:
             return key, (stored.etag, read_entry(shard, stored.data))
         except (LakeCorrupt, InvalidShardName) as error:
             return key, (stored.etag, str(error))
+
+
+def _raise_if_unreadable(read: Mapping[str, tuple[str, CatalogEntry | CompanyRecord | str]]) -> None:
+    for etag, value in read.values():
+        if etag == _UNREADABLE:
+            raise LakeUnavailable(str(value))

@@ -1,10 +1,9 @@
 """Catalog entries: the published version of a shard, its history and its hold."""
 
-from datetime import datetime
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from rag_serving.errors import InvalidShardName, LakeCorrupt, first_problem
+from rag_serving.lake.field_types import Count, Digest, Epoch, Fingerprint, Language, TableVersion
 from rag_serving.lake.object_store import ObjectStore
 from rag_serving.lake.shards import Shard
 from rag_serving.results import ShardInfo
@@ -18,21 +17,21 @@ class Publication(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    version: int = Field(ge=1, description="version of the Lance table")
-    content_digest: str = Field(min_length=8, description="changes if and only if the chunks or the embedder change")
-    source_digest: str = Field(description="digest of the source listing (keys, etags, sizes) it was built from")
-    fingerprint: str = Field(min_length=8, description="embedder of the vectors")
-    documents: int = Field(ge=0)
-    chunks: int = Field(ge=0)
-    quarantined: int = Field(ge=0)
-    published_at: datetime
+    version: TableVersion = Field(description="version of the Lance table")
+    content_digest: Digest = Field(min_length=8, description="changes if and only if the chunks or the embedder change")
+    source_digest: Digest = Field(description="digest of the source listing (keys, etags, sizes) it was built from")
+    fingerprint: Fingerprint = Field(description="embedder of the vectors")
+    documents: Count
+    chunks: Count
+    quarantined: Count
+    published_at: AwareDatetime
     run_id: str = Field(description="Dagster run that built it")
     published_by: str = Field("", description="run that published it, or person who rolled back to it")
     source_root: str = Field("", description="URI of the source that it was built from")
-    languages: dict[str, int] = Field(
+    languages: dict[Language, Count] = Field(
         default_factory=dict[str, int], description="chunks by language (ISO 639-1, empty if unknown), most first"
     )
-    embedder_reads: tuple[str, ...] | None = Field(None, description="languages of the embedder; null for any")
+    embedder_reads: tuple[Language, ...] | None = Field(None, description="languages of the embedder; null for any")
     table_format: int = Field(1, ge=1, description="version of the table's schema; see `tables.TABLE_FORMAT`")
 
 
@@ -42,8 +41,8 @@ class Hold(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     by: str
-    since: datetime
-    built_source_digest: str = Field("", description="source digest of the newest unpublished version")
+    since: AwareDatetime
+    built_source_digest: Digest = Field("", description="source digest of the newest unpublished version")
 
 
 class CatalogEntry(BaseModel):
@@ -55,7 +54,7 @@ class CatalogEntry(BaseModel):
     region: str
     department: str
     table: str
-    epoch: int = Field(ge=0, description="lease epoch of the writer that published")
+    epoch: Epoch = Field(description="lease epoch of the writer that published")
     current: Publication
     history: tuple[Publication, ...] = Field((), max_length=HISTORY_LENGTH, description="newest first, without current")
     hold: Hold | None = None

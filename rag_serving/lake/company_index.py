@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rag_serving.errors import LakeCorrupt, first_problem
+from rag_serving.lake.field_types import Count, Digest, Epoch, Fingerprint, ShardKey, TableVersion
 from rag_serving.lake.tables import shard_schema
 
 COMPANY = "company_index"
@@ -25,9 +26,9 @@ class IndexedShard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    content_digest: str
-    version: int = Field(ge=1, description="version of the shard's table that was copied")
-    chunks: int = Field(ge=0)
+    content_digest: Digest
+    version: TableVersion = Field(description="version of the shard's table that was copied")
+    chunks: Count
 
 
 class CompanyRecord(BaseModel):
@@ -36,11 +37,11 @@ class CompanyRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: int = Field(1, ge=1, le=1)
-    fingerprint: str = Field(min_length=8, max_length=64, pattern=r"^[0-9a-f]+$")
-    version: int = Field(ge=1, description="version of the Lance table")
-    epoch: int = Field(ge=0, description="lease epoch of the writer")
+    fingerprint: Fingerprint
+    version: TableVersion = Field(description="version of the Lance table")
+    epoch: Epoch = Field(description="lease epoch of the writer")
     table_format: int = Field(2, ge=1, description="version of the schema; see `tables.TABLE_FORMAT`")
-    shards: dict[str, IndexedShard] = Field(description="copies by region/department")
+    shards: dict[ShardKey, IndexedShard] = Field(description="copies by region/department")
 
     @property
     def rows(self) -> int:

@@ -135,10 +135,14 @@ def s3_options(environ: Mapping[str, str]) -> dict[str, str]:
     return options
 
 
-def open_object_store(uri: str) -> ObjectStore:
-    """Open a folder or ``s3://bucket/prefix``, without connecting yet; raises `SettingsError`."""
+def open_object_store(uri: str, *, must_exist: bool = False) -> ObjectStore:
+    """Open a folder or ``s3://bucket/prefix``, without connecting yet; raises `SettingsError`.
+
+    Listing a folder that does not exist returns nothing, or raises `LakeUnavailable` if it `must_exist`; listing a
+    bucket that does not exist always raises.
+    """
     if not is_s3(uri):
-        return FolderObjectStore(folder_path(uri))
+        return FolderObjectStore(folder_path(uri), must_exist=must_exist)
     from obstore.store import S3Store
 
     bucket, prefix = split_s3(uri)
@@ -165,8 +169,9 @@ def open_object_store(uri: str) -> ObjectStore:
 class FolderObjectStore:
     """Objects as files. Safe between processes of one machine, and on shared file systems that support locks."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, must_exist: bool = False) -> None:
         self._root = root
+        self._must_exist = must_exist
 
     def get(self, key: str) -> StoredObject | None:
         """Read the file."""
@@ -198,6 +203,10 @@ class FolderObjectStore:
         """Walk the folder; hidden files are not objects."""
         entries: list[ObjectEntry] = []
         try:
+            if self._must_exist and not self._root.exists():
+                raise LakeUnavailable(
+                    f"the folder {self._root} does not exist; check {LAKE_SETTING}, or run `rag-assets backfill`"
+                )
             for folder, _, names in os.walk(self._root / prefix, onerror=_unless_absent):
                 for path in (Path(folder, name) for name in names if not name.startswith(".")):
                     with contextlib.suppress(FileNotFoundError):  # deleted since the listing

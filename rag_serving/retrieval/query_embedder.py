@@ -1,17 +1,25 @@
 """Vectors of questions: embedders are loaded once, and concurrent questions are embedded in batches."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from rag_serving.errors import EmbedderUnavailable, LakeCorrupt, LakeUnavailable, RagError
 from rag_serving.lake.embedders.base import Embedder
 from rag_serving.lake.object_store import ObjectStore
 
 MOST_TOGETHER = 32
+_RETRY_SECONDS = 10.0
 QUESTION_CUT = "question_cut_at_window"
 """Mark of a question that exceeds the embedding model's window."""
+
+_log = logging.getLogger(__name__)
 
 
 class QueryEmbedder:
@@ -50,31 +58,62 @@ class QueryEmbedder:
                 result.set_result(vector)
 
 
-class QueryEmbedders:
-    """The embedders of a lake by fingerprint, loaded on first use. Belongs to one event loop."""
+@dataclass(frozen=True, slots=True)
+class QuestionVectors:
+    """The vectors of one question by fingerprint."""
 
-    def __init__(self, objects: ObjectStore, load: Callable[[ObjectStore, str], Embedder]) -> None:
+    found: Mapping[str, npt.NDArray[np.float32]]
+    marks: tuple[str, ...] = ()
+    """A mark if a model's window cut the question."""
+    failed: frozenset[str] = frozenset()
+    """Fingerprints of embedders that do not work."""
+
+
+class QueryEmbedders:
+    """The embedders of a lake by fingerprint, loaded on first use. Belongs to one event loop.
+
+    An embedder that cannot be loaded is tried again after `_RETRY_SECONDS`, because a try reads all of its files.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        load: Callable[[ObjectStore, str], Embedder],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._objects = objects
         self._load = load
+        self._clock = clock
         self._loaded: dict[str, QueryEmbedder] = {}
+        self._failed: dict[str, tuple[float, EmbedderUnavailable]] = {}
         self._loading = asyncio.Lock()
 
     async def embedder(self, fingerprint: str) -> Embedder:
-        """Return a loaded embedder; raises `EmbedderUnavailable` or `LakeError`."""
+        """Return a loaded embedder; raises `EmbedderUnavailable` or `LakeUnavailable`."""
         return (await self._query_embedder(fingerprint)).embedder
 
-    async def vectors(
-        self, question: str, fingerprints: Iterable[str]
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], tuple[str, ...]]:
-        """Return the question's vectors by fingerprint, and a mark if a model's window cut the question."""
+    async def vectors(self, question: str, fingerprints: Iterable[str]) -> QuestionVectors:
+        """Embed the question with each of the embedders.
+
+        Raises `EmbedderUnavailable` or `LakeUnavailable` if none of them works.
+        """
         vectors: dict[str, npt.NDArray[np.float32]] = {}
         marks: tuple[str, ...] = ()
+        failed: dict[str, RagError] = {}
         for fingerprint in sorted(set(fingerprints)):
-            one = await self._query_embedder(fingerprint)
-            vectors[fingerprint] = await one.embed(question)
+            try:
+                one = await self._query_embedder(fingerprint)
+                vectors[fingerprint] = await one.embed(question)
+            except (EmbedderUnavailable, LakeUnavailable) as error:
+                failed[fingerprint] = error
+                _log.warning("shards of embedder %s are not searched: %s", fingerprint, error)
+                continue
             if not one.embedder.fits(question):
                 marks = (QUESTION_CUT,)
-        return vectors, marks
+        if failed and not vectors:
+            raise failed[min(failed)]
+        return QuestionVectors(vectors, marks, frozenset(failed))
 
     async def _query_embedder(self, fingerprint: str) -> QueryEmbedder:
         found = self._loaded.get(fingerprint)
@@ -82,6 +121,18 @@ class QueryEmbedders:
             async with self._loading:
                 found = self._loaded.get(fingerprint)
                 if found is None:
-                    embedder = await asyncio.to_thread(self._load, self._objects, fingerprint)
-                    found = self._loaded[fingerprint] = QueryEmbedder(embedder)
+                    found = self._loaded[fingerprint] = QueryEmbedder(await self._load_now(fingerprint))
         return found
+
+    async def _load_now(self, fingerprint: str) -> Embedder:
+        tried, known = self._failed.get(fingerprint, (-math.inf, None))
+        if known is not None and self._clock() - tried < _RETRY_SECONDS:
+            raise known
+        try:
+            embedder = await asyncio.to_thread(self._load, self._objects, fingerprint)
+        except (EmbedderUnavailable, LakeCorrupt) as error:
+            unavailable = EmbedderUnavailable(str(error))
+            self._failed[fingerprint] = self._clock(), unavailable
+            raise unavailable from error
+        self._failed.pop(fingerprint, None)
+        return embedder

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from rag_serving.errors import LakeUnavailable, RerankerUnavailable, first_line
+from rag_serving.errors import LakeError, LakeUnavailable, RerankerUnavailable, first_line
 from rag_serving.lake.catalog import Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry
 from rag_serving.lake.company_index import COMPANY
@@ -52,6 +52,11 @@ class SearchBackend(Protocol):
 
     def follow(self, snapshot: Snapshot) -> None:
         """Warm new versions of open tables in the background."""
+        ...
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows found that were invalid, or of a shard that was not asked for."""
         ...
 
     async def close(self) -> None:
@@ -103,7 +108,8 @@ class Searcher:
             targets, found = targets + instead, found + more.found
             failed, problem = failed + more.failed, more.problem or problem
         if problem is not None and len(failed) == len(targets):
-            raise LakeUnavailable(f"no shard could be searched: {first_line(problem)}; check RAG_LAKE_URI") from problem
+            # Lance's errors contain paths, which callers must not see; they are in the log.
+            raise LakeUnavailable("no shard could be searched; the log has the reason of each") from problem
         statistics = await self._statistics(found, snapshot)
         fused = fuse(query.question, found, vectors, query.depth, statistics)
         candidates = distinct(fused, MOST_RERANKED if self._reranker else query.k, query.per_document)
@@ -114,7 +120,7 @@ class Searcher:
         best = sorted(candidates, key=lambda c: -reranked[c.row["chunk_id"]]) if reranked is not None else candidates
         try:
             best = await self._engine.completed(best[: query.k])
-        except LANCE_ERRORS as error:  # a company table was deleted meanwhile
+        except (*LANCE_ERRORS, LakeError) as error:  # a company table was deleted meanwhile, or is damaged
             _log.warning("cannot read the company index, searching its shards directly: %s", first_line(error))
             hits, more = await self.search(query, vectors, entries, replace(snapshot, companies={}))
             names = (target.name for target in targets if target.folder == COMPANY)
@@ -159,6 +165,11 @@ class Searcher:
         ]
         if new:
             self._warming = asyncio.create_task(self._warm_all(new))
+
+    @property
+    def dropped_rows(self) -> int:
+        """Rows found that were invalid, or of a shard that was not asked for."""
+        return self._engine.dropped_rows
 
     async def close(self) -> None:
         """Stop the background warming and close the tables."""

@@ -230,6 +230,11 @@ class CompanySearcher:
     def follow(self, snapshot: Snapshot) -> None:
         """Do nothing."""
 
+    @property
+    def dropped_rows(self) -> int:
+        """Return zero."""
+        return 0
+
     async def close(self) -> None:
         """Do nothing."""
 
@@ -321,7 +326,7 @@ class World:
             cache_store=self._store,
             model=LanguageModel("signing", timeout=30, retries=0, max_tokens=50, completion=self._model),
             searcher=CompanySearcher(self._company),
-            load=lambda _objects, _fingerprint: WordEmbedder(),
+            load=lambda _objects, _fingerprint, **_: WordEmbedder(),
             clock=self._time,
         )
 

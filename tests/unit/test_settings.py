@@ -50,6 +50,7 @@ def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch
         "llm_concurrency": 2,
         "queue_limit": 5,
         "ask_deadline": 9.0,
+        "hosted_embedders": "acme/embed, other/embed",
         "min_evidence": 0.2,
         "catalog_refresh": 0.0,
         "search_concurrency": 3,

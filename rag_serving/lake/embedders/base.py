@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from rag_serving.errors import LakeCorrupt
+from rag_serving.errors import EmbedderUnavailable, LakeCorrupt
+from rag_serving.lake.field_types import FileName, Fingerprint, GraphInput, ModelName, Sha256
 from rag_serving.lake.object_store import ObjectStore
 
 if TYPE_CHECKING:
@@ -41,19 +42,21 @@ class EmbedderIdentity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: int = Field(1, ge=1, le=1)
-    model: str = Field(description="configured name of the model; for display, not part of the fingerprint")
-    weights_sha256: str = Field(min_length=64, max_length=64)
+    model: ModelName = Field(description="configured name of the model; for display, not part of the fingerprint")
+    weights_sha256: Sha256
     dimensions: int = Field(ge=1, le=65_536)
-    window: int = Field(ge=8, description="maximum tokens of an input, including special tokens")
+    window: int = Field(ge=8, le=1_000_000, description="maximum tokens of an input, including special tokens")
     pooling: str
     normalized: bool
     query_prompt: str = ""
     document_prompt: str = ""
     precision: str = Field("float", description="arithmetic: cosines of fp32 and bf16 exceed 0.9999, int8 differs")
     runtime: Literal["openvino", "litellm"] = Field("openvino", description="local graph (openvino) or API (litellm)")
-    inputs: tuple[str, ...] = Field((), description="names of the graph's inputs, in order")
-    files: dict[str, str] = Field(description="sha256 by file name")
-    self_test: tuple[float, ...] = Field(description="unit vector of SELF_TEST_TEXT by the reference implementation")
+    inputs: tuple[GraphInput, ...] = Field((), description="names of the graph's inputs, in order")
+    files: dict[FileName, Sha256] = Field(description="sha256 by file name")
+    self_test: tuple[FiniteFloat, ...] = Field(
+        description="unit vector of SELF_TEST_TEXT by the reference implementation"
+    )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -101,8 +104,22 @@ class Embedder(Protocol):
         ...
 
 
+def is_fingerprint(text: str) -> bool:
+    """Return whether the text can be the fingerprint of an embedder."""
+    try:
+        TypeAdapter(Fingerprint).validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
 def read_manifest(objects: ObjectStore, fingerprint: str) -> EmbedderIdentity | None:
-    """Return the identity of a stored embedder, or None; raises `LakeCorrupt`."""
+    """Return the identity of a stored embedder, or None; raises `LakeCorrupt`.
+
+    Raises `EmbedderUnavailable` for what is not a fingerprint, because it becomes a path.
+    """
+    if not is_fingerprint(fingerprint):
+        raise EmbedderUnavailable(f"{fingerprint[:80]!r} is not the fingerprint of an embedder: it has 32 hex digits")
     stored = objects.get(f"{MODELS}/{fingerprint}/{MANIFEST}")
     if stored is None:
         return None
@@ -142,8 +159,9 @@ def read_model_file(objects: ObjectStore, identity: EmbedderIdentity, name: str)
 def check_self_test(embedder: Embedder) -> float:
     """Return the cosine of the self-test's vector with the stored one; raises `LakeCorrupt` if it is too low."""
     vector = embedder.embed_documents([SELF_TEST_TEXT])[0]
-    cosine = float(vector @ np.asarray(embedder.identity.self_test, dtype=np.float32))
-    if cosine < SELF_TEST_COSINE:
+    stored = np.asarray(embedder.identity.self_test, dtype=np.float32)
+    cosine = float(vector @ stored) if vector.shape == stored.shape else 0.0
+    if not cosine >= SELF_TEST_COSINE:  # also if the model returns what is not a number
         raise LakeCorrupt(
             f"embedder {embedder.identity.fingerprint} fails its self-test (cosine {cosine:.4f}); export it again"
         )

@@ -27,6 +27,11 @@ Call = Callable[..., Any]
 """litellm.embedding or a replacement: takes model, input and options; its response has `data`."""
 
 
+def hosted_name(model: str) -> str:
+    """Return litellm's name of a model, given with or without `HOSTED`."""
+    return model.removeprefix(HOSTED)
+
+
 class HostedEmbedder:
     """A model called by litellm; its key is in the provider's usual variables. `call` replaces litellm's function."""
 
@@ -76,7 +81,7 @@ def embed_hosted(
     Raises `EmbedderUnavailable` after litellm's retries, and for a response of another shape.
     """
     call = call or _litellm_embedding()
-    name = model.removeprefix(HOSTED)
+    name = hosted_name(model)
     try:
         answer = call(model=name, input=list(texts), num_retries=_RETRIES, timeout=_TIMEOUT_SECONDS)
         vectors = np.asarray([item["embedding"] for item in _in_order(answer.data)], dtype=np.float32)

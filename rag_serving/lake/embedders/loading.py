@@ -1,6 +1,9 @@
 """Load an embedder by fingerprint."""
 
-from rag_serving.errors import EmbedderUnavailable
+import logging
+from collections.abc import Collection
+
+from rag_serving.errors import EmbedderUnavailable, LakeCorrupt, first_line
 from rag_serving.lake.embedders.base import (
     GRAPH,
     TOKENIZER,
@@ -10,9 +13,11 @@ from rag_serving.lake.embedders.base import (
     read_manifest,
     read_model_file,
 )
-from rag_serving.lake.embedders.hosted import HostedEmbedder
+from rag_serving.lake.embedders.hosted import HostedEmbedder, hosted_name
 from rag_serving.lake.embedders.openvino import OpenVinoEmbedder
 from rag_serving.lake.object_store import ObjectStore
+
+_log = logging.getLogger(__name__)
 
 
 def load_embedder(
@@ -22,11 +27,13 @@ def load_embedder(
     streams: int = 1,
     cores: int | None = None,
     low_priority: bool = False,
+    hosted: Collection[str] = (),
 ) -> Embedder:
     """Load an exported embedder from the lake; checks the hashes of its files and its self-test.
 
-    It uses no more than `cores`, or all of the machine. Raises `EmbedderUnavailable` if it does not exist, or
-    `LakeCorrupt` if a file is missing or altered.
+    It uses no more than `cores`, or all of the machine. `hosted` has litellm's names of the models that texts may be
+    sent to: the lake alone must not decide that. Raises `EmbedderUnavailable` if the embedder does not exist or may
+    not be used, or `LakeCorrupt` if a file is missing, altered or unusable.
     """
     identity = read_manifest(objects, fingerprint)
     if identity is None:
@@ -34,11 +41,24 @@ def load_embedder(
             f"the lake has no embedder {fingerprint}; materialize embedding_model, or set RAG_LAKE_URI to its lake"
         )
     if identity.runtime == "litellm":
+        name = hosted_name(identity.model)
+        if name not in hosted:
+            raise EmbedderUnavailable(
+                f"the lake wants to send texts to the hosted embedding model {name!r}; to allow that, set "
+                f"RAG_HOSTED_EMBEDDERS={','.join(sorted({*hosted, name}))}"
+            )
         embedder: Embedder = HostedEmbedder(identity)
-    else:
-        graph, weights, tokenizer = (read_model_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
+        check_self_test(embedder)
+        return embedder
+    graph, weights, tokenizer = (read_model_file(objects, identity, name) for name in (GRAPH, WEIGHTS, TOKENIZER))
+    try:
         embedder = OpenVinoEmbedder(
             identity, graph, weights, tokenizer, streams=streams, cores=cores, low_priority=low_priority
         )
-    check_self_test(embedder)
+        check_self_test(embedder)
+    except LakeCorrupt:
+        raise
+    except Exception as error:  # OpenVINO's and the tokenizer's errors have no common base class
+        _log.warning("cannot load embedder %s: %s", fingerprint, first_line(error))
+        raise LakeCorrupt(f"the files of embedder {fingerprint} cannot be loaded; export the model again") from error
     return embedder

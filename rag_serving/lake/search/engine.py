@@ -17,6 +17,7 @@ from rag_serving.errors import LakeError, LakeUnavailable, first_line
 from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN, CompanyRecord
 from rag_serving.lake.lance_errors import LANCE_ERRORS
 from rag_serving.lake.object_store import open_object_store
+from rag_serving.lake.search.admission import admitted
 from rag_serving.lake.search.fusion import ORIGIN, Candidate, Kind, Ranking
 from rag_serving.lake.search.parameters import CORRECTION_DEPTH, FILTERED_PROBES, REFINE
 from rag_serving.lake.search.plan import Target
@@ -76,6 +77,8 @@ class SearchEngine:
         self._connections: dict[str, lancedb.AsyncConnection] = {}
         self._statistics: dict[tuple[str, int], WordStatistics | None] = {}
         self._tables: OrderedDict[tuple[str, str, int], Any] = OrderedDict()
+        self.dropped_rows = 0
+        """Rows found that were invalid, or of a shard that was not asked for."""
 
     @property
     def open_tables(self) -> tuple[tuple[str, str, int], ...]:
@@ -99,7 +102,7 @@ class SearchEngine:
         failed: list[str] = []
         problem: Exception | None = None
         for target, result in zip(targets, results, strict=True):
-            if isinstance(result, (*LANCE_ERRORS, LakeUnavailable)):
+            if isinstance(result, (*LANCE_ERRORS, LakeError)):
                 failed.append(target.name)
                 problem = result
                 _log.warning("cannot search %s: %s", target.name, first_line(result))
@@ -135,14 +138,16 @@ class SearchEngine:
         rest: dict[str, Mapping[str, Any]] = {}
         for target, row_ids in wanted.items():
             table = await self._table(target)
+            columns = _last_columns(target)
             async with self._slots:
-                rows = await table.take_row_ids(row_ids).select(_last_columns(target)).to_arrow()
-            rest |= {row["chunk_id"]: row for row in rows.to_pylist()}
+                rows = await table.take_row_ids(row_ids).select(columns).to_arrow()
+            rest |= {row["chunk_id"]: row for row in self._admitted(rows, columns, target).to_pylist()}
         return [
             candidate
             if candidate.row[ORIGIN] is None
             else replace(candidate, row={**candidate.row, **rest[candidate.row["chunk_id"]]})
             for candidate in candidates
+            if candidate.row[ORIGIN] is None or candidate.row["chunk_id"] in rest
         ]
 
     async def warm(self, target: Target) -> None:
@@ -184,7 +189,7 @@ class SearchEngine:
             runs.append(self._nearest(table, query, vector, target, where))
         if query.mode != "vector":
             matching = self._matching_alone if alone else self._matching
-            runs.append(matching(table, query, target, where, with_vector=vector is not None))
+            runs.append(matching(table, query, target, where, dimensions=None if vector is None else len(vector)))
         return list(await asyncio.gather(*runs))
 
     async def _nearest(
@@ -203,28 +208,37 @@ class SearchEngine:
         if where:
             # Search further partitions while too few rows match the filter.
             search = search.where(where).minimum_nprobes(probes).maximum_nprobes(0)
-        return await self._ranking("vector", search, target)
+        return await self._ranking("vector", search, target, _columns(target))
 
     async def _matching(
-        self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool, words: tuple[str, ...] = ()
+        self,
+        table: Any,
+        query: Query,
+        target: Target,
+        where: str,
+        *,
+        dimensions: int | None,
+        words: tuple[str, ...] = (),
     ) -> Ranking:
-        columns = [*_columns(target), *(["vector"] if with_vector else []), "_score"]
+        """Search by words; `dimensions` are those of the question's vector, if it has one for this table."""
+        columns = [*_columns(target), *([] if dimensions is None else ["vector"])]
         if target.format < _WORDS_FORMAT:
             match = _match(query.question, "text")
         else:
             words = words or question_words(query.question, target.languages).words
             columns += _TEXT_COLUMNS
             match = _match(" ".join(words), "words")
-        search = table.query().nearest_to_text(match).limit(query.depth).select(columns)
-        ranking = await self._ranking("text", search.where(where) if where else search, target)
+        search = table.query().nearest_to_text(match).limit(query.depth).select([*columns, "_score"])
+        search = search.where(where) if where else search
+        ranking = await self._ranking("text", search, target, columns, dimensions)
         return replace(ranking, words=words)
 
     async def _matching_alone(
-        self, table: Any, query: Query, target: Target, where: str, *, with_vector: bool
+        self, table: Any, query: Query, target: Target, where: str, *, dimensions: int | None
     ) -> Ranking:
         """Search the only table by words, and correct them while the vectors are searched."""
-        ranking = await self._matching(table, query, target, where, with_vector=with_vector)
-        return await self._corrected(query, target, ranking, [ranking.rows], with_vector=with_vector)
+        ranking = await self._matching(table, query, target, where, dimensions=dimensions)
+        return await self._corrected(query, target, ranking, [ranking.rows], dimensions=dimensions)
 
     async def _correct(
         self,
@@ -240,18 +254,19 @@ class SearchEngine:
         tables = [found[place].rows for place in by_words]
 
         async def replaced(place: int, target: Target) -> None:
-            with_vector = vectors.get(target.fingerprint) is not None
-            found[place] = await self._corrected(query, target, found[place], tables, with_vector=with_vector)
+            vector = vectors.get(target.fingerprint)
+            dimensions = None if vector is None else len(vector)
+            found[place] = await self._corrected(query, target, found[place], tables, dimensions=dimensions)
 
         results = await asyncio.gather(*(replaced(*item) for item in by_words.items()), return_exceptions=True)
         for result in results:
-            if isinstance(result, LANCE_ERRORS):
+            if isinstance(result, (*LANCE_ERRORS, LakeError)):
                 _log.warning("cannot look for another spelling: %s", first_line(result))
             elif isinstance(result, BaseException):
                 raise result
 
     async def _corrected(
-        self, query: Query, target: Target, ranking: Ranking, tables: Sequence[Any], *, with_vector: bool
+        self, query: Query, target: Target, ranking: Ranking, tables: Sequence[Any], *, dimensions: int | None
     ) -> Ranking:
         """Return the ranking by the words as the table spells them, if no row of `tables` has them as they are."""
         unknown = misspelt(ranking.words, tables)
@@ -260,19 +275,31 @@ class SearchEngine:
         table, where = await self._table(target), _where(query, target)
         # Lance's fuzzy search of all words would find everything. It counts two swapped letters as two edits.
         fuzzy = _match(" ".join(unknown), "words", fuzziness=2, prefix_length=1)
-        search = table.query().nearest_to_text(fuzzy).limit(CORRECTION_DEPTH).select(["words", "_score"])
-        similar = await self._ranking("text", search.where(where) if where else search, target)
+        columns = ["words", *([SHARD_COLUMN] if target.folder == COMPANY else ["region", "department"])]
+        search = table.query().nearest_to_text(fuzzy).limit(CORRECTION_DEPTH).select([*columns, "_score"])
+        similar = await self._ranking("text", search.where(where) if where else search, target, columns)
         right = corrections(unknown, similar.rows)
         if not right:
             return ranking
         spelt = tuple(right.get(word, word) for word in ranking.words)
-        return await self._matching(table, query, target, where, with_vector=with_vector, words=spelt)
+        return await self._matching(table, query, target, where, dimensions=dimensions, words=spelt)
 
-    async def _ranking(self, kind: Kind, search: Any, target: Target) -> Ranking:
+    async def _ranking(
+        self, kind: Kind, search: Any, target: Target, columns: Sequence[str], dimensions: int | None = None
+    ) -> Ranking:
         late = target.folder == COMPANY
         async with self._slots:
             rows = await (search.with_row_id() if late else search).to_arrow()
+        rows = self._admitted(rows, columns, target, dimensions)
         return Ranking(kind, target.fingerprint, rows, target if late else None, target.read)
+
+    def _admitted(self, rows: Any, columns: Sequence[str], target: Target, dimensions: int | None = None) -> Any:
+        kept = admitted(rows, columns, target.shards, dimensions)
+        dropped = rows.num_rows - kept.num_rows
+        if dropped:
+            self.dropped_rows += dropped
+            _log.error("dropped %d rows of %s that are invalid or of other shards", dropped, target.table)
+        return kept
 
     async def _table(self, target: Target) -> Any:
         key = (target.folder, target.table, target.version)

@@ -1,7 +1,7 @@
 """Choose the tables to search for a scope. Pure functions."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rag_serving.lake.catalog_entry import CatalogEntry, Publication
@@ -22,6 +22,8 @@ class Target:
     version: int
     fingerprint: str
     format: int
+    shards: frozenset[str]
+    """Shards that its rows may be of, as ``region/department``."""
     scope: str | None = None
     probes: int = PROBES
     name: str = ""
@@ -79,10 +81,16 @@ def publication_target(shard: Shard, published: Publication) -> Target:
         published.version,
         published.fingerprint,
         published.table_format,
+        frozenset({shard.key}),
         name=f"shard_unavailable:{shard}",
         languages=main_languages(published.languages),
         read=published.embedder_reads,
     )
+
+
+def not_searched(entries: Iterable[CatalogEntry], fingerprints: Collection[str]) -> tuple[str, ...]:
+    """Return the mark of each shard with vectors of one of these embedders."""
+    return tuple(shard_target(entry).name for entry in entries if entry.current.fingerprint in fingerprints)
 
 
 def main_languages(chunks: Mapping[str, int]) -> tuple[str, ...]:
@@ -95,7 +103,7 @@ def main_languages(chunks: Mapping[str, int]) -> tuple[str, ...]:
 def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None) -> Target:
     """Return the target of a company table, filtered by shards (None: all of it) with the shorter of two filters."""
     filled = {key for key, other in record.shards.items() if other.chunks}
-    keys = filled if indexed is None else {entry.shard.key for entry in indexed}
+    keys = frozenset(filled if indexed is None else {entry.shard.key for entry in indexed})
     others = filled - keys
     scope: str | None = None
     probes = COMPANY_PROBES
@@ -114,6 +122,7 @@ def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None
         record.version,
         record.fingerprint,
         record.table_format,
+        keys,
         scope,
         probes,
         name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def test_doctor_tells_what_works_and_what_the_model_says_is_wrong(sample_lake: s
     assert "Incorrect API key" in wrong.stdout
 
 
+def test_doctor_tells_a_missing_lake_from_an_empty_one(tmp_path: Path) -> None:
+    for lake, problem in ((tmp_path, ", which exists"), (tmp_path / "none", " does not exist")):
+        result = run("doctor", RAG_LAKE_URI=str(lake))
+        assert result.returncode == 1
+        assert re.search(rf"FAILED  lake: .*{lake}{problem}", result.stdout)
+
+
 def test_search_prints_each_passage_with_its_rank_and_source(sample_lake: str) -> None:
     result = run("search", BRATTHOLM, "-k", "2", RAG_LAKE_URI=sample_lake)
     assert result.returncode == 0, result.stderr
@@ -160,7 +168,7 @@ def test_invalid_input_exits_with_status_2_and_a_named_error(
         ({"RAG_REDIS_URL": "redis://:correct-horse@127.0.0.1:banana/0"}, "SettingsError"),
         ({"RAG_LAKE_URI": "gs://bucket/lake"}, "SettingsError: RAG_LAKE_URI: gs:// is not supported"),
         ({"RAG_LAKE_URI": "s3:/bucket/lake"}, "SettingsError: RAG_LAKE_URI: s3:/ is not supported"),
-        ({"RAG_LAKE_URI": "/no/such/lake"}, "UnknownScope"),
+        ({"RAG_LAKE_URI": "/no/such/lake"}, "LakeUnavailable: the folder /no/such/lake does not exist"),
         ({"RAG_LAKE_URI": "/dev/null/lake"}, "LakeUnavailable"),
         (
             {"RAG_LAKE_URI": "s3://bucket/lake", "AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_REGION": "x"},

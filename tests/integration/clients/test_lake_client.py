@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 import pytest
 
+from rag_assets.storage.search_indexes import index_words
 from rag_serving import ShardInfo
 from rag_serving.answering.generation import LanguageModel
 from rag_serving.clients.base import BaseRagClient
@@ -27,11 +28,11 @@ from rag_serving.errors import (
     InvalidArgument,
     InvalidQuestion,
     InvalidShardName,
-    LakeCorrupt,
     LakeUnavailable,
     UnknownScope,
 )
 from rag_serving.events import Done, Event
+from rag_serving.lake.object_store import FolderObjectStore, StoredObject
 from rag_serving.lake.search.words import indexed_words
 from rag_serving.results import Hit
 from rag_serving.settings import ServingSettings
@@ -375,13 +376,44 @@ def test_a_question_longer_than_the_models_window_is_answered_and_marked(rag: Ra
 # When a part of the lake is missing or broken.
 
 
-def test_a_lake_that_does_not_exist_has_nothing_published(tmp_path: Path) -> None:
+def test_a_folder_that_does_not_exist_is_unavailable(tmp_path: Path) -> None:
     with open_client(str(tmp_path / "nowhere")) as client:
+        for question in (client.search, client.ask):
+            with pytest.raises(LakeUnavailable, match=r"the folder /.*/nowhere does not exist; check RAG_LAKE_URI"):
+                question(BRATTHOLM)
+        with pytest.raises(LakeUnavailable):
+            client.shards()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_an_empty_folder_is_a_lake_with_nothing_published(tmp_path: Path) -> None:
+    with open_client(str(tmp_path)) as client:
         assert client.shards() == []
         for question in (client.search, client.ask):
-            with pytest.raises(UnknownScope, match=r"nothing is published in /.*/nowhere; check RAG_LAKE_URI"):
+            with pytest.raises(UnknownScope, match=r"nothing is published in /.*; check RAG_LAKE_URI"):
                 question(BRATTHOLM)
-    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("remove", [shutil.rmtree, lambda lake: [shutil.rmtree(part) for part in lake.iterdir()]])
+def test_a_lake_that_vanishes_is_unavailable_and_its_error_locates_it_only_for_callers_who_see_everything(
+    own_lake: Path, remove: Callable[[Path], Any]
+) -> None:
+    with open_client(str(own_lake), catalog_refresh=0) as client:
+        assert len(client.shards()) == 11
+        remove(own_lake)
+        for _ in range(2):
+            with pytest.raises(LakeUnavailable, match=str(own_lake)):
+                client.search(BRATTHOLM)
+            with pytest.raises(LakeUnavailable) as caught:
+                client.search(BRATTHOLM, within=["*/*"])
+            assert str(own_lake) not in str(caught.value)
+
+
+def test_retiring_every_shard_leaves_a_lake_with_nothing_published(own_lake: Path) -> None:
+    with open_client(str(own_lake), catalog_refresh=0) as client:
+        assert len(client.shards()) == 11
+        shutil.rmtree(own_lake / "catalog")
+        assert client.shards() == []
 
 
 def test_a_bucket_that_does_not_exist_is_unavailable(s3_environment: str) -> None:
@@ -475,8 +507,126 @@ def test_a_lost_table_degrades_wide_searches_and_fails_a_search_of_its_shard_onl
         assert answer.degraded == ("shard_unavailable:oslo/engineering",)
         assert client.ask(BRATTHOLM).cache == "miss"  # a degraded answer is not cached
         for question in (client.search, client.ask):
-            with pytest.raises(LakeUnavailable, match="no shard could be searched"):
+            with pytest.raises(LakeUnavailable, match="no shard could be searched") as caught:
                 question(BRATTHOLM, regions=["oslo"], departments=["engineering"])
+            assert str(own_lake) not in str(caught.value)
+
+
+def with_another_embedder(lake: Path, shard: str) -> None:
+    """Make the catalog say that the vectors of a shard are of an embedder that the lake lacks."""
+    path = lake / "catalog" / f"{shard.replace('/', '.')}.json"
+    entry = json.loads(path.read_text())
+    entry["current"]["fingerprint"] = "f" * 32
+    path.write_text(json.dumps(entry))
+
+
+def test_a_shard_whose_embedder_does_not_load_is_left_out_and_the_others_answer(own_lake: Path) -> None:
+    lost = "shard_unavailable:oslo/people"
+    with open_client(str(own_lake), catalog_refresh=0) as client:
+        whole = client.ask(BRATTHOLM)
+        assert client.ask(BRATTHOLM).cache == "exact"
+        with_another_embedder(own_lake, "oslo/people")
+        hits = client.search(BRATTHOLM)
+        assert len(hits) == 8
+        assert "oslo/people" not in {hit.shard for hit in hits}
+        assert hits.degraded == (lost,)
+        for _ in range(2):  # neither stored nor replaced by what was stored before
+            answer = client.ask(BRATTHOLM)
+            assert (answer.cache, answer.degraded, answer.entry) == ("miss", (lost,), None)
+        assert answer.text == whole.text
+        assert client.search(BRATTHOLM, regions=["lisbon"]).degraded == ()
+        assert client.search(BRATTHOLM, mode="text").degraded == ()
+        for question in (client.search, client.ask):
+            with pytest.raises(EmbedderUnavailable, match="no embedder"):
+                question(BRATTHOLM, regions=["oslo"], departments=["people"])
+
+
+def test_a_paraphrase_is_not_served_from_the_cache_while_a_shard_of_its_scope_is_left_out(own_lake: Path) -> None:
+    with open_client(str(own_lake), catalog_refresh=0) as client:
+        client.ask(BRATTHOLM)
+        paraphrase = "What caused the Brattholm outage in November 2023?"
+        assert client.ask(paraphrase).cache == "semantic"
+        with_another_embedder(own_lake, "oslo/people")
+        answer = client.ask(paraphrase)
+    assert (answer.cache, answer.degraded) == ("miss", ("shard_unavailable:oslo/people",))
+
+
+def test_an_unreadable_catalog_object_leaves_out_its_shard_only(own_lake: Path) -> None:
+    class Objects(FolderObjectStore):
+        failing = True
+
+        def get(self, key: str) -> StoredObject | None:
+            if self.failing and key == "catalog/oslo.people.json":
+                raise LakeUnavailable("cannot read it")
+            return super().get(key)
+
+    objects = Objects(own_lake)
+    with RagClient(lambda: AsyncRagClient(settings(str(own_lake), catalog_refresh=0), objects=objects)) as client:
+        assert client.search(BRATTHOLM).degraded == ("catalog_broken:oslo/people",)
+        objects.failing = False
+        assert client.search(BRATTHOLM).degraded == ()
+
+
+def rewritten(lake: Path, shard: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Replace the table of a shard by a changed one with the same indexes, and publish it."""
+    import lancedb
+
+    database = lancedb.connect(str(lake / "shards"))
+    name = shard.replace("/", ".")
+    table = database.create_table(name, change(database.open_table(name).to_arrow()), mode="overwrite")
+    index_words(table)
+    path = lake / "catalog" / f"{name}.json"
+    entry = json.loads(path.read_text())
+    entry["current"]["version"] = table.version
+    path.write_text(json.dumps(entry))
+
+
+def replaced(name: str, values: Callable[[pa.Table], pa.Array]) -> Callable[[pa.Table], pa.Table]:
+    def change(rows: pa.Table) -> pa.Table:
+        return rows.set_column(rows.schema.get_field_index(name), name, values(rows))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replaced("region", lambda rows: pa.array(["lisbon"] * rows.num_rows)),
+        replaced("title", lambda rows: pa.nulls(rows.num_rows, pa.string())),
+        replaced("heading_path", lambda rows: pa.array([[None]] * rows.num_rows, pa.list_(pa.string()))),
+        replaced("modified_at", lambda rows: pa.array([2**60] * rows.num_rows, pa.timestamp("us", "UTC"))),
+    ],
+    ids=["of another shard", "without a title", "with an empty heading", "of no year"],
+)
+def test_invalid_rows_and_those_of_other_shards_are_dropped_and_counted(
+    own_lake: Path, change: Callable[[pa.Table], pa.Table], caplog: pytest.LogCaptureFixture
+) -> None:
+    rewritten(own_lake, "oslo/engineering", change)
+    with open_client(str(own_lake)) as client:
+        hits = client.search(BRATTHOLM)
+        assert len(hits) == 8
+        assert not any("brattholm-outage" in hit.path for hit in hits)
+        assert client.stats()["dropped_rows"] > 0
+    assert "rows of oslo.engineering that are invalid or of other shards" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows.drop_columns(["title"]),
+        replaced("title", lambda rows: pa.array([7] * rows.num_rows)),
+        replaced("vector", lambda rows: pa.array([[1.0] * 3] * rows.num_rows, pa.list_(pa.float32(), 3))),
+    ],
+    ids=["missing", "of another type", "of other dimensions"],
+)
+def test_a_table_with_a_wrong_column_leaves_out_its_shard_only(
+    own_lake: Path, change: Callable[[pa.Table], pa.Table]
+) -> None:
+    rewritten(own_lake, "oslo/engineering", change)
+    with open_client(str(own_lake)) as client:
+        hits = client.search(BRATTHOLM)
+    assert len(hits) == 8
+    assert hits.degraded == ("shard_unavailable:oslo/engineering",)
 
 
 def flip_last_byte(path: Path) -> None:
@@ -502,7 +652,7 @@ def test_altered_embedder_files_are_rejected(own_lake: Path, name: str, damage: 
     damage(path)
     with open_client(str(own_lake)) as client:
         for question in (client.search, client.ask):
-            with pytest.raises(LakeCorrupt, match="export"):
+            with pytest.raises(EmbedderUnavailable, match="export"):
                 question(BRATTHOLM)
 
 
@@ -511,7 +661,7 @@ def test_an_embedder_that_fails_its_self_test_is_rejected(own_lake: Path) -> Non
     manifest = json.loads(path.read_text())
     manifest["self_test"] = [-value for value in manifest["self_test"]]
     path.write_text(json.dumps(manifest))
-    with open_client(str(own_lake)) as client, pytest.raises(LakeCorrupt, match="self-test"):
+    with open_client(str(own_lake)) as client, pytest.raises(EmbedderUnavailable, match="self-test"):
         client.search(BRATTHOLM)
 
 

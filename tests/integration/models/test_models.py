@@ -247,11 +247,24 @@ def test_a_hosted_model_is_exported_once_and_fails_its_self_test_after_a_change(
     export = ensure_exported(objects, "litellm:acme/embed")
     assert (export.identity.runtime, export.identity.dimensions, export.identity.window) == ("litellm", 8, 512)
     assert ensure_exported(objects, "litellm:acme/embed").created is False
-    embedder = load_embedder(objects, export.identity.fingerprint)
+    embedder = load_embedder(objects, export.identity.fingerprint, hosted=["acme/embed"])
     assert embedder.embed_query("How long?").shape == (8,)
     api.change = 100.0
     with pytest.raises(LakeCorrupt, match="fails its self-test"):
-        load_embedder(objects, export.identity.fingerprint)
+        load_embedder(objects, export.identity.fingerprint, hosted=["acme/embed"])
+
+
+def test_the_lake_alone_cannot_send_texts_to_a_hosted_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Api()
+    monkeypatch.setattr("rag_serving.lake.embedders.hosted._litellm_embedding", lambda: api)
+    objects = open_object_store(str(tmp_path))
+    fingerprint = ensure_exported(objects, "litellm:acme/embed").identity.fingerprint
+    asked = len(api.asked)
+    with pytest.raises(EmbedderUnavailable, match=r"set RAG_HOSTED_EMBEDDERS=acme/embed$"):
+        load_embedder(objects, fingerprint)
+    with pytest.raises(EmbedderUnavailable, match=r"set RAG_HOSTED_EMBEDDERS=acme/embed,other/embed$"):
+        load_embedder(objects, fingerprint, hosted=["other/embed"])
+    assert len(api.asked) == asked
 
 
 def test_a_shard_can_be_indexed_and_searched_with_a_hosted_model(
@@ -265,11 +278,14 @@ def test_a_shard_can_be_indexed_and_searched_with_a_hosted_model(
     assert table is not None
     assert table.schema.field("vector").type.list_size == 8
 
-    async def ask() -> str:
-        async with AsyncRagClient(ServingSettings.model_validate({"lake_uri": settings.lake_uri})) as rag:
+    async def ask(**values: str) -> str:
+        values = {"lake_uri": settings.lake_uri, **values}
+        async with AsyncRagClient(ServingSettings.model_validate(values)) as rag:
             return (await rag.search("How long is parental leave?", regions=["oslo"], k=1))[0].text
 
-    assert asyncio.run(ask()) == "Parental leave is 49 weeks."
+    assert asyncio.run(ask(hosted_embedders="acme/embed")) == "Parental leave is 49 weeks."
+    with pytest.raises(EmbedderUnavailable, match="RAG_HOSTED_EMBEDDERS=acme/embed"):
+        asyncio.run(ask())
 
 
 def test_an_e5_model_s_prompts_are_known_although_its_files_do_not_name_them(tmp_path: Path) -> None:
