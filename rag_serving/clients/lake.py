@@ -128,8 +128,12 @@ class AsyncRagClient(BaseRagClient):
         return cls(ServingSettings.from_env())
 
     async def health(self) -> Health:
-        """Check that questions can be answered; raises `LakeError` if the lake cannot be read."""
+        """Check that questions can be answered, and load the embedders for it.
+
+        Raises `LakeUnavailable` if the lake cannot be read, or `EmbedderUnavailable` if no embedder can be loaded.
+        """
         snapshot = await self._snapshot()
+        await self._embedders.check({entry.current.fingerprint for entry in snapshot.entries.values()})
         return Health(
             shards=len(snapshot.entries),
             cache=await self._cache.store.state(),

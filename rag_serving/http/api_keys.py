@@ -78,7 +78,7 @@ class ApiKeyFile(BaseModel):
 
 
 class ApiKeys:
-    """Looks up keys in a file, and notices within a second when it changes. Thread-safe.
+    """Looks up keys in a file. A new key is valid at once, other changes within a second. Thread-safe.
 
     If the file breaks or disappears later, the keys that were read last stay valid: callers notice nothing, and
     operators learn it from one line of log and from `problem`.
@@ -102,9 +102,10 @@ class ApiKeys:
 
     def find(self, presented: str) -> ApiKey | None:
         """Return the presented key, or None if it is unknown or revoked. Compares in constant time."""
-        if self._clock() - self._checked >= _CHECK_SECONDS:
-            self._read_and_report()
         match = _KEY.fullmatch(presented)
+        is_new = match is not None and match[1] not in self._keys
+        if is_new or self._clock() - self._checked >= _CHECK_SECONDS:
+            self._read_and_report()
         key = self._keys.get(match[1]) if match else None
         digest = hashlib.sha256((match[2] if match else presented).encode("utf-8", "replace")).hexdigest()
         same = hmac.compare_digest(digest, key.sha256 if key is not None else _NOBODY)

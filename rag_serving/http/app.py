@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Request, Security
+from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -42,7 +42,14 @@ from rag_serving.http.metrics import Metrics
 from rag_serving.http.middleware import UNLIMITED, RequestLimits
 from rag_serving.http.operations import operations
 from rag_serving.http.rate_limits import RateLimits
-from rag_serving.http.service import Allowed, Client, Service, notice_before_stopping, report_regularly, service_of
+from rag_serving.http.service import (
+    Allowed,
+    Service,
+    load_models,
+    notice_before_stopping,
+    report_regularly,
+    service_of,
+)
 from rag_serving.http.settings import HttpSettings
 from rag_serving.http.streams import EVENT_STREAM, CallerLeft, answer_of, begun, chained, streamed, while_connected
 from rag_serving.http.watching import RequestsInProgress
@@ -118,9 +125,10 @@ def create_app(
                 service = Service(client, authenticator, metrics, rates, settings, Connections(settings))
                 app.state.service = service
                 notice_before_stopping(service)
-                reporting = asyncio.create_task(report_regularly(service))
+                background = [asyncio.create_task(report_regularly(service)), asyncio.create_task(load_models(service))]
                 yield {CONNECTIONS: service.connections}
-                reporting.cancel()
+                for task in background:
+                    task.cancel()
                 service.watch.close()
         finally:
             await rates.close()
@@ -156,6 +164,12 @@ def create_app(
     app.include_router(operations)
     return app
 
+
+async def _client_of(request: Request) -> AsyncRagClient:  # async, because FastAPI runs other dependencies in a thread
+    return service_of(request).client
+
+
+Client = Annotated[AsyncRagClient, Depends(_client_of)]
 
 # For the OpenAPI description only; `auth.Authenticator` does the authentication.
 _BEARER = HTTPBearer(auto_error=False, description="an API key, created by rag-serving keys create")

@@ -1,5 +1,6 @@
 """Authentication of requests by API key, and the rate limits of keys."""
 
+import asyncio
 import logging
 import time
 from collections import OrderedDict
@@ -15,6 +16,9 @@ from rag_serving.http.rate_limits import RateLimits
 _REFUSAL_SECONDS = 60.0
 """Seconds until the log may say again that an address is refused."""
 _MOST_ADDRESSES = 10_000
+_DELAY_SECONDS = 1.0
+_MOST_DELAYED = 100
+"""Requests that are delayed at a time before they are refused."""
 
 _log = logging.getLogger(__name__)
 
@@ -31,8 +35,9 @@ class Principal:
 class Authenticator:
     """Authenticates callers by API key; without keys, all callers share one identity.
 
-    Wrong keys are rate-limited and logged per address. A valid key is always accepted, because the address may be a
-    proxy's.
+    Wrong keys are rate-limited and logged per address. Beyond the limit, they are refused after `delay` seconds, so
+    that a stranger who tries again at once does not fill the event loop. A valid key is always accepted, because the
+    address may be a proxy's.
     """
 
     def __init__(
@@ -41,14 +46,22 @@ class Authenticator:
         rates: RateLimits,
         *,
         failed_per_minute: int,
+        delay: float = _DELAY_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
         self._rates = rates
         self._failed_per_minute = failed_per_minute
         self._clock = clock
+        self._delay = delay
+        self._delayed = 0
         self._refused: OrderedDict[str, float] = OrderedDict()
         """When the log said last that an address is refused, oldest first."""
+
+    @property
+    def key_file_broken(self) -> bool:
+        """Whether the key file cannot be used, so that the keys read last stay valid."""
+        return self._keys is not None and self._keys.problem is not None
 
     async def authenticate(self, connection: HTTPConnection) -> Principal:
         """Return the caller of a request; raises `NotAllowed` or `TooManyRequests`."""
@@ -80,4 +93,10 @@ class Authenticator:
             if len(self._refused) > _MOST_ADDRESSES:
                 self._refused.popitem(last=False)
             _log.warning("refusing wrong API keys from %s: more than %d in a minute", address, limit)
+        if self._delayed < _MOST_DELAYED:
+            self._delayed += 1
+            try:
+                await asyncio.sleep(self._delay)
+            finally:
+                self._delayed -= 1
         raise TooManyRequests(f"too many wrong API keys from this address; retry in {wait} s", wait)

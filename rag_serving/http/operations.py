@@ -1,5 +1,6 @@
 """Routes for operators and browsers: probes, metrics, the description of the routes, and the page."""
 
+import asyncio
 from importlib.resources import files
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from rag_serving.api_schemas import NotReady
 from rag_serving.errors import RagError
-from rag_serving.http.service import Client, service_of
+from rag_serving.http.service import service_of
 
 _PAGE = Path(__file__).with_name("page")
 _SWAGGER = Path(str(files("fastapi_offline"))) / "static"
@@ -24,6 +25,9 @@ _SAFE = {
     "cache-control": "no-cache",
 }
 
+_PROBE_SECONDS = 4.0
+"""Seconds after which a probe fails; less than the time limit of the probes in the Helm chart."""
+
 operations = APIRouter(include_in_schema=False)
 
 
@@ -34,17 +38,27 @@ async def healthz() -> dict[str, str]:
 
 
 @operations.get("/readyz")
-async def readyz(request: Request, client: Client) -> JSONResponse:
-    """Report whether questions can be answered, and the state of the cache."""
-    if service_of(request).stopping:
-        return JSONResponse(NotReady(problem="Stopping").model_dump(), 503)
+async def readyz(request: Request) -> JSONResponse:
+    """Report whether questions would be answered, and the state of the cache."""
+    service = service_of(request)
+    problem, state = "", {}
     try:
-        health = await client.health()
+        async with asyncio.timeout(_PROBE_SECONDS):
+            health = await service.client.health()
+        state = {"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model}
+        problem = "" if health.shards else "NothingPublished"
     except RagError as error:
-        return JSONResponse(NotReady(problem=type(error).__name__).model_dump(), 503)
-    if client.is_starting:
-        return JSONResponse(NotReady(problem="Starting").model_dump(), 503)
-    return JSONResponse({"ready": True, "shards": health.shards, "cache": health.cache, "model": health.model})
+        problem = type(error).__name__
+    except TimeoutError:
+        problem = "TooSlow" if service.was_ready else "Starting"
+    if service.stopping:
+        problem = "Stopping"
+    elif service.client.is_starting:
+        problem = problem or "Starting"
+    if problem:
+        return JSONResponse(NotReady(problem=problem).model_dump(), 503)
+    service.was_ready = True
+    return JSONResponse(state)
 
 
 @operations.get("/metrics")

@@ -3,18 +3,22 @@
 import asyncio
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from rag_serving.clients.lake import AsyncRagClient
+from rag_serving.errors import RagError
 from rag_serving.http.auth import Authenticator, Principal
 from rag_serving.http.connections import Connections
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.rate_limits import RateLimits
 from rag_serving.http.settings import HttpSettings
 from rag_serving.http.watching import LoopWatch
+
+if TYPE_CHECKING:
+    from rag_serving.clients.lake import AsyncRagClient
 
 _REPORT_SECONDS = 5.0
 """Interval at which a process updates its gauges, which another process may be asked for."""
@@ -24,7 +28,7 @@ _REPORT_SECONDS = 5.0
 class Service:
     """State that the routes share; create it on the event loop."""
 
-    client: AsyncRagClient
+    client: "AsyncRagClient"
     authenticator: Authenticator
     metrics: Metrics
     rates: RateLimits
@@ -33,10 +37,17 @@ class Service:
     watch: LoopWatch = field(default_factory=LoopWatch)
     stopping: bool = False
     """Whether the process was told to stop and will refuse connections soon."""
+    was_ready: bool = False
+    """Whether a question could have been answered before."""
 
     def report(self) -> None:
         """Update the metrics."""
-        states = {"connections": self.connections.open, "loop_blocked": self.watch.blocked, **self.client.states()}
+        states = {
+            "connections": self.connections.open,
+            "loop_blocked": self.watch.blocked,
+            "key_file_broken": self.authenticator.key_file_broken,
+            **self.client.states(),
+        }
         self.metrics.follow(self.client.stats(), self.connections.closed, states)
 
 
@@ -53,11 +64,10 @@ async def _caller_of(request: Request) -> Principal:
 Allowed = Annotated[Principal, Depends(_caller_of)]
 
 
-async def _client_of(request: Request) -> AsyncRagClient:  # async, because FastAPI runs other dependencies in a thread
-    return service_of(request).client
-
-
-Client = Annotated[AsyncRagClient, Depends(_client_of)]
+async def load_models(service: Service) -> None:
+    """Load what the first question would otherwise wait for; a problem is left to the readiness probe."""
+    with suppress(RagError):
+        await service.client.health()
 
 
 async def report_regularly(service: Service) -> None:

@@ -87,7 +87,20 @@ class QueryEmbedders:
         self._clock = clock
         self._loaded: dict[str, QueryEmbedder] = {}
         self._failed: dict[str, tuple[float, EmbedderUnavailable]] = {}
-        self._loading = asyncio.Lock()
+        self._loading: dict[str, asyncio.Task[QueryEmbedder]] = {}
+
+    async def check(self, fingerprints: Iterable[str]) -> None:
+        """Load the embedders; raises `EmbedderUnavailable` or `LakeUnavailable` if none of them works."""
+        problem: RagError | None = None
+        loaded = 0
+        for fingerprint in sorted(set(fingerprints)):
+            try:
+                await self._query_embedder(fingerprint)
+                loaded += 1
+            except (EmbedderUnavailable, LakeUnavailable) as error:
+                problem = problem or error
+        if problem is not None and not loaded:
+            raise problem
 
     async def embedder(self, fingerprint: str) -> Embedder:
         """Return a loaded embedder; raises `EmbedderUnavailable` or `LakeUnavailable`."""
@@ -117,14 +130,15 @@ class QueryEmbedders:
 
     async def _query_embedder(self, fingerprint: str) -> QueryEmbedder:
         found = self._loaded.get(fingerprint)
-        if found is None:
-            async with self._loading:
-                found = self._loaded.get(fingerprint)
-                if found is None:
-                    found = self._loaded[fingerprint] = QueryEmbedder(await self._load_now(fingerprint))
-        return found
+        if found is not None:
+            return found
+        loading = self._loading.get(fingerprint)
+        if loading is None:
+            loading = self._loading[fingerprint] = asyncio.create_task(self._load_now(fingerprint))
+            loading.add_done_callback(lambda _: self._loading.pop(fingerprint))
+        return await asyncio.shield(loading)  # others wait for it, too, when this caller leaves
 
-    async def _load_now(self, fingerprint: str) -> Embedder:
+    async def _load_now(self, fingerprint: str) -> QueryEmbedder:
         tried, known = self._failed.get(fingerprint, (-math.inf, None))
         if known is not None and self._clock() - tried < _RETRY_SECONDS:
             raise known
@@ -135,4 +149,5 @@ class QueryEmbedders:
             self._failed[fingerprint] = self._clock(), unavailable
             raise unavailable from error
         self._failed.pop(fingerprint, None)
-        return embedder
+        found = self._loaded[fingerprint] = QueryEmbedder(embedder)
+        return found

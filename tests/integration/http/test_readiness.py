@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pytest
 
 from rag_serving.http.api_keys import create_key
 from tests.fake_llm import StandIn
-from tests.servers.processes import RedisServer
+from tests.servers.processes import redis_server
 from tests.serving_process import Service, service_environment, serving
 
 QUESTION = "How many weeks of parental leave are on full pay?"
@@ -142,23 +143,22 @@ def test_a_broken_key_file_is_reported_to_operators_while_known_keys_stay_valid(
         keys_file.write_text(good)
         wait_for(lambda: asked(service, key).status_code == 200 and not broken(service))
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
-    reports = [line for line in lines if str(keys_file) in line["message"] and line["level"] in ("WARNING", "ERROR")]
-    assert len(reports) == 1
+    assert [line["level"] for line in lines if str(keys_file) in line["message"]] == ["ERROR", "WARNING"]
 
 
 def test_questions_are_answered_without_the_cache_while_redis_is_frozen(
     environment: dict[str, str], key: str, tmp_path: Path, server_binaries: Path
 ) -> None:
-    with RedisServer(server_binaries) as redis:
+    with redis_server(server_binaries) as redis:
         environment = {**environment, "RAG_REDIS_URL": redis.url}
         with serving(tmp_path, environment) as service:
             assert asked(service, key).json()["cache"] == "miss"
-            redis.freeze()
+            redis.process.send_signal(signal.SIGSTOP)
             try:
                 answers = [asked(service, key, "What is the travel per-diem in Oslo?").json() for _ in range(3)]
                 status, state = probe(service)
             finally:
-                redis.thaw()
+                redis.process.send_signal(signal.SIGCONT)
         assert [answer["cache"] for answer in answers] == ["bypass"] * 3
         assert (status, state["cache"]) == (200, "unavailable")
 

@@ -126,15 +126,17 @@ def test_a_file_that_cannot_be_read_is_tried_again_without_a_change(
     assert keys.problem is None
 
 
-def test_the_file_is_looked_at_once_a_second(path: Path, clock: Clock) -> None:
-    create_key(path, "one")
+def test_a_new_key_is_valid_at_once_and_a_revoked_one_for_another_second(path: Path, clock: Clock) -> None:
+    first, text = create_key(path, "one")
     keys = ApiKeys(path, clock=clock)
     keys.check()
-    second, text = create_key(path, "two")
+    second, new = create_key(path, "two")
+    assert keys.find(new) == second
+    revoke_key(path, first.id)
     clock.now += 0.9
-    assert keys.find(text) is None
+    assert keys.find(text) == first
     clock.now += 0.2
-    assert keys.find(text) == second
+    assert keys.find(text) is None
 
 
 @pytest.mark.parametrize(

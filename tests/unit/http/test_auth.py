@@ -39,7 +39,8 @@ def present(
     clock = Clock()
 
     async def run() -> None:
-        made = Authenticator(ApiKeys(tmp_path / "keys.json"), RateLimits(), failed_per_minute=3, clock=clock)
+        keys = ApiKeys(tmp_path / "keys.json")
+        made = Authenticator(keys, RateLimits(), failed_per_minute=3, delay=0, clock=clock)
         for address, key in presented:
             with pytest.raises((NotAllowed, TooManyRequests)):
                 await made.authenticate(connection(address, key))
@@ -73,3 +74,23 @@ def test_a_refused_address_is_logged_once_a_minute(tmp_path: Path, caplog: pytes
 def test_a_request_without_a_key_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     present(tmp_path, [("10.0.0.7", "")])
     assert caplog.messages == []
+
+
+def test_wrong_keys_beyond_the_limit_wait_for_their_refusal_but_not_endlessly_many(tmp_path: Path) -> None:
+    create_key(tmp_path / "keys.json", "one")
+
+    async def run() -> None:
+        keys = ApiKeys(tmp_path / "keys.json")
+        made = Authenticator(keys, RateLimits(), failed_per_minute=1, delay=3_600)
+        with pytest.raises(NotAllowed):
+            await made.authenticate(connection("10.0.0.7", WRONG))
+        waiting = [asyncio.create_task(made.authenticate(connection("10.0.0.7", WRONG))) for _ in range(100)]
+        done, _ = await asyncio.wait(waiting, timeout=0.2)
+        assert not done
+        with pytest.raises(TooManyRequests):
+            await made.authenticate(connection("10.0.0.7", WRONG))
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(run())
