@@ -1,6 +1,8 @@
 """Authentication of requests by API key, and the rate limits of keys."""
 
 import asyncio
+import base64
+import binascii
 import logging
 import time
 from collections import OrderedDict
@@ -67,8 +69,8 @@ class Authenticator:
         """Return the caller of a request; raises `NotAllowed` or `TooManyRequests`."""
         if self._keys is None:
             return Principal("", "default", None)
-        scheme, _, presented = connection.headers.get("authorization", "").partition(" ")
-        key = self._keys.find(presented.strip()) if scheme.lower() == "bearer" else None
+        presented = _presented(connection.headers.get("authorization", ""))
+        key = self._keys.find(presented)
         if key is None:
             if presented:
                 await self._count_wrong_key(connection.client.host if connection.client else "")
@@ -100,3 +102,16 @@ class Authenticator:
             finally:
                 self._delayed -= 1
         raise TooManyRequests(f"too many wrong API keys from this address; retry in {wait} s", wait)
+
+
+def _presented(header: str) -> str:
+    """Return the key in a header: as a bearer, or as the password of a browser or scraper that knows only passwords."""
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() != "basic":
+        return value
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return value

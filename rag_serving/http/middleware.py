@@ -25,6 +25,8 @@ access_log = logging.getLogger("rag_serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 AUTHENTICATED = "/v1/"
 """Beginning of the paths that need a key."""
+_ASK_BY_BROWSER = 'Basic realm="an API key as the password"'
+"""Lets a browser ask for the key of a page; not under `AUTHENTICATED`, where the page itself asks for it."""
 _OPERATIONS = ("/metrics", "/docs", "/openapi.json")
 """Beginnings of the paths that need one with RAG_HTTP_PROTECT_METRICS."""
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
@@ -105,7 +107,8 @@ class RequestLimits:
         try:
             caller = await self._authenticate(HTTPConnection(exchange.scope))
         except (NotAllowed, TooManyRequests) as error:
-            return _Refusal(_REFUSED[type(error)], type(error).__name__, str(error), error.retry_after)
+            scheme = "Bearer" if exchange.scope["path"].startswith(AUTHENTICATED) else _ASK_BY_BROWSER
+            return _Refusal(_REFUSED[type(error)], type(error).__name__, str(error), error.retry_after, scheme)
         exchange.scope.setdefault("state", {}).update(caller=caller, key=caller.key)
         return None
 
@@ -219,6 +222,8 @@ class _Refusal:
     kind: str
     message: str
     retry_after: int | None = None
+    scheme: str = ""
+    """How to present a key, if the request has none that is valid."""
 
     def messages(self, *, closing: bool) -> tuple[Message, Message]:
         """Return the response. `closing` ends the connection, so that the rest of the body need not be read."""
@@ -227,7 +232,7 @@ class _Refusal:
         if self.retry_after is not None:
             headers.append((b"retry-after", str(self.retry_after).encode()))
         if self.status == HTTPStatus.UNAUTHORIZED:
-            headers.append((b"www-authenticate", b"Bearer"))
+            headers.append((b"www-authenticate", self.scheme.encode()))
         if closing:
             headers.append((b"connection", b"close"))
         start = {"type": "http.response.start", "status": self.status, "headers": headers}

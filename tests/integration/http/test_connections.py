@@ -13,8 +13,10 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import httpx2 as httpx
@@ -271,6 +273,50 @@ def test_metrics_and_documentation_can_be_behind_a_key(service: Service, key: st
         assert httpx.get(service.url + path, trust_env=False).status_code == 401
         with service.as_client(key) as client:
             assert client.get(path).status_code == 200
+    refused = httpx.get(f"{service.url}/docs", trust_env=False)
+    assert refused.headers["www-authenticate"].startswith("Basic ")  # a browser asks for the key
+    assert httpx.get(f"{service.url}/docs", auth=("anybody", key), trust_env=False).status_code == 200
+    assert httpx.get(f"{service.url}/v1/shards", trust_env=False).headers["www-authenticate"] == "Bearer"
+
+
+def test_no_garbage_gets_a_500_or_stops_the_service(service: Service, key: str) -> None:
+    random = Random(1)
+    routes = [f"/v1/{name}" for name in ("ask", "search", "search/documents", "feedback", "chat/completions", "shards")]
+    pieces = [b"\0", b"\r\n", *(bytes([one]) for one in b"\n :%\xff?#{[\t"), b"%00", b"%ff", b"..", b"//"]
+
+    def mutated(text: bytes) -> bytes:
+        for _ in range(random.choice((0, 0, 0, 0, 1, 2))):
+            at = random.randrange(len(text) + 1)
+            text = text[:at] + random.choice(pieces) * random.choice((1, 1, 50)) + text[at + random.randrange(3) :]
+        return text
+
+    def garbage(depth: int = 0) -> Any:
+        kind = random.randrange(9 if depth < 4 else 7)
+        if kind >= 7:
+            names = ("question", "history", "answer", "k", "regions", "messages", "model", "content", "role")
+            if kind == 7:
+                return [garbage(depth + 1)] * 3
+            return {random.choice(names): garbage(depth + 1) for _ in range(3)}
+        return random.choice((None, True, 0, -1, 2**70, 1e308, "", "a" * 5_000, "\ud800", "who?", "\0", "oslo"))
+
+    statuses: Counter[bytes] = Counter()
+    for _ in range(600):
+        body = mutated(json.dumps(garbage()).encode())
+        line = mutated(
+            f"{random.choice(('POST', 'POST', 'POST', 'GET', 'PUT'))} {random.choice(routes)} HTTP/1.1".encode()
+        )
+        head = line + b"\r\n" + mutated(f"host: x\r\nauthorization: Bearer {key}\r\n".encode())
+        length = random.choice((*[len(body)] * 9, len(body) + 1, 0, -1))
+        kind = random.choice(("application/json", "application/json", "text/plain", "application/x+json"))
+        head += f"content-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n".encode()
+        with connected(service) as raw, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            raw.sendall(head + body)
+            raw.shutdown(socket.SHUT_WR)
+            statuses[until_closed(raw)[9:12]] += 1
+    assert statuses[b"422"] > 50
+    assert not [status for status in statuses if status.startswith(b"5")]
+    assert service.process.poll() is None
+    assert not [line for line in log_lines(service) if "exception" in line]
 
 
 def test_metrics_tell_latency_by_cache_state_and_the_state_of_the_process(service: Service, key: str) -> None:

@@ -301,3 +301,10 @@ def test_axe_finds_no_accessibility_violations(
     ask(page, QUESTION)
     page.get_by_role("link", name="Source 1").click()
     assert problems() == []
+
+
+def test_the_description_of_the_api_is_shown_without_another_host(page: Page, service: Service) -> None:
+    page.goto(f"{service.url}/docs")
+    expect(page.get_by_role("heading", name="rag-shards")).to_be_visible()
+    page.get_by_role("button", name="POST /v1/ask Answer").click()
+    expect(page.get_by_text("The events are sources, delta, citations and done")).to_be_visible()
