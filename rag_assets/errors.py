@@ -39,6 +39,10 @@ class ChecksFailed(RagError):
     """The shard's new table is inconsistent or worse than the published version, which stays published."""
 
 
+class ShardNotGone(RagError):
+    """The shard has documents in the source and cannot be retired."""
+
+
 class VersionNotKept(RagError):
     """The shard has no such published version to roll back to."""
 

@@ -20,5 +20,11 @@ MULTILINGUAL_MODEL = "intfloat/multilingual-e5-small"
 
 ArrivalsName = Literal["listing", "sqs", "kafka"]
 
+IGNORED: Final = (
+    *("~$*", "*~", "*.bak", "*.crdownload", "*.lock", "*.part", "*.swp", "*.temp", "*.tmp", "desktop.ini", "Thumbs.db"),
+    *("*.bmp", "*.gif", "*.heic", "*.ico", "*.jpeg", "*.jpg", "*.png", "*.svg", "*.tif", "*.tiff", "*.webp"),
+)
+"""Temporary files, locks, what file managers leave, and images; hidden names are left out in any case."""
+
 PROFILES: Final = ("one-machine", "workers", "pods")
 """Where runs execute, see `rag-assets init`."""

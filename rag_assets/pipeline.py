@@ -56,7 +56,8 @@ class Pipeline:
         """Open the source of `RAG_SOURCE_URI`."""
         uri = self.settings.source_uri
         make = self.s3_client
-        return open_source(uri, make() if make is not None and uri is not None and is_s3(uri) else None)
+        client = make() if make is not None and uri is not None and is_s3(uri) else None
+        return open_source(uri, client, ignore=self.settings.ignored_names)
 
     def survey(self) -> ShardStates:
         """List the whole source and compare it with the catalog."""

@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr, StringConstraints
 
 from rag_assets.options import (
     CHUNK_TOKENS,
+    IGNORED,
     PACKAGED_MODEL,
     SMALLEST_WINDOW,
     ArrivalsName,
@@ -59,6 +60,9 @@ class PipelineSettings(EnvironmentSettings):
     arrivals_tick_seconds: float = Field(
         40.0, gt=0, le=55, description="seconds after which one sweep or poll stops; Dagster kills ticks at 60"
     )
+    ignore: NonEmpty = Field(
+        ",".join(IGNORED), description="comma-separated patterns of names to leave out, such as drafts/*; `none`: none"
+    )
     max_document_bytes: int = Field(256 * 2**20, ge=1, description="larger objects are quarantined without a fetch")
     max_delete_share: float = Field(
         0.5, gt=0, le=1, description="share of a shard's documents that a run may delete without permission"
@@ -87,3 +91,9 @@ class PipelineSettings(EnvironmentSettings):
     watch_cron: Cron = Field("*/15 * * * *", description="when no_shard_left_behind is evaluated, in UTC")
     lease_seconds: float = Field(30.0, ge=1, le=600, description="seconds until a dead writer's lease expires")
     lease_wait: float = Field(45.0, ge=0, le=3600, description="seconds to wait for another writer of the same shard")
+
+    @property
+    def ignored_names(self) -> tuple[str, ...]:
+        """The patterns of `ignore`."""
+        patterns = (pattern.strip() for pattern in self.ignore.split(","))
+        return () if self.ignore == "none" else tuple(pattern for pattern in patterns if pattern)

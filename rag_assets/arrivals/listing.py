@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from rag_assets.arrivals import pending
 from rag_assets.arrivals.pending import Decision, PendingShard, RequestedRun
-from rag_assets.sources.base import Source, golden_shard_of, shard_of
+from rag_assets.sources.base import Source, document_shard
+from rag_assets.sources.left_out import LeftOut
 from rag_assets.sources.listing_digest import listing_digest, listing_line
 from rag_assets.storage.set_digest import DigestSum
 from rag_serving.errors import RagError
@@ -46,8 +47,7 @@ class Sweep:
 
     digests: Mapping[Shard, str]
     objects: int
-    outside: int
-    outside_examples: tuple[str, ...]
+    left_out: LeftOut
     resume_after: str
     """Key after which the next sweep continues; empty at the end of the listing."""
 
@@ -63,8 +63,8 @@ def sweep(
     digests: dict[Shard, str] = {}
     current: Shard | None = None
     running = DigestSum()
-    objects = outside = 0
-    examples: list[str] = []
+    objects = 0
+    left_out = LeftOut()
     before_current = start_after
     previous_key = start_after
     for page in source.pages(start_after=start_after):
@@ -73,25 +73,23 @@ def sweep(
                 digests[current] = str(running)
                 current = None
                 if clock() > deadline:
-                    return Sweep(digests, objects, outside, tuple(examples), previous_key)
-            shard = shard_of(entry.key)  # also None for hidden keys and markers inside a shard
+                    return Sweep(digests, objects, left_out, previous_key)
+            shard = document_shard(entry)
             if shard is not None and current is None:
                 current, running, before_current = shard, DigestSum(), previous_key
             previous_key = entry.key
             if shard is not None:
                 running.add(listing_line(entry))
                 objects += 1
-            elif golden_shard_of(entry.key) is None:
-                outside += 1
-                if len(examples) < 5:
-                    examples.append(entry.key)
+            else:
+                left_out.add(entry)
         if clock() > deadline and current is None:
-            return Sweep(digests, objects, outside, tuple(examples), previous_key)
+            return Sweep(digests, objects, left_out, previous_key)
         if clock() > deadline and digests and current is not None:
-            return Sweep(digests, objects - running.items, outside, tuple(examples), before_current)
+            return Sweep(digests, objects - running.items, left_out, before_current)
     if current is not None:
         digests[current] = str(running)
-    return Sweep(digests, objects, outside, tuple(examples), "")
+    return Sweep(digests, objects, left_out, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from rag_assets.arrivals.listing import published_listing_digests, sweep
 from rag_assets.sources.base import Source
+from rag_assets.sources.left_out import LeftOut
 from rag_assets.sources.listing_digest import listing_digest
 from rag_assets.storage.lease import writer_of
 from rag_serving.errors import RagError
@@ -27,8 +28,7 @@ class ShardStates:
     broken: Mapping[str, str]
     """Keys of invalid catalog objects, and the reason."""
     objects: int
-    outside: int
-    outside_examples: tuple[str, ...]
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
@@ -70,4 +70,4 @@ def survey(source: Source, snapshot: Snapshot, fingerprint: str | None) -> Shard
     # A shard without objects has an empty listing, which differs from the published one unless that is empty too.
     empty = listing_digest(())
     listed = {**dict.fromkeys(published, empty), **seen.digests}
-    return ShardStates(listed, published, held, snapshot.broken, seen.objects, seen.outside, seen.outside_examples)
+    return ShardStates(listed, published, held, snapshot.broken, seen.objects, seen.left_out)

@@ -82,9 +82,14 @@ def backfill(
         f"{settings.source_uri}: {counted(state.objects, 'object')} in {counted(len(state.listed) - gone, 'shard')}"
         f"{f', {gone} gone from the source' if gone else ''}; {len(shards)} selected ({chosen.value})"
     )
-    if state.outside:
-        examples = ", ".join(repr(key) for key in state.outside_examples)
-        click.echo(f"ignoring {counted(state.outside, 'key')} outside region/department/, such as {examples}")
+    if state.left_out.counts:
+        click.echo(f"left out: {state.left_out}")
+    if not state.objects:
+        click.echo(
+            "no document was found: put documents into folders region/department/ below the source, for example "
+            "emea/hr/leave.md",
+            err=True,
+        )
     if dry_run or not shards:
         click.echo("\n".join(shard.key for shard in shards) if shards else "nothing to do")
         return
@@ -208,14 +213,16 @@ def status() -> None:
         elif not published:
             word = "to be indexed again"
         else:
-            word = "gone from the source" if listed == empty else "changed"
+            retire = f"gone from the source, still served until rag-assets retire {shlex.quote(shard.key)}"
+            word = retire if listed == empty else "changed"
         if shard in state.held:
             word = "on hold" if word == "published" else f"{word}, on hold"
             word += (
                 f" by {state.held[shard]}: serves an older version until rag-assets release {shlex.quote(shard.key)}"
             )
-        click.echo(f"{shard.key:<50} {word}")
+        without = state.left_out.of_shard(shard)
+        click.echo(f"{shard.key:<50} {word}{f' ({without} left out)' if without else ''}")
     for key, why in sorted(state.broken.items()):
         click.echo(f"{key}: {why}", err=True)
-    if state.outside:
-        click.echo(f"{counted(state.outside, 'key')} outside region/department/", err=True)
+    if state.left_out.counts:
+        click.echo(f"left out: {state.left_out}", err=True)

@@ -8,7 +8,7 @@ from rag_assets.cli.backfill import backfill, status
 from rag_assets.cli.evaluate import evaluate
 from rag_assets.cli.init import init
 from rag_assets.cli.quarantine import quarantine
-from rag_assets.cli.versions import history, maintain, release, rollback
+from rag_assets.cli.versions import history, maintain, release, retire, rollback
 from rag_assets.cli.worker import worker
 from rag_serving.cli.errors import NamedErrorGroup
 from rag_serving.requirements import require_posix
@@ -26,5 +26,5 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".*in preview.*")
 
 
-for command in (init, backfill, status, quarantine, evaluate, history, rollback, release, maintain, worker):
+for command in (init, backfill, status, quarantine, evaluate, history, rollback, release, retire, maintain, worker):
     main.add_command(command)

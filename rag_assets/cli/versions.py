@@ -1,4 +1,4 @@
-"""The commands for published versions: history, rollback, release, maintain."""
+"""The commands for published versions: history, rollback, release, retire, maintain."""
 
 import shlex
 
@@ -83,6 +83,29 @@ def release(shard: str) -> None:
         click.echo(f"{shard} is not on hold")
         return
     click.echo(f"{shard} is released; its next run publishes what was built (start one with rag-assets backfill)")
+
+
+@click.command()
+@click.argument("shard", metavar="REGION/DEPARTMENT")
+def retire(shard: str) -> None:
+    """Stop serving a shard whose documents are gone from the source, such as a department that was renamed.
+
+    Its tables stay in the lake. Documents that appear in its folder later are indexed and published again.
+
+    Example: rag-assets retire london/personnel
+    """
+    from rag_assets.pipeline import Pipeline
+    from rag_assets.publishing.retire import retire as stop_serving
+
+    pipeline = Pipeline(PipelineSettings.from_env())
+    named = Shard.parse(shard)
+    with pipeline.writer(named, holder=f"retirement by {user_name()}") as writer:
+        entry = stop_serving(writer, pipeline.source())
+    click.echo(
+        f"{shard} is retired: its {entry.current.documents} documents are no longer served"
+        if entry is not None
+        else f"{shard} is not published"
+    )
 
 
 @click.command()

@@ -154,6 +154,8 @@ def raw_documents(
         refused = quarantined_documents(pipeline.lake(), shard_writer.shard)[:20]
     metadata = _metadata(report, rows=report.documents)
     metadata["quarantine_reasons"] = dg.JsonMetadataValue(report.quarantine_reasons)
+    if report.left_out:
+        metadata["left_out"] = dg.TextMetadataValue(report.left_out_examples)
     if refused:
         metadata["quarantine"] = dg.TableMetadataValue(
             records=[

@@ -136,7 +136,7 @@ def _listing_summary(seen: Sweep, decision: Decision) -> str:
     return (
         f"{seen.objects} objects in {len(seen.digests)} shards; {dirty} dirty, "
         f"{len(decision.requests)} requested, {decision.waiting} waiting"
-        + (f"; {seen.outside} keys outside region/department/, such as {seen.outside_examples}" if seen.outside else "")
+        + (f"; left out: {seen.left_out}" if seen.left_out.counts else "")
         + ("; the sweep continues in the next tick" if seen.resume_after else "")
     )
 

@@ -21,6 +21,8 @@ class SourceObject:
     etag: str
     size: int
     modified_at: datetime
+    problem: str = ""
+    """What it is instead of a document, such as "symbolic link"; empty for what may be one. See `left_out`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class FetchedObject:
     data: bytes
     etag: str
     modified_at: datetime
+    stored_bytes: int | None = None
+    """Size of the object in the listing, if `data` was decoded from it."""
 
 
 class ObjectGone(Exception):
@@ -44,7 +48,10 @@ class Source(Protocol):
     """Where documents arrive. All methods raise `SourceUnavailable` if the source as a whole fails."""
 
     def pages(self, prefix: str = "", *, start_after: str = "") -> Iterator[list[SourceObject]]:
-        """Yield pages of the objects whose key starts with `prefix`, in the order of the keys' UTF-8 bytes."""
+        """Yield pages of the objects whose key starts with `prefix`, in the order of the keys' UTF-8 bytes.
+
+        What cannot be read as an object is among them, with a `problem`.
+        """
         ...
 
     def shards(self) -> Iterator[Shard]:
@@ -74,21 +81,25 @@ def shard_of(key: str) -> Shard | None:
     None for keys outside ``region/department/``, hidden keys, folder markers and golden questions.
     """
     parts = key.split("/")
-    return None if not parts[-1] or _is_golden(parts) else _owner(parts)
+    hidden = any(part.startswith(".") for part in parts)
+    return None if not parts[-1] or hidden or _is_golden(parts) else owner_of(key)
 
 
 def golden_shard_of(key: str) -> Shard | None:
     """Return the shard of a golden questions' key; None for all other keys."""
     parts = key.split("/")
-    return _owner(parts) if _is_golden(parts) else None
+    hidden = any(part.startswith(".") for part in parts)
+    return owner_of(key) if _is_golden(parts) and not hidden else None
 
 
 def _is_golden(parts: Sequence[str]) -> bool:
     return len(parts) > 3 and parts[2] == GOLDEN_FOLDER
 
 
-def _owner(parts: Sequence[str]) -> Shard | None:
-    if len(parts) < 3 or any(part.startswith(".") for part in parts):
+def owner_of(key: str) -> Shard | None:
+    """Return the shard in whose folder a key is, whatever the key is; None outside of region/department/."""
+    parts = key.split("/")
+    if len(parts) < 3:
         return None
     try:
         return Shard(parts[0], parts[1])
@@ -96,14 +107,20 @@ def _owner(parts: Sequence[str]) -> Shard | None:
         return None
 
 
-def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
-    """List the documents of one shard in key order."""
-    return [entry for page in source.pages(f"{shard.key}/") for entry in page if shard_of(entry.key) == shard]
+def document_shard(entry: SourceObject) -> Shard | None:
+    """Return the shard of a listed document; None for everything else."""
+    return None if entry.problem else shard_of(entry.key)
+
+
+def list_folder(source: Source, shard: Shard) -> Iterator[SourceObject]:
+    """Yield everything in the folder of one shard in key order, documents or not."""
+    for page in source.pages(f"{shard.key}/"):
+        yield from page
 
 
 def has_documents(source: Source, shard: Shard) -> bool:
     """Return whether the shard has a document; stops listing at the first."""
-    return any(shard_of(entry.key) == shard for page in source.pages(f"{shard.key}/") for entry in page)
+    return any(document_shard(entry) == shard for entry in list_folder(source, shard))
 
 
 def shard_of_folders(region: str, department: str) -> Shard | None:

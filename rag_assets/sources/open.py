@@ -1,9 +1,11 @@
 """Open the source that a URI names."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rag_assets.sources.base import Source
 from rag_assets.sources.folder import FolderSource
+from rag_assets.sources.left_out import IgnoringSource
 from rag_assets.sources.s3 import S3Source
 from rag_serving.errors import SettingsError
 from rag_serving.lake.object_store import folder_path, is_s3, split_s3
@@ -14,8 +16,15 @@ if TYPE_CHECKING:
 _SETTING = "RAG_SOURCE_URI"
 
 
-def open_source(uri: str | None, client: "S3Client | None" = None) -> Source:
-    """Open the source of `RAG_SOURCE_URI`; `client` is for ``s3://`` and defaults to boto3's."""
+def open_source(uri: str | None, client: "S3Client | None" = None, *, ignore: Sequence[str] = ()) -> Source:
+    """Open the source of `RAG_SOURCE_URI`, in which names that match a pattern of `ignore` are left out.
+
+    `client` is for ``s3://`` and defaults to boto3's.
+    """
+    return IgnoringSource(_open(uri, client), ignore)
+
+
+def _open(uri: str | None, client: "S3Client | None") -> Source:
     if uri is None:
         raise SettingsError(f"{_SETTING} is not set; set it to the folder or s3://bucket/prefix of the documents")
     if is_s3(uri):

@@ -1,5 +1,6 @@
 """An S3 bucket as the source of documents."""
 
+import zlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 _BODY_TRIES = 4
+_GZIP = b"\x1f\x8b"
+_MOST_DECODED_BYTES = 256 * 2**20
+_PLAIN = "/ -_.&+()@,:'"
+"""Characters of keys that URIs for people show as they are."""
 
 
 class S3Source:
@@ -84,15 +89,20 @@ class S3Source:
             answer = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
         except ClientError as error:
             # A HEAD response has no body, so a missing bucket and a missing key look alike.
-            if _code(error) in ("404", "NoSuchKey", "NotFound"):
+            if _code(error) in _MISSING:
                 self._require_bucket()
                 return None
-            raise _error_class(error)(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
+            return self._listed(key)
         except BotoCoreError as error:
             raise _error_class(error)(f"cannot stat {self.uri(key)}: {_reason(error)}") from error
         return SourceObject(
             key, answer["ETag"].strip('"'), answer["ContentLength"], answer["LastModified"].astimezone(UTC)
         )
+
+    def _listed(self, key: str) -> SourceObject | None:
+        """Return the entry of an object that does not answer a HEAD request; the listing is one of the bucket."""
+        first = next(self.pages(key), None)
+        return next((entry for entry in first or () if entry.key == key), None)
 
     def _require_bucket(self) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -105,20 +115,21 @@ class S3Source:
             ) from error
 
     def fetch(self, key: str) -> FetchedObject:
-        """Read an object."""
+        """Read an object.
+
+        An error is that of the object alone if the bucket answers and the error is none of credentials or throttling.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return self._read(key)
-        except ClientError as error:
-            code = _code(error)
-            if code in ("NoSuchKey", "404", "NotFound"):
+        except (BotoCoreError, ClientError) as error:
+            if _code(error) in _MISSING:
                 raise ObjectGone(key) from error
-            if code in ("AccessDenied", "InvalidObjectState", "403"):
-                raise ObjectUnreadable(f"{key}: {code}") from error
-            raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
-        except BotoCoreError as error:
-            raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
+            if _code(error) in _REFUSALS - _OF_ONE_OBJECT or _is_throttled(error):
+                raise _error_class(error)(f"cannot fetch {self.uri(key)}: {_reason(error)}") from error
+            next(self.pages(), None)  # raises if the bucket does not answer either
+            raise ObjectUnreadable(f"{key}: {_reason(error)}") from error
 
     def _read(self, key: str) -> FetchedObject:
         """Read one object. boto3 detects a truncated body, but does not retry once the response has begun."""
@@ -127,15 +138,34 @@ class S3Source:
         def read() -> FetchedObject:
             answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
             data = answer["Body"].read()
-            return FetchedObject(data, answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC))
+            encoding = answer.get("ContentEncoding", "")
+            etag, modified = answer["ETag"].strip('"'), answer["LastModified"].astimezone(UTC)
+            return FetchedObject(_decoded(key, data, encoding), etag, modified, stored_bytes=len(data))
 
         return with_retries(lambda error: isinstance(error, BotoCoreError), tries=_BODY_TRIES)(read)
 
     def uri(self, key: str) -> str:
         """Return the object's ``s3://`` URI."""
-        return f"s3://{self._bucket}/{quote(self._prefix + key, safe='/ -_.&+()@')}"
+        return f"s3://{self._bucket}/{quote(self._prefix + key, safe=_PLAIN)}"
 
 
+def _decoded(key: str, data: bytes, encoding: str) -> bytes:
+    """Return what a browser would get of an object with this Content-Encoding; other encodings are left as they are."""
+    if encoding.strip().lower() != "gzip" or not data.startswith(_GZIP):
+        return data
+    inflating = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        found = inflating.decompress(data, _MOST_DECODED_BYTES)
+    except zlib.error as error:
+        raise ObjectUnreadable(f"{key}: its Content-Encoding is gzip, but it is damaged ({error})") from error
+    if not inflating.eof:
+        problem = "is truncated" if len(found) < _MOST_DECODED_BYTES else f"has more than {_MOST_DECODED_BYTES} bytes"
+        raise ObjectUnreadable(f"{key}: its Content-Encoding is gzip, and it {problem}")
+    return found
+
+
+_MISSING = frozenset({"404", "NoSuchKey", "NotFound"})
+_OF_ONE_OBJECT = frozenset({"403", "AccessDenied", "AllAccessDisabled"})
 _REFUSALS = frozenset(
     {
         *("403", "404", "AccessDenied", "AllAccessDisabled", "AuthorizationHeaderMalformed", "ExpiredToken"),
@@ -150,6 +180,11 @@ def _error_class(error: Exception) -> type[SourceUnavailable]:
 
     hopeless = isinstance(error, NoCredentialsError | PartialCredentialsError | ParamValidationError)
     return SourceRefused if hopeless or _code(error) in _REFUSALS else SourceUnavailable
+
+
+def _is_throttled(error: Exception) -> bool:
+    code = _code(error)
+    return code in ("503", "SlowDown", "ServiceUnavailable", "RequestLimitExceeded") or "Throttl" in code
 
 
 def _code(error: Exception) -> str:

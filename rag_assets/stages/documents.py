@@ -22,7 +22,16 @@ from rag_assets.errors import MassDeleteRefused
 from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import EXTRACTOR_VERSION, ParsedObject
-from rag_assets.sources.base import ObjectGone, ObjectUnreadable, Source, SourceObject, list_shard, shard_of
+from rag_assets.sources.base import (
+    ObjectGone,
+    ObjectUnreadable,
+    Source,
+    SourceObject,
+    document_shard,
+    list_folder,
+    shard_of,
+)
+from rag_assets.sources.left_out import LeftOut
 from rag_assets.sources.listing_digest import listing_line
 from rag_assets.stages.document_state import ObjectState, QuarantineState, plan, read_object_states
 from rag_assets.storage.batches import batches
@@ -65,6 +74,9 @@ class IngestionReport:
     bytes_fetched: int = 0
     seconds: float = 0.0
     quarantine_reasons: dict[str, int] = field(default_factory=dict[str, int])
+    left_out: dict[str, int] = field(default_factory=dict[str, int])
+    """What the shard's folder has besides documents, by reason; empty for runs of named objects."""
+    left_out_examples: str = ""
 
 
 Parse = Callable[[bytes, str], ParsedObject]
@@ -90,12 +102,15 @@ def sync_documents(
     started = time.monotonic()
     shard = writer.shard
     named = sorted({key for key in keys if shard_of(key) == shard})
+    left_out: LeftOut | None = None
     if keys and writer.dirty is not None and writer.progress.source_digest:
         digest = DigestSum.parse(writer.progress.source_digest)
         listing = [entry for entry in map(source.head, named) if entry is not None]
         todo = _compare(writer, source, [(sql_in("object_id", map(document_id, named)), listing)])
     else:
-        listing = list_shard(source, shard)
+        folder = list(list_folder(source, shard))
+        left_out = LeftOut.of(folder)
+        listing = [entry for entry in folder if document_shard(entry) == shard]
         todo = _compare(writer, source, _parted(writer, listing))
         digest = todo.digest
     _guard_deletes(shard, row_count(writer.table(RAW_DOCUMENTS)), todo, limits)
@@ -117,6 +132,8 @@ def sync_documents(
     report.documents = row_count(writer.table(RAW_DOCUMENTS))
     report.quarantined = row_count(writer.table(QUARANTINE))
     report.stale = todo.stale
+    if left_out is not None:
+        report.left_out, report.left_out_examples = dict(left_out.by_reason()), str(left_out)
     report.quarantine_reasons = {reason: count for reason, count in sorted(todo.reasons.items()) if count}
     report.seconds = time.monotonic() - started
     return report
@@ -223,7 +240,7 @@ def _fetch(source: Source, read: Parse, limit: int, entry: SourceObject) -> _Fet
         return None
     except ObjectUnreadable as error:
         return _FetchResult(entry, reason=QuarantineReason.FETCH_FAILED, detail=str(error))
-    size = len(fetched.data)
+    size = len(fetched.data) if fetched.stored_bytes is None else fetched.stored_bytes
     seen = SourceObject(entry.key, fetched.etag, size, fetched.modified_at)
     try:
         return _FetchResult(seen, read(fetched.data, entry.key), fetched=size)

@@ -24,7 +24,8 @@ MAX_SEGMENT_CHARACTERS = 64
 MAX_TABLE_NAME = 200  # bytes; file systems stop at 255 and Lance appends a suffix
 
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-")
-_EXTRA = frozenset(" -_.&+()@")
+_EXTRA = frozenset(" -_.&+()@,:'’\u200c\u200d")
+"""Besides letters, marks and digits. The last two join or separate letters in Persian and Indian scripts."""
 _ESCAPE = re.compile(r"_([0-9a-f]{2})")
 _ENCODED = re.compile(r"(?:[a-z0-9-]|_[0-9a-f]{2})+")
 
@@ -33,9 +34,9 @@ _ENCODED = re.compile(r"(?:[a-z0-9-]|_[0-9a-f]{2})+")
 class Shard:
     """All documents of one region and department.
 
-    Both names have up to 64 characters: letters, marks and digits of any script, space and ``- _ . & + ( ) @``. They
-    must not contain ``..``, or start or end with a space or dot. Anything else raises `InvalidShardName`, because names
-    become paths, table names, filters, partition keys and cache tags.
+    Both names have up to 64 characters: letters, marks, joiners and digits of any script, space and ``- _ . & + ( ) @
+    , : ' ’``. They must not contain ``..``, or start or end with a space or dot. Anything else raises
+    `InvalidShardName`, because names become paths, table names, filters, partition keys and cache tags.
     """
 
     region: str
@@ -120,7 +121,7 @@ def _validate(kind: str, name: str) -> None:
     if bad:
         listed = " ".join(_shown(c) for c in bad[:5])
         raise InvalidShardName(
-            f"the {kind} {_shown(name)} contains {listed}; letters, digits, space and - _ . & + ( ) @ are allowed"
+            f"the {kind} {_shown(name)} contains {listed}; letters, digits, space and - _ . & + ( ) @ , : ' are allowed"
         )
     if ".." in name or name[0] in " ." or name[-1] in " .":
         raise InvalidShardName(

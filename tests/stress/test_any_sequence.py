@@ -38,7 +38,7 @@ from rag_assets.publishing.maintenance import MaintenanceReport, maintain_shard
 from rag_assets.publishing.publish import publish
 from rag_assets.publishing.retention import Retention, kept_versions
 from rag_assets.publishing.rollback import release, rollback
-from rag_assets.sources.base import FetchedObject, ObjectUnreadable, list_shard
+from rag_assets.sources.base import FetchedObject, ObjectUnreadable, document_shard, list_folder
 from rag_assets.sources.folder import FolderSource
 from rag_assets.sources.listing_digest import listing_digest
 from rag_assets.stages.chunks import sync_chunks
@@ -508,7 +508,8 @@ class AnySequence(RuleBasedStateMachine):
         progress = read_progress(lake, SHARD)
         assert progress is not None
         assert progress.dirty == ()
-        listed = listing_digest(list_shard(FolderSource(self.root.folder), SHARD))
+        found = list_folder(FolderSource(self.root.folder), SHARD)
+        listed = listing_digest(entry for entry in found if document_shard(entry) == SHARD)
         assert progress.source_digest == stored_digest(lake, SHARD) == listed
         table = lake.open(SHARDS, SHARD)
         assert table is not None

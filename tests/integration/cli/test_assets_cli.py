@@ -159,7 +159,7 @@ def test_states_select_shards_and_filters_narrow_the_selection(quick: Callable[.
     states = quick("status")
     words = dict(line.split(maxsplit=1) for line in output_of(states).splitlines())
     assert words == {"Lisbon/it": "missing", "Lisbon/people": "missing", "Oslo/people": "changed"}
-    assert "1 key outside region/department/" in states.stderr
+    assert "left out: 1 key outside region/department/, such as 'loose.md'" in states.stderr
 
     assert "2 shards indexed" in output_of(quick("backfill", "--missing", "--here"))
     assert "1 shard indexed" in output_of(quick("backfill", "--here"))
@@ -168,10 +168,25 @@ def test_states_select_shards_and_filters_narrow_the_selection(quick: Callable[.
     assert words == {
         "Lisbon/it": "published",
         "Lisbon/people": "published",
-        "Oslo/people": "gone from the source",
+        "Oslo/people": "gone from the source, still served until rag-assets retire Oslo/people",
     }
     dry = output_of(quick("backfill", "--dry-run"))
     assert "2 objects in 2 shards, 1 gone from the source; 1 selected (changed)" in dry
+
+
+def test_a_renamed_department_is_retired_with_one_command(quick: Callable[..., Result], company: Company) -> None:
+    output_of(quick("backfill", "--here"))
+    assert "the source has documents of Oslo/people" in quick("retire", "Oslo/people").stderr
+    (company.source / "Oslo/people").rename(company.source / "Oslo/people & culture")
+    output_of(quick("backfill", "--here", "--missing"))
+    assert "still served until rag-assets retire Oslo/people" in output_of(quick("status"))
+    assert "Oslo/people is retired: its" in output_of(quick("retire", "Oslo/people"))
+    assert "Oslo/people is not published" in output_of(quick("retire", "Oslo/people"))
+    words = dict(re.split(r" {2,}", line, maxsplit=1) for line in output_of(quick("status")).splitlines())
+    assert words["Oslo/people & culture"] == "published"
+    assert "Oslo/people" not in words
+    (company.source / "Oslo/people & culture").rename(company.source / "Oslo/people")
+    assert "1 shard indexed" in output_of(quick("backfill", "--here", "--missing"))
 
 
 def test_evaluate_prints_scores_missed_questions_and_invalid_lines(
@@ -266,9 +281,21 @@ def test_ignored_keys_outside_region_and_department_are_reported(
     quick: Callable[..., Result], company: Company
 ) -> None:
     company.put("Oslo/loose.md", "Not in any shard.")
-    assert "ignoring 1 key outside region/department/, such as 'Oslo/loose.md'" in output_of(
-        quick("backfill", "--dry-run")
-    )
+    company.put("Oslo/people/~$note.md", "A lock of an editor.")
+    assert (
+        "left out: 1 ignored file, such as 'Oslo/people/~$note.md'; "
+        "1 key outside region/department/, such as 'Oslo/loose.md'"
+    ) in output_of(quick("backfill", "--dry-run"))
+    assert "(1 left out)" in output_of(quick("status"))
+
+
+def test_an_empty_or_flat_source_says_where_documents_belong(quick: Callable[..., Result], company: Company) -> None:
+    shutil.rmtree(company.source)
+    company.source.mkdir()
+    (company.source / "report.md").write_text("Not in any shard.")
+    result = quick("backfill", "--dry-run")
+    assert "put documents into folders region/department/" in result.stderr
+    assert "1 key outside region/department/, such as 'report.md'" in result.stdout
 
 
 def test_the_command_line_rolls_back_a_shard_shows_its_hold_and_releases_it(

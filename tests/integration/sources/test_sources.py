@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from rag_assets.arrivals.listing import sweep
 from rag_assets.errors import SourceRefused, SourceUnavailable
 from rag_assets.sources.base import (
     ObjectGone,
+    ObjectUnreadable,
     Source,
     SourceObject,
+    document_shard,
     golden_shard_of,
     has_documents,
-    list_shard,
+    list_folder,
     shard_of,
 )
 from rag_assets.sources.folder import FolderSource
 from rag_assets.sources.listing_digest import listing_digest
 from rag_assets.sources.open import open_source
+from rag_assets.sources.s3 import S3Source
 from rag_serving.errors import SettingsError
 from rag_serving.lake.shards import Shard
 from tests.servers.roots import FolderRoot, SourceRoot
@@ -52,6 +58,10 @@ def opened(root: SourceRoot) -> Source:
     # A separate session: the default one would keep the credentials of another test.
     client = None if isinstance(root, FolderRoot) else boto3.session.Session().client("s3")
     return open_source(root.uri, client)
+
+
+def list_shard(source: Source, shard: Shard) -> list[SourceObject]:
+    return [entry for entry in list_folder(source, shard) if document_shard(entry) == shard]
 
 
 def listing(source: Source, prefix: str = "", *, start_after: str = "") -> list[SourceObject]:
@@ -177,7 +187,7 @@ def test_a_sweep_computes_the_same_digest_for_a_shard_as_its_own_listing(source_
     seen = sweep(source, seconds=60)
     assert set(seen.digests) == {shard_of(key) for key in [*KEYS, *NESTED]}
     assert seen.objects == len(KEYS) + len(NESTED)
-    assert (seen.outside, seen.resume_after) == (3, "")
+    assert (seen.left_out.total, seen.resume_after) == (3, "")
     for shard, digest in seen.digests.items():
         in_any_order = reversed(list_shard(source, shard))
         assert digest == listing_digest(in_any_order)
@@ -220,7 +230,7 @@ def test_head_ignores_keys_behind_a_symlink_like_the_listing(tmp_path: Path) -> 
     (tmp_path / "root" / "oslo").mkdir(parents=True)
     (tmp_path / "root" / "oslo" / "people").symlink_to(tmp_path / "elsewhere")
     source = FolderSource(tmp_path / "root")
-    assert list(source.pages()) == []
+    assert [entry.problem for entry in listing(source)] == ["symbolic link"]
     assert source.head("oslo/people/a.md") is None
 
 
@@ -268,7 +278,7 @@ def test_a_document_whose_folder_became_a_file_is_gone(tmp_path: Path) -> None:
         opened(root).fetch("a/b/c/d.md")
 
 
-def test_a_folders_listing_leaves_out_names_that_are_not_utf_8(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_named_and_left_out(tmp_path: Path) -> None:
     root = FolderRoot(tmp_path)
     root.put("a/b/good.md", b"x")
     folder = os.fsencode(tmp_path / "a" / "b")
@@ -276,16 +286,133 @@ def test_a_folders_listing_leaves_out_names_that_are_not_utf_8(tmp_path: Path) -
     bad_folder.mkdir()
     (bad_folder / "x.md").write_bytes(b"x")
     Path(os.fsdecode(folder + b"/r\xe9sum\xe9.md")).write_bytes(b"x")
-    assert keys(opened(root)) == ["a/b/good.md"]
+    seen = sweep(opened(root), seconds=60)
+    assert (seen.objects, seen.left_out.by_reason()) == (1, {"name in another encoding than UTF-8": 2})
+    assert (
+        str(seen.left_out) == r"2 names in another encoding than UTF-8, such as 'a/b/caf\\xe9', 'a/b/r\\xe9sum\\xe9.md'"
+    )
 
 
-def test_symlinks_in_a_folder_are_not_followed(tmp_path: Path) -> None:
+def test_links_that_lead_out_of_their_shard_are_named_and_left_out(tmp_path: Path) -> None:
     root = FolderRoot(tmp_path / "source")
     root.put("a/b/good.md", b"x")
+    root.put("a/secret/other.md", b"of another shard")
     (tmp_path / "secret.md").write_bytes(b"secret")
-    (root.folder / "a/b/link.md").symlink_to(tmp_path / "secret.md")
-    (root.folder / "a/b/loop").symlink_to(root.folder)
-    assert keys(opened(root)) == ["a/b/good.md"]
+    links = {
+        "outside.md": tmp_path / "secret.md",
+        "of-another-shard.md": root.folder / "a/secret/other.md",
+        "another-shard": root.folder / "a/secret",
+        "above": root.folder,
+        "itself": root.folder / "a/b/itself",
+        "nowhere.md": root.folder / "a/b/nowhere-else.md",
+    }
+    for name, target in links.items():
+        (root.folder / "a/b" / name).symlink_to(target)
+    (root.folder / "a/linked").symlink_to(root.folder / "a/secret")
+    source = opened(root)
+    seen = sweep(source, seconds=60)
+    assert (seen.objects, seen.left_out.by_reason()) == (2, {"symbolic link": 7})
+    assert [source.head(f"a/b/{name}") for name in links] == [None] * len(links)
+    assert listing(source, "a/linked/") == []
+
+
+def test_links_within_a_shard_are_followed_without_going_round_in_circles(tmp_path: Path) -> None:
+    root = FolderRoot(tmp_path / "source")
+    root.put("a/b/one/x.md", b"x")
+    root.put("a/b/two/y.md", b"y")
+    (root.folder / "a/b/link.md").symlink_to("one/x.md")
+    (root.folder / "a/b/one/to-two").symlink_to(root.folder / "a/b/two")
+    (root.folder / "a/b/two/to-one").symlink_to(root.folder / "a/b/one")
+    source = opened(root)
+    documents = [entry.key for entry in list_shard(source, Shard("a", "b"))]
+    assert documents == [
+        *("a/b/link.md", "a/b/one/to-two/y.md", "a/b/one/x.md", "a/b/two/to-one/x.md", "a/b/two/y.md"),
+    ]
+    assert [source.fetch(key).data for key in documents] == [b"x", b"y", b"x", b"x", b"y"]
+    assert source.head("a/b/one/to-two/y.md") is not None
+
+
+def test_names_that_match_a_pattern_are_counted_and_left_out(source_root: SourceRoot) -> None:
+    junk = ["a/b/~$Report.docx", "a/b/THUMBS.DB", "a/b/deep/x.tmp", "a/b/drafts/y.md", "a/b/drafts/deep/z.md"]
+    for key in [*junk, "a/b/report.md", "a/b/deep/drafts/y.md", "a/b/_eval/q.tmp.jsonl", "drafts/b/report.md"]:
+        source_root.put(key, b"x")
+    client = None if isinstance(source_root, FolderRoot) else boto3.session.Session().client("s3")
+    source = open_source(source_root.uri, client, ignore=("~$*", "Thumbs.db", "*.tmp", "drafts/*"))
+    seen = sweep(source, seconds=60)
+    assert (seen.objects, seen.left_out.by_reason()) == (3, {"ignored file": 5})
+    assert source.head("a/b/deep/x.tmp") is None
+    assert source.head("a/b/report.md") is not None
+    assert not has_documents(open_source(source_root.uri, client, ignore=("*.md",)), Shard("drafts", "b"))
+
+
+def test_an_object_that_s3_does_not_give_out_is_listed_and_unreadable_with_the_code(s3_environment: str) -> None:
+    client = boto3.session.Session().client("s3")
+    client.put_object(Bucket=s3_environment, Key="a/b/good.md", Body=b"x")
+    client.put_object(
+        Bucket=s3_environment,
+        Key="a/b/of-a-customers-key.md",
+        Body=b"x",
+        SSECustomerAlgorithm="AES256",
+        SSECustomerKey="k" * 32,
+    )
+    source = open_source(f"s3://{s3_environment}", client)
+    assert keys(source) == ["a/b/good.md", "a/b/of-a-customers-key.md"]
+    seen = source.head("a/b/of-a-customers-key.md")
+    assert seen is not None
+    assert seen.key == "a/b/of-a-customers-key.md"
+    with pytest.raises(ObjectUnreadable, match=r"of-a-customers-key\.md: Invalid(Argument|Request) "):
+        source.fetch("a/b/of-a-customers-key.md")
+    assert source.fetch("a/b/good.md").data == b"x"
+
+
+def test_an_object_with_gzip_as_its_content_encoding_is_decoded_and_compared_as_stored(s3_environment: str) -> None:
+    client = boto3.session.Session().client("s3")
+    stored = gzip.compress(b"<p>Gzip encoded page about pensions.</p>")
+    for key, body in {"a/b/page.html": stored, "a/b/cut.html": stored[:-9], "a/b/plain.html": b"<p>Plain</p>"}.items():
+        client.put_object(Bucket=s3_environment, Key=key, Body=body, ContentEncoding="gzip")
+    source = open_source(f"s3://{s3_environment}", client)
+    found = source.fetch("a/b/page.html")
+    assert found.data == b"<p>Gzip encoded page about pensions.</p>"
+    assert found.stored_bytes == len(stored)
+    assert source.fetch("a/b/plain.html").data == b"<p>Plain</p>"
+    with pytest.raises(ObjectUnreadable, match="is truncated"):
+        source.fetch("a/b/cut.html")
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("AccessDenied", 403, ObjectUnreadable),
+        ("InvalidObjectState", 403, ObjectUnreadable),
+        ("KMS.DisabledException", 400, ObjectUnreadable),
+        ("KMS.NotFoundException", 400, ObjectUnreadable),
+        ("Teapot", 418, ObjectUnreadable),
+        ("InternalError", 500, ObjectUnreadable),
+        ("NoSuchKey", 404, ObjectGone),
+        ("SlowDown", 503, SourceUnavailable),
+        ("KMS.ThrottlingException", 400, SourceUnavailable),
+        ("ExpiredToken", 400, SourceRefused),
+        ("NoSuchBucket", 404, SourceRefused),
+    ],
+)
+def test_an_error_of_one_object_is_told_apart_from_one_of_the_bucket(
+    code: str, status: int, expected: type[Exception]
+) -> None:
+    answer = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    client = Mock(spec=["get_object", "get_paginator"])
+    client.get_object.side_effect = ClientError(answer, "GetObject")
+    client.get_paginator.return_value.paginate.return_value = [{"Contents": []}]
+    with pytest.raises(expected, match=code if expected is not ObjectGone else "a/b/x"):
+        S3Source(client, "bucket", "").fetch("a/b/x.md")
+
+
+def test_an_error_of_one_object_is_one_of_the_bucket_if_that_does_not_answer() -> None:
+    refused = {"Error": {"Code": "AccessDenied", "Message": "no"}}
+    client = Mock(spec=["get_object", "get_paginator"])
+    client.get_object.side_effect = ClientError(refused, "GetObject")
+    client.get_paginator.return_value.paginate.side_effect = ClientError(refused, "ListObjectsV2")
+    with pytest.raises(SourceRefused, match="cannot list"):
+        S3Source(client, "bucket", "").fetch("a/b/x.md")
 
 
 def test_a_missing_bucket_raises_source_refused_with_the_reason(s3_environment: str) -> None:
@@ -348,7 +475,7 @@ def test_an_unset_source_is_a_settings_error_that_names_the_variable() -> None:
 def test_every_document_of_the_sample_corpus_is_in_a_shard(corpus: Path) -> None:
     seen = sweep(FolderSource(corpus), seconds=60)
     assert Shard("lisbon", "people") in seen.digests
-    assert seen.outside == 0
+    assert seen.left_out.total == 0
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rag_assets.arrivals.listing import Cursor, Sweep, decide, sweep
 from rag_assets.arrivals.pending import RETRY_CEILING, RETRY_SECONDS, RequestedRun, RunRequest
 from rag_assets.sources.base import FetchedObject, SourceObject, shard_of
+from rag_assets.sources.left_out import LeftOut
 from rag_assets.sources.listing_digest import listing_digest
 from rag_serving.lake.shards import Shard
 
@@ -65,7 +66,7 @@ def digests_of(etags: Mapping[str, str]) -> dict[Shard, str]:
 
 
 def saw(digests: Mapping[Shard, str], resume_after: str = "") -> Sweep:
-    return Sweep(digests, len(digests), 0, (), resume_after)
+    return Sweep(digests, len(digests), LeftOut(), resume_after)
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,8 @@ def test_a_sweep_with_enough_time_sees_everything() -> None:
     etags = {"a/x/1": "1", "a/x/d/2": "1", "b/x/1": "1", "loose": "1", "a/loose": "1"}
     seen = sweep(Listing(etags, page=2), seconds=1000, clock=ticking())
     assert seen.digests == digests_of(etags)
-    assert (seen.objects, seen.outside, seen.resume_after) == (3, 2, "")
-    assert set(seen.outside_examples) == {"loose", "a/loose"}
+    assert (seen.objects, seen.left_out.total, seen.resume_after) == (3, 2, "")
+    assert set(seen.left_out.examples["key outside region/department/"]) == {"loose", "a/loose"}
 
 
 def test_hidden_keys_and_folder_markers_do_not_split_a_shard() -> None:
@@ -151,7 +152,8 @@ def test_hidden_keys_and_folder_markers_do_not_split_a_shard() -> None:
     noise = {"a/x/": "1", "a/x/.DS_Store": "1", "a/x/r/.git/config": "1", "a/x/s/": "1"}
     seen = sweep(Listing({**documents, **noise}, page=2), seconds=1000, clock=ticking())
     assert seen.digests == digests_of(documents)
-    assert (seen.objects, seen.outside) == (4, 4)
+    assert (seen.objects, seen.left_out.by_reason()) == (4, {"folder marker": 2, "hidden name": 2})
+    assert seen.left_out.of_shard(A) == 4
 
 
 def test_golden_questions_are_neither_documents_nor_outside_keys_and_create_no_shard() -> None:
@@ -159,13 +161,13 @@ def test_golden_questions_are_neither_documents_nor_outside_keys_and_create_no_s
     golden = {"a/x/_eval/q.jsonl": "1", "a/x/_eval/r/q.jsonl": "1", "b/x/_eval/q.jsonl": "1"}
     seen = sweep(Listing({**documents, **golden}, page=2), seconds=1000, clock=ticking())
     assert seen.digests == digests_of(documents)
-    assert (seen.objects, seen.outside) == (2, 0)
+    assert (seen.objects, seen.left_out.total) == (2, 0)
 
 
 def test_only_a_few_outside_keys_are_kept_as_examples() -> None:
     seen = sweep(Listing({f"loose-{n}": "1" for n in range(50)}), seconds=1000, clock=ticking())
-    assert seen.outside == 50
-    assert len(seen.outside_examples) == 5
+    assert seen.left_out.total == 50
+    assert len(seen.left_out.examples["key outside region/department/"]) == 5
 
 
 def walk(source: Listing, seconds: float, clock: Callable[[], float] | None = None) -> list[Sweep]:
@@ -199,7 +201,7 @@ def test_a_shard_that_exceeds_the_time_limit_is_still_listed_completely() -> Non
 def test_many_keys_outside_every_shard_do_not_exceed_the_time_limit() -> None:
     etags = {"a/x/1": "1", **{f"b/{n:03}": "1" for n in range(100)}, "c/x/1": "1"}
     sweeps = walk(Listing(etags, page=10), seconds=3)
-    assert max(seen.outside for seen in sweeps) < 100
+    assert max(seen.left_out.total for seen in sweeps) < 100
     assert {shard: digest for seen in sweeps for shard, digest in seen.digests.items()} == digests_of(etags)
 
 

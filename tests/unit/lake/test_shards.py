@@ -47,18 +47,14 @@ BAD = {
     "carriage return": "a\rb",
     "tab": "a\tb",
     "NUL": "a\0b",
-    "single quote": "a'b",
     "double quote": 'a"b',
     "slash": "a/b",
     "backslash": "a\\b",
     "asterisk": "a*",
     "braces": "a{b}",
-    "comma": "a,b",
-    "colon": "a:b",
     "semicolon": "a;b",
     "percent": "a%2fb",
     "no-break space": "a\u00a0b",
-    "zero-width joiner": "a\u200db",
     "right-to-left override": "a\u202eb",
     "lone surrogate": "a\udc80b",
     "emoji": "a😀",
@@ -120,7 +116,7 @@ def test_the_error_for_an_invalid_name_lists_what_is_allowed(kind: str) -> None:
         with pytest.raises(InvalidShardName) as caught:
             build()
         message = str(caught.value)
-        assert ALLOWED.get(kind, "letters, digits, space and - _ . & + ( ) @ are allowed") in message
+        assert ALLOWED.get(kind, "letters, digits, space and - _ . & + ( ) @ , : ' are allowed") in message
         assert message.isprintable()
         assert len(message) < 300
 
