@@ -14,7 +14,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from rag_serving.http.metrics import Metrics
-from rag_serving.results import CacheState
+from rag_serving.results import Answer, CacheState
 
 ROOT = Path(__file__).parents[3]
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "rag-shards.json").read_text())
@@ -34,8 +34,11 @@ def exported() -> dict[str, set[str]]:
     """Return the labels of every sample that the service exports, by name."""
     metrics = Metrics()
     metrics.observe("/v1/ask", "POST", 200, 0.1)
-    metrics.tokens({"prompt": 1})
-    metrics.follow({"exact": 1})
+    answer = Answer(
+        question="?", text="", citations=(), kind="generated", model="m", tokens={"prompt": 1}, cache="miss"
+    )
+    metrics.answered(answer, seconds=1.0, first_text=0.5)
+    metrics.follow({"exact": 1}, {"slow_head": 1}, {})
     families = text_string_to_metric_families(metrics.text().decode())
     return {sample.name: set(sample.labels) for family in families for sample in family.samples}
 
