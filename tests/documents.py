@@ -1,9 +1,25 @@
 """Parse a document in the test's own process."""
 
+import pytest
+
 from rag_assets.extraction.document import ExtractedDocument
+from rag_assets.extraction.errors import ExtractionError
 from rag_assets.extraction.registry import read_object
 
 
 def extract(data: bytes, key: str) -> ExtractedDocument:
     """Return the document of an object without its attachments."""
     return read_object(data, key).parts[0].document
+
+
+def pieces(data: bytes, key: str) -> list[tuple[str, str]]:
+    """Return kind and text of the blocks of an object."""
+    document = extract(data, key)
+    return [(str(block.kind), document.text[block.start : block.end]) for block in document.blocks]
+
+
+def refusal(data: bytes, key: str) -> ExtractionError:
+    """Return the error of an object that cannot be read."""
+    with pytest.raises(ExtractionError) as caught:
+        extract(data, key)
+    return caught.value

@@ -20,10 +20,32 @@ from rag_assets.extraction.decoding import looks_binary
 from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats.csv import CSV_MEDIA_TYPE, extract_csv
+from rag_assets.extraction.formats.data.calendar import CALENDAR_MEDIA_TYPE, extract_calendar, looks_like_calendar
+from rag_assets.extraction.formats.data.json import (
+    JSON_LINES_MEDIA_TYPE,
+    JSON_MEDIA_TYPE,
+    extract_json,
+    extract_json_lines,
+)
+from rag_assets.extraction.formats.data.notebook import NOTEBOOK_MEDIA_TYPE, extract_notebook
+from rag_assets.extraction.formats.data.subtitles import (
+    SRT_MEDIA_TYPE,
+    VTT_MEDIA_TYPE,
+    extract_srt,
+    extract_vtt,
+    looks_like_vtt,
+)
+from rag_assets.extraction.formats.data.xml import XML_MEDIA_TYPE, extract_xml
+from rag_assets.extraction.formats.data.yaml import YAML_MEDIA_TYPE, extract_yaml
 from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx
 from rag_assets.extraction.formats.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml
 from rag_assets.extraction.formats.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
 from rag_assets.extraction.formats.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
+from rag_assets.extraction.formats.markup.asciidoc import ASCIIDOC_MEDIA_TYPE, extract_asciidoc
+from rag_assets.extraction.formats.markup.mdx import MDX_MEDIA_TYPE, extract_mdx
+from rag_assets.extraction.formats.markup.org import ORG_MEDIA_TYPE, extract_org
+from rag_assets.extraction.formats.markup.restructured_text import RST_MEDIA_TYPE, extract_rst
+from rag_assets.extraction.formats.markup.tex import TEX_MEDIA_TYPE, extract_tex
 from rag_assets.extraction.formats.ooxml import ZIP_SIGNATURE, holds_part, zip_names
 from rag_assets.extraction.formats.pdf import PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf
 from rag_assets.extraction.formats.plain import TEXT_MEDIA_TYPE, extract_text
@@ -65,9 +87,22 @@ FORMATS: Final = (
     Format("rich text (rtf)", RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf),
     Format("HTML", HTML_MEDIA_TYPE, extract_html, looks_like_html, frozenset({".html", ".htm", ".xhtml"})),
     Format("e-mail (eml)", EML_MEDIA_TYPE, extract_eml, looks_like_eml, frozenset({".eml"})),
+    Format("calendar (ics)", CALENDAR_MEDIA_TYPE, extract_calendar, looks_like_calendar, frozenset({".ics"})),
+    Format("WebVTT", VTT_MEDIA_TYPE, extract_vtt, looks_like_vtt, frozenset({".vtt"})),
     Format("Markdown", MARKDOWN_MEDIA_TYPE, extract_markdown, None, frozenset({".md", ".markdown"}), heading_words),
+    Format("MDX", MDX_MEDIA_TYPE, extract_mdx, None, frozenset({".mdx"}), heading_words),
+    Format("AsciiDoc", ASCIIDOC_MEDIA_TYPE, extract_asciidoc, None, frozenset({".adoc", ".asciidoc"}), heading_words),
+    Format("reStructuredText", RST_MEDIA_TYPE, extract_rst, None, frozenset({".rst", ".rest"}), heading_words),
+    Format("Org", ORG_MEDIA_TYPE, extract_org, None, frozenset({".org"}), heading_words),
+    Format("LaTeX", TEX_MEDIA_TYPE, extract_tex, None, frozenset({".tex", ".latex"}), heading_words),
+    Format("notebook (ipynb)", NOTEBOOK_MEDIA_TYPE, extract_notebook, None, frozenset({".ipynb"}), heading_words),
+    Format("JSON", JSON_MEDIA_TYPE, extract_json, suffixes=frozenset({".json", ".geojson"})),
+    Format("JSON Lines", JSON_LINES_MEDIA_TYPE, extract_json_lines, suffixes=frozenset({".jsonl", ".ndjson"})),
+    Format("YAML", YAML_MEDIA_TYPE, extract_yaml, suffixes=frozenset({".yaml", ".yml"})),
+    Format("XML", XML_MEDIA_TYPE, extract_xml, suffixes=frozenset({".xml", ".dita", ".ditamap", ".rss", ".atom"})),
+    Format("SubRip (srt)", SRT_MEDIA_TYPE, extract_srt, suffixes=frozenset({".srt"})),
     Format("csv", CSV_MEDIA_TYPE, extract_csv, suffixes=frozenset({".csv", ".tsv", ".tab"})),
-    Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ""})),
+    Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ".log", ""})),
 )
 # Usual suffixes of formats that only their content identifies, for the message about a file that is named wrongly.
 _RECOGNISED_BY_CONTENT: Final = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".rtf"})

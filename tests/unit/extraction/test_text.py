@@ -205,7 +205,7 @@ def test_the_format_is_detected_from_content_then_extension(data: bytes, key: st
 @pytest.mark.parametrize(
     ("data", "key", "words"),
     [
-        (b"a,b\n1,2", "a.log", "a .log file"),
+        (b"a,b\n1,2", "a.cfg", "a .cfg file"),
         (b"\x89PNG\r\n\x1a\n", "a.png", "a PNG image"),
         (b"\x89PNG\r\n\x1a\n", "a.txt", "a PNG image"),
         (bytes(range(32)) * 8, "a.txt", "a binary file"),

@@ -1,0 +1,1 @@
+"""Data in text files: JSON, YAML, XML, notebooks, calendars and subtitles."""
