@@ -19,6 +19,16 @@ from typing import Final
 from rag_assets.extraction.decoding import looks_binary
 from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.formats.containers.epub import EPUB_MEDIA_TYPE, extract_epub, looks_like_epub
+from rag_assets.extraction.formats.containers.opendocument import (
+    ODP_MEDIA_TYPE,
+    ODS_MEDIA_TYPE,
+    ODT_MEDIA_TYPE,
+    extract_odp,
+    extract_ods,
+    extract_odt,
+    looks_like_opendocument,
+)
 from rag_assets.extraction.formats.csv import CSV_MEDIA_TYPE, extract_csv
 from rag_assets.extraction.formats.data.calendar import CALENDAR_MEDIA_TYPE, extract_calendar, looks_like_calendar
 from rag_assets.extraction.formats.data.json import (
@@ -84,6 +94,15 @@ FORMATS: Final = (
     Format("Word (docx)", DOCX_MEDIA_TYPE, extract_docx, partial(holds_part, start="word/document")),
     Format("PowerPoint (pptx)", PPTX_MEDIA_TYPE, extract_pptx, partial(holds_part, start="ppt/presentation")),
     Format("Excel (xlsx)", XLSX_MEDIA_TYPE, extract_xlsx, partial(holds_part, start="xl/workbook")),
+    *(
+        Format(f"OpenDocument {kind}", media_type, extract, partial(looks_like_opendocument, media_type=media_type))
+        for kind, media_type, extract in (
+            ("text (odt)", ODT_MEDIA_TYPE, extract_odt),
+            ("spreadsheet (ods)", ODS_MEDIA_TYPE, extract_ods),
+            ("presentation (odp)", ODP_MEDIA_TYPE, extract_odp),
+        )
+    ),
+    Format("EPUB", EPUB_MEDIA_TYPE, extract_epub, looks_like_epub),
     Format("rich text (rtf)", RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf),
     Format("HTML", HTML_MEDIA_TYPE, extract_html, looks_like_html, frozenset({".html", ".htm", ".xhtml"})),
     Format("e-mail (eml)", EML_MEDIA_TYPE, extract_eml, looks_like_eml, frozenset({".eml"})),
@@ -105,7 +124,7 @@ FORMATS: Final = (
     Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ".log", ""})),
 )
 # Usual suffixes of formats that only their content identifies, for the message about a file that is named wrongly.
-_RECOGNISED_BY_CONTENT: Final = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".rtf"})
+_RECOGNISED_BY_CONTENT: Final = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".rtf", ".odt", ".ods", ".odp", ".epub"})
 
 _OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
@@ -135,8 +154,7 @@ _ZIP_CONTENTS: Final = (
     ("ppt/", "a PowerPoint file of another kind"),
     ("word/", "a Word file of another kind"),
     ("visio/", "a Visio drawing"),
-    ("META-INF/container.xml", "an EPUB book"),
-    ("mimetype", "an OpenDocument file"),
+    ("mimetype", "an OpenDocument file of another kind"),
 )
 
 

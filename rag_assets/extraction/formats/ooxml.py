@@ -90,7 +90,7 @@ def safe_package(data: bytes) -> bytes:
     Files in the Strict dialect, files with macros and templates are rewritten. Raises ExtractionError: too_large if it
     inflates beyond the limits, encrypted, malformed.
     """
-    _measure(data)
+    measure(data)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = set(archive.namelist())
         strict = _ROOT_RELATIONS in names and _STRICT in archive.read(_ROOT_RELATIONS)
@@ -121,8 +121,8 @@ def _is_markup(name: str) -> bool:
     return name.endswith((".xml", ".rels")) and not name.startswith("customXml/")
 
 
-def _measure(data: bytes) -> None:
-    """Inflate every entry to check the limits, without keeping it."""
+def measure(data: bytes) -> None:
+    """Inflate every entry to check the limits, without keeping it; raise ExtractionError beyond them."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:

@@ -7,6 +7,7 @@ skipped: they have lists for formulas, not text for readers.
 import datetime as dt
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -52,6 +53,13 @@ def extract_xlsx(data: bytes) -> ExtractedDocument:
     return replace(document.build(), title=title)
 
 
+def add_sheets(document: DocumentBuilder, sheets: Iterable[tuple[str, Iterable[list[str]]]]) -> None:
+    """Append the sheets of another spreadsheet format, each as its name and the texts of its cells by row."""
+    limits = _Limits()
+    for page, (title, rows) in enumerate(sheets, start=1):
+        _SheetReader(document, page, limits).read_rows(title, rows)
+
+
 @dataclass(slots=True)
 class _Limits:
     """Counts what was read of all sheets, and raises ExtractionError beyond the limits."""
@@ -89,13 +97,15 @@ class _SheetReader:
 
     def read(self, sheet: Any) -> None:
         sheet.reset_dimensions()
+        self.read_rows(sheet.title, ([cell_text(cell.value, cell) for cell in row] for row in sheet.iter_rows()))
+
+    def read_rows(self, title: str, rows: Iterable[list[str]]) -> None:
         heading = False
-        for number, row in enumerate(sheet.iter_rows(), start=1):
+        for number, words in enumerate(rows, start=1):
             if number > MAX_ROWS:
                 detail = f"a sheet has more than {MAX_ROWS:,} rows, which Excel does not allow; save it again"
                 raise ExtractionError(QuarantineReason.MALFORMED, detail)
-            self.limits.visit(len(row))
-            words = [cell_text(cell.value, cell) for cell in row]
+            self.limits.visit(len(words))
             while words and not words[-1]:
                 words.pop()
             if not words:
@@ -105,7 +115,7 @@ class _SheetReader:
                 self._end_region()
             self._gap = False
             if not heading:
-                self.document.add(BlockKind.HEADING, one_line(sheet.title), level=1, page=self.page)
+                self.document.add(BlockKind.HEADING, one_line(title), level=1, page=self.page)
                 heading = True
             self.limits.add(words)
             self._rows.append(words)

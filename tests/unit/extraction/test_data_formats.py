@@ -116,13 +116,16 @@ def test_an_element_with_text_and_elements_is_running_text() -> None:
     assert texts(b"<r><x>Leave is <n>30</n> days</x><y>1</y></r>", "a.xml") == ["Leave is 30 days", "y: 1"]
 
 
-BOMB = "<!DOCTYPE r [<!ENTITY a0 'words'>%s]><r><v>&a9;</v><w>kept</w></r>" % "".join(
-    f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 10)
-)
+ENTITIES = "".join(f"<!ENTITY a{n} '{f'&a{n - 1};' * 10}'>" for n in range(1, 10))
+BOMB = f"<!DOCTYPE r [<!ENTITY a0 'words'>{ENTITIES}]><r><v>&a9;</v><w>kept</w></r>"
 
 
 def test_entities_that_a_file_declares_are_never_expanded() -> None:
     assert texts(BOMB.encode(), "a.xml") == ["v: &a9;\nw: kept"]
+
+
+def test_entities_in_attributes_that_multiply_are_refused() -> None:
+    assert refusal(BOMB.replace("<v>", "<v x='&a9;'>").encode(), "a.xml").reason is QuarantineReason.MALFORMED
 
 
 def test_nothing_outside_an_xml_file_is_read(tmp_path: object) -> None:

@@ -1,0 +1,1 @@
+"""Formats that are containers of other files: OpenDocument, books, mailboxes, Outlook messages and archives."""
