@@ -1,14 +1,17 @@
 """The result of every parser: one text with its blocks, and a builder for it. Independent of file formats."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Final
 
 from rag_assets.extraction.decoding import normalise
+from rag_assets.extraction.errors import QuarantineReason
 
 TITLE_CHARACTERS: Final = 300
+_MAX_ATTACHMENT_NAME: Final = 120
 _MAX_INDENT: Final = 8
 
 _SPACE_AT_LINE_END = re.compile(r"(?<![^\S\n])[^\S\n]+$", re.MULTILINE)
@@ -45,6 +48,9 @@ class Attachment:
 
     name: str
     data: bytes
+    reason: QuarantineReason | None = None
+    """Why the file cannot be taken out of the object, which then has a `detail` and no data."""
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,18 @@ def one_line(text: str, limit: int = TITLE_CHARACTERS) -> str:
     """Return the text with every run of white space as one space, cut to at most `limit` characters."""
     # Only a prefix is processed, so that a title of megabytes costs nothing.
     return _WHITE_SPACE.sub(" ", text[: 4 * limit]).strip()[:limit].rstrip()
+
+
+def attachment_name(name: str, taken: Container[str]) -> str:
+    """Return the name of a file inside an object without slashes, numbered if it is `taken`."""
+    name = one_line(normalise(name).replace("/", "_").replace("\\", "_"), _MAX_ATTACHMENT_NAME) or "attachment"
+    path = PurePosixPath(name)
+    number = 2
+    unique = name
+    while unique in taken:
+        unique = f"{path.stem} ({number}){path.suffix}"
+        number += 1
+    return unique
 
 
 def table_row(cells: Iterable[str]) -> str:

@@ -19,7 +19,15 @@ from typing import Final
 from rag_assets.extraction.decoding import looks_binary
 from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.formats.containers.archive import (
+    ZIP_MEDIA_TYPE,
+    container_kind,
+    extract_archive,
+    looks_like_archive,
+)
 from rag_assets.extraction.formats.containers.epub import EPUB_MEDIA_TYPE, extract_epub, looks_like_epub
+from rag_assets.extraction.formats.containers.mbox import MBOX_MEDIA_TYPE, extract_mbox, looks_like_mbox
+from rag_assets.extraction.formats.containers.msg import MSG_MEDIA_TYPE, OLE_SIGNATURE, extract_msg, looks_like_msg
 from rag_assets.extraction.formats.containers.opendocument import (
     ODP_MEDIA_TYPE,
     ODS_MEDIA_TYPE,
@@ -66,8 +74,8 @@ from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx
 # Increase it when existing objects would be read differently, quarantined ones that a new format can read included.
 EXTRACTOR_VERSION: Final = "3"
 
-# For all attachments of one object together, at any depth.
-MAX_ATTACHMENTS: Final = 200
+# For all attachments of one object together, at any depth, including the files of archives.
+MAX_ATTACHMENTS: Final = 2_000
 MAX_ATTACHED_BYTES: Final = 256 * 1024 * 1024
 MAX_ATTACHMENT_DEPTH: Final = 5
 
@@ -106,6 +114,9 @@ FORMATS: Final = (
     Format("rich text (rtf)", RTF_MEDIA_TYPE, extract_rtf, looks_like_rtf),
     Format("HTML", HTML_MEDIA_TYPE, extract_html, looks_like_html, frozenset({".html", ".htm", ".xhtml"})),
     Format("e-mail (eml)", EML_MEDIA_TYPE, extract_eml, looks_like_eml, frozenset({".eml"})),
+    Format("Outlook message (msg)", MSG_MEDIA_TYPE, extract_msg, looks_like_msg),
+    Format("mailbox (mbox)", MBOX_MEDIA_TYPE, extract_mbox, looks_like_mbox),
+    Format("zip archive", ZIP_MEDIA_TYPE, extract_archive, looks_like_archive),
     Format("calendar (ics)", CALENDAR_MEDIA_TYPE, extract_calendar, looks_like_calendar, frozenset({".ics"})),
     Format("WebVTT", VTT_MEDIA_TYPE, extract_vtt, looks_like_vtt, frozenset({".vtt"})),
     Format("Markdown", MARKDOWN_MEDIA_TYPE, extract_markdown, None, frozenset({".md", ".markdown"}), heading_words),
@@ -124,16 +135,16 @@ FORMATS: Final = (
     Format("plain text", TEXT_MEDIA_TYPE, extract_text, suffixes=frozenset({".txt", ".text", ".log", ""})),
 )
 # Usual suffixes of formats that only their content identifies, for the message about a file that is named wrongly.
-_RECOGNISED_BY_CONTENT: Final = frozenset({".pdf", ".docx", ".pptx", ".xlsx", ".rtf", ".odt", ".ods", ".odp", ".epub"})
+_RECOGNISED_BY_CONTENT: Final = frozenset({
+    ".pdf", ".docx", ".pptx", ".xlsx", ".rtf", ".odt", ".ods", ".odp", ".epub", ".zip", ".mbox", ".msg",
+})  # fmt: skip
 
-_OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
 # Streams in the binary container of old Office formats.
 _OLE_CONTENTS: Final = (
     ("WordDocument", "an old Word document (doc), which Word can save as docx"),
     ("PowerPoint Document", "an old PowerPoint presentation (ppt), which PowerPoint can save as pptx"),
     ("Workbook", "an old Excel workbook (xls), which Excel can save as xlsx"),
-    ("__properties_version1.0", "an Outlook message (msg), which Outlook can save as eml"),
     ("VisioDocument", "an old Visio drawing (vsd)"),
 )
 _SIGNATURES: Final = (
@@ -147,14 +158,6 @@ _SIGNATURES: Final = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!", "a rar archive"),
     (b"SQLite format 3", "a SQLite database"),
-)
-_ZIP_CONTENTS: Final = (
-    ("xl/workbook.bin", "a binary Excel workbook (xlsb), which Excel can save as xlsx"),
-    ("xl/", "an Excel file of another kind"),
-    ("ppt/", "a PowerPoint file of another kind"),
-    ("word/", "a Word file of another kind"),
-    ("visio/", "a Visio drawing"),
-    ("mimetype", "an OpenDocument file of another kind"),
 )
 
 
@@ -240,6 +243,8 @@ class _ObjectReader:
         for attachment in document.attachments:
             path = f"{name}/{attachment.name}" if name else attachment.name
             try:
+                if attachment.reason is not None:
+                    raise ExtractionError(attachment.reason, attachment.detail)
                 self._count(attachment, depth + 1)
                 self.read(attachment.data, attachment.name, path, depth + 1)
             except ExtractionError as error:
@@ -249,7 +254,7 @@ class _ObjectReader:
         self.attached += 1
         self.attached_bytes += len(attachment.data)
         exceeded = (
-            (depth > MAX_ATTACHMENT_DEPTH, f"{MAX_ATTACHMENT_DEPTH} nested messages"),
+            (depth > MAX_ATTACHMENT_DEPTH, f"{MAX_ATTACHMENT_DEPTH} nested messages or archives"),
             (self.attached > MAX_ATTACHMENTS, f"{MAX_ATTACHMENTS} attachments per object"),
             (self.attached_bytes > MAX_ATTACHED_BYTES, f"{MAX_ATTACHED_BYTES // 2**20} MiB of attachments per object"),
         )
@@ -299,7 +304,7 @@ def _format_of(data: bytes, key: str) -> Format:
 
 def _name_what_it_is(data: bytes) -> str | None:
     """Describe content that is certainly not text, else return None; raise ExtractionError if encrypted or damaged."""
-    if data.startswith(_OLE_SIGNATURE):
+    if data.startswith(OLE_SIGNATURE):
         if _ENCRYPTED_PACKAGE in data:
             detail = "the Office file needs a password; upload a copy without it"
             raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
@@ -310,8 +315,7 @@ def _name_what_it_is(data: bytes) -> str | None:
         if not names:
             detail = "a truncated or damaged zip container; upload it again"
             raise ExtractionError(QuarantineReason.MALFORMED, detail)
-        kinds = (kind for start, kind in _ZIP_CONTENTS if any(name.startswith(start) for name in names))
-        return next(kinds, "a zip archive")
+        return container_kind(names)
     for signature, kind in _SIGNATURES:
         if data.startswith(signature):
             return kind

@@ -10,11 +10,17 @@ from dataclasses import replace
 from email import policy
 from email.message import EmailMessage, Message
 from email.parser import BytesParser
-from pathlib import PurePosixPath
 from typing import Any, Final
 
 from rag_assets.extraction.decoding import decode, normalise, refuse_oversized
-from rag_assets.extraction.document import Attachment, BlockKind, DocumentBuilder, ExtractedDocument, one_line
+from rag_assets.extraction.document import (
+    Attachment,
+    BlockKind,
+    DocumentBuilder,
+    ExtractedDocument,
+    attachment_name,
+    one_line,
+)
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats.html import extract_html
 from rag_assets.extraction.formats.plain import text_document
@@ -193,14 +199,4 @@ def _attachment(part: Message, taken: dict[str, Attachment]) -> Attachment:
     else:
         data = _payload(part)
         name = name or "attachment" + _SUFFIXES.get(kind, "." + kind.rpartition("/")[2].rpartition("-")[2])
-    return Attachment(_unique(name, taken), data)
-
-
-def _unique(name: str, taken: dict[str, Attachment]) -> str:
-    path = PurePosixPath(name)
-    number = 2
-    unique = name
-    while unique in taken:
-        unique = f"{path.stem} ({number}){path.suffix}"
-        number += 1
-    return unique
+    return Attachment(attachment_name(name, taken), data)

@@ -121,6 +121,11 @@ def _is_markup(name: str) -> bool:
     return name.endswith((".xml", ".rels")) and not name.startswith("customXml/")
 
 
+def inflated_limit(data: bytes) -> int:
+    """Return the number of bytes that all entries of a container together may inflate to."""
+    return min(MAX_INFLATED_BYTES, max(_RATIO_APPLIES_FROM, MAX_RATIO * len(data)))
+
+
 def measure(data: bytes) -> None:
     """Inflate every entry to check the limits, without keeping it; raise ExtractionError beyond them."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -128,7 +133,7 @@ def measure(data: bytes) -> None:
     if len(entries) > MAX_ENTRIES:
         detail = f"{len(entries)} entries in the container; the limit is {MAX_ENTRIES}"
         raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
-    limit = min(MAX_INFLATED_BYTES, max(_RATIO_APPLIES_FROM, MAX_RATIO * len(data)))
+    limit = inflated_limit(data)
     total = 0
     for entry in entries:
         if entry.flag_bits & 1:
@@ -137,7 +142,7 @@ def measure(data: bytes) -> None:
         markup = _is_markup(entry.filename)
         size = 0
         before = b""
-        for piece in _inflate(data, entry):
+        for piece in inflate(data, entry):
             size += len(piece)
             total += len(piece)
             if total > limit:
@@ -159,7 +164,7 @@ def measure(data: bytes) -> None:
             raise ExtractionError(QuarantineReason.MALFORMED, detail)
 
 
-def _inflate(data: bytes, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+def inflate(data: bytes, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     """Yield the content of an entry in pieces of at most `_STEP` bytes (a stored entry in one)."""
     signature, name_length, extra_length = _LOCAL_HEADER.unpack_from(data, entry.header_offset)
     start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
