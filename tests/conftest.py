@@ -62,6 +62,16 @@ def real_corpus() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_files() -> Path:
+    """Real files in many formats; tests that use them have the marker `corpus`."""
+    data = os.environ.get("RAG_TEST_DATA")
+    folder = Path(data, "files") if data else None
+    if folder is None or not folder.is_dir():
+        pytest.skip("needs the real files: set RAG_TEST_DATA to the folder that holds files/")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def server_binaries() -> Path:
     """The folder of the installed server programs; skip without it, but fail in CI."""
     try:

@@ -27,7 +27,7 @@ from rag_assets.extraction.formats.containers.archive import (
 )
 from rag_assets.extraction.formats.containers.epub import EPUB_MEDIA_TYPE, extract_epub, looks_like_epub
 from rag_assets.extraction.formats.containers.mbox import MBOX_MEDIA_TYPE, extract_mbox, looks_like_mbox
-from rag_assets.extraction.formats.containers.msg import MSG_MEDIA_TYPE, OLE_SIGNATURE, extract_msg, looks_like_msg
+from rag_assets.extraction.formats.containers.msg import MSG_MEDIA_TYPE, extract_msg, looks_like_msg
 from rag_assets.extraction.formats.containers.opendocument import (
     ODP_MEDIA_TYPE,
     ODS_MEDIA_TYPE,
@@ -58,6 +58,15 @@ from rag_assets.extraction.formats.data.yaml import YAML_MEDIA_TYPE, extract_yam
 from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx
 from rag_assets.extraction.formats.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml
 from rag_assets.extraction.formats.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
+from rag_assets.extraction.formats.legacy.ole import OLE_SIGNATURE, POWERPOINT, VISIO, WORD, refuse_encrypted, stream_of
+from rag_assets.extraction.formats.legacy.spreadsheets import (
+    XLS_MEDIA_TYPE,
+    XLSB_MEDIA_TYPE,
+    extract_xls,
+    extract_xlsb,
+    looks_like_xls,
+    looks_like_xlsb,
+)
 from rag_assets.extraction.formats.markdown import MARKDOWN_MEDIA_TYPE, extract_markdown, heading_words
 from rag_assets.extraction.formats.markup.asciidoc import ASCIIDOC_MEDIA_TYPE, extract_asciidoc
 from rag_assets.extraction.formats.markup.mdx import MDX_MEDIA_TYPE, extract_mdx
@@ -102,6 +111,8 @@ FORMATS: Final = (
     Format("Word (docx)", DOCX_MEDIA_TYPE, extract_docx, partial(holds_part, start="word/document")),
     Format("PowerPoint (pptx)", PPTX_MEDIA_TYPE, extract_pptx, partial(holds_part, start="ppt/presentation")),
     Format("Excel (xlsx)", XLSX_MEDIA_TYPE, extract_xlsx, partial(holds_part, start="xl/workbook")),
+    Format("old Excel (xls)", XLS_MEDIA_TYPE, extract_xls, looks_like_xls),
+    Format("binary Excel (xlsb)", XLSB_MEDIA_TYPE, extract_xlsb, looks_like_xlsb),
     *(
         Format(f"OpenDocument {kind}", media_type, extract, partial(looks_like_opendocument, media_type=media_type))
         for kind, media_type, extract in (
@@ -136,17 +147,16 @@ FORMATS: Final = (
 )
 # Usual suffixes of formats that only their content identifies, for the message about a file that is named wrongly.
 _RECOGNISED_BY_CONTENT: Final = frozenset({
-    ".pdf", ".docx", ".pptx", ".xlsx", ".rtf", ".odt", ".ods", ".odp", ".epub", ".zip", ".mbox", ".msg",
+    ".pdf", ".docx", ".pptx", ".xlsx", ".xls", ".xlsb", ".rtf", ".odt", ".ods", ".odp", ".epub", ".zip", ".mbox",
+    ".msg",
 })  # fmt: skip
 
-_ENCRYPTED_PACKAGE: Final = "EncryptedPackage".encode("utf-16-le")
-# Streams in the binary container of old Office formats.
-_OLE_CONTENTS: Final = (
-    ("WordDocument", "an old Word document (doc), which Word can save as docx"),
-    ("PowerPoint Document", "an old PowerPoint presentation (ppt), which PowerPoint can save as pptx"),
-    ("Workbook", "an old Excel workbook (xls), which Excel can save as xlsx"),
-    ("VisioDocument", "an old Visio drawing (vsd)"),
-)
+# Formats in the binary container of old Office files that are not supported.
+_OLE_KINDS: Final = {
+    WORD: "an old Word document (doc), which Word can save as docx",
+    POWERPOINT: "an old PowerPoint presentation (ppt), which PowerPoint can save as pptx",
+    VISIO: "an old Visio drawing (vsd)",
+}
 _SIGNATURES: Final = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
@@ -305,11 +315,9 @@ def _format_of(data: bytes, key: str) -> Format:
 def _name_what_it_is(data: bytes) -> str | None:
     """Describe content that is certainly not text, else return None; raise ExtractionError if encrypted or damaged."""
     if data.startswith(OLE_SIGNATURE):
-        if _ENCRYPTED_PACKAGE in data:
-            detail = "the Office file needs a password; upload a copy without it"
-            raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
-        kinds = (kind for stream, kind in _OLE_CONTENTS if stream.encode("utf-16-le") in data)
-        return next(kinds, "an Office file of the old binary kind, which Office can save as docx, xlsx or pptx")
+        refuse_encrypted(data)
+        other = "an Office file of the old binary kind, which Office can save as docx, xlsx or pptx"
+        return _OLE_KINDS.get(stream_of(data), other)
     if data.startswith(ZIP_SIGNATURE):
         names = zip_names(data)
         if not names:

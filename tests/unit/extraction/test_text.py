@@ -224,7 +224,7 @@ def test_the_refusal_of_an_unsupported_type_names_it_and_the_supported_formats(
 
 
 @pytest.mark.parametrize(
-    ("entry", "words"), [("xl/workbook.bin", "can save as xlsx"), ("visio/document.xml", "a Visio drawing")]
+    ("entry", "words"), [("xl/other.xml", "an Excel file of another kind"), ("visio/document.xml", "a Visio drawing")]
 )
 def test_the_refusal_of_another_kind_of_zip_names_it(entry: str, words: str) -> None:
     buffer = io.BytesIO()

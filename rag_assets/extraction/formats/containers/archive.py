@@ -23,7 +23,6 @@ _UTF8_NAME: Final = 0x800
 # What operating systems add.
 _CLUTTER: Final = ("__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini")
 _CONTAINERS: Final = (
-    ("xl/workbook.bin", "a binary Excel workbook (xlsb), which Excel can save as xlsx"),
     ("xl/", "an Excel file of another kind"),
     ("ppt/", "a PowerPoint file of another kind"),
     ("word/", "a Word file of another kind"),

@@ -16,17 +16,15 @@ from rag_assets.extraction.document import (
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats.eml import MAX_ATTACHMENTS
 from rag_assets.extraction.formats.html import extract_html
+from rag_assets.extraction.formats.legacy.ole import MESSAGE, stream_of
 from rag_assets.extraction.formats.plain import text_document
 
 MSG_MEDIA_TYPE: Final = "application/vnd.ms-outlook"
 
-OLE_SIGNATURE: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_PROPERTIES: Final = "__properties_version1.0".encode("utf-16-le")
-
 
 def looks_like_msg(data: bytes) -> bool:
     """Return whether the content is an Office container with the properties of a message."""
-    return data.startswith(OLE_SIGNATURE) and _PROPERTIES in data
+    return stream_of(data) == MESSAGE
 
 
 def extract_msg(data: bytes) -> ExtractedDocument:

@@ -1,0 +1,1 @@
+"""Binary formats of old and special Office files, and how their container tells them apart."""
