@@ -15,6 +15,8 @@ _MAX_ATTACHMENT_NAME: Final = 120
 _MAX_INDENT: Final = 8
 
 _SPACE_AT_LINE_END = re.compile(r"(?<![^\S\n])[^\S\n]+$", re.MULTILINE)
+# A line that is not blank and all such lines that follow it.
+_PARAGRAPH = re.compile(r"^[^\n]*\S[^\n]*(?:\n[^\n]*\S[^\n]*)*", re.MULTILINE)
 _WHITE_SPACE = re.compile(r"\s+")
 
 
@@ -99,6 +101,16 @@ def table_row(cells: Iterable[str]) -> str:
     """Return a table's row as one line with ` | ` between the cells; empty if no cell has words."""
     words = [" ".join(cell.split()) for cell in cells]
     return " | ".join(words) if any(words) else ""
+
+
+def paragraphs(text: str, start: int, end: int) -> list[Block]:
+    """Return the paragraphs of `text[start:end]`, which blank lines separate, without surrounding white space."""
+    blocks: list[Block] = []
+    for match in _PARAGRAPH.finditer(text, start, end):
+        found = match.group()
+        first = match.start() + len(found) - len(found.lstrip())
+        blocks.append(Block(BlockKind.PARAGRAPH, first, match.start() + len(found.rstrip())))
+    return blocks
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ The function may raise any exception, which `read_object` turns into an Extracti
 the content has none, and the `attachments` of a format that contains other files.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Final
 from rag_assets.extraction.decoding import looks_binary
 from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.format import Format, installed_formats
 from rag_assets.extraction.formats.containers.archive import (
     ZIP_MEDIA_TYPE,
     container_kind,
@@ -89,22 +90,6 @@ MAX_ATTACHED_BYTES: Final = 256 * 1024 * 1024
 MAX_ATTACHMENT_DEPTH: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """One format: how it is detected and parsed.
-
-    `recognise` detects it by content, `suffixes` (lower case, with dot) by name if no content is recognised. `heading`
-    removes the markup of a heading block's text.
-    """
-
-    name: str
-    media_type: str
-    extract: Callable[[bytes], ExtractedDocument]
-    recognise: Callable[[bytes], bool] | None = None
-    suffixes: frozenset[str] = frozenset()
-    heading: Callable[[str], str] = one_line
-
-
 # The content is tested in this order, then the name.
 FORMATS: Final = (
     Format("PDF", PDF_MEDIA_TYPE, extract_pdf, looks_like_pdf),
@@ -169,6 +154,16 @@ _SIGNATURES: Final = (
     (b"Rar!", "a rar archive"),
     (b"SQLite format 3", "a SQLite database"),
 )
+
+
+def known_formats() -> tuple[Format, ...]:
+    """Return the formats of other packages, which may replace built-in ones, then the built-in ones."""
+    return (*installed_formats().formats, *FORMATS)
+
+
+def extractor_version() -> str:
+    """Return the version that documents are read again for: `EXTRACTOR_VERSION` with those of installed formats."""
+    return "+".join((EXTRACTOR_VERSION, *installed_formats().versions))
 
 
 @contextmanager
@@ -276,7 +271,7 @@ class _ObjectReader:
 
 def heading_text(document: ExtractedDocument, block: Block) -> str:
     """Return the text of a heading block on one line, without the markup of its format."""
-    clean = next((known.heading for known in FORMATS if known.media_type == document.media_type), one_line)
+    clean = next((known.heading for known in known_formats() if known.media_type == document.media_type), one_line)
     return clean(document.text[block.start : block.end])
 
 
@@ -294,8 +289,8 @@ def _format_of(data: bytes, key: str) -> Format:
     if not data:
         raise ExtractionError(QuarantineReason.EMPTY, "the file has no bytes")
     suffix = PurePosixPath(key).suffix.lower()
-    by_name = next((known for known in FORMATS if suffix in known.suffixes), None)
-    for known in FORMATS:
+    by_name = next((known for known in known_formats() if suffix in known.suffixes), None)
+    for known in known_formats():
         if known.recognise is not None and known.recognise(data):
             # Text about PDF files may contain their header, so in a file named as text it must come first.
             if known.media_type == PDF_MEDIA_TYPE and by_name is not None and not data.lstrip().startswith(b"%PDF-"):
@@ -308,8 +303,9 @@ def _format_of(data: bytes, key: str) -> Format:
         seen = f"a {suffix} file" if suffix else "a file of unknown kind"
         if suffix in _RECOGNISED_BY_CONTENT:
             seen = f"a file named {suffix} whose content is not of that format"
-    names = ", ".join(known.name for known in FORMATS)
-    raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, f"{one_line(seen, 120)}; supported are {names}")
+    names = ", ".join(known.name for known in known_formats())
+    detail = "; ".join((one_line(seen, 120), *installed_formats().failures, f"supported are {names}"))
+    raise ExtractionError(QuarantineReason.UNSUPPORTED_TYPE, detail)
 
 
 def _name_what_it_is(data: bytes) -> str | None:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from rag_assets.errors import MassDeleteRefused
 from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import EXTRACTOR_VERSION, ParsedObject
+from rag_assets.extraction.registry import ParsedObject, extractor_version
 from rag_assets.sources.base import (
     ObjectGone,
     ObjectUnreadable,
@@ -182,7 +182,7 @@ def _compare(writer: ShardWriter, source: Source, parts: Iterable[tuple[str | No
     survey = _Diff()
     for number, (where, listing) in enumerate(parts):
         stored = read_object_states(writer.table(RAW_DOCUMENTS), writer.table(QUARANTINE), where)
-        found = plan(listing, stored, EXTRACTOR_VERSION, source.uri)
+        found = plan(listing, stored, extractor_version(), source.uri)
         survey.fetch += found.fetch
         survey.delete += found.delete
         survey.known.update(found.delete)
@@ -325,7 +325,7 @@ class _Tables:
             doc_id=document_id(item.entry.key, part),
             etag=item.entry.etag,
             size=item.entry.size,
-            extractor=EXTRACTOR_VERSION,
+            extractor=extractor_version(),
             reason=reason.value,
             detail=detail,
             first_seen=now if last is None else last.first_seen,
@@ -354,7 +354,7 @@ class _Tables:
                 entry.key,
                 entry.etag,
                 entry.size,
-                EXTRACTOR_VERSION,
+                extractor_version(),
                 source.uri(entry.key),
                 documents,
                 refusals=before.refusals,
@@ -435,7 +435,7 @@ def _document_rows(item: _FetchResult, source: Source, now: datetime) -> Iterabl
                 for b in document.blocks
             ],
             "content_hash": content_hash(document),
-            "extractor": EXTRACTOR_VERSION,
+            "extractor": extractor_version(),
             "extracted_at": now,
             "stale": False,
         }

@@ -8,8 +8,7 @@ from typing import Final
 from markdown_it import MarkdownIt
 
 from rag_assets.extraction.decoding import decode, normalise
-from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument, one_line
-from rag_assets.extraction.formats.plain import paragraphs
+from rag_assets.extraction.document import Block, BlockKind, ExtractedDocument, one_line, paragraphs
 
 MARKDOWN_MEDIA_TYPE: Final = "text/markdown"
 

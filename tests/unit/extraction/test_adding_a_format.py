@@ -15,7 +15,7 @@ from tests.docs_pages import ROOT, blocks
 
 def test_the_format_of_the_guide_is_read_after_the_changes_that_it_describes(monkeypatch: pytest.MonkeyPatch) -> None:
     page = ROOT / "docs/development/adding-a-format.md"
-    parser, line = (block.text for block in blocks(page) if block.language in ("py", "text"))
+    parser, line, *_ = (block.text for block in blocks(page) if block.language in ("py", "text"))
     name = "rag_assets.extraction.formats.toy"
     monkeypatch.setitem(sys.modules, name, ModuleType(name))
     exec(parser, vars(sys.modules[name]))  # noqa: S102  # our own page
