@@ -22,9 +22,12 @@ ArrivalsName = Literal["listing", "sqs", "kafka"]
 
 IGNORED: Final = (
     *("~$*", "*~", "*.bak", "*.crdownload", "*.lock", "*.part", "*.swp", "*.temp", "*.tmp", "desktop.ini", "Thumbs.db"),
+)
+"""Temporary files, locks, and what file managers leave; hidden names are left out in any case."""
+IMAGES: Final = (
     *("*.bmp", "*.gif", "*.heic", "*.ico", "*.jpeg", "*.jpg", "*.png", "*.svg", "*.tif", "*.tiff", "*.webp"),
 )
-"""Temporary files, locks, what file managers leave, and images; hidden names are left out in any case."""
+"""Names that are left out, too, unless the text of images is recognised."""
 
 PROFILES: Final = ("one-machine", "workers", "pods")
 """Where runs execute, see `rag-assets init`."""

@@ -93,7 +93,10 @@ class Pipeline:
 
     def parser(self) -> Parse:
         """Return the function that parses a document in a process with limited time and memory."""
-        limits = ParserLimits(self.settings.parse_seconds, self.settings.parse_memory)
+        settings = self.settings
+        limits = ParserLimits(
+            settings.parse_seconds, settings.parse_memory, ocr=settings.ocr, ocr_languages=settings.ocr_languages
+        )
         return warm_parsers(limits, self.settings.parse_workers).read
 
     def identity(self) -> EmbedderIdentity:

@@ -12,6 +12,7 @@ from rag_assets.options import (
     ArrivalsName,
     ChunkerName,
     ContextName,
+    OcrName,
     RuntimeName,
 )
 from rag_serving.settings import EnvironmentSettings, NonEmpty
@@ -86,6 +87,12 @@ class PipelineSettings(EnvironmentSettings):
     parse_seconds: int = Field(120, ge=1, le=3600, description="limit of wall-clock and of CPU seconds per document")
     parse_memory: int = Field(
         1536 * 2**20, ge=512 * 2**20, description="limit of a parser process's address space, in bytes"
+    )
+    ocr: OcrName = Field(
+        "auto", description="whether Tesseract reads images and scanned pages: auto where it is installed, or off"
+    )
+    ocr_languages: Annotated[str, StringConstraints(pattern=r"^[\w/]+(\+[\w/]+)*$")] = Field(
+        "eng", description="languages of scanned text, as Tesseract names them (eng+deu)"
     )
     maintenance_cron: Cron = Field("30 4 * * *", description="when tables are compacted and cleaned up, in UTC")
     watch_cron: Cron = Field("*/15 * * * *", description="when no_shard_left_behind is evaluated, in UTC")

@@ -59,6 +59,20 @@ from rag_assets.extraction.formats.data.yaml import YAML_MEDIA_TYPE, extract_yam
 from rag_assets.extraction.formats.docx import DOCX_MEDIA_TYPE, extract_docx
 from rag_assets.extraction.formats.eml import EML_MEDIA_TYPE, extract_eml, looks_like_eml
 from rag_assets.extraction.formats.html import HTML_MEDIA_TYPE, extract_html, looks_like_html
+from rag_assets.extraction.formats.images import (
+    IMAGE_MEDIA_TYPE,
+    can_read_image,
+    extract_image,
+    with_recognised_pages,
+)
+from rag_assets.extraction.formats.legacy.libreoffice import (
+    DOC_MEDIA_TYPE,
+    PPT_MEDIA_TYPE,
+    extract_doc,
+    extract_ppt,
+    looks_like_doc,
+    looks_like_ppt,
+)
 from rag_assets.extraction.formats.legacy.ole import OLE_SIGNATURE, POWERPOINT, VISIO, WORD, refuse_encrypted, stream_of
 from rag_assets.extraction.formats.legacy.spreadsheets import (
     XLS_MEDIA_TYPE,
@@ -98,6 +112,9 @@ FORMATS: Final = (
     Format("Excel (xlsx)", XLSX_MEDIA_TYPE, extract_xlsx, partial(holds_part, start="xl/workbook")),
     Format("old Excel (xls)", XLS_MEDIA_TYPE, extract_xls, looks_like_xls),
     Format("binary Excel (xlsb)", XLSB_MEDIA_TYPE, extract_xlsb, looks_like_xlsb),
+    Format("old Word (doc, with LibreOffice)", DOC_MEDIA_TYPE, extract_doc, looks_like_doc),
+    Format("old PowerPoint (ppt, with LibreOffice)", PPT_MEDIA_TYPE, extract_ppt, looks_like_ppt),
+    Format("images (with Tesseract)", IMAGE_MEDIA_TYPE, extract_image, can_read_image),
     *(
         Format(f"OpenDocument {kind}", media_type, extract, partial(looks_like_opendocument, media_type=media_type))
         for kind, media_type, extract in (
@@ -244,6 +261,8 @@ class _ObjectReader:
         found = _format_of(data, key)
         with _parsing(found):
             document = found.extract(data)
+            if found.media_type == PDF_MEDIA_TYPE:
+                document = with_recognised_pages(document, data)
         self.parts.append(Part(name, _finished(document, found, key)))
         for attachment in document.attachments:
             path = f"{name}/{attachment.name}" if name else attachment.name

@@ -24,9 +24,20 @@ from rag_assets.errors import ParserUnavailable
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import ParsedObject
 from rag_assets.extraction.sandbox.worker import ParserReply, answers, read_message, write_message
+from rag_assets.options import OcrName
 
 _ANSWER_BYTES = 512 * 2**20
-_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "TMPDIR", "TZ", "VIRTUAL_ENV")
+_KEPT_VARIABLES = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LD_LIBRARY_PATH",
+    "TESSDATA_PREFIX",
+    "TMPDIR",
+    "TZ",
+    "VIRTUAL_ENV",
+)
 
 _COMMAND = (sys.executable, "-m", "rag_assets.extraction.sandbox.worker")
 
@@ -41,6 +52,8 @@ class ParserLimits:
     """Bytes of address space."""
     documents: int = 500
     """Documents after which a process is replaced, because libraries leak."""
+    ocr: OcrName = "auto"
+    ocr_languages: str = "eng"
 
 
 class ParserPool:
@@ -72,7 +85,7 @@ class ParserPool:
                     worker.end()
             if worker is None or answer is None:
                 self.started += 1
-                worker = _Worker(self._command)
+                worker = _Worker(self._command, self._limits)
                 answer = worker.exchange(data, key, self._limits)
             worn = worker.served >= self._limits.documents or answer.memory > self._limits.memory // 2
             reusable = not worn and answer.reason is not QuarantineReason.OUT_OF_MEMORY
@@ -114,7 +127,7 @@ class _NotStarted(Exception):
 class _Worker:
     """One parser process."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], limits: ParserLimits) -> None:
         self.served = 0
         # Own pipes, because those of Popen are less precisely typed.
         theirs, ours = os.pipe()
@@ -127,8 +140,8 @@ class _Worker:
                 stdin=theirs,
                 stdout=answers_to,
                 stderr=subprocess.DEVNULL,  # warnings of parsers quote documents
-                env=_environment(),
-                start_new_session=True,  # the parent handles Ctrl-C
+                env=_environment(limits),
+                start_new_session=True,  # the parent handles Ctrl-C, and the programs it starts end with it
             )
         finally:
             os.close(theirs)
@@ -143,7 +156,7 @@ class _Worker:
 
         def kill() -> None:
             overdue.set()
-            self._process.kill()
+            self._kill()
 
         timer = threading.Timer(limits.seconds, kill)
         timer.daemon = True
@@ -159,18 +172,27 @@ class _Worker:
                 self.served += 1
                 return answers().validate_json(message)
         except (ValueError, ValidationError) as error:
-            self._process.kill()
+            self._kill()
             detail = "its parser sent an invalid reply; report the file"
             raise ExtractionError(QuarantineReason.CRASHED, detail) from error
         finally:
             timer.cancel()
+        # A dead process keeps its group's number until `wait`, so the programs that it started can be ended safely.
+        os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
+        self._kill()
         status = self._process.wait()
         if not started and not overdue.is_set():
             raise _NotStarted(f"exit status {status}")
         raise _death(status, limits, overdue=overdue.is_set())
 
+    def _kill(self) -> None:
+        """Kill the process with the programs that it started."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     def end(self) -> None:
-        self._process.kill()
+        self._kill()
         self._process.wait()
         for pipe in (self._sending, self._receiving):
             with contextlib.suppress(BrokenPipeError):
@@ -192,10 +214,16 @@ def _memory_detail(limits: ParserLimits) -> str:
     return f"parsing needs more than {limits.memory // 2**20} MiB (RAG_PARSE_MEMORY); split the file or save it again"
 
 
-def _environment() -> dict[str, str]:
+def _environment(limits: ParserLimits) -> dict[str, str]:
     """Return the variables that a parser process needs to start, and no secrets."""
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     package_root = str(Path(__file__).parents[3])
     paths = [package_root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     # Many malloc arenas would use up the limited address space.
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "MALLOC_ARENA_MAX": "2"}
+    return {
+        **kept,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "MALLOC_ARENA_MAX": "2",
+        "RAG_OCR": limits.ocr,
+        "RAG_OCR_LANGUAGES": limits.ocr_languages,
+    }

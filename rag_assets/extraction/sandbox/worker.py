@@ -18,6 +18,7 @@ from typing import BinaryIO
 from pydantic import TypeAdapter
 
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.formats.legacy.libreoffice import MAX_FILE_BYTES, converter
 from rag_assets.extraction.registry import ParsedObject, read_object
 
 LENGTH = struct.Struct(">Q")
@@ -41,10 +42,10 @@ def answers() -> TypeAdapter[ParserReply]:
 
 
 def limit_memory(limit: int) -> None:
-    """Limit the address space, and forbid core dumps and files, which parsers do not need."""
+    """Limit the address space, and forbid core dumps and files, which only a converter of old formats may write."""
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    for forbidden in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
-        resource.setrlimit(forbidden, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0 if converter() is None else MAX_FILE_BYTES))
 
 
 def main() -> None:

@@ -72,7 +72,8 @@ def test_a_panic_of_the_library_makes_the_workbook_malformed(calamine: dict[str,
     assert refusal(XLS, "a.xls").reason is QuarantineReason.MALFORMED
 
 
-def test_a_word_document_with_a_workbook_inside_is_no_workbook() -> None:
+def test_a_word_document_with_a_workbook_inside_is_no_workbook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # without LibreOffice
     error = refusal(XLS + "WordDocument".encode("utf-16-le"), "a.doc")
     assert error.reason is QuarantineReason.UNSUPPORTED_TYPE
     assert "old Word document" in error.detail

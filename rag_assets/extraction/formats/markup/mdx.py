@@ -14,8 +14,7 @@ MDX_MEDIA_TYPE: Final = "text/mdx"
 
 _FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})")
 _MODULE_LINE = re.compile(r"(?:import|export)\b")
-# The limits keep the patterns linear in texts with many opening brackets.
-_COMMENT = re.compile(r"\{/\*(?:[^*]|\*(?!/)){0,5000}\*/\}")
+# The limits keep the pattern linear in texts with many opening brackets.
 _TAG = re.compile(r"<(/?)(?:[A-Z][\w.]{0,100})?(?:\s[^<>]{0,2000})?(/?)>")
 _LABEL = re.compile(r"""\b(?:title|label|summary|heading)=(?:"([^"]*)"|'([^']*)')""")
 _SPACES_PER_COMPONENT: Final = 2
@@ -33,7 +32,7 @@ def _markdown_lines(source: str) -> Iterator[str]:
     in_module_code = False
     open_components = 0
     previous = ""
-    for line in _COMMENT.sub("", source).split("\n"):
+    for line in _without_comments(source).split("\n"):
         marks = _FENCE.match(line)
         if marks and (not fence or marks[1].startswith(fence)):
             fence = "" if fence else marks[1]
@@ -54,6 +53,15 @@ def _markdown_lines(source: str) -> Iterator[str]:
             if not tag[2]:
                 open_components = max(0, open_components + (-1 if tag[1] else 1))
         yield _TAG.sub(_label, line)
+
+
+def _without_comments(source: str) -> str:
+    parts: list[str] = []
+    at = 0
+    while (start := source.find("{/*", at)) >= 0 and (end := source.find("*/}", start)) >= 0:
+        parts.append(source[at:start])
+        at = end + len("*/}")
+    return "".join((*parts, source[at:]))
 
 
 def _label(tag: re.Match[str]) -> str:
