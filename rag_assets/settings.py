@@ -7,12 +7,12 @@ from pydantic import Field, SecretStr, StringConstraints
 from rag_assets.options import (
     CHUNK_TOKENS,
     IGNORED,
+    IMAGES,
     PACKAGED_MODEL,
     SMALLEST_WINDOW,
     ArrivalsName,
     ChunkerName,
     ContextName,
-    OcrName,
     RuntimeName,
 )
 from rag_serving.settings import EnvironmentSettings, NonEmpty
@@ -61,8 +61,10 @@ class PipelineSettings(EnvironmentSettings):
     arrivals_tick_seconds: float = Field(
         40.0, gt=0, le=55, description="seconds after which one sweep or poll stops; Dagster kills ticks at 60"
     )
-    ignore: NonEmpty = Field(
-        ",".join(IGNORED), description="comma-separated patterns of names to leave out, such as drafts/*; `none`: none"
+    ignore: NonEmpty | None = Field(
+        None,
+        description="comma-separated patterns of names to leave out, such as drafts/*; `none`: none; unset: temporary "
+        "files, locks, and images unless RAG_OCR is set",
     )
     max_document_bytes: int = Field(256 * 2**20, ge=1, description="larger objects are quarantined without a fetch")
     max_delete_share: float = Field(
@@ -88,9 +90,7 @@ class PipelineSettings(EnvironmentSettings):
     parse_memory: int = Field(
         1536 * 2**20, ge=512 * 2**20, description="limit of a parser process's address space, in bytes"
     )
-    ocr: OcrName = Field(
-        "auto", description="whether Tesseract reads images and scanned pages: auto where it is installed, or off"
-    )
+    ocr: bool = Field(False, description="read images and scanned pages with Tesseract, which must be installed")
     ocr_languages: Annotated[str, StringConstraints(pattern=r"^[\w/]+(\+[\w/]+)*$")] = Field(
         "eng", description="languages of scanned text, as Tesseract names them (eng+deu)"
     )
@@ -101,6 +101,8 @@ class PipelineSettings(EnvironmentSettings):
 
     @property
     def ignored_names(self) -> tuple[str, ...]:
-        """The patterns of `ignore`."""
+        """The patterns of `ignore`, or the default ones."""
+        if self.ignore is None:
+            return IGNORED if self.ocr else (*IGNORED, *IMAGES)
         patterns = (pattern.strip() for pattern in self.ignore.split(","))
         return () if self.ignore == "none" else tuple(pattern for pattern in patterns if pattern)

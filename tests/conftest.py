@@ -45,10 +45,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
-# Tests do not depend on whether this machine has Tesseract; those about it turn it on.
-os.environ.setdefault("RAG_OCR", "off")
-
-
 @pytest.fixture(scope="session")
 def corpus() -> Path:
     """The sample corpus that the project ships, laid out as a source folder."""

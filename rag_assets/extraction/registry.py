@@ -96,7 +96,7 @@ from rag_assets.extraction.formats.rtf import RTF_MEDIA_TYPE, extract_rtf, looks
 from rag_assets.extraction.formats.xlsx import XLSX_MEDIA_TYPE, extract_xlsx
 
 # Increase it when existing objects would be read differently, quarantined ones that a new format can read included.
-EXTRACTOR_VERSION: Final = "3"
+EXTRACTOR_VERSION: Final = "4"
 
 # For all attachments of one object together, at any depth, including the files of archives.
 MAX_ATTACHMENTS: Final = 2_000

@@ -223,10 +223,10 @@ def test_an_unsupported_lake_uri_is_a_settings_error(monkeypatch: pytest.MonkeyP
 
 
 def test_the_languages_of_scanned_text_are_named_as_tesseract_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAG_OCR", "off")
+    monkeypatch.setenv("RAG_OCR", "true")
     monkeypatch.setenv("RAG_OCR_LANGUAGES", "eng+script/Latin")
     settings = PipelineSettings.from_env()
-    assert (settings.ocr, settings.ocr_languages) == ("off", "eng+script/Latin")
+    assert (settings.ocr, settings.ocr_languages) == (True, "eng+script/Latin")
     monkeypatch.setenv("RAG_OCR_LANGUAGES", "--tessdata-dir /")
     with pytest.raises(SettingsError, match="RAG_OCR_LANGUAGES"):
         PipelineSettings.from_env()

@@ -1,7 +1,7 @@
-"""Text recognition (OCR) of images and scanned PDF pages by Tesseract, where it is installed.
+"""Text recognition (OCR) of images and scanned PDF pages by Tesseract.
 
-`RAG_OCR=off` turns it off, and `RAG_OCR_LANGUAGES` names the languages as Tesseract does (``eng+deu``). The program
-gets the image and returns the text through pipes, because parser processes may not write files.
+`RAG_OCR` turns it on, and `RAG_OCR_LANGUAGES` names the languages as Tesseract does (``eng+deu``). The program gets the
+image and returns the text through pipes, because parser processes may not write files.
 """
 
 import os
@@ -27,7 +27,7 @@ _SECONDS: Final = 60.0
 
 def recogniser() -> str | None:
     """Return the path of Tesseract; None if it is not installed or recognition is off."""
-    return shutil.which("tesseract") if os.environ.get("RAG_OCR", "auto") == "auto" else None
+    return shutil.which("tesseract") if os.environ.get("RAG_OCR") else None
 
 
 def can_read_image(data: bytes) -> bool:

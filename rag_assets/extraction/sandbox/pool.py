@@ -24,7 +24,6 @@ from rag_assets.errors import ParserUnavailable
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import ParsedObject
 from rag_assets.extraction.sandbox.worker import ParserReply, answers, read_message, write_message
-from rag_assets.options import OcrName
 
 _ANSWER_BYTES = 512 * 2**20
 _KEPT_VARIABLES = (
@@ -52,7 +51,7 @@ class ParserLimits:
     """Bytes of address space."""
     documents: int = 500
     """Documents after which a process is replaced, because libraries leak."""
-    ocr: OcrName = "auto"
+    ocr: bool = False
     ocr_languages: str = "eng"
 
 
@@ -224,6 +223,6 @@ def _environment(limits: ParserLimits) -> dict[str, str]:
         **kept,
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
         "MALLOC_ARENA_MAX": "2",
-        "RAG_OCR": limits.ocr,
+        **({"RAG_OCR": "true"} if limits.ocr else {}),
         "RAG_OCR_LANGUAGES": limits.ocr_languages,
     }

@@ -41,7 +41,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Program:
 
 @pytest.fixture
 def pool() -> Iterator[ParserPool]:
-    pool = ParserPool(ParserLimits(seconds=30, ocr_languages="eng+deu"), 1)
+    pool = ParserPool(ParserLimits(seconds=30, ocr=True, ocr_languages="eng+deu"), 1)
     yield pool
     pool.close()
 
@@ -139,15 +139,15 @@ def test_pages_after_the_time_for_recognition_are_named(program: Program, monkey
     from rag_assets.extraction.registry import read_object
 
     program("tesseract", "exit 1")
-    monkeypatch.setenv("RAG_OCR", "auto")
+    monkeypatch.setenv("RAG_OCR", "true")
     monkeypatch.setattr("rag_assets.extraction.formats.images._SECONDS", -1.0)
     assert "from page 1 on were not recognised" in read_object(PDF, "scan.pdf").parts[0].document.text
 
 
-@pytest.mark.parametrize("ocr", ["auto", "off"])
-def test_without_tesseract_or_with_the_setting_off_images_and_scans_are_refused(program: Program, ocr: str) -> None:
-    program("tesseract" if ocr == "off" else "other", "echo words")
-    pool = ParserPool(ParserLimits(ocr=ocr), 1)  # pyright: ignore[reportArgumentType]
+@pytest.mark.parametrize("ocr", [True, False])
+def test_without_tesseract_or_with_the_setting_off_images_and_scans_are_refused(program: Program, ocr: bool) -> None:
+    program("other" if ocr else "tesseract", "echo words")
+    pool = ParserPool(ParserLimits(ocr=ocr), 1)
     try:
         assert "a PNG image" in refusal(pool, PNG, "a.png").detail
         assert "run text recognition (OCR) on it first" in refusal(pool, PDF, "a.pdf").detail
