@@ -330,7 +330,7 @@ def test_a_file_embedded_as_a_data_uri_is_left_out(key: str) -> None:
 
 
 def test_the_extractor_has_a_version() -> None:
-    assert EXTRACTOR_VERSION == "3"
+    assert EXTRACTOR_VERSION == "4"
 
 
 def test_an_unexpected_parser_error_makes_the_document_malformed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def test_names_are_case_sensitive() -> None:
         select(Selection.ALL, regions=["oslo"])
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "..", "o'slo", "os\0lo", "x" * 200])
+@pytest.mark.parametrize("name", ["", "a/b", "..", "o;slo", "os\0lo", "x" * 200])
 def test_an_invalid_name_is_rejected(name: str) -> None:
     with pytest.raises(InvalidShardName):
         select(Selection.ALL, regions=[name])
