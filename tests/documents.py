@@ -1,10 +1,15 @@
 """Parse a document in the test's own process."""
 
+from pathlib import Path
+from typing import Final
+
 import pytest
 
 from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError
 from rag_assets.extraction.registry import read_object
+
+_CASES: Final = Path(__file__).parent / "unit/extraction/cases"
 
 
 def extract(data: bytes, key: str) -> ExtractedDocument:
@@ -23,3 +28,13 @@ def refusal(data: bytes, key: str) -> ExtractionError:
     with pytest.raises(ExtractionError) as caught:
         extract(data, key)
     return caught.value
+
+
+def case(name: str) -> ExtractedDocument:
+    """Return the document of a file in `tests/unit/extraction/cases`, without its attachments."""
+    return extract((_CASES / name).read_bytes(), name)
+
+
+def blocks_of(document: ExtractedDocument) -> list[tuple[str, str]]:
+    """Return the kind and the text of each block."""
+    return [(str(block.kind), document.text[block.start : block.end]) for block in document.blocks]

@@ -9,10 +9,11 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 
+R: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 ZIP_SIGNATURE: Final = b"PK\x03\x04"
 
 MAX_INFLATED_BYTES: Final = 256 * 1024 * 1024
@@ -82,6 +83,36 @@ def walk(root: Any, inside: Callable[[Any], Any]) -> Iterator[Any]:
         entered = inside(element)
         if entered is not None:
             pending.append(entered.iterchildren())
+
+
+def part_root(part: Any) -> Any:
+    """Return the root element of a part; None if it is not XML."""
+    root = getattr(part, "_element", None)
+    return parse_xml(part.blob) if root is None else root
+
+
+def related_part(part: Any, identifier: str | None) -> Any:
+    """Return the part that a relationship refers to; None if it is missing or outside the file."""
+    if identifier is None or identifier not in part.rels or part.rels[identifier].is_external:
+        return None
+    return part.rels[identifier].target_part
+
+
+def related_root(part: Any, identifier: str | None) -> Any:
+    """Return the root element of the part that a relationship refers to; None if there is none."""
+    related = related_part(part, identifier)
+    return None if related is None else part_root(related)
+
+
+def parse_xml(content: bytes) -> Any:
+    """Return the root element; None if the content is not well-formed. Entities are not expanded."""
+    import lxml.etree  # pyright: ignore[reportMissingTypeStubs]
+
+    etree = cast("Any", lxml.etree)
+    try:
+        return etree.fromstring(content, etree.XMLParser(resolve_entities=False, no_network=True))
+    except etree.XMLSyntaxError:
+        return None
 
 
 def safe_package(data: bytes) -> bytes:

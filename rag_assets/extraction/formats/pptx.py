@@ -7,18 +7,17 @@ because they have the answers to expected questions.
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line, table_row
-from rag_assets.extraction.formats.ooxml import safe_package, walk
+from rag_assets.extraction.formats.drawings import A as _A
+from rag_assets.extraction.formats.drawings import add_drawing, drawing_relations
+from rag_assets.extraction.formats.drawings import drawing_paragraphs as _paragraphs
+from rag_assets.extraction.formats.ooxml import R, related_part, related_root, safe_package, walk
 
 PPTX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
 
 _P: Final = "{http://schemas.openxmlformats.org/presentationml/2006/main}"
-_A: Final = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
-_C: Final = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
-_DIAGRAM: Final = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
-_R: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 _MC: Final = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
 
 _TITLES: Final = frozenset({"title", "ctrTitle"})
@@ -29,7 +28,6 @@ _BULLETED: Final = frozenset({"body", "obj", ""})
 _BULLETS: Final = (f"{_A}buChar", f"{_A}buAutoNum", f"{_A}buBlip")
 _SHAPES: Final = frozenset({f"{_P}sp", f"{_P}graphicFrame", f"{_P}cxnSp"})
 _MAX_LEVEL: Final = 9
-_MAX_CHART_ROWS: Final = 1000
 _NO_TITLES: Final = frozenset({"", "powerpoint presentation", "powerpoint-präsentation", "presentation", "untitled"})
 
 
@@ -52,16 +50,9 @@ def extract_pptx(data: bytes) -> ExtractedDocument:
 def _slides(part: Any) -> Iterator[Any]:
     """Yield the parts of a presentation's slides in order; skip slides that are listed but missing."""
     for slide in part._element.iter(f"{_P}sldId"):  # `presentation.slides` raises if a slide is missing
-        related = _related(part, slide.get(f"{_R}id"))
+        related = related_part(part, slide.get(f"{R}id"))
         if related is not None and getattr(related, "_element", None) is not None:
             yield related
-
-
-def _related(part: Any, identifier: str | None) -> Any:
-    """Return the part that a relationship refers to; None if it is missing or outside the file."""
-    if identifier is None or identifier not in part.rels or part.rels[identifier].is_external:
-        return None
-    return part.rels[identifier].target_part
 
 
 @dataclass(slots=True)
@@ -140,43 +131,10 @@ class _SlideReader:
                 for row in table.iterchildren(f"{_A}tr")
             )
             self.document.add(BlockKind.TABLE, "\n".join(filter(None, rows)), page=self.page)
-        for reference in frame.iter(f"{_C}chart"):
-            chart = getattr(_related(self.part, reference.get(f"{_R}id")), "_element", None)
-            if chart is not None:
-                self._chart(chart)
-        for reference in frame.iter(f"{_DIAGRAM}relIds"):
-            data = _related(self.part, reference.get(f"{_R}dm"))
-            if data is not None:
-                self._diagram(data.blob)
-
-    def _chart(self, chart: Any) -> None:
-        """Add the title and the data of a chart as a table with a row per category and a column per series."""
-        title = chart.find(f"{_C}chart/{_C}title")
-        if title is not None:
-            text = "\n".join(text for _, text in _paragraphs(title))
-            self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
-        columns: list[dict[int, str]] = []
-        names: list[str] = []
-        categories: dict[int, str] = {}
-        for series in chart.iter(f"{_C}ser"):
-            names.append(" ".join(_points(series.find(f"{_C}tx")).values()))
-            columns.append(_points(_first(series, "val", "yVal")))
-            categories = categories or _points(_first(series, "cat", "xVal"))
-        used = sorted({index for column in (categories, *columns) for index in column})[:_MAX_CHART_ROWS]
-        rows = [table_row(["", *names])]
-        rows += [table_row(column.get(index, "") for column in (categories, *columns)) for index in used]
-        self.document.add(BlockKind.TABLE, "\n".join(filter(None, rows)), page=self.page)
-
-    def _diagram(self, blob: bytes) -> None:
-        """Add the text of a SmartArt graphic, an item per point."""
-        from pptx.oxml import parse_xml
-
-        root = cast("Any", parse_xml(blob))
-        for point in root.iter(f"{_DIAGRAM}pt"):
-            text = "\n".join(text for _, text in _paragraphs(point))
-            if text:
-                self.document.add_item(text, page=self.page)
-        self.document.end_list()
+        for identifier in drawing_relations(frame):
+            drawing = related_root(self.part, identifier)
+            if drawing is not None:
+                add_drawing(self.document, drawing, self.page)
 
 
 def _shapes(tree: Any) -> Iterator[Any]:
@@ -184,14 +142,11 @@ def _shapes(tree: Any) -> Iterator[Any]:
 
     def inside(element: Any) -> Any:
         if element.tag == f"{_MC}AlternateContent":
-            return _first(element, "Choice", "Fallback", namespace=_MC)
+            choice = element.find(f"{_MC}Choice")
+            return element.find(f"{_MC}Fallback") if choice is None else choice
         return element if element.tag == f"{_P}grpSp" else None
 
     return (element for element in walk(tree, inside) if element.tag in _SHAPES)
-
-
-def _first(element: Any, *names: str, namespace: str = _C) -> Any:
-    return next((found for name in names if (found := element.find(namespace + name)) is not None), None)
 
 
 def _placeholder(shape: Any) -> tuple[str | None, str]:
@@ -204,27 +159,3 @@ def _depth(paragraph: Any) -> int:
     properties = paragraph.find(f"{_A}pPr")
     level = "0" if properties is None else properties.get("lvl", "0")
     return int(level) if level.isdecimal() else 0
-
-
-def _paragraphs(element: Any) -> Iterator[tuple[Any, str]]:
-    """Yield the paragraphs below an element that are not blank, with their text."""
-    for paragraph in element.iter(f"{_A}p"):
-        runs = ("\n" if run.tag == f"{_A}br" else run.text or "" for run in paragraph.iter(f"{_A}t", f"{_A}br"))
-        text = "".join(runs).replace("\v", "\n").strip()
-        if text:
-            yield paragraph, text
-
-
-def _points(element: Any) -> dict[int, str]:
-    """Return the values of a chart's points, by index; charts keep a copy of their workbook's data."""
-    if element is None:
-        return {}
-    found: dict[int, str] = {}
-    for point in element.iter(f"{_C}pt"):
-        value, index = point.find(f"{_C}v"), point.get("idx", "")
-        if value is not None and index.isdecimal():
-            found[int(index)] = value.text or ""
-    if not found:
-        values = (value.text or "" for value in element.iter(f"{_C}v"))
-        found = dict(enumerate(values))
-    return found

@@ -195,7 +195,7 @@ def test_a_word_document_is_read_in_order_with_headings_lists_and_tables() -> No
         ("heading", "Parental leave"),
         ("heading", "Who"),
         ("paragraph", "Everyone."),
-        ("list", "- one\n- two"),
+        ("list", "- one\n1. two"),
         ("table", "a | b\n1 |"),
         ("heading", "Details"),
         ("paragraph", "Tab\tand\nbreak."),
