@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -26,11 +27,17 @@ _SPACES_AROUND_BREAK = re.compile(r"(?<![^\S\n])[^\S\n]*\n[^\S\n]*")
 _WHITE_SPACE = re.compile(r"\s+")
 
 _DROPPED: Final = frozenset({
-    "script", "style", "nav", "header", "footer", "aside", "noscript", "template", "head", "svg",
-    "math", "iframe", "object", "canvas", "audio", "video", "select", "textarea", "button", "dialog",
+    "script", "style", "nav", "noscript", "template", "head", "svg", "iframe", "object", "canvas", "audio", "video",
+    "select", "dialog", "annotation", "annotation-xml",
 })  # fmt: skip
 _HEADINGS: Final = {f"h{level}": level for level in range(1, 7)}
 _ARTICLES: Final = frozenset({"article", "main"})
+# A header or footer inside one of these belongs to it; another one has the menu or the imprint of the site.
+_SECTIONS: Final = frozenset({"article", "main", "section", "aside", "blockquote", "header"})
+# Where a button is the question above an answer that it unfolds, rather than a command.
+_BUTTON_TITLES: Final = frozenset({*_HEADINGS, "summary", "dt"})
+_BUTTON_ANCESTORS: Final = 4
+_UNFOLDS: Final = frozenset({"aria-expanded", "aria-controls"})
 _LISTS: Final = frozenset({"ul", "ol", "menu", "dir"})
 # Elements that break lines, including the parts of tables, for tables that only lay out the page.
 _LINES: Final = frozenset({
@@ -47,6 +54,17 @@ _UNCOUNTED: Final = frozenset({
 # A table with one of these lays out the page; a table of data has none.
 _NOT_IN_DATA: Final = frozenset({"table", "pre", *_HEADINGS})
 _MAX_DIGITS: Final = 7
+_MAX_COLUMNS: Final = 1000  # HTML's own limit of a cell's columns
+_MAX_ROWS: Final = 65534
+# A cell that spans many rows and columns must not multiply the text of a page.
+MAX_REPEATED_CHARACTERS: Final = 1024 * 1024
+_IMAGE_FILE = re.compile(r"\S+\.(?:png|jpe?g|gif|svg|webp|bmp)\Z", re.IGNORECASE)
+_MAX_ALT: Final = 1000
+
+# What is written between the operands of a formula.
+_OPERATORS: Final = {
+    "mfrac": "/", "msup": "^", "msub": "_", "msubsup": "_^", "mover": "^", "munder": "_", "munderover": "_^",
+}  # fmt: skip
 
 
 def looks_like_html(data: bytes) -> bool:
@@ -67,14 +85,16 @@ def extract_html(data: bytes, *, declared: str | None = None) -> ExtractedDocume
     _refuse_deep_nesting(source)
     tree = LexborHTMLParser(source)
     root = tree.root
-    writer = _PageWriter(_layout_tables(root) if root is not None and tree.css_first("table") else set())
-    for entering, node in () if root is None else _walk(root):
+    has_articles = tree.css_first("article, main") is not None
+    has_tables = root is not None and tree.css_first("table") is not None
+    writer = _PageWriter(_layout_tables(root, has_articles) if root is not None and has_tables else set())
+    for entering, node in () if root is None else _walk(root, has_articles):
         if node.is_text_node:
             writer.text(node.text_content or "")
         elif entering:
             writer.enter(node.tag or "", node)
         else:
-            writer.leave(node.tag or "")
+            writer.leave(node.tag or "", node)
     writer.end_line()
     for selector in ("head > title", "h1"):
         found = tree.css_first(selector)
@@ -96,6 +116,14 @@ def _refuse_deep_nesting(source: str) -> None:
             raise ExtractionError(QuarantineReason.MALFORMED, detail)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Cell:
+    """The text of a table's cell, and the number of the last row that it spans."""
+
+    text: str
+    last_row: int
+
+
 class _PageWriter:
     """Turns the events of a walk through the tree into blocks.
 
@@ -112,18 +140,34 @@ class _PageWriter:
         self._numbers: list[int | None] = []  # the number of each open list's next item; None without numbers
         self._item_begins = False
         self._list_has_lines = False
+        self._formulas = 0
         self._layout_tables = layout_tables
         self._tables: list[bool] = []  # True for a table of data, False for one that only lays out the page
         self._data_tables = 0
-        self._cells: list[str] = []
+        self._row: list[_Cell] = []
+        self._spans: dict[int, _Cell] = {}  # the cells above that reach into the next row, by column
+        self._held: list[_Cell] = []  # the last row, if all of its cells reach into the next one
+        self._row_number = 0
+        self._repeated = 0
         self._rows: list[str] = []
 
     def text(self, text: str) -> None:
+        if self._formulas:
+            text = text.strip()
         self._inline.append(text if self._preformatted else _WHITE_SPACE.sub(" ", text))
 
     def enter(self, tag: str, node: LexborNode) -> None:
         if tag == "br":
             self._inline.append("\n")
+        elif tag == "img":
+            self._inline.append(_alternative_text(node))
+        elif tag == "math":
+            self._inline.append(" ")
+            self._formulas += 1
+        elif self._formulas:
+            self._inline.append(_before_operand(node))
+        elif tag == "button":
+            self._inline.append(" ")
         elif tag == "pre":
             self.end_line()
             self._preformatted += 1
@@ -137,7 +181,7 @@ class _PageWriter:
         elif tag in _LISTS:
             self.end_line()
             self._list_depth += 1
-            self._numbers.append(_first_number(node) if tag == "ol" else None)
+            self._numbers.append(_number(node, "start", 1) if tag == "ol" else None)
         elif tag == "li":
             self.end_line()
             self._item_begins = self._list_depth > 0
@@ -147,14 +191,21 @@ class _PageWriter:
         elif tag in _LINES:
             self.end_line()
 
-    def leave(self, tag: str) -> None:
-        if tag == "pre":
+    def leave(self, tag: str, node: LexborNode) -> None:
+        if tag == "math":
+            self._inline.append(" ")
+            self._formulas -= 1
+        elif self._formulas:
+            self._inline.append(")" if _is_compound(node) else "")
+        elif tag == "button":
+            self._inline.append(" ")
+        elif tag == "pre":
             self.end_line()
             self._preformatted -= 1
         elif tag == "table":
             self._leave_table()
         elif self._data_tables:
-            self._leave_inside_table(tag)
+            self._leave_inside_table(tag, node)
         elif tag in _LISTS:
             self.end_line()
             self._list_depth -= 1
@@ -177,27 +228,65 @@ class _PageWriter:
             self._inline.append(" ")
             return
         self._end_row()
+        self._spans.clear()
+        self._held = []
         rows, self._rows = self._rows, []
         if self._list_depth:
             self._add_to_list("\n".join(rows))
         else:
             self.document.add(BlockKind.TABLE, "\n".join(rows))
 
-    def _leave_inside_table(self, tag: str) -> None:
+    def _leave_inside_table(self, tag: str, node: LexborNode) -> None:
         self._inline.append(" ")
         if self._data_tables > 1:
             return  # a table inside a cell is text of that cell
         if tag in ("td", "th"):
-            self._cells.append(self._take_inline(" "))
-        elif tag in ("tr", "caption"):
+            self._add_cell(node)
+        elif tag == "tr":
+            if self._row:
+                self._add_spans()
             self._end_row()
+            self._row_number += 1
+        elif tag == "caption":
+            self._end_row()
+        elif tag in ("thead", "tbody", "tfoot"):
+            self._spans.clear()
+
+    def _add_cell(self, node: LexborNode) -> None:
+        """Add a cell once for each column that it spans, after the cells above that reach into this row."""
+        self._add_spans()
+        rows = _number(node, "rowspan", 1) or _MAX_ROWS
+        cell = _Cell(self._take_inline(" "), self._row_number + rows - 1)
+        for column in range(min(_number(node, "colspan", 1), _MAX_COLUMNS) or 1):
+            if column and not self._may_repeat(cell):
+                return
+            if rows > 1 and len(self._row) < _MAX_COLUMNS:
+                self._spans[len(self._row)] = cell
+            self._row.append(cell)
+
+    def _add_spans(self) -> None:
+        while (above := self._spans.get(len(self._row))) is not None:
+            if above.last_row < self._row_number or not self._may_repeat(above):
+                return
+            self._row.append(above)
+
+    def _may_repeat(self, cell: _Cell) -> bool:
+        self._repeated += len(cell.text) + len(" | ")
+        return self._repeated <= MAX_REPEATED_CHARACTERS
 
     def _end_row(self) -> None:
         outside_cells = self._take_inline(" ")
-        cells = [*self._cells, outside_cells] if outside_cells else self._cells
-        if any(cells):
-            self._rows.append(" | ".join(cells))
-        self._cells = []
+        row, self._row = self._row, []
+        # A single cell across the whole table is a note or a title.
+        cells = [row[0].text] if row and all(cell is row[0] for cell in row) else [cell.text for cell in row]
+        if outside_cells:
+            cells.append(outside_cells)
+        if not any(cells):
+            return
+        if self._held and row[: len(self._held)] == self._held:
+            self._rows.pop()  # this row repeats all of it
+        self._held = row if all(cell.last_row > self._row_number for cell in row) else []
+        self._rows.append(" | ".join(cells))
 
     def _take_inline(self, line_break: str) -> str:
         text = "".join(self._inline)
@@ -243,47 +332,109 @@ class _PageWriter:
         self.document.end_list()
 
 
-def _first_number(node: LexborNode) -> int:
-    start = node.attributes.get("start") or ""
-    return int(start) if start.isdecimal() and len(start) < _MAX_DIGITS else 1
+def _number(node: LexborNode, attribute: str, default: int) -> int:
+    value = node.attributes.get(attribute) or ""
+    return int(value) if value.isdecimal() and len(value) < _MAX_DIGITS else default
 
 
-def _walk(root: LexborNode) -> Iterator[tuple[bool, LexborNode]]:
+def _alternative_text(node: LexborNode) -> str:
+    """Return the text that stands for a picture; empty if it only decorates the page or names its file."""
+    text = one_line(node.attributes.get("alt") or "", _MAX_ALT)
+    if node.attributes.get("aria-hidden") == "true" or _IMAGE_FILE.match(text):
+        return ""
+    return f" {text} " if text else ""
+
+
+def _before_operand(node: LexborNode) -> str:
+    """Return what is written before an element of a formula: an operator, a space between cells, a parenthesis."""
+    operators = _OPERATORS.get((node.parent and node.parent.tag) or "")
+    if operators is None:
+        return " " if node.tag in ("mtd", "mtr") else ""
+    opening = "(" if _is_compound(node) else ""
+    before = _element_before(node)
+    if before is None:
+        return opening
+    return (operators[0] if _element_before(before) is None else operators[-1]) + opening
+
+
+def _element_before(node: LexborNode) -> LexborNode | None:
+    before = node.prev
+    while before is not None and not before.is_element_node:
+        before = before.prev
+    return before
+
+
+def _is_compound(node: LexborNode) -> bool:
+    """Return whether an operand has several terms, which must be kept together."""
+    if node.parent is None or node.parent.tag not in _OPERATORS:
+        return False
+    return node.tag == "mrow" and node.first_child is not node.last_child
+
+
+def _walk(root: LexborNode, has_articles: bool) -> Iterator[tuple[bool, LexborNode]]:
     """Yield the nodes in document order: (True, node) on entering a node, (False, node) on leaving an element.
 
-    Skips dropped elements with their content. A loop, because pages may nest deeper than Python can recurse.
+    Skips dropped elements with their content. `has_articles` is whether the page marks its content with `main` or
+    `article`. A loop, because pages may nest deeper than Python can recurse.
     """
     open_nodes: list[LexborNode] = []
-    open_articles = 0
+    open_articles = open_sections = 0
     node: LexborNode | None = root
     while node is not None:
         tag = node.tag or ""
         child: LexborNode | None = None
         if node.is_text_node:
             yield True, node
-        # The header of an article has its title; that of the page has the menu.
-        elif node.is_element_node and (tag not in _DROPPED or (tag == "header" and open_articles)):
+        elif node.is_element_node and _is_content(node, tag, open_sections > 0, open_articles > 0 or not has_articles):
             yield True, node
             child = node.first_child
             if child is None:
                 yield False, node
             else:
                 open_articles += tag in _ARTICLES
+                open_sections += tag in _SECTIONS
                 open_nodes.append(node)
         following = child if child is not None else node.next
         while following is None and open_nodes:
             parent = open_nodes.pop()
             yield False, parent
             open_articles -= parent.tag in _ARTICLES
+            open_sections -= parent.tag in _SECTIONS
             following = parent.next
         node = following
 
 
-def _layout_tables(root: LexborNode) -> set[int]:
+def _is_content(node: LexborNode, tag: str, in_section: bool, in_article: bool) -> bool:
+    """Return whether an element is read, rather than part of the page around the content."""
+    if tag == "aside":
+        return in_article
+    if tag == "footer":
+        return in_section
+    if tag == "header":
+        # The header of a page is its menu, unless it has the title.
+        return in_section or node.css_first("h1, h2, h3, h4, h5, h6") is not None
+    if tag == "button":
+        return _is_title(node)
+    return tag not in _DROPPED
+
+
+def _is_title(button: LexborNode) -> bool:
+    """Return whether a button is the title of a text that it unfolds, rather than a command."""
+    if not _UNFOLDS.isdisjoint(button.attributes) or "accordion" in (button.attributes.get("class") or ""):
+        return True
+    ancestor = button.parent
+    for _ in range(_BUTTON_ANCESTORS):
+        if ancestor is None or ancestor.tag in _BUTTON_TITLES:
+            break
+        ancestor = ancestor.parent
+    return ancestor is not None and ancestor.tag in _BUTTON_TITLES
+
+
+def _layout_tables(root: LexborNode, has_articles: bool) -> set[int]:
     """Return the tables (by `mem_id`) that contain headings, code or tables."""
     found: set[int] = set()
     open_tables: list[int] = []
-    for entering, node in _walk(root):
+    for entering, node in _walk(root, has_articles):
         if node.tag not in _NOT_IN_DATA:
             continue
         if entering:
