@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from tests.documents import case, extract, blocks_of
+from tests.documents import blocks_of, case, extract
 
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
 RELATIONS = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rag_assets.extraction.formats import html
-from tests.documents import case, extract, pieces
+from tests.documents import blocks_of, case, extract
 
 
 def text_of(body: str) -> str:
@@ -13,7 +13,7 @@ def text_of(body: str) -> str:
 
 
 def test_the_questions_of_an_accordion_are_headings() -> None:
-    headings = [text for kind, text in pieces(case("accordion.html")) if kind == "heading"]
+    headings = [text for kind, text in blocks_of(case("accordion.html")) if kind == "heading"]
     assert headings == ["Travel FAQ", "Who pays for a cancelled train ticket?", "May I fly business class?"]
 
 
