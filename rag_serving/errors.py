@@ -186,6 +186,14 @@ _PLAIN = {
     "float_parsing": "must be a number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
+    "dict_type": "must be a JSON object",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "list_type": "must be a list",
+    "string_unicode": "must be valid Unicode",
+    "datetime_type": "must be a date and time, such as 2026-05-01T12:00:00Z",
+    "datetime_parsing": "must be a date and time, such as 2026-05-01T12:00:00Z",
+    "datetime_from_date_parsing": "must be a date and time, such as 2026-05-01T12:00:00Z",
 }
 
 

@@ -33,7 +33,7 @@ def keys() -> None:
     "--print",
     "print_only",
     is_flag=True,
-    help="Change no file: print a JSON object with the key, and the entry for `keys` in a key file.",
+    help="Print the key and its entry for a key file as JSON, and change no file.",
 )
 def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int, print_only: bool) -> None:
     """Create an API key for NAME and print it (it cannot be shown again).

@@ -1,9 +1,10 @@
 """The FastAPI application: routes over an `AsyncRagClient`."""
 
 import asyncio
+import re
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -318,7 +319,7 @@ def _add_error_handlers(app: FastAPI) -> None:
         found: list[dict[str, Any]] = list(error.errors()) if isinstance(error, RequestValidationError) else []
         if found and found[0]["type"] == "json_invalid":
             return reply(422, "InvalidRequest", f"the body is not valid JSON (character {found[0]['loc'][-1]})")
-        problems = "; ".join(f"{'.'.join(map(str, one['loc']))}: {in_plain_words(one)}" for one in found[:5])
+        problems = "; ".join(f"{_path(one['loc'])}: {in_plain_words(one)}" for one in found[:5])
         return reply(422, "InvalidRequest", problems[:1_000])
 
     async def nobody(_request: Request, _error: Exception) -> Response:
@@ -326,6 +327,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     async def plain(request: Request, error: Exception) -> JSONResponse:
         status = HTTPStatus(error.status_code if isinstance(error, HTTPException) else 500)
+        if status == HTTPStatus.BAD_REQUEST:  # FastAPI's, for a body that is no UTF-8 or nested too deeply
+            return reply(422, "InvalidRequest", "the body cannot be read as JSON; send UTF-8, without compression")
         headers = (error.headers or {}) if isinstance(error, HTTPException) else {}
         message = {
             HTTPStatus.NOT_FOUND: "this path does not exist; GET /docs lists the routes",
@@ -339,3 +342,8 @@ def _add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(CallerLeft, nobody)
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, plain)
+
+
+def _path(location: Iterable[Any]) -> str:
+    """Return the path of a field, without pydantic's names of the types that were tried."""
+    return ".".join(str(part) for part in location if not re.search(r"\[|^constrained-", str(part)))

@@ -87,8 +87,10 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     _limits: Connections
     _in_head = False
+    _heads = 0
+    """Number of heads that began."""
     _head_received = 0
-    """Bytes received of an unfinished head, rounded up to whole reads."""
+    """Bytes of the unfinished head in reads that belong to it alone."""
     _head_parsed = 0
     _refused = False
     _deadline: TimerHandle | None = None
@@ -112,12 +114,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Parse what was received, unless it belongs to a head that is too large."""
         if self._refused:
             return
-        if self._in_head:
+        unfinished = self._heads if self._in_head else None
+        super().data_received(data)
+        if self._in_head and self._heads == unfinished:
             self._head_received += len(data)
             if self._head_received > self._limits.head_bytes:
                 self._refuse_head()
-                return
-        super().data_received(data)
         waiting = not self.cycle or self.cycle.response_complete
         if waiting and self._deadline is None and not self.transport.is_closing():
             self._expect_head()
@@ -126,6 +128,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """Begin to count the bytes of a head."""
         super().on_message_begin()
         self._in_head, self._head_received, self._head_parsed = True, 0, 0
+        self._heads += 1
 
     def on_url(self, url: bytes) -> None:
         """Count a part of the URL."""
@@ -153,6 +156,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer a request that could not be parsed; nothing more is read from its connection."""
         if not self._refused:
+            _log.warning("invalid HTTP request from %s", self.client[0] if self.client else "unknown")
             self._refuse(HTTPStatus.BAD_REQUEST, msg)
 
     def _unsupported_upgrade_warning(self) -> None:

@@ -17,12 +17,21 @@ CONFIG: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": "rag_serving.http.logs.JsonLines"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "filters": {"unnamed": {"()": "rag_serving.http.logs.WithoutInvalidRequests"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json", "filters": ["unnamed"]}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
     # The INFO lines of these contain the prompts.
     "loggers": {"LiteLLM": {"level": "WARNING"}, "httpx": {"level": "WARNING"}},
 }
 """Configuration for `logging.config.dictConfig`."""
+
+
+class WithoutInvalidRequests(logging.Filter):
+    """Drops uvicorn's line about an invalid request: `connections` writes one with the caller's address."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write the record."""
+        return record.msg != "Invalid HTTP request received."
 
 
 class JsonLines(logging.Formatter):

@@ -132,7 +132,7 @@ class RequestLimits:
                 "key": key,
                 "cache": cache,
             }
-            access_log.info("request", extra={FIELDS: fields})
+            access_log.info("%s %s %d", scope["method"], route, exchange.status, extra={FIELDS: fields})
 
 
 _REFUSED = {NotAllowed: 401, TooManyRequests: 429}
@@ -158,7 +158,7 @@ class _Exchange:
         self.begun = False
         """Whether the response has begun."""
         self.stalled = False
-        """Whether the client stopped reading the response."""
+        """Whether the client stopped reading the response, or the connection was closed."""
         self.refusal: _Refusal | None = None
 
     async def receive(self) -> Message:
@@ -211,6 +211,9 @@ class _Exchange:
                 await self._send(message)
         except TimeoutError:
             self.stalled = True
+            raise
+        except RuntimeError as error:  # of the transport, if the connection was closed in the meantime
+            self.stalled = "closed" in str(error)
             raise
 
 

@@ -31,13 +31,13 @@ _PROBE_SECONDS = 4.0
 operations = APIRouter(include_in_schema=False)
 
 
-@operations.get("/healthz")
+@operations.api_route("/healthz", methods=["GET", "HEAD"])
 async def healthz() -> dict[str, str]:
     """Report that the process is alive."""
     return {"status": "ok"}
 
 
-@operations.get("/readyz")
+@operations.api_route("/readyz", methods=["GET", "HEAD"])
 async def readyz(request: Request) -> JSONResponse:
     """Report whether questions would be answered, and the state of the cache."""
     service = service_of(request)

@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import threading
+import warnings
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
@@ -63,6 +64,8 @@ def app(workers: int = 1, *, open_to_all: bool = False, metrics: str | None = No
 
     settings, http_settings = ServingSettings.from_env(), HttpSettings.from_env()
     logging.captureWarnings(True)
+    # The process of the language model is another program, which never runs what lancedb has in memory.
+    warnings.filterwarnings("ignore", message="lancedb fork support")
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.set_threshold(_OBJECTS_PER_COLLECTION, *gc.get_threshold()[1:])
     start_tables()

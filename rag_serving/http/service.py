@@ -1,6 +1,7 @@
 """What the routes share: the client, the caller, and the state of the process."""
 
 import asyncio
+import logging
 import signal
 import threading
 from contextlib import suppress
@@ -19,6 +20,8 @@ from rag_serving.http.watching import LoopWatch
 
 if TYPE_CHECKING:
     from rag_serving.clients.lake import AsyncRagClient
+
+_log = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 5.0
 """Interval at which a process updates its gauges, which another process may be asked for."""
@@ -86,6 +89,11 @@ def notice_before_stopping(service: Service) -> None:
 
     def notice(number: int, _frame: object) -> None:
         service.stopping = True
-        loop.call_soon_threadsafe(loop.call_later, service.settings.notice_seconds, stop, number, None)
+        loop.call_soon_threadsafe(stop_later, number)
+
+    def stop_later(number: int) -> None:
+        seconds = service.settings.notice_seconds
+        _log.info("told to stop: readiness fails now, and connections are refused in %g seconds", seconds)
+        loop.call_later(seconds, stop, number, None)
 
     signal.signal(signal.SIGTERM, notice)

@@ -35,7 +35,7 @@ MOST = 12
 
 @pytest.fixture(scope="module")
 def key(keys_file: Path) -> str:
-    return create_key(keys_file, "any")[1]
+    return create_key(keys_file, "any", requests_per_minute=100_000)[1]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +128,22 @@ def test_a_head_without_end_is_cut_off(service: Service) -> None:
             raw.sendall(b"a" * 100_000)
             sent += 100_000
     assert sent < 50_000_000
+
+
+def test_many_small_requests_in_one_burst_are_all_answered(service: Service, key: str) -> None:
+    one = f"GET /v1/shards HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n\r\n".encode()
+    count = 0
+    with connected(service) as raw:
+        sending = threading.Thread(target=raw.sendall, args=(one * 500,))  # 60 kB, far more than one head may have
+        sending.start()
+        received = b""
+        while count < 500:
+            part = raw.recv(1_000_000)
+            assert part, received[-500:]
+            received += part
+            count = received.count(b"HTTP/1.1 200 ")
+        sending.join()
+    assert b"HTTP/1.1 431" not in received
 
 
 def test_a_head_that_is_sent_slowly_gets_408(service: Service) -> None:
