@@ -32,7 +32,12 @@ def refusal(data: bytes, key: str) -> ExtractionError:
 
 def case(name: str) -> ExtractedDocument:
     """Return the document of a file in `tests/unit/extraction/cases`, without its attachments."""
-    return extract((_CASES / name).read_bytes(), name)
+    return extract(case_bytes(name), name)
+
+
+def case_bytes(name: str) -> bytes:
+    """Return the content of a file in `tests/unit/extraction/cases`."""
+    return (_CASES / name).read_bytes()
 
 
 def blocks_of(document: ExtractedDocument) -> list[tuple[str, str]]:

@@ -56,6 +56,14 @@ class Attachment:
 
 
 @dataclass(frozen=True, slots=True)
+class Omission:
+    """Content of a readable file that could not be read: what it is, and what its owner can do about it."""
+
+    name: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class ExtractedDocument:
     """The text of one source object and its structure.
 
@@ -70,6 +78,8 @@ class ExtractedDocument:
     blocks: tuple[Block, ...]
     attachments: tuple[Attachment, ...] = ()
     """Files inside, until `registry.read_object` has parsed them."""
+    omissions: tuple[Omission, ...] = ()
+    """What the text lacks, until `registry.read_object` has reported it. The names differ."""
     name: str = ""
     """The name of its file in words. Parsers do not know it; it is set to cut the document into passages."""
 

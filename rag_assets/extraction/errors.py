@@ -4,13 +4,18 @@ from enum import StrEnum
 
 
 class QuarantineReason(StrEnum):
-    """Why a document is quarantined. Operators filter and alert on these values, so they never change."""
+    """Why a document, or a part of it, is quarantined.
+
+    Operators filter and alert on these values, so they never change.
+    """
 
     UNSUPPORTED_TYPE = "unsupported_type"
     EMPTY = "empty"
     ENCRYPTED = "encrypted"
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"
+    INCOMPLETE = "incomplete"
+    """The document is published without a part of its content."""
     FETCH_FAILED = "fetch_failed"
     CRASHED = "crashed"
     TIMED_OUT = "timed_out"

@@ -6,7 +6,7 @@ To add a format, write `extract_NAME(data: bytes) -> ExtractedDocument` in `form
 blocks; `ooxml.safe_package` checks Office containers.
 
 The function may raise any exception, which `read_object` turns into an ExtractionError. It returns an empty title if
-the content has none, and the `attachments` of a format that contains other files.
+the content has none, the `attachments` of a format that contains other files, and as `omissions` what it cannot read.
 """
 
 from collections.abc import Generator
@@ -204,10 +204,12 @@ def _finished(document: ExtractedDocument, found: Format, key: str) -> Extracted
     """Return the document with a title and without its attachments; raise ExtractionError if it has no words."""
     if not has_words(document.text):
         detail = f"read as {found.name}, it has no letters or digits"
-        if found.media_type == PDF_MEDIA_TYPE:
+        if document.omissions:
+            detail += "".join(f"; {omission.detail}" for omission in document.omissions)
+        elif found.media_type == PDF_MEDIA_TYPE:
             detail += "; if it is a scan, run text recognition (OCR) on it first"
         raise ExtractionError(QuarantineReason.EMPTY, detail)
-    return replace(document, title=document.title or title_of_key(key), attachments=())
+    return replace(document, title=document.title or title_of_key(key), attachments=(), omissions=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class RefusedPart:
-    """An unreadable attachment of an object."""
+    """An unreadable attachment of an object, or content that is missing from one of its documents."""
 
     name: str
     reason: QuarantineReason
@@ -232,7 +234,7 @@ class RefusedPart:
 
 @dataclass(frozen=True, slots=True)
 class ParsedObject:
-    """The documents of one object, and its unreadable attachments."""
+    """The documents of one object, and what is missing from them."""
 
     parts: tuple[Part, ...]
     refused: tuple[RefusedPart, ...] = ()
@@ -264,8 +266,10 @@ class _ObjectReader:
             if found.media_type == PDF_MEDIA_TYPE:
                 document = with_recognised_pages(document, data)
         self.parts.append(Part(name, _finished(document, found, key)))
+        for omission in document.omissions:
+            self.refused.append(RefusedPart(_path(name, omission.name), QuarantineReason.INCOMPLETE, omission.detail))
         for attachment in document.attachments:
-            path = f"{name}/{attachment.name}" if name else attachment.name
+            path = _path(name, attachment.name)
             try:
                 if attachment.reason is not None:
                     raise ExtractionError(attachment.reason, attachment.detail)
@@ -286,6 +290,11 @@ class _ObjectReader:
         if limit is not None:
             detail = f"the limit is {limit}; upload it as a separate file"
             raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
+
+
+def _path(name: str, inner: str) -> str:
+    """Return the name of something inside the part `name`."""
+    return f"{name}/{inner}" if name else inner
 
 
 def heading_text(document: ExtractedDocument, block: Block) -> str:

@@ -1,13 +1,16 @@
 """PDF: the text page by page, with lines joined to headings, paragraphs and lists.
 
 PDF stores positions instead of structure, so paragraphs are guessed from the ends and lengths of lines, and headings
-from their font size.
+from their font size. Values of form fields follow their labels, and notes the text of their page. Pages without text
+and text in fonts without a character map are reported as omissions.
 """
 
 import io
 import logging
 import math
 import re
+import string
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
@@ -16,8 +19,24 @@ from itertools import groupby, pairwise
 from typing import Any, Final
 
 from rag_assets.extraction.decoding import normalise
-from rag_assets.extraction.document import BlockKind, DocumentBuilder, ExtractedDocument, one_line
+from rag_assets.extraction.document import (
+    Attachment,
+    BlockKind,
+    DocumentBuilder,
+    ExtractedDocument,
+    Omission,
+    has_words,
+    one_line,
+)
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.formats.pdf_annotations import AnnotationReader
+from rag_assets.extraction.formats.pdf_layout import (
+    Segment,
+    columns_in_order,
+    may_have_columns,
+    read_lines,
+    with_values,
+)
 
 PDF_MEDIA_TYPE: Final = "application/pdf"
 _HEADER: Final = b"%PDF-"
@@ -54,6 +73,16 @@ _MAX_HEADING: Final = 120
 _MAX_HEADING_LINES: Final = 3
 _MAX_HEADING_SHARE: Final = 0.2
 
+# The area of Unicode that fonts use for their own signs, and characters that lead to a page number.
+_PRIVATE: Final = ("\ue000", "\uf8ff")
+_LEADERS: Final = frozenset("._-\u00b7\u2022")
+_MUCH_UNMAPPED: Final = 0.25
+_MANY_SIGNS: Final = 0.4
+_ENOUGH_LETTERS: Final = 15
+_FEW_VOWELS: Final = 0.22
+_MANY_OBJECTS: Final = 100
+_MAX_RANGES: Final = 20
+
 _HYPHENATED = re.compile(r"(\w+)(?:\ufffe|[-\u2010]\n)(\w+)")
 _COMPOUND = re.compile(r"\w+-\w+")
 
@@ -79,7 +108,8 @@ def looks_like_pdf(data: bytes) -> bool:
 
 def extract_pdf(data: bytes) -> ExtractedDocument:
     """Parse a file; raise ExtractionError: encrypted, too_large, or malformed if a page is unreadable."""
-    title, found = _read(data)
+    title, found, attachments = _read(data)
+    found, garbled = _without_garbled(found)
     document = DocumentBuilder(PDF_MEDIA_TYPE, "" if _NO_TITLE.match(title) else title)
     pages = without_running_lines([page.text for page in found])
     levels = _heading_levels(found)
@@ -87,7 +117,17 @@ def extract_pdf(data: bytes) -> ExtractedDocument:
     compounds = {match.group().lower() for page in pages for match in _COMPOUND.finditer(page)}
     for number, page in enumerate(pages, start=1):
         _add_page(document, _join_hyphenated(page, compounds), number, levels[number - 1])
-    return document.build()
+    unread = [number for number, page in enumerate(found, start=1) if page.is_unread]
+    omissions = (
+        Omission("pages without text", f"no text on {_page_numbers(unread)}; run text recognition (OCR) on the file"),
+        Omission(
+            "unreadable fonts",
+            f"fonts without a character map on {_page_numbers(garbled)}; export the file again or run text recognition "
+            "(OCR) on it",
+        ),
+    )
+    found_omissions = tuple(omission for omission, at in zip(omissions, (unread, garbled), strict=True) if at)
+    return replace(document.build(), attachments=attachments, omissions=found_omissions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +138,14 @@ class _Page:
     larger: dict[str, float] = field(default_factory=dict[str, float])
     characters: Counter[float] = field(default_factory=Counter[float])
     """Number of characters of each size."""
+    unmapped: frozenset[str] = frozenset()
+    """Lines in fonts that do not define which characters their glyphs are."""
+    is_unread: bool = False
+    """Whether the page has content, but no text."""
 
 
-def _read(data: bytes) -> tuple[str, list[_Page]]:
-    """Return the title and the pages; pypdf reads what PDFium cannot."""
+def _read(data: bytes) -> tuple[str, list[_Page], tuple[Attachment, ...]]:
+    """Return the title, the pages and the attached files; pypdf reads what PDFium cannot."""
     import pypdfium2  # pyright: ignore[reportMissingTypeStubs]
 
     pdf: Any
@@ -111,18 +155,19 @@ def _read(data: bytes) -> tuple[str, list[_Page]]:
         if getattr(error, "err_code", None) in (_ERR_PASSWORD, _ERR_SECURITY):
             raise ExtractionError(QuarantineReason.ENCRYPTED, _LOCKED) from error
         with _second_reader(data, error) as pages:  # without sizes, and so without headings
-            return "", _bounded(range(len(pages)), lambda index: _Page(pages[index].extract_text()))
+            return "", _bounded(range(len(pages)), lambda index: _Page(pages[index].extract_text())), ()
     with closing(pdf):
         title = one_line(normalise(pdf.get_metadata_value("Title")))
+        annotations = AnnotationReader(pdf)
 
         def read_page(index: int) -> _Page:
             try:
-                return _read_page(pdf, index)
+                return _read_page(pdf, index, annotations)
             except pypdfium2.PdfiumError as error:
                 with _second_reader(data, error) as pages:
                     return _Page(pages[index].extract_text())
 
-        return title, _bounded(range(len(pdf)), read_page)
+        return title, _bounded(range(len(pdf)), read_page), annotations.attachments()
 
 
 def _bounded(pages: range, read: Callable[[int], _Page]) -> list[_Page]:
@@ -140,6 +185,48 @@ def _bounded(pages: range, read: Callable[[int], _Page]) -> list[_Page]:
             detail = f"more than {MAX_CHARACTERS // 2**20} million characters of text; split the file"
             raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
     return found
+
+
+def _without_garbled(pages: list[_Page]) -> tuple[list[_Page], list[int]]:
+    """Remove the lines in fonts without a character map if they are not words; return the numbers of their pages."""
+    suspicious = [page for page in pages if _is_mostly_unmapped(page)]
+    if not looks_garbled("".join(line for page in suspicious for line in page.unmapped)):
+        return pages, []
+    cleaned = [_without_unmapped(page) if _is_mostly_unmapped(page) else page for page in pages]
+    return cleaned, [number for number, page in enumerate(pages, start=1) if _is_mostly_unmapped(page)]
+
+
+def _is_mostly_unmapped(page: _Page) -> bool:
+    """Return whether much of a page is in such fonts, rather than a few signs of a formula."""
+    return sum(map(len, page.unmapped)) > _MUCH_UNMAPPED * len(page.text)
+
+
+def _without_unmapped(page: _Page) -> _Page:
+    kept = (line for line in page.text.split("\n") if line.strip() not in page.unmapped)
+    return replace(page, text="\n".join(kept))
+
+
+def looks_garbled(text: str) -> bool:
+    """Return whether characters are not those of a language: too many signs, or too few vowels among Latin letters."""
+    characters = [c for c in unicodedata.normalize("NFD", text.lower()) if not c.isspace() and c not in _LEADERS]
+    signs = sum(unicodedata.category(c)[0] not in "LNM" for c in characters)
+    latin = [c for c in characters if c in string.ascii_lowercase]
+    vowels = sum(c in "aeiouy" for c in latin)
+    few_vowels = len(latin) >= _ENOUGH_LETTERS and vowels < _FEW_VOWELS * len(latin)
+    return signs > _MANY_SIGNS * len(characters) or few_vowels
+
+
+def _page_numbers(numbers: list[int]) -> str:
+    """Return numbers as `page 3` or `pages 2-4, 7`."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    shown = ", ".join("-".join(map(str, ends)) for ends in ranges[:_MAX_RANGES])
+    more = " and others" if len(ranges) > _MAX_RANGES else ""
+    return f"page{'s' if len(numbers) > 1 else ''} {shown}{more}"
 
 
 @contextmanager
@@ -189,7 +276,7 @@ def without_running_lines(pages: list[str]) -> list[str]:
             series: dict[str, list[tuple[int, str]]] = defaultdict(list)
             for page, order in enumerate(inwards):
                 if order:
-                    line = lines[page][order[0]].strip()
+                    line = " ".join(lines[page][order[0]].split())
                     series[_DIGITS.sub("0", line)].append((page, line))
             for found in series.values():
                 if not _is_running(found, len(pages)):
@@ -224,40 +311,86 @@ def _counts_pages(found: list[tuple[int, str]]) -> bool:
     return bool(candidates)
 
 
-def _read_page(pdf: Any, index: int) -> _Page:
+def _read_page(pdf: Any, index: int, annotations: AnnotationReader) -> _Page:
     with closing(pdf[index]) as page, closing(page.get_textpage()) as text_page:
-        text = text_page.get_text_bounded().replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
-        sizes = dict(_line_sizes(text_page))
+        values, notes = annotations.read(page)
+        texts = text_page.get_text_range().split("\r\n")
+        text = _page_text(text_page, texts, values, notes)
+        lines = list(_text_lines(text_page, texts))
+        is_unread = not has_words(text) and _has_content(page)
+    sizes = {line.text: line.size for line in lines if line.size}
+    unmapped = frozenset(line.text for line in lines if not line.is_mapped)
     characters: Counter[float] = Counter()
     for line, size in sizes.items():
         characters[size] += len(line)
     if not characters:
-        return _Page(text)
+        return _Page(text, unmapped=unmapped, is_unread=is_unread)
     # Keep the lines larger than usual, or all if the page has one size: it may be a title page.
     usual = max(characters, key=lambda size: (characters[size], -size)) if len(characters) > 1 else 0.0
     larger = {line: size for line, size in sizes.items() if size > usual and len(line) <= _MAX_HEADING}
-    return _Page(text, larger, characters)
+    return _Page(text, larger, characters, unmapped)
 
 
-def _line_sizes(text_page: Any) -> Iterator[tuple[str, float]]:
-    """Yield the lines of a page that have words, with the median size of three letters, to half a point."""
+def _page_text(text_page: Any, texts: list[str], values: list[Segment], notes: list[str]) -> str:
+    text = text_page.get_text_bounded()
+    if values or may_have_columns(text_page, texts):
+        lines = read_lines(text_page, texts)
+        columns = columns_in_order(lines)
+        if values or columns is not None:
+            ordered = with_values(lines if columns is None else columns, values)
+            text = "\n".join(" ".join(segment.text for segment in line) for line in ordered)
+    return "\n\n".join((text, *notes)).replace(_PDFIUM_HYPHEN, _LINE_END_HYPHEN)
+
+
+def _has_content(page: Any) -> bool:
+    """Return whether a page without text shows something that may be text, such as a scan."""
+    import pypdfium2.raw  # pyright: ignore[reportMissingTypeStubs]
+
+    raw: Any = pypdfium2.raw
+    count = raw.FPDFPage_CountObjects(page)
+    kinds = {
+        raw.FPDFPageObj_GetType(raw.FPDFPage_GetObject(page, number)) for number in range(min(count, _MANY_OBJECTS))
+    }
+    shown = {raw.FPDF_PAGEOBJ_IMAGE, raw.FPDF_PAGEOBJ_FORM, raw.FPDF_PAGEOBJ_TEXT}
+    return count >= _MANY_OBJECTS or not shown.isdisjoint(kinds)
+
+
+@dataclass(frozen=True, slots=True)
+class _TextLine:
+    """A line of a page, the median size of three of its letters to half a point, and whether its font has characters.
+
+    The size is 0 without letters.
+    """
+
+    text: str
+    size: float
+    is_mapped: bool
+
+
+def _text_lines(text_page: Any, texts: list[str]) -> Iterator[_TextLine]:
+    """Yield the lines of a page that are not blank."""
     import pypdfium2.raw  # pyright: ignore[reportMissingTypeStubs]
 
     raw: Any = pypdfium2.raw
     matrix = raw.FS_MATRIX()
     start = 0
-    for line in text_page.get_text_range().split("\r\n"):
+    for line in texts:
         letters = [position for position, character in enumerate(line) if character.isalnum()]
-        if letters:
-            sizes: list[float] = []
-            # The median of three ignores a large initial or a small footnote mark.
-            for position in {letters[0], letters[len(letters) // 2], letters[-1]}:
-                character = raw.FPDFText_GetCharIndexFromTextIndex(text_page, start + position)
-                size = float(raw.FPDFText_GetFontSize(text_page, character))
-                if raw.FPDFText_GetMatrix(text_page, character, matrix):
-                    size *= math.hypot(matrix.c, matrix.d)
-                sizes.append(round(2 * size) / 2)
-            yield normalise(line).strip(), sorted(sizes)[len(sizes) // 2]
+        shown = letters or [position for position, character in enumerate(line) if not character.isspace()][:1]
+        sizes: list[float] = []
+        unmapped = 0
+        # The median of three ignores a large initial or a small footnote mark.
+        for position in {shown[0], shown[len(shown) // 2], shown[-1]} if shown else ():
+            character = raw.FPDFText_GetCharIndexFromTextIndex(text_page, start + position)
+            is_private = _PRIVATE[0] <= line[position] <= _PRIVATE[1]
+            unmapped += is_private or raw.FPDFText_HasUnicodeMapError(text_page, character) == 1
+            size = float(raw.FPDFText_GetFontSize(text_page, character))
+            if raw.FPDFText_GetMatrix(text_page, character, matrix):
+                size *= math.hypot(matrix.c, matrix.d)
+            sizes.append(round(2 * size) / 2)
+        if sizes:
+            median = sorted(sizes)[len(sizes) // 2] if letters else 0.0
+            yield _TextLine(normalise(line).strip(), median, 2 * unmapped <= len(sizes))
         start += len(line) + 2
 
 
