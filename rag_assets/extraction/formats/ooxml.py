@@ -4,6 +4,7 @@ A zip may declare any size for its entries, so the container is inflated and mea
 """
 
 import io
+import posixpath
 import re
 import struct
 import zipfile
@@ -102,6 +103,33 @@ def related_root(part: Any, identifier: str | None) -> Any:
     """Return the root element of the part that a relationship refers to; None if there is none."""
     related = related_part(part, identifier)
     return None if related is None else part_root(related)
+
+
+class Package:
+    """The parts of a container by their paths, for what a library does not read. The container must be safe."""
+
+    def __init__(self, data: bytes) -> None:
+        self._archive = zipfile.ZipFile(io.BytesIO(data))
+        self._names = set(self._archive.namelist())
+
+    def content(self, path: str) -> bytes:
+        """Return the bytes of a part; empty if it is missing."""
+        return self._archive.read(path) if path in self._names else b""
+
+    def root(self, path: str) -> Any:
+        """Return the root element of a part; None if it is missing or not well-formed."""
+        return parse_xml(self.content(path))
+
+    def relations(self, path: str) -> dict[str, tuple[str, str]]:
+        """Return the kind and the path of each part that a part refers to, by the id of the relationship."""
+        folder, _, name = path.rpartition("/")
+        root = self.root(f"{folder}/_rels/{name}.rels")
+        found: dict[str, tuple[str, str]] = {}
+        for relation in () if root is None else root.iter("{*}Relationship"):
+            if relation.get("TargetMode") != "External":
+                target = posixpath.normpath(posixpath.join("/", folder, relation.get("Target", ""))).lstrip("/")
+                found[relation.get("Id", "")] = (relation.get("Type", "").rpartition("/")[2], target)
+        return found
 
 
 def parse_xml(content: bytes) -> Any:

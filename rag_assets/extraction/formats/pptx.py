@@ -1,7 +1,7 @@
 """PowerPoint presentations (pptx, pptm, slide shows and templates): one page per slide, in reading order.
 
-The title comes first, then the shapes in drawing order, which screen readers follow, too. Hidden slides are included,
-because they have the answers to expected questions.
+The title comes first, then the shapes in drawing order, which screen readers follow, too, then the notes and the
+comments. Hidden slides are included, because they have the answers to expected questions.
 """
 
 import io
@@ -13,7 +13,7 @@ from rag_assets.extraction.document import BlockKind, DocumentBuilder, Extracted
 from rag_assets.extraction.formats.drawings import A as _A
 from rag_assets.extraction.formats.drawings import add_drawing, drawing_relations
 from rag_assets.extraction.formats.drawings import drawing_paragraphs as _paragraphs
-from rag_assets.extraction.formats.ooxml import R, related_part, related_root, safe_package, walk
+from rag_assets.extraction.formats.ooxml import R, part_root, related_part, related_root, safe_package, walk
 
 PPTX_MEDIA_TYPE: Final = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
 
@@ -82,6 +82,20 @@ class _SlideReader:
             if _placeholder(shape)[0] == "body":
                 text = "\n".join(text for _, text in _paragraphs(shape))
                 self.document.add(BlockKind.PARAGRAPH, text, page=self.page)
+
+        self._comments()
+
+    def _comments(self) -> None:
+        for relation in self.part.rels.values():
+            if not relation.reltype.endswith("/comments") or relation.is_external:
+                continue
+            root = part_root(relation.target_part)
+            if root is None:
+                continue
+            # Old comments are plain text, and new ones have paragraphs.
+            texts = [element.text or "" for element in root.iter(f"{_P}text")]
+            for text in texts or [text for _, text in _paragraphs(root)]:
+                self.document.add(BlockKind.PARAGRAPH, f"Comment: {text}" if text.strip() else "", page=self.page)
 
     def _layout_placeholders(self) -> dict[str, Any]:
         for relation in self.part.rels.values():

@@ -12,19 +12,19 @@ import docx
 import openpyxl
 import pptx
 import pytest
+from openpyxl.chart import BarChart, Reference
+from openpyxl.comments import Comment
 from pptx.chart.data import CategoryChartData
 from pptx.enum.chart import XL_CHART_TYPE
+from pptx.opc.package import Part
+from pptx.opc.packuri import PackURI
 from pptx.util import Inches
 
-from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from tests.documents import extract
+from rag_assets.extraction.registry import read_object
+from tests.documents import case, case_bytes, extract, pieces
 
 Rewrite = Callable[[str, bytes], bytes]
-
-
-def pieces(document: ExtractedDocument) -> list[tuple[str, str]]:
-    return [(str(block.kind), document.text[block.start : block.end]) for block in document.blocks]
 
 
 def refusal(data: bytes, key: str) -> ExtractionError:
@@ -140,6 +140,20 @@ def test_page_numbers_footers_and_dates_of_slides_are_left_out() -> None:
     assert extract(saved(deck), "a.pptx").text == "Title"
 
 
+def test_comments_on_a_slide_are_read_after_it() -> None:
+    p = 'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"'
+    a = 'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
+    old = f"<p:cmLst {p}><p:cm><p:text>Too long</p:text></p:cm></p:cmLst>"
+    new = f"<cmLst {a}><cm><txBody><a:p><a:r><a:t>Why?</a:t></a:r></a:p></txBody></cm></cmLst>"
+    for content, text in ((old, "Too long"), (new, "Why?")):
+        deck = pptx.Presentation()
+        slide = deck.slides.add_slide(deck.slide_layouts[5])
+        slide.shapes.title.text = "Plan"
+        part = Part(PackURI("/ppt/comments/comment1.xml"), "application/xml", slide.part.package, content.encode())
+        slide.part.relate_to(part, "http://schemas.openxmlformats.org/officeDocument/2006/relationships/comments")
+        assert pieces(extract(saved(deck), "a.pptx")) == [("heading", "Plan"), ("paragraph", f"Comment: {text}")]
+
+
 # Excel
 
 
@@ -207,12 +221,110 @@ def test_dates_percentages_and_fractions_are_read_as_displayed() -> None:
     assert text.endswith("2025-04-01 | 2025-04-01 09:30 | 08:05 | 0.3 | 12.5% | 7 | a b")
 
 
-def test_hidden_sheets_are_not_read() -> None:
+@pytest.mark.parametrize("state", ["hidden", "veryHidden"])
+def test_hidden_sheets_are_read_and_marked(state: str) -> None:
     book = openpyxl.Workbook()
     book.active.append(["seen", "x"])
     book.create_sheet("Lists").append(["unseen", "x"])
-    book["Lists"].sheet_state = "hidden"
-    assert "unseen" not in extract(saved(book), "a.xlsx").text
+    book["Lists"].sheet_state = state
+    assert extract(saved(book), "a.xlsx").text == "Sheet\n\nseen | x\n\nLists (hidden)\n\nunseen | x"
+
+
+def test_formulas_without_a_value_are_read_as_their_text_and_reported() -> None:
+    data = case_bytes("prices.xlsx")
+    text = extract(data, "prices.xlsx").text
+    assert "Pipe | 100 | 19% | =B2*(1+C2) | 2026-03-01" in text
+    assert "Cable | 1e-05 | 7.5% | =SUM(B2:B3)" in text
+    (omission,) = read_object(data, "prices.xlsx").refused
+    assert (omission.name, omission.reason) == ("formulas", QuarantineReason.INCOMPLETE)
+    assert omission.detail == "2 formulas have no saved value; open the workbook in Excel and save it"
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        ('<c r="B1"><f>A1&amp;"x"</f><v></v></c>', '1 | =A1&"x"'),
+        ('<c r="B1"><f>A1</f></c>', "1 | =A1"),
+        ('<c r="C1" s="0"><f t="shared" ref="C1:C2" si="0">A1+1</f><v/></c>', "1 |  | =A1+1"),
+    ],
+)
+def test_every_spelling_of_a_formula_without_a_value_is_read(cell: str, text: str) -> None:
+    data = sheet_of(f'<row r="1"><c r="A1"><v>1</v></c>{cell}</row>'.encode())
+    assert extract(data, "a.xlsx").text == f"Sheet\n\n{text}"
+    assert len(read_object(data, "a.xlsx").refused) == 1
+
+
+@pytest.mark.parametrize(
+    "cell", ['<c r="B1" t="str"><f>IF(A1,"","x")</f><v></v></c>', '<c r="B1"><f>A1</f><v>7</v></c>', '<c r="B1"/>']
+)
+def test_formulas_with_a_value_even_an_empty_text_are_not_reported(cell: str) -> None:
+    data = sheet_of(f'<row r="1"><c r="A1"><v>1</v></c>{cell}</row>'.encode())
+    assert "=" not in extract(data, "a.xlsx").text
+    assert read_object(data, "a.xlsx").refused == ()
+
+
+def test_a_formula_far_to_the_right_counts_towards_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag_assets.extraction.formats.xlsx._MAX_VISITED", 1000)
+    data = sheet_of(b'<row r="1"><c r="A1"><v>1</v></c></row><!-- <c r="XFD1"><f>A1</f></c> -->')
+    assert refusal(data, "a.xlsx").reason is QuarantineReason.TOO_LARGE
+
+
+def test_leading_zeros_are_read_as_displayed() -> None:
+    assert "Zip | 01067" in case("prices.xlsx").text
+    book = openpyxl.Workbook()
+    book.active.append([7, 7, 123456, 7.5, 7])
+    for name, number_format in {"A1": "000", "B1": "0.00", "C1": "00000", "D1": "000", "E1": "0000;-0000"}.items():
+        book.active[name].number_format = number_format
+    assert extract(saved(book), "a.xlsx").text.endswith("007 | 7 | 123456 | 7.5 | 0007")
+
+
+def test_comments_on_cells_are_read() -> None:
+    assert "Comment on B2: Agreed with the supplier until December" in case("prices.xlsx").text
+    book = openpyxl.Workbook()
+    book.active.append(["a", "b"])
+    book.active["B1"].comment = Comment("Ask\nLegal", "Ola")
+    assert pieces(extract(saved(book), "a.xlsx"))[-1] == ("paragraph", "Comment on B1: Ask Legal")
+
+
+def with_parts(data: bytes, owner: str, parts: dict[str, str]) -> bytes:
+    """Return a container with parts, to which `owner` refers by relationships of these kinds."""
+    folder, _, name = owner.rpartition("/")
+    links = "".join(
+        f'<Relationship Id="rId9{n}" Type="http://x/{kind}" Target="/xl/{kind}.xml"/>' for n, kind in enumerate(parts)
+    )
+    buffer = io.BytesIO(data)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(f"{folder}/_rels/{name}.rels", f"<Relationships>{links}</Relationships>")
+        for kind, content in parts.items():
+            archive.writestr(f"xl/{kind}.xml", content)
+    return buffer.getvalue()
+
+
+def test_a_thread_of_comments_replaces_the_note_for_older_programs() -> None:
+    thread = '<T><threadedComment ref="A1"><text>Why?</text></threadedComment></T>'
+    old = '<c><comment ref="A1"><text><t>[Threaded comment] Why?</t></text></comment></c>'
+    data = with_parts(an_xlsx(), "xl/worksheets/sheet1.xml", {"comments": old, "threadedComment": thread})
+    assert pieces(extract(data, "a.xlsx"))[2:] == [("paragraph", "Comment on A1: Why?")]
+
+
+def test_text_boxes_of_a_sheet_are_read_and_a_broken_part_is_left_out() -> None:
+    a = 'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
+    box = f"<d {a}><sp><txBody><a:p><a:r><a:t>Prices without freight</a:t></a:r></a:p></txBody></sp></d>"
+    data = with_parts(an_xlsx(), "xl/worksheets/sheet1.xml", {"drawing": box, "comments": "<broken"})
+    assert pieces(extract(data, "a.xlsx"))[2:] == [("paragraph", "Prices without freight")]
+
+
+def test_titles_of_charts_are_read_on_sheets_and_on_sheets_of_their_own() -> None:
+    book = openpyxl.Workbook()
+    book.active.append(["a", 1])
+    for add, title in ((book.active.add_chart, "Sick days"), (book.create_chartsheet("Graph").add_chart, "Rent")):
+        chart = BarChart()
+        chart.title = title
+        chart.add_data(Reference(book.active, min_col=2, min_row=1, max_row=1))
+        add(chart)
+    found = pieces(extract(saved(book), "a.xlsx"))
+    assert ("paragraph", "Sick days") in found
+    assert found[found.index(("heading", "Graph")) + 1] == ("paragraph", "Rent")
 
 
 def sheet_of(rows: bytes) -> bytes:
