@@ -1,4 +1,6 @@
-"""E-mail messages (eml, and pages saved as mht): subject, correspondents, body and attachments.
+"""E-mail messages (eml, and pages saved as mht): subject, correspondents, body, invitations and attachments.
+
+Signed messages are read without checking their signature.
 
 The standard library's parser only gets what it reads in bounded time: headers are truncated, and the number of lines
 times parts is limited, because it compares every line with the boundary of every open part.
@@ -23,7 +25,9 @@ from rag_assets.extraction.document import (
 )
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats.html import extract_html
+from rag_assets.extraction.formats.invitation import events
 from rag_assets.extraction.formats.plain import text_document
+from rag_assets.extraction.formats.smime import signed_content
 
 EML_MEDIA_TYPE: Final = "message/rfc822"
 MAX_ATTACHMENTS: Final = 200
@@ -31,6 +35,10 @@ _MAX_HEADER_CHARACTERS: Final = 8000
 _MAX_COMPARISONS: Final = 50_000_000
 _MAX_NAME: Final = 120
 _HEAD_BYTES: Final = 16 * 1024
+_MAX_UNWRAPPED: Final = 5
+_MAX_STUB_BYTES: Final = 4096
+_STUB_SHARE: Final = 0.5
+_WORD = re.compile(r"\w+")
 
 _HEADER_LINE = re.compile(rb"([A-Za-z][A-Za-z0-9-]{0,60}):")
 _SENT: Final = frozenset({b"from", b"received", b"return-path", b"sender"})
@@ -43,8 +51,9 @@ _SIGNATURES: Final = frozenset({
     "application/pgp-signature", "application/pkcs7-signature", "application/x-pkcs7-signature", "application/pgp-keys",
 })  # fmt: skip
 _BODIES: Final = ("text/plain", "text/html")
+_CALENDARS: Final = frozenset({"text/calendar", "application/ics"})
 _SEALED: Final = frozenset({"multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"})
-_SUFFIXES: Final = {"text/html": ".html", "text/calendar": ".ics", "text/plain": ".txt", "message/rfc822": ".eml"}
+_SUFFIXES: Final = {"text/html": ".html", "text/plain": ".txt", "message/rfc822": ".eml"}
 
 
 def looks_like_eml(data: bytes) -> bool:
@@ -64,22 +73,27 @@ def looks_like_eml(data: bytes) -> bool:
 
 def extract_eml(data: bytes) -> ExtractedDocument:
     """Parse a message; raise ExtractionError if it is too_large, or encrypted for its recipient."""
-    refuse_oversized(data)
-    if data.count(b"\n") * sum(1 for _ in _MULTIPART.finditer(data)) > _MAX_COMPARISONS:
-        raise ExtractionError(QuarantineReason.TOO_LARGE, "the message has too many parts for its length; split it")
-    message: Message = BytesParser(policy=_BoundedHeaders()).parsebytes(data)
+    message = _parsed(data)
     subject = one_line(_header(message, "Subject"))
     document = DocumentBuilder(EML_MEDIA_TYPE, subject)
     document.add(BlockKind.HEADING, subject, level=1)
     shown = ((name, one_line(_header(message, name))) for name in _SHOWN_HEADERS)
     document.add(BlockKind.PARAGRAPH, "\n".join(f"{name}: {value}" for name, value in shown if value))
     attachments: dict[str, Attachment] = {}
+    invitations: set[bytes] = set()
     for part, is_body in _leaves(message):
         if is_body and part.get_content_type() in _SEALED:
-            detail = "the message is encrypted or sealed (S/MIME, PGP); upload a decrypted copy"
+            detail = "the message is encrypted (S/MIME, PGP); upload a decrypted copy"
             raise ExtractionError(QuarantineReason.ENCRYPTED, detail)
         if is_body:
             _add_body(document, part)
+            continue
+        if part.get_content_type() in _CALENDARS:
+            calendar = _payload(part)
+            if calendar not in invitations:  # most programs send it a second time as an attachment
+                invitations.add(calendar)
+                for event in events(decode(calendar, declared=part.get_content_charset())):
+                    document.add(BlockKind.PARAGRAPH, event)
             continue
         attachment = _attachment(part, attachments)
         attachments[attachment.name] = attachment
@@ -87,6 +101,13 @@ def extract_eml(data: bytes) -> ExtractedDocument:
             detail = f"more than {MAX_ATTACHMENTS} attachments; upload them as separate files"
             raise ExtractionError(QuarantineReason.TOO_LARGE, detail)
     return replace(document.build(), attachments=tuple(attachments.values()))
+
+
+def _parsed(data: bytes) -> Message:
+    refuse_oversized(data)
+    if data.count(b"\n") * sum(1 for _ in _MULTIPART.finditer(data)) > _MAX_COMPARISONS:
+        raise ExtractionError(QuarantineReason.TOO_LARGE, "the message has too many parts for its length; split it")
+    return BytesParser(policy=_BoundedHeaders()).parsebytes(data)
 
 
 class _BoundedHeaders(policy.EmailPolicy):
@@ -109,16 +130,22 @@ def _header(message: Message, name: str) -> str:
 def _leaves(message: Message) -> Iterator[tuple[Message, bool]]:
     """Yield the parts to read in order, with True for those of the body.
 
-    Of alternatives, the body is the plain text unless it is blank, else the HTML. Pictures of a body and signatures are
-    skipped.
+    Of alternatives, the body is the plain text if it has the words of the HTML, else the HTML. Pictures of a body and
+    signatures are skipped.
     """
     pending: list[tuple[Message, bool, bool]] = [(message, True, False)]
+    unwrapped = 0
     while pending:
         part, may_be_body, related = pending.pop()
         kind = part.get_content_type()
         if kind in _SEALED:
-            yield part, may_be_body
-        elif kind == "message/rfc822" and part is not message:
+            signed = signed_content(_payload(part)) if may_be_body and unwrapped < _MAX_UNWRAPPED else None
+            if signed is None:
+                yield part, may_be_body
+            else:
+                unwrapped += 1
+                pending.append((_parsed(signed), True, False))
+        elif kind in _CALENDARS or (kind == "message/rfc822" and part is not message):
             yield part, False
         elif part.is_multipart():
             chosen = _chosen(part) if kind == "multipart/alternative" else None
@@ -145,14 +172,34 @@ def _children(part: Message) -> list[Message]:
 
 
 def _chosen(alternatives: Message) -> Message | None:
-    """Return the alternative to read; its text may be nested (HTML with pictures is a part of its own)."""
+    """Return the alternative to read; its text may be nested (HTML with pictures is a part of its own).
+
+    A plain text that has few of the words of the HTML only says that there is more to see.
+    """
     best: dict[str, Message] = {}
+    texts: dict[str, Message] = {}
     for child in _children(alternatives):
         for part in child.walk():
             kind = part.get_content_type()
             if kind in _BODIES and not _is_attached(part) and _payload(part).strip():
                 best.setdefault(kind, child)
+                texts.setdefault(kind, part)
+    if len(best) > 1 and _is_stub(texts["text/plain"], texts["text/html"]):
+        return best["text/html"]
     return best.get("text/plain") or best.get("text/html")
+
+
+def _is_stub(plain: Message, html: Message) -> bool:
+    data = _payload(plain)
+    if len(data) > _MAX_STUB_BYTES:
+        return False
+    words = set(_WORD.findall(decode(data, declared=plain.get_content_charset()).casefold()))
+    try:
+        page = extract_html(_payload(html), declared=html.get_content_charset())
+    except ExtractionError:
+        return False
+    shown = set(_WORD.findall(page.text.casefold()))
+    return len(words & shown) < _STUB_SHARE * len(shown)
 
 
 def _is_attached(part: Message) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from email.message import EmailMessage
 
 import openpyxl
@@ -10,14 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_assets.extraction.document import ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import ParsedObject, read_object
-from tests.documents import extract
-
-
-def pieces(document: ExtractedDocument) -> list[tuple[str, str]]:
-    return [(str(block.kind), document.text[block.start : block.end]) for block in document.blocks]
+from tests.documents import case, extract, pieces
 
 
 def a_message(body: str = "Hello Bob.", subject: str = "Leave") -> EmailMessage:
@@ -233,3 +229,162 @@ def test_any_message_is_read_or_raises_an_extraction_error(data: bytes) -> None:
     names = [part.name for part in (*reading.parts, *reading.refused)]
     assert names[0] == ""
     assert len(set(names)) == len(names)
+
+
+# Alternatives, invitations and signatures
+
+
+def test_html_is_read_if_the_plain_text_only_refers_to_it() -> None:
+    text = case("needs_html.eml").text
+    assert "From March the per-diem is 44 euros a day." in text
+    assert "does not show HTML" not in text
+
+
+def test_html_is_read_if_the_plain_text_has_a_fraction_of_it() -> None:
+    message = a_message("Open this message in your browser.")
+    message.add_alternative(f"<html><p>Open this message. {'Leave is thirty days. ' * 20}</p></html>", subtype="html")
+    assert "thirty days" in body_of(read(message))
+
+
+def test_short_plain_text_is_read_if_the_html_says_the_same() -> None:
+    message = a_message("Yes, 30 days.")
+    message.add_alternative("<html><p>Yes, <b>30</b> days.</p></html>", subtype="html")
+    assert body_of(read(message)) == "Yes, 30 days."
+
+
+CALENDAR = """BEGIN:VCALENDAR
+METHOD:REQUEST
+BEGIN:VTIMEZONE
+BEGIN:STANDARD
+DTSTART:19701025T030000
+END:STANDARD
+END:VTIMEZONE
+BEGIN:VEVENT
+SUMMARY:Budget\\, second
+  round
+ORGANIZER;CN="Ola: Nordmann":mailto:ola@example.com
+DTSTART;TZID=Europe/Oslo:20260301T100000
+DTEND;TZID="Europe/Oslo":20260301T113000
+LOCATION:Room 4
+DESCRIPTION:Bring figures.\\nRead the plan.
+BEGIN:VALARM
+DESCRIPTION:Reminder
+END:VALARM
+END:VEVENT
+END:VCALENDAR
+"""
+
+
+def an_invitation(calendar: str = CALENDAR) -> EmailMessage:
+    message = a_message("You are invited.")
+    message.add_alternative(calendar, subtype="calendar")
+    return message
+
+
+def test_an_invitation_is_read_with_its_time_place_and_description() -> None:
+    assert body_of(read(an_invitation())) == (
+        "You are invited.\n\nInvitation: Budget, second round\n"
+        "When: 2026-03-01 10:00 Europe/Oslo to 2026-03-01 11:30 Europe/Oslo\nWhere: Room 4\n"
+        "Organizer: Ola: Nordmann\nBring figures.\nRead the plan."
+    )
+
+
+@pytest.mark.parametrize("subtype", ["calendar", "ics"])
+def test_an_invitation_that_is_attached_too_is_read_once(subtype: str) -> None:
+    message = an_invitation()
+    maintype = "text" if subtype == "calendar" else "application"
+    data = CALENDAR.encode()
+    message.add_attachment(data, maintype=maintype, subtype=subtype, filename="invite.ics")
+    reading = read(message)
+    assert body_of(reading).count("Budget") == 1
+    assert reading.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("calendar", "text"),
+    [
+        (
+            "METHOD:CANCEL\nBEGIN:VEVENT\nSUMMARY:Lunch\nDTSTART:20260301\nEND:VEVENT",
+            "Cancelled: Lunch\nWhen: 2026-03-01",
+        ),
+        (
+            "BEGIN:VTODO\nSUMMARY:Report\nDUE:20260301T1000Z\nEND:VTODO",
+            "Invitation: Report\nWhen: 2026-03-01 10:00 UTC",
+        ),
+        ("BEGIN:VEVENT\nDTSTART:soon\nEND:VEVENT", "When: soon"),
+        ("BEGIN:VEVENT\nSUMMARY:never closed", ""),
+        ("SUMMARY:outside\nEND:VEVENT\nnonsense\n:::", ""),
+    ],
+)
+def test_other_and_damaged_calendars_are_read_as_far_as_they_go(calendar: str, text: str) -> None:
+    assert body_of(read(an_invitation(calendar))) == f"You are invited.\n\n{text}".strip()
+
+
+def test_a_calendar_of_many_events_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag_assets.extraction.formats.invitation._MAX_EVENTS", 3)
+    assert body_of(read(an_invitation("BEGIN:VEVENT\nSUMMARY:x\nEND:VEVENT\n" * 9))).count("Invitation") == 3
+
+
+def test_a_signed_message_is_read_without_its_signature() -> None:
+    head, _, _ = a_message().as_string().partition("Content-Type")
+    signed = (
+        f"{head}Content-Type: multipart/signed; protocol=application/pkcs7-signature; boundary=S\n\n--S\n"
+        "Content-Type: text/plain\n\nSigned words.\n--S\nContent-Type: application/pkcs7-signature; name=smime.p7s\n\n"
+        "MIIB\n--S--\n"
+    )
+    reading = read_object(signed.encode(), "a.eml")
+    assert body_of(reading) == "Signed words."
+    assert reading.refused == ()
+
+
+def der(tag: int, *contents: bytes) -> bytes:
+    content = b"".join(contents)
+    return bytes([tag, 0x84]) + len(content).to_bytes(4) + content
+
+
+def indefinite(tag: int, *contents: bytes) -> bytes:
+    return bytes([tag, 0x80]) + b"".join(contents) + b"\0\0"
+
+
+SIGNED, DATA = bytes.fromhex("06092a864886f70d010702"), bytes.fromhex("06092a864886f70d010701")
+ENVELOPED = bytes.fromhex("06092a864886f70d010703")
+
+
+def opaque(*content: bytes, kind: bytes = SIGNED, wrap: Callable[..., bytes] = der) -> EmailMessage:
+    """Return a message whose body is in a structure that also has the signature."""
+    signed = wrap(0x30, b"\x02\x01\x01", der(0x31), wrap(0x30, DATA, *content), der(0x31))
+    message = a_message()
+    message.set_content(wrap(0x30, kind, wrap(0xA0, signed)), maintype="application", subtype="pkcs7-mime")
+    return message
+
+
+INNER = b"Content-Type: text/plain\r\n\r\nSigned words."
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        opaque(der(0xA0, der(0x04, INNER))),
+        opaque(indefinite(0xA0, indefinite(0x24, der(0x04, INNER[:9]), der(0x04, INNER[9:]))), wrap=indefinite),
+    ],
+    ids=["one piece", "in pieces"],
+)
+def test_the_content_of_an_opaque_signed_message_is_read(message: EmailMessage) -> None:
+    assert body_of(read(message)) == "Signed words."
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        opaque(der(0xA0, der(0x04, INNER)), kind=ENVELOPED),
+        opaque(),
+        opaque(b"\xa0\x88" + b"\xff" * 8),
+        opaque(b"\xa0\x80" * 500),
+        opaque(b"\xff\xff\xff"),
+    ],
+    ids=["encrypted", "only a signature", "false length", "nested deeply", "other tags"],
+)
+def test_a_sealed_message_that_cannot_be_opened_is_encrypted(message: EmailMessage) -> None:
+    with pytest.raises(ExtractionError) as caught:
+        read(message)
+    assert caught.value.reason is QuarantineReason.ENCRYPTED
