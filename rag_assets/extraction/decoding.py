@@ -25,6 +25,7 @@ _LINE_BREAKS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _UNWANTED = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x9f\ud800-\udfff\ufeff\xad]")
 # The data may be wrapped into long lines.
 _DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.=+-]+)*;base64,[\w+/=%-]*(?:\n[ \t]*[A-Za-z0-9+/]{40,}=*)*")
+_PICTURE_URI = re.compile(r"data:image/[\w.+-]+(?:;[\w.=+-]+)*,[^\s()<>\"']*")
 _SEVEN_BIT = re.compile(r"utf-?7\Z|hz|iso-?2022", re.IGNORECASE)
 # Encodings in use. With all that it knows, the detector would find mainframe code pages in short texts.
 _DETECTED: Final = [
@@ -49,6 +50,9 @@ _ALPHABETS: Final = {
 _ALPHABET_COVERS: Final = 0.9
 _HIGH_LETTER = re.compile(r"[^\x00-\x7f\u2013\u2014\u2018-\u201e\u2022\u2026\u20ac\xa0\xa7\xab\xbb\xb0\xa9\xae\xad]")
 _HIRAGANA = re.compile("[\u3041-\u3096]")
+_UTF16_SHARE: Final = 0.1
+_UTF16_SAMPLE: Final = 4096
+_NOT_IN_TEXT = re.compile("[\x00-\x08\x0e-\x1f\x7f]")
 _CONTROL_BYTES: Final = bytes(b for b in range(32) if b not in b"\t\n\r\x0b\x0c\x1b")
 
 
@@ -57,6 +61,8 @@ def normalise(text: str) -> str:
     text = _UNWANTED.sub("", _LINE_BREAKS.sub("\n", text))
     if ";base64," in text:
         text = _DATA_URI.sub("", text)
+    if "data:image/" in text:
+        text = _PICTURE_URI.sub("", text)
     # Last, because removing a character can bring a letter and its accent together.
     return unicodedata.normalize("NFC", text)
 
@@ -70,7 +76,7 @@ def refuse_oversized(data: bytes) -> None:
 
 def looks_binary(data: bytes) -> bool:
     """Return whether the first kilobytes have more control bytes than text has."""
-    if any(data.startswith(mark) for mark, _ in _BYTE_ORDER_MARKS):
+    if any(data.startswith(mark) for mark, _ in _BYTE_ORDER_MARKS) or _unmarked_utf16(data) is not None:
         return False
     head = data[:4096]
     controls = len(head) - len(head.translate(None, _CONTROL_BYTES))
@@ -80,18 +86,47 @@ def looks_binary(data: bytes) -> bool:
 def decode(data: bytes, *, declared: str | None = None) -> str:
     """Decode `data`, without normalising it.
 
-    Tries in order: the byte order mark, seven-bit encodings, utf-8, the `declared` encoding, utf-8 with a few broken
-    bytes, detection. Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed if nothing fits.
+    Tries in order: the byte order mark, utf-16 without one, seven-bit encodings, utf-8, the `declared` encoding, utf-8
+    with a few broken bytes, detection. Raises ExtractionError: too_large above `MAX_TEXT_BYTES`, malformed if nothing
+    fits.
     """
     refuse_oversized(data)
     for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(encoding, errors="replace")
-    for encoding in (*_seven_bit(data, declared), "utf-8", declared):
+    for encoding in (_unmarked_utf16(data), *_seven_bit(data, declared), "utf-8", declared):
         text = None if encoding is None else _decode_strictly(data, encoding)
         if text is not None:
             return text
     return _decode_detected(data)
+
+
+def _unmarked_utf16(data: bytes) -> str | None:
+    """Return the utf-16 encoding of text without a byte order mark; None if it is not such text.
+
+    Its zero bytes would be valid, but invisible, utf-8. In binary data, some pairs of bytes are not characters.
+    """
+    sample = data[:_UTF16_SAMPLE]
+    if b"\0" not in sample:
+        return None
+    # A few stray zeros do not make text of another encoding utf-16, whose bytes are often no ASCII characters.
+    beyond_ascii = len(sample) - len(sample.translate(None, _CONTROL_BYTES + bytes(range(128, 256))))
+    if beyond_ascii < _UTF16_SHARE * len(sample):
+        return None
+    ascii_characters = {encoding: _count_ascii(sample, encoding) for encoding in ("utf-16-le", "utf-16-be")}
+    best = max(ascii_characters, key=lambda encoding: ascii_characters[encoding])
+    return best if ascii_characters[best] else None
+
+
+def _count_ascii(sample: bytes, encoding: str) -> int:
+    """Return how many characters of the text are ASCII, which all text has; 0 if it has what no text has."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeDecodeError:
+        return 0
+    if any(unicodedata.category(character) in ("Cn", "Co") for character in text) or _NOT_IN_TEXT.search(text):
+        return 0
+    return sum(map(str.isascii, text))
 
 
 def _seven_bit(data: bytes, declared: str | None) -> tuple[str, ...]:

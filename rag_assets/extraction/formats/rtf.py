@@ -1,4 +1,4 @@
-"""Rich text (rtf): paragraphs, headings by style or outline level, lists, and tables row by row.
+"""Rich text (rtf): paragraphs with their notes, headings by style or outline level, lists, and tables row by row.
 
 Parsed in one pass over the tokens, so the time is linear in the size. Existing libraries use patterns that take
 quadratic time on hostile input, and keep neither headings nor tables.
@@ -33,13 +33,15 @@ _CHARACTERS: Final = {
 }  # fmt: skip
 # Groups that are not text of the document, besides those that start with a star and an unknown word.
 _NOT_TEXT: Final = frozenset({
-    "colortbl", "header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf", "footnote",
+    "colortbl", "header", "headerl", "headerr", "headerf", "footer", "footerl", "footerr", "footerf",
     "pict", "fldinst", "datafield", "objdata", "nonshppict", "listtable", "listoverridetable", "revtbl", "rsidtbl",
-    "filetbl", "themedata", "datastore", "xmlnstbl", "bkmkstart", "bkmkend", "annotation", "atnid", "atnauthor",
+    "filetbl", "themedata", "datastore", "xmlnstbl", "bkmkstart", "bkmkend", "atnid", "atnauthor",
     "shprslt", "sp", "generator", "latentstyles", "pgdsctbl", "xe", "tc", "info", "nonesttables",
 })  # fmt: skip
 # Destinations of text that describes the document.
 _FONTS: Final = "fonttbl"
+# Destinations of notes, and what to call them in the text.
+_NOTES: Final = {"footnote": "Footnote", "annotation": "Comment"}
 _STYLES: Final = "stylesheet"
 _TITLE: Final = "title"
 _SKIP: Final = "skip"
@@ -95,6 +97,7 @@ class _Reader:
     _stack: list[_State] = field(default_factory=list[_State])
     _too_deep: int = 0
     _starred: bool = False
+    _group_begins: bool = False
     _to_skip: int = 0
     _bytes: bytearray = field(default_factory=bytearray)
     _text: list[str] = field(default_factory=list[str])
@@ -104,15 +107,21 @@ class _Reader:
     _font: int = -1
     _levels: dict[int, int] = field(default_factory=dict[int, int])
     _style_name: list[str] = field(default_factory=list[str])
+    _note: list[str] = field(default_factory=list[str])
+    _notes: list[str] = field(default_factory=list[str])
+    """The notes of the current paragraph or cell."""
     _title: list[str] = field(default_factory=list[str])
 
     def take(self, token: re.Match[bytes]) -> int:
         """Process one token; return how many bytes after it are not tokens."""
         word, number, hexadecimal, symbol, brace, run = token.groups()
+        begins = self._group_begins
+        is_line_end = token.lastindex is None
+        self._group_begins = brace == b"{" or (begins and (symbol == b"*" or is_line_end))
         if run is not None:
             self._take_bytes(run)
         elif word is not None:
-            return self._word(word.decode("ascii"), None if number is None else int(number))
+            return self._word(word.decode("ascii"), None if number is None else int(number), begins)
         elif hexadecimal is not None:
             self._take_bytes(bytes.fromhex(hexadecimal.decode("ascii")))
         elif brace is not None:
@@ -147,9 +156,12 @@ class _Reader:
         elif self._stack:
             if self.state.destination == _STYLES:
                 self._end_style()
-            self.state = self._stack.pop()
+            ended, self.state = self.state.destination, self._stack.pop()
+            if ended in _NOTES and self.state.destination != ended:
+                self._end_note(ended)
 
-    def _word(self, word: str, number: int | None) -> int:
+    def _word(self, word: str, number: int | None, begins: bool) -> int:
+        """Process a control word; `begins` is whether it is the first of its group."""
         if self._to_skip and word not in ("u", "bin"):
             self._to_skip -= 1
             return 0
@@ -171,7 +183,9 @@ class _Reader:
             self._change(destination=_SKIP, listed=True)
             if self._stack:
                 self._stack[-1] = self._stack[-1]._replace(listed=True)
-        elif word in _NOT_TEXT or starred:
+        elif word in _NOTES and not state.destination:
+            self._change(destination=word, hidden=False)
+        elif self._is_skipped(word, starred, begins):
             self._change(destination=_SKIP)
         elif word in _CHARACTERS:
             self._add(_CHARACTERS[word])
@@ -180,6 +194,15 @@ class _Reader:
         else:
             self._property(word, number, value)
         return 0
+
+    def _is_skipped(self, word: str, starred: bool, begins: bool) -> bool:
+        """Return whether a word makes the rest of its group something other than text.
+
+        A word that a program put into the middle of a group must not remove the text after it.
+        """
+        if word in _NOT_TEXT:
+            return begins or len(self._stack) > 1
+        return starred and begins
 
     def _font_word(self, word: str, value: int) -> None:
         if word == "f":
@@ -196,7 +219,7 @@ class _Reader:
         elif word == "cell":
             self._flush()
             if not self.state.destination:
-                self._cells.append("".join(self._text))
+                self._cells.append("\n".join(("".join(self._text), *self._take_notes())))
                 self._text.clear()
         elif word in ("row", "trowd"):
             self._end_row()
@@ -254,8 +277,20 @@ class _Reader:
             self._style_name.append(text)
         elif destination == _TITLE:
             self._title.append(text)
+        elif destination in _NOTES and not self.state.hidden:
+            self._note.append(text)
         elif not destination and not self.state.hidden:
             self._text.append(text)
+
+    def _end_note(self, destination: str) -> None:
+        text = " ".join(_joined(self._note).split())
+        self._note.clear()
+        if text:
+            self._notes.append(f"{_NOTES[destination]}: {text}")
+
+    def _take_notes(self) -> list[str]:
+        notes, self._notes = self._notes, []
+        return notes
 
     def _end_style(self) -> None:
         name = "".join(self._style_name).strip(" ;")
@@ -267,6 +302,8 @@ class _Reader:
 
     def _paragraph_mark(self) -> None:
         self._flush()
+        if self.state.destination in _NOTES:
+            self._note.append(" ")
         if self.state.destination:
             return
         if self.state.in_table:
@@ -276,18 +313,21 @@ class _Reader:
 
     def _end_paragraph(self) -> None:
         self._flush()
+        notes = self._take_notes()
         text = _joined(self._text).strip()
         self._text.clear()
-        if not text:
+        if not text and not notes:
             return
         self._end_table()
         level = min(self.state.outline, 6) or self._levels.get(self.state.style, 0)
+        with_notes = "\n".join((text, *notes)).strip()
         if level:
             self.document.add(BlockKind.HEADING, one_line(text, len(text)), level=level)
+            self.document.add(BlockKind.PARAGRAPH, "\n".join(notes))
         elif self.state.listed:
-            self.document.add_item(text, depth=self.state.indent)
+            self.document.add_item(with_notes, depth=self.state.indent)
         else:
-            self.document.add(BlockKind.PARAGRAPH, text)
+            self.document.add(BlockKind.PARAGRAPH, with_notes)
 
     def _end_row(self) -> None:
         if not self._cells:

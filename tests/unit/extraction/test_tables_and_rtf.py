@@ -129,10 +129,39 @@ def test_rich_text_is_decoded_by_its_fonts_and_escapes(body: str, text: str) -> 
     assert extract(rtf(body, fonts), "a.txt").text == text
 
 
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("Two years.{\\footnote\\pard{\\super\\chftn}Except\\par {\\b batteries}.} Paid.\\par next",
+         "Two years. Paid.\nFootnote: Except batteries.\n\nnext"),
+        ("Body{\\footnote\\ftnalt At the end.}", "Body\nFootnote: At the end."),
+        ("Body{\\*\\annotation{\\*\\annref 1}Ask Legal.}", "Body\nComment: Ask Legal."),
+        ("\\outlinelevel0 Warranty{\\footnote Note}\\par", "Warranty\n\nFootnote: Note"),
+        ("\\trowd\\pard\\intbl Days{\\footnote Paid}\\cell 30\\cell\\row", "Days Footnote: Paid | 30"),
+        ("a{\\pict\\par{\\footnote not this}}b{\\footnote Note}", "ab\nFootnote: Note"),
+    ],
+)  # fmt: skip
+def test_notes_of_rich_text_follow_their_paragraph(body: str, text: str) -> None:
+    assert extract(rtf(body), "a.rtf").text == text
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("{\\b Bold \\*\\unknown 5 and more} after", "Bold 5 and more after"),
+        ("one \\*\\bkmkstart two\\par three", "one two\n\nthree"),
+        ("a{\n\\*\n\\unknown x}b", "ab"),
+    ],
+)
+def test_a_destination_in_the_middle_of_a_group_does_not_remove_the_text_after_it(body: str, text: str) -> None:
+    assert extract(rtf(body), "a.rtf").text == text
+
+
 @given(
     st.lists(
         st.sampled_from(
             ["{", "}", "\\par ", "\\cell", "\\row", "\\trowd", "\\intbl", "\\pard", "\\u9731?", "\\uc3", "\\'e4", "\\*",
+             "\\footnote", "\\unknown",
              "\\f1", "\\fonttbl", "\\stylesheet", "\\s1", "\\info", "\\title", "\\bin5", "\\ls1", "\\v", "\\ud", "\\",
              "\\u-10179", "words ", "heading 1;", "\\fcharset128", "\\cpg99999", "\\ansicpg0"]
         )

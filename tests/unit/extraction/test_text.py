@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rag_assets.extraction.document import BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import EXTRACTOR_VERSION, heading_text
-from tests.documents import extract
+from tests.documents import case, extract
 
 
 def assert_blocks_hold_the_text(document: ExtractedDocument) -> None:
@@ -278,6 +278,31 @@ def test_text_over_the_limit_is_too_large(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_text_is_decoded_from_common_encodings(encoding: str, words: str) -> None:
     assert extract(words.encode(encoding), "a.txt").text == words.strip()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text", ["Leave is 30 days.", "Отпуск длится\n30 дней.", "休暇は30日です。\n翌年まで有効です。", "Größe: 3 € 😀"]
+)
+def test_utf16_without_a_byte_order_mark_is_recognised(text: str, encoding: str) -> None:
+    assert extract(text.encode(encoding), "a.txt").text == text
+
+
+def test_a_stray_zero_byte_does_not_make_text_utf16() -> None:
+    assert extract(b"Leave is\0 thirty days.", "a.txt").text == "Leave is thirty days."
+    assert extract("Größe\0 und Länge".encode("cp1252"), "a.txt").text == "Größe und Länge"
+
+
+def test_the_source_of_an_embedded_picture_is_left_out_of_markdown() -> None:
+    text = case("base64_image.md").text
+    assert len(text) < 200
+    assert all(words in text for words in ("# Quarterly plan", "The budget is 40,000 euros.", "Approval by Friday."))
+
+
+def test_a_picture_written_as_percent_encoded_markup_is_left_out() -> None:
+    picture = "data:image/svg+xml;charset=utf-8,%3Csvg%20width='5'%3E%3C/svg%3E".replace("'", "%27")
+    assert extract(f"Logo: ![logo]({picture}) here".encode(), "a.md").text == "Logo: ![logo]() here"
+    assert extract(b"Use data:image/png for pictures.", "a.md").text == "Use data:image/png for pictures."
 
 
 def test_one_invalid_byte_does_not_make_utf8_decode_as_another_encoding() -> None:
