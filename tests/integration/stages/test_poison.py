@@ -16,6 +16,7 @@ from rag_assets.extraction.sandbox.pool import ParserLimits, ParserPool
 from rag_assets.pipeline import Pipeline
 from rag_assets.stages.documents import Parse
 from rag_assets.storage.schemas import QUARANTINE
+from tests.documents import case_bytes
 from tests.pipelines import failure_of, run_shard, stage_rows
 from tests.shard_harness import Bench, on_folders
 
@@ -172,3 +173,18 @@ def test_a_message_that_becomes_unreadable_keeps_its_attachments_as_stale(bench:
     assert said["raw_documents"]["stale"] == 2
     assert bench.texts().keys() == {"mail.eml", "mail.eml#notes.txt"}
     assert list(reasons(bench)) == ["mail.eml"]
+
+
+def test_a_document_that_could_be_read_in_part_is_published_and_reported_until_it_is_complete(bench: Bench) -> None:
+    bench.put("contract.pdf", case_bytes("mixed_scan.pdf"))
+    bench.run()
+    assert bench.texts().keys() == {"contract.pdf"}
+    assert reasons(bench) == {"contract.pdf#pages without text": "incomplete"}
+
+    before = bench.state()
+    bench.run()
+    assert bench.state() == before
+
+    bench.put("contract.pdf", case_bytes("form.pdf"))
+    bench.run()
+    assert reasons(bench) == {}
