@@ -14,7 +14,8 @@ MAX_ATTACHMENTS: Final = 200
 _MAX_NAME: Final = 120
 _MAX_ANNOTATIONS: Final = 2_000
 """Of a page; the others are ignored."""
-_MAX_VALUE: Final = 100_000
+_MAX_VALUE: Final = 32_000
+"""Characters of a value or note; longer ones are ignored."""
 
 _HIDDEN: Final = 0x02 | 0x20  # flags: hidden, and not shown on the screen
 _PASSWORD: Final = 1 << 13

@@ -22,6 +22,8 @@ _EVEN: Final = 0.25
 _EVEN_STEPS: Final = 0.85
 # Pages with more lines are drawings or made to take time.
 _MAX_LINES: Final = 2_000
+_MAX_COMPARISONS: Final = 400_000
+"""Of the lines with the fields of a page; beyond it, values follow the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,8 +203,9 @@ def _is_prose_column(segments: list[Segment]) -> bool:
 def with_values(lines: list[Line], values: list[Segment]) -> list[Line]:
     """Return the lines with the values of form fields, each after the label to the left of it or above it."""
     segments = [list(line) for line in lines]
+    few = len(lines) * len(values) <= _MAX_COMPARISONS
     for value in values:
-        place = _label_of(value.box, segments)
+        place = _label_of(value.box, segments) if few else None
         if place is None:
             segments.append([value])
             continue

@@ -98,6 +98,13 @@ def test_a_value_far_from_any_label_is_read_last() -> None:
     assert text.split() == ["Name:", "Date:", "Karla"]
 
 
+def test_values_of_a_page_with_too_many_fields_follow_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag_assets.extraction.formats.pdf_layout._MAX_COMPARISONS", 1)
+    page = text_at((60, 700, "Name:"), (60, 680, "Date:"))
+    text = extract(a_pdf(page, annotations=[field("Tx", "(Karla)", 100, 698)], fields=True), "a.pdf").text
+    assert text.split() == ["Name:", "Date:", "Karla"]
+
+
 def test_chosen_options_are_read_and_passwords_and_hidden_fields_are_not() -> None:
     page = text_at((60, 700, "Meal:"), (60, 650, "Paid"), (60, 600, "Late"), (60, 550, "Code:"), (60, 500, "Id:"))
     fields = [
