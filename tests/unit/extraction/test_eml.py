@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import ParsedObject, read_object
-from tests.documents import case, extract, pieces
+from tests.documents import blocks_of, case, extract
 
 
 def a_message(body: str = "Hello Bob.", subject: str = "Leave") -> EmailMessage:
@@ -41,7 +41,7 @@ def test_a_message_is_read_as_its_subject_correspondents_and_body() -> None:
     assert [part.name for part in reading.parts] == [""]
     assert document.title == "Urlaub für alle"
     assert document.media_type == "message/rfc822"
-    assert pieces(document) == [
+    assert blocks_of(document) == [
         ("heading", "Urlaub für alle"),
         (
             "paragraph",
@@ -74,7 +74,7 @@ def test_among_alternatives_only_the_plain_text_is_read() -> None:
 def test_html_is_read_if_the_plain_text_alternative_is_empty() -> None:
     message = a_message(" \n")
     message.add_alternative("<html><h1>Days</h1><ul><li>one</li></ul></html>", subtype="html")
-    assert pieces(read(message).parts[0].document)[2:] == [("heading", "Days"), ("list", "- one")]
+    assert blocks_of(read(message).parts[0].document)[2:] == [("heading", "Days"), ("list", "- one")]
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ INNER = b"Content-Type: text/plain\r\n\r\nSigned words."
         opaque(der(0xA0, der(0x04, INNER))),
         opaque(indefinite(0xA0, indefinite(0x24, der(0x04, INNER[:9]), der(0x04, INNER[9:]))), wrap=indefinite),
     ],
-    ids=["one piece", "in pieces"],
+    ids=["one piece", "in blocks_of"],
 )
 def test_the_content_of_an_opaque_signed_message_is_read(message: EmailMessage) -> None:
     assert body_of(read(message)) == "Signed words."

@@ -22,7 +22,7 @@ from pptx.util import Inches
 
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.registry import read_object
-from tests.documents import case, case_bytes, extract, pieces
+from tests.documents import blocks_of, case, case_bytes, extract
 
 Rewrite = Callable[[str, bytes], bytes]
 
@@ -91,7 +91,7 @@ def test_a_presentation_is_read_slide_by_slide_with_titles_lists_tables_and_note
     slide.notes_slide.notes_text_frame.text = "Speak slowly."
     document = extract(saved(deck), "a.pptx")
     assert document.title == "Parental leave"
-    assert pieces(document) == [
+    assert blocks_of(document) == [
         ("heading", "Parental leave"),
         ("paragraph", "For everyone"),
         ("heading", "Who and when"),
@@ -109,7 +109,7 @@ def test_text_boxes_inside_groups_are_read_as_paragraphs_without_bullets() -> No
     frame = inner.add_textbox(0, 0, 10, 10).text_frame
     frame.text = "first"
     frame.add_paragraph().text = "second"
-    assert pieces(extract(saved(deck), "a.pptx")) == [("paragraph", "first"), ("paragraph", "second")]
+    assert blocks_of(extract(saved(deck), "a.pptx")) == [("paragraph", "first"), ("paragraph", "second")]
 
 
 def test_a_chart_is_read_as_its_title_and_data_table() -> None:
@@ -122,7 +122,7 @@ def test_a_chart_is_read_as_its_title_and_data_table() -> None:
     chart = slide.shapes.add_chart(XL_CHART_TYPE.BAR_CLUSTERED, 0, 0, 100, 100, data).chart
     chart.has_title = True
     chart.chart_title.text_frame.text = "Days by region"
-    assert pieces(extract(saved(deck), "a.pptx")) == [
+    assert blocks_of(extract(saved(deck), "a.pptx")) == [
         ("paragraph", "Days by region"),
         ("table", "| 2024 | 2025\nnorth | 1 | 3\nsouth | 2 |"),
     ]
@@ -151,7 +151,7 @@ def test_comments_on_a_slide_are_read_after_it() -> None:
         slide.shapes.title.text = "Plan"
         part = Part(PackURI("/ppt/comments/comment1.xml"), "application/xml", slide.part.package, content.encode())
         slide.part.relate_to(part, "http://schemas.openxmlformats.org/officeDocument/2006/relationships/comments")
-        assert pieces(extract(saved(deck), "a.pptx")) == [("heading", "Plan"), ("paragraph", f"Comment: {text}")]
+        assert blocks_of(extract(saved(deck), "a.pptx")) == [("heading", "Plan"), ("paragraph", f"Comment: {text}")]
 
 
 # Excel
@@ -169,7 +169,7 @@ def test_a_workbook_is_read_sheet_by_sheet_and_empty_rows_separate_tables() -> N
     book.create_sheet("Other").append(["x", "y"])
     document = extract(saved(book), "london/people/leave_days.xlsx")
     assert document.title == "Leave days"
-    assert pieces(document) == [
+    assert blocks_of(document) == [
         ("heading", "Leave"),
         ("paragraph", "Days of leave"),
         ("table", "Who | Days | Paid\nAll | 30\nSome |  | TRUE"),
@@ -183,7 +183,7 @@ def rows_of_a_sheet(*rows: tuple[object, ...]) -> list[tuple[str, str]]:
     book = openpyxl.Workbook()
     for row in rows:
         book.active.append(row)
-    return pieces(extract(saved(book), "a.xlsx"))[1:]
+    return blocks_of(extract(saved(book), "a.xlsx"))[1:]
 
 
 def test_an_empty_row_does_not_end_a_table_whose_columns_go_on() -> None:
@@ -283,7 +283,7 @@ def test_comments_on_cells_are_read() -> None:
     book = openpyxl.Workbook()
     book.active.append(["a", "b"])
     book.active["B1"].comment = Comment("Ask\nLegal", "Ola")
-    assert pieces(extract(saved(book), "a.xlsx"))[-1] == ("paragraph", "Comment on B1: Ask Legal")
+    assert blocks_of(extract(saved(book), "a.xlsx"))[-1] == ("paragraph", "Comment on B1: Ask Legal")
 
 
 def with_parts(data: bytes, owner: str, parts: dict[str, str]) -> bytes:
@@ -304,14 +304,14 @@ def test_a_thread_of_comments_replaces_the_note_for_older_programs() -> None:
     thread = '<T><threadedComment ref="A1"><text>Why?</text></threadedComment></T>'
     old = '<c><comment ref="A1"><text><t>[Threaded comment] Why?</t></text></comment></c>'
     data = with_parts(an_xlsx(), "xl/worksheets/sheet1.xml", {"comments": old, "threadedComment": thread})
-    assert pieces(extract(data, "a.xlsx"))[2:] == [("paragraph", "Comment on A1: Why?")]
+    assert blocks_of(extract(data, "a.xlsx"))[2:] == [("paragraph", "Comment on A1: Why?")]
 
 
 def test_text_boxes_of_a_sheet_are_read_and_a_broken_part_is_left_out() -> None:
     a = 'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
     box = f"<d {a}><sp><txBody><a:p><a:r><a:t>Prices without freight</a:t></a:r></a:p></txBody></sp></d>"
     data = with_parts(an_xlsx(), "xl/worksheets/sheet1.xml", {"drawing": box, "comments": "<broken"})
-    assert pieces(extract(data, "a.xlsx"))[2:] == [("paragraph", "Prices without freight")]
+    assert blocks_of(extract(data, "a.xlsx"))[2:] == [("paragraph", "Prices without freight")]
 
 
 def test_titles_of_charts_are_read_on_sheets_and_on_sheets_of_their_own() -> None:
@@ -322,7 +322,7 @@ def test_titles_of_charts_are_read_on_sheets_and_on_sheets_of_their_own() -> Non
         chart.title = title
         chart.add_data(Reference(book.active, min_col=2, min_row=1, max_row=1))
         add(chart)
-    found = pieces(extract(saved(book), "a.xlsx"))
+    found = blocks_of(extract(saved(book), "a.xlsx"))
     assert ("paragraph", "Sick days") in found
     assert found[found.index(("heading", "Graph")) + 1] == ("paragraph", "Rent")
 

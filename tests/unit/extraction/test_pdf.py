@@ -9,7 +9,7 @@ import pytest
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.formats import pdf_annotations
 from rag_assets.extraction.registry import RefusedPart, read_object
-from tests.documents import case, case_bytes, extract, pieces
+from tests.documents import blocks_of, case, case_bytes, extract
 
 HELVETICA = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"
 # A font of glyphs without names, of which nothing says which characters they are.
@@ -121,7 +121,7 @@ def test_chosen_options_are_read_and_passwords_and_hidden_fields_are_not() -> No
 def test_text_written_on_a_page_and_comments_are_read() -> None:
     notes = [note("FreeText", "Rejected"), note("Highlight", "Ask Legal"), note("Link", "x"), note("Popup", "y")]
     document = extract(a_pdf(text_at((60, 700, "Plan.")), annotations=notes), "a.pdf")
-    assert [text for _, text in pieces(document)] == ["Plan.", "Rejected", "Comment: Ask Legal"]
+    assert [text for _, text in blocks_of(document)] == ["Plan.", "Rejected", "Comment: Ask Legal"]
 
 
 @pytest.mark.parametrize(
