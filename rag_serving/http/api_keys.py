@@ -100,12 +100,18 @@ class ApiKeys:
         if self.problem is not None:
             raise SettingsError(self.problem)
 
+    def refresh(self) -> None:
+        """Read the file if it changed and was not looked at for a second."""
+        if self._clock() - self._checked >= _CHECK_SECONDS:
+            self._read_and_report()
+
     def find(self, presented: str) -> ApiKey | None:
         """Return the presented key, or None if it is unknown or revoked. Compares in constant time."""
         match = _KEY.fullmatch(presented)
         is_new = match is not None and match[1] not in self._keys
-        if is_new or self._clock() - self._checked >= _CHECK_SECONDS:
+        if is_new:
             self._read_and_report()
+        self.refresh()
         key = self._keys.get(match[1]) if match else None
         digest = hashlib.sha256((match[2] if match else presented).encode("utf-8", "replace")).hexdigest()
         same = hmac.compare_digest(digest, key.sha256 if key is not None else _NOBODY)

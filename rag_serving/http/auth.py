@@ -63,7 +63,10 @@ class Authenticator:
     @property
     def key_file_broken(self) -> bool:
         """Whether the key file cannot be used, so that the keys read last stay valid."""
-        return self._keys is not None and self._keys.problem is not None
+        if self._keys is None:
+            return False
+        self._keys.refresh()
+        return self._keys.problem is not None
 
     async def authenticate(self, connection: HTTPConnection) -> Principal:
         """Return the caller of a request; raises `NotAllowed` or `TooManyRequests`."""
