@@ -187,7 +187,7 @@ class Catalog:
     def _require_lake(self) -> None:
         """Raise `LakeUnavailable` if all entries vanished together with the models, which are never deleted.
 
-        A folder of which the file system is not mounted is empty; so is a bucket's prefix after a mistake.
+        A mount point is an empty folder while its file system is not mounted, and a prefix may be emptied by mistake.
         """
         if self._snapshot is not None and self._snapshot.entries and not self._objects.list(MODELS):
             raise LakeUnavailable(f"everything in {self._lake} has vanished; check RAG_LAKE_URI and what it points to")

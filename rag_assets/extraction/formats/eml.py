@@ -24,8 +24,8 @@ from rag_assets.extraction.document import (
     one_line,
 )
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
+from rag_assets.extraction.formats.data.calendar import events
 from rag_assets.extraction.formats.html import extract_html
-from rag_assets.extraction.formats.invitation import events
 from rag_assets.extraction.formats.plain import text_document
 from rag_assets.extraction.formats.smime import signed_content
 

@@ -321,7 +321,7 @@ def test_other_and_damaged_calendars_are_read_as_far_as_they_go(calendar: str, t
 
 
 def test_a_calendar_of_many_events_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rag_assets.extraction.formats.invitation._MAX_EVENTS", 3)
+    monkeypatch.setattr("rag_assets.extraction.formats.data.calendar._MAX_EVENTS", 3)
     assert body_of(read(an_invitation("BEGIN:VEVENT\nSUMMARY:x\nEND:VEVENT\n" * 9))).count("Invitation") == 3
 
 
