@@ -170,7 +170,7 @@ def _parsed(path: Path, data: bytes) -> tuple[ApiKey, ...]:
 
 def _unreadable(path: Path, error: OSError) -> str:
     remedy = (
-        "create one with `rag-serving keys create`"
+        "restore a copy, or create one with `rag-serving keys create`, which has none of the former keys"
         if isinstance(error, FileNotFoundError)
         else "set RAG_HTTP_KEYS to a file that this user can read"
     )
