@@ -179,7 +179,7 @@ def test_a_web_server_s_url_replaces_the_local_instance(office: Office) -> None:
 def test_a_terminated_run_ends_and_its_shard_is_indexed_by_the_next(office: Office) -> None:
     folder = office.folder / "source" / "Narvik/people"
     folder.mkdir(parents=True)
-    for number in range(60):
+    for number in range(300):
         (folder / f"{number}.txt").write_text(f"Ore number {number} leaves the harbour by ship. " * 150)
     assert office.command("backfill", "--region", "Narvik").returncode == 0
     with dg.DagsterInstance.from_config(str(office.home)) as instance, office.web_server() as url:
@@ -202,7 +202,7 @@ def test_a_terminated_run_ends_and_its_shard_is_indexed_by_the_next(office: Offi
     assert ended.status == dg.DagsterRunStatus.CANCELED
     done = office.command("backfill", "--region", "Narvik", "--wait")
     assert done.returncode == 0, done.stderr
-    assert len({row["doc_id"] for row in published_rows(office.lake, "Narvik/people")}) == 60
+    assert len({row["doc_id"] for row in published_rows(office.lake, "Narvik/people")}) == 300
 
 
 @pytest.mark.slow
