@@ -100,7 +100,9 @@ class ServingSettings(EnvironmentSettings):
     llm_timeout: float = Field(
         30.0, gt=0, le=600, description="seconds of silence, at the start or between two tokens, that fail a model"
     )
-    llm_retries: int = Field(2, ge=0, le=10, description="retries of a failed model call")
+    llm_retries: int = Field(
+        2, ge=0, le=10, description="retries of a model call that returned a transient error; silence is not retried"
+    )
     llm_max_tokens: int = Field(600, ge=16, le=32_000, description="maximum length of a generated answer in tokens")
     llm_context_tokens: int = Field(3_000, ge=200, le=1_000_000, description="maximum tokens of passages in a prompt")
     llm_keep_links: bool = Field(

@@ -4,16 +4,18 @@ import asyncio
 import logging
 import os
 import sys
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from rag_serving.answering.citations import checked_citations, citations_of
 from rag_serving.answering.llm_process import ModelProcess
 from rag_serving.answering.model_text import NO_ANSWER, ModelText
 from rag_serving.answering.prompts import NOT_FOUND, answer_messages
+from rag_serving.answering.unresponsive_models import UnresponsiveModels
 from rag_serving.errors import ModelUnavailable
 from rag_serving.events import Delta, Event, Restart
 from rag_serving.litellm_calls import (
@@ -40,6 +42,7 @@ _log = logging.getLogger(__name__)
 
 Messages = Sequence[Mapping[str, str]]
 
+_MOST_ENDED = 10_000
 _WORTH_KEEPING = 40
 """Characters from which on an answer that broke off is kept if no model completes one."""
 
@@ -61,6 +64,14 @@ class Generated:
     tokens: dict[str, int] = field(default_factory=dict[str, int])
     price: float | None = None
     """US dollars; None if the price or the usage is unknown."""
+
+
+class EndedCall(NamedTuple):
+    """A call of a model that ended after `seconds`."""
+
+    model: str
+    outcome: Literal["answered", "failed", "cancelled"]
+    seconds: float
 
 
 class _OutOfTime(Exception):
@@ -88,6 +99,9 @@ class LanguageModel:
     """Whether links and images that do not point to a source are kept in the text."""
     failures: Counter[str] = field(default_factory=Counter[str], compare=False)
     """Failed calls by model and kind of failure."""
+    ended: deque[EndedCall] = field(default_factory=lambda: deque(maxlen=_MOST_ENDED), compare=False)
+    """The latest calls; who reads them takes them out."""
+    unresponsive: UnresponsiveModels = field(default_factory=UnresponsiveModels, compare=False)
 
     async def warm(self) -> None:
         """Import litellm now, because it takes seconds."""
@@ -127,34 +141,45 @@ class LanguageModel:
 
         If a prompt does not fit into the context of a model, the next of `prompts` is tried. When a model fails, the
         next one starts over; `restart` is called if pieces that were already yielded are void. If no model completes
-        its answer, or at `until` by the event loop's clock, what the last one wrote is kept as a broken answer.
+        its answer, or at `until` by the event loop's clock, what the last one wrote is kept as a broken answer. Models
+        that did not respond several times in a row are bypassed.
         """
         failures: list[str] = []
         for name in (self.name, *self.fallbacks):
+            if self.unresponsive.bypasses(name):
+                failures.append(f"{name} (bypassed, because it does not respond)")
+                continue
             if result.text and restart is not None:
                 restart()
             result.text, result.model, result.finish, result.refused = "", name, "stop", False
             result.tokens, result.price = {}, None
-            call, failed_before = ModelCall(name), len(failures)
+            call, began, outcome = ModelCall(name), time.perf_counter(), "cancelled"
             try:
                 text = ModelText(None if self.keep_links else sources)
                 async for piece in self._stream_one(name, prompts, result, restart, until, text):
                     yield piece
             except _OutOfTime:
+                outcome = "failed"
                 self.failures[f"{name}:deadline"] += 1
                 failures.append(f"{name} (not done before the deadline)")
                 break
             except (ModelError, TimeoutError) as error:
+                outcome = "failed"
+                self.unresponsive.failed(name, error)
                 self.failures[f"{name}:{error.name if isinstance(error, ModelError) else 'silent'}"] += 1
                 failures.append(f"{name} ({_reason(error, self.timeout)})")
                 _log.warning("language model %s failed: %s", name, _reason(error, self.timeout))
             else:
+                self.unresponsive.responded(name)
+                outcome = "answered"
                 if result.text.strip() or result.refused:
                     return
+                outcome = "failed"
                 self.failures[f"{name}:no text"] += 1
                 failures.append(f"{name} ({_why_empty(result)})")
             finally:
-                call.ended(result.tokens, result.finish, failed=len(failures) > failed_before)
+                call.ended(result.tokens, result.finish, failed=outcome == "failed")
+                self.ended.append(EndedCall(name, outcome, time.perf_counter() - began))
         if len(result.text.strip()) >= _WORTH_KEEPING:
             _log.warning("keeping an incomplete answer: %s", "; ".join(failures))
             result.finish, result.problem = "broken", "; ".join(failures)

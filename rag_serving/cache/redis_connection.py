@@ -70,7 +70,7 @@ class RedisConnection:
                 await self.client.aclose()
 
     def _check_breaker(self) -> None:
-        if self._breaker.refuses():
+        if self._breaker.is_open:
             raise CacheUnavailable("Redis unavailable; bypassing the cache until it recovers", known=True)
 
     async def _probe(self) -> None:

@@ -46,7 +46,9 @@ def create(name: str, tenant: str, shards: tuple[str, ...], per_minute: int, pri
     if print_only:
         key, text = new_key(name, **options)
         click.echo(json.dumps({"key": text, "entry": key.model_dump(mode="json")}, ensure_ascii=False, indent=1))
-        click.echo(f"key {key.id} cannot be shown again; it is valid once its entry is in a key file", err=True)
+        click.echo(
+            f"add the entry to a key file to make key {key.id} valid; the key itself cannot be shown again", err=True
+        )
         return
     key, text = create_key(_key_file(), name, **options)
     click.echo(text)

@@ -20,7 +20,7 @@ from typing import Self
 from rag_serving.answering.answerer import Answerer, AnswerRequest
 from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor, is_readable
 from rag_serving.answering.follow_up import standalone
-from rag_serving.answering.generation import LanguageModel
+from rag_serving.answering.generation import EndedCall, LanguageModel
 from rag_serving.answering.prompts import PROMPT_VERSION
 from rag_serving.answering.single_flight import SharedFlights, SingleFlight
 from rag_serving.answering.timing import Clock
@@ -160,14 +160,34 @@ class AsyncRagClient(BaseRagClient):
         }
 
     def states(self) -> dict[str, float]:
-        """Return the lengths of the queues, whether Redis is bypassed, and the age of the catalog in seconds."""
+        """Return the lengths of the queues, what is bypassed, the shards, and the age of the catalog in seconds."""
         return {
             "searches_running": self._searches.running,
             "searches_queued": self._searches.queued,
             "model_calls_running": self._calls.running,
             "model_calls_queued": self._calls.queued,
             "cache_breaker_open": self._cache.store.breaker_open,
+            "models_bypassed": 0 if self._model is None else len(self._model.unresponsive),
             "snapshot_age_seconds": self._catalog.age,
+            **self._shard_counts(),
+        }
+
+    def ended_model_calls(self) -> list[EndedCall]:
+        """Return the calls of language models that ended since the last time, up to some thousands."""
+        if self._model is None:
+            return []
+        ended = self._model.ended
+        return [ended.popleft() for _ in range(len(ended))]
+
+    def _shard_counts(self) -> dict[str, float]:
+        """Count the published shards, and those that are left out because something of them cannot be read."""
+        snapshot = self._catalog.latest
+        if snapshot is None:
+            return {}
+        unsearchable = not_searched(list(snapshot.entries.values()), frozenset(self._embedders.failed))
+        return {
+            "shards": len(snapshot.entries),
+            "shards_left_out": len(snapshot.broken_in(None, None)) + len(unsearchable),
         }
 
     async def close(self) -> None:
@@ -198,8 +218,7 @@ class AsyncRagClient(BaseRagClient):
     async def _warm(self, scope: Scope) -> list[ShardInfo]:
         snapshot = await self._snapshot()
         entries = snapshot.route(scope.regions, scope.departments)
-        for fingerprint in {entry.current.fingerprint for entry in entries}:
-            await self._embedders.embedder(fingerprint)
+        await self._embedders.check({entry.current.fingerprint for entry in entries})
         await self._searcher.warm(entries, snapshot)
         if self._model is not None:
             await self._model.warm()

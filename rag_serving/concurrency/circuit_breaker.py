@@ -11,40 +11,20 @@ _log = logging.getLogger(__name__)
 class CircuitBreaker:
     """Closed until `failures` operations in a row have failed, then open until a probe succeeds.
 
-    Probes are at least `pause` seconds apart. Callers never wait for a probe, so an open breaker costs microseconds.
-    Every change of state is logged once, under the server's `name`. Belongs to one event loop.
+    An open breaker probes every `pause` seconds, whether or not there are callers, so that its state is true and the
+    reported outage no longer than the real one. Every change of state is logged once, under the server's `name`.
+    Belongs to one event loop.
     """
 
-    def __init__(
-        self,
-        name: str,
-        probe: Callable[[], Awaitable[object]],
-        *,
-        pause: float,
-        failures: int = 5,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, name: str, probe: Callable[[], Awaitable[object]], *, pause: float, failures: int = 5) -> None:
         self._name = name
         self._probe = probe
         self._pause = pause
         self._most_failures = failures
-        self._clock = clock
         self._failures = 0
-        self._opened: float | None = None
-        self._next_probe = 0.0
         self._probing: asyncio.Task[None] | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the server is bypassed. Reading it has no effect."""
-        return self._opened is not None
-
-    def refuses(self) -> bool:
-        """Return whether to bypass the server; starts a probe if one is due."""
-        due = self.is_open and self._clock() >= self._next_probe
-        if due and (self._probing is None or self._probing.done()):
-            self._probing = asyncio.create_task(self._look())
-        return self.is_open
+        self.is_open = False
+        """Whether to bypass the server."""
 
     def succeeded(self) -> None:
         """Record that the server responded."""
@@ -55,28 +35,30 @@ class CircuitBreaker:
         self._failures += 1
         if self.is_open or self._failures < self._most_failures:
             return
-        self._opened = self._clock()
-        self._next_probe = self._opened + self._pause
+        self.is_open = True
         _log.warning(
             "circuit breaker opened: %s failed %d times in a row, last with %s; bypassing it until a probe succeeds",
             self._name,
             self._failures,
             reason,
         )
+        self._probing = asyncio.create_task(self._probe_until_it_succeeds())
 
     async def close(self) -> None:
-        """Cancel a running probe."""
+        """Stop probing."""
         if self._probing is not None:
             self._probing.cancel()
             await asyncio.gather(self._probing, return_exceptions=True)
 
-    async def _look(self) -> None:
-        try:
-            await self._probe()
-        except Exception as error:  # noqa: BLE001 - the server is down, whatever the error
-            _log.debug("probe failed, still bypassing %s: %s", self._name, type(error).__name__)
-            self._next_probe = self._clock() + self._pause
-            return
-        seconds = self._clock() - (self._opened or 0.0)
-        self._opened, self._failures = None, 0
+    async def _probe_until_it_succeeds(self) -> None:
+        opened = time.monotonic()
+        while self.is_open:
+            await asyncio.sleep(self._pause)
+            try:
+                await self._probe()
+            except Exception as error:  # noqa: BLE001 - the server is down, whatever the error
+                _log.debug("probe failed, still bypassing %s: %s", self._name, type(error).__name__)
+            else:
+                self.is_open, self._failures = False, 0
+        seconds = time.monotonic() - opened
         _log.info("circuit breaker closed: %s responds again after %.1f seconds", self._name, seconds)

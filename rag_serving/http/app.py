@@ -34,7 +34,7 @@ from rag_serving.api_schemas import (
 )
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.errors import RagError, in_plain_words
-from rag_serving.events import Delta, Done, Event
+from rag_serving.events import Delta, Done, Event, Failed
 from rag_serving.http import openai_api as openai
 from rag_serving.http.api_keys import ApiKeys
 from rag_serving.http.auth import Authenticator, Principal
@@ -50,6 +50,7 @@ from rag_serving.http.service import (
     notice_before_stopping,
     report_regularly,
     service_of,
+    told_to_caller,
 )
 from rag_serving.http.settings import HttpSettings
 from rag_serving.http.streams import EVENT_STREAM, CallerLeft, answer_of, begun, chained, streamed, while_connected
@@ -119,7 +120,6 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[dict[str, Any]]:
         rates = make_rates()
-        metrics.rates_shared.set(rates.shared)
         authenticator = Authenticator(keys, rates, failed_per_minute=settings.failed_keys_per_minute)
         try:
             async with make_client() as client:
@@ -146,12 +146,10 @@ def create_app(
 
     async def authenticate(connection: HTTPConnection) -> Principal:
         service: Service = app.state.service
-        try:
-            return await service.authenticator.authenticate(connection)
-        finally:
-            metrics.rates_shared.set(service.rates.shared)
+        return await service.authenticator.authenticate(connection)
 
-    paths = [route.path for route in _api.routes if isinstance(route, APIRoute)]
+    routes = [*_api.routes, *operations.routes]
+    paths = ["/openapi.json", *(route.path for route in routes if isinstance(route, APIRoute))]
     app.add_middleware(
         RequestLimits,
         metrics=metrics,
@@ -292,7 +290,11 @@ async def _events_of(
                 first_text = time.perf_counter() - began
             if isinstance(event, Done):
                 service_of(request).metrics.answered(event.answer, time.perf_counter() - began, first_text)
-            yield event
+            if isinstance(event, Failed):
+                told = told_to_caller(event.error, event.message)
+                yield event.model_copy(update={"message": told})
+            else:
+                yield event
 
 
 def _note(request: Request, answer: Answer) -> None:
@@ -310,7 +312,8 @@ def _add_error_handlers(app: FastAPI) -> None:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
         usual = next((seconds for kind, seconds in _RETRY.items() if isinstance(error, kind)), None)
         retry = error.retry_after if isinstance(error, RagError) and error.retry_after is not None else usual
-        return reply(status, type(error).__name__, str(error), retry)
+        kind = type(error).__name__
+        return reply(status, kind, told_to_caller(kind, str(error)), retry)
 
     async def malformed(request: Request, error: Exception) -> JSONResponse:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -9,6 +9,7 @@ from typing import Literal
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from rag_serving.answering.generation import EndedCall
 from rag_serving.results import Answer
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
@@ -18,13 +19,17 @@ _MEMORY = Path("/proc/self/statm")
 _FILES = "/proc/self/fd"
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 120)
 
-_STATES: Mapping[str, tuple[str, Literal["livesum", "livemax", "liveall"]]] = {
+_STATES: Mapping[str, tuple[str, Literal["livesum", "livemax", "livemin", "liveall"]]] = {
     "connections": ("Open connections", "livesum"),
     "searches_running": ("Searches in progress", "livesum"),
     "searches_queued": ("Searches that wait for a slot", "livesum"),
     "model_calls_running": ("Calls of the language model in progress", "livesum"),
     "model_calls_queued": ("Calls of the language model that wait for a slot", "livesum"),
     "cache_breaker_open": ("1 while Redis is bypassed after failures", "livemax"),
+    "rates_shared": ("1 if rate limits are enforced across all processes, 0 if per process", "livemin"),
+    "models_bypassed": ("Language models that are bypassed because they do not respond", "livemax"),
+    "shards": ("Published shards", "livemax"),
+    "shards_left_out": ("Shards that are not searched, because something of them cannot be read", "livemax"),
     "snapshot_age_seconds": ("Seconds since the catalog was read", "livemax"),
     "key_file_broken": ("1 while the key file cannot be read and its last valid state is used", "livemax"),
     "loop_blocked": ("How often the event loop was blocked for more than a second", "livesum"),
@@ -53,12 +58,6 @@ class Metrics:
         self.in_flight = Gauge(
             "rag_requests_in_flight", "Requests in progress", registry=self._registry, multiprocess_mode="livesum"
         )
-        self.rates_shared = Gauge(
-            "rag_rates_shared",
-            "1 if rate limits are enforced across all processes, 0 if per process",
-            registry=self._registry,
-            multiprocess_mode="livemin",
-        )
         self._events = Counter(
             "rag_events",
             "Answers by cache state, refusals by guard, model calls, feedback",
@@ -69,7 +68,7 @@ class Metrics:
         self._cost = Counter("rag_cost_dollars", "US dollars for language models, if known", registry=self._registry)
         self._answer_seconds = self._histogram("rag_answer_seconds", "Seconds to a complete answer", "cache")
         self._first_text = self._histogram("rag_first_text_seconds", "Seconds to the first text of an answer", "cache")
-        self._model_seconds = self._histogram("rag_model_seconds", "Seconds of a model, queue included", "model")
+        self._model_seconds = self._histogram("rag_model_seconds", "Seconds of a call of a model", "model", "outcome")
         self._closed = Counter(
             "rag_connections_closed", "Connections closed by a limit", ["reason"], registry=self._registry
         )
@@ -79,8 +78,8 @@ class Metrics:
         }
         self._seen: dict[tuple[str, str], int] = {}
 
-    def _histogram(self, name: str, text: str, label: str) -> Histogram:
-        return Histogram(name, text, [label], buckets=_SECONDS, registry=self._registry)
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(name, text, labels, buckets=_SECONDS, registry=self._registry)
 
     def observe(self, route: str, method: str, status: int, seconds: float) -> None:
         """Record a completed request."""
@@ -95,8 +94,10 @@ class Metrics:
         self._answer_seconds.labels(answer.cache).observe(seconds)
         if first_text is not None:
             self._first_text.labels(answer.cache).observe(first_text)
-        if answer.cache == "miss" and answer.model is not None and not answer.shared:
-            self._model_seconds.labels(answer.model).observe(answer.timings.get("answer", 0.0) / 1000)
+
+    def called(self, call: EndedCall) -> None:
+        """Record a call of a language model."""
+        self._model_seconds.labels(call.model, call.outcome).observe(call.seconds)
 
     def follow(self, stats: Mapping[str, int], closed: Mapping[str, int], states: Mapping[str, float]) -> None:
         """Update the counters from a client's `stats` and the `closed` connections, and set the gauges."""

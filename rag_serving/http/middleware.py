@@ -49,7 +49,7 @@ class RequestLimits:
         paths: Collection[str],
         in_progress: RequestsInProgress | None = None,
     ) -> None:
-        """Wrap the application; `paths` are those of its routes that need a key."""
+        """Wrap the application; `paths` are those of its routes, by which refused requests are logged and counted."""
         self._app = app
         self._in_progress = in_progress
         self._authenticated = (AUTHENTICATED, *(_OPERATIONS if settings.protect_metrics else ()))
@@ -107,15 +107,19 @@ class RequestLimits:
         try:
             caller = await self._authenticate(HTTPConnection(exchange.scope))
         except (NotAllowed, TooManyRequests) as error:
-            scheme = "Bearer" if exchange.scope["path"].startswith(AUTHENTICATED) else _ASK_BY_BROWSER
-            return _Refusal(_REFUSED[type(error)], type(error).__name__, str(error), error.retry_after, scheme)
+            scheme, hint = _ASK_BY_BROWSER, ", or as the password of Basic authentication"
+            if exchange.scope["path"].startswith(AUTHENTICATED):
+                scheme, hint = "Bearer", ""
+            hint = hint if isinstance(error, NotAllowed) else ""
+            kind = type(error)
+            return _Refusal(_REFUSED[kind], kind.__name__, f"{error}{hint}", error.retry_after, scheme)
         exchange.scope.setdefault("state", {}).update(caller=caller, key=caller.key)
         return None
 
     def _record(self, exchange: "_Exchange") -> None:
         """Count the request and write its line of log."""
         scope, seconds = exchange.scope, time.perf_counter() - exchange.started
-        # A request that was refused has no route, but those that need a key have no parameters in their paths.
+        # A request that was refused has no route yet.
         path = scope["path"] if scope["path"] in self._paths else "other"
         route = getattr(scope.get("route"), "path", path)
         self._metrics.observe(route, scope["method"], exchange.status, seconds)

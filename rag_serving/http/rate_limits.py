@@ -48,8 +48,12 @@ class RateLimits:
         self._prefix = f"{prefix}:rates"
         self._script: Any = None if redis is None else redis.client.register_script(_TAKE)
         self._windows: dict[tuple[str, ...], deque[float]] = {}
-        self.shared = redis is not None
-        """Whether the latest request was counted across all processes."""
+        self._rejected = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether requests are counted across all processes."""
+        return self._redis is not None and not self._rejected and not self.breaker_open
 
     @property
     def breaker_open(self) -> bool:
@@ -68,13 +72,13 @@ class RateLimits:
             except CacheUnavailable as error:
                 _log.debug("enforcing rate limits per process: %s", error)
             except ResponseError as error:
-                if self.shared:
+                if not self._rejected:
                     reason = type(error).__name__
                     _log.warning("Redis rejected a command (%s); enforcing rate limits per process", reason)
+                self._rejected = True
             else:
-                self.shared = True
+                self._rejected = False
                 return math.ceil(wait) or None
-        self.shared = False
         return self._take_here(math.ceil(per_minute / self._workers), of)
 
     def _take_here(self, limit: int, of: tuple[str, ...]) -> int | None:

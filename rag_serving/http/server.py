@@ -143,7 +143,11 @@ class _Workers(Multiprocess):
             if pid is not None:
                 mark_process_dead(pid, str(self._shared))
                 requests = requests_of_dead_process(self._shared, pid)
-                _log.error("worker %d was replaced; requests in progress: %s", pid, ", ".join(requests) or "none")
+                _log.error(
+                    "worker %d ended or did not respond and is being replaced; requests in progress: %s",
+                    pid,
+                    ", ".join(requests) or "none",
+                )
 
 
 def _allow_connections() -> None:

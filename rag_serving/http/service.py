@@ -48,9 +48,12 @@ class Service:
         states = {
             "connections": self.connections.open,
             "loop_blocked": self.watch.blocked,
+            "rates_shared": self.rates.shared,
             "key_file_broken": self.authenticator.key_file_broken,
             **self.client.states(),
         }
+        for call in self.client.ended_model_calls():
+            self.metrics.called(call)
         self.metrics.follow(self.client.stats(), self.connections.closed, states)
 
 
@@ -62,6 +65,20 @@ def service_of(request: Request) -> Service:
 async def _caller_of(request: Request) -> Principal:
     """Return the caller whom the middleware has authenticated."""
     return request.state.caller
+
+
+_FOR_OPERATORS = {
+    "LakeUnavailable": "the lake cannot be read; retry later",
+    "EmbedderUnavailable": "the model that embeds questions cannot be used; retry later",
+}
+
+
+def told_to_caller(kind: str, message: str) -> str:
+    """Return what a caller is told of an error; an address or setting that only operators know is logged instead."""
+    told = _FOR_OPERATORS.get(kind)
+    if told is not None:
+        _log.error("%s: %s", kind, message)
+    return told or message
 
 
 Allowed = Annotated[Principal, Depends(_caller_of)]

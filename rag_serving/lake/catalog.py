@@ -136,6 +136,11 @@ class Catalog:
         self._snapshot: Snapshot | None = None
         self._taken = 0.0
 
+    @property
+    def latest(self) -> Snapshot | None:
+        """The last snapshot, whatever its age."""
+        return self._snapshot
+
     def cached(self) -> Snapshot | None:
         """Return the last snapshot if it is at most `refresh_seconds` old."""
         if self._snapshot is not None and self._clock() - self._taken < self._refresh:

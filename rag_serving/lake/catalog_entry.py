@@ -113,7 +113,8 @@ def read_entry(shard: Shard, data: bytes) -> CatalogEntry:
     try:
         entry = CatalogEntry.model_validate_json(data)
         if entry.shard != shard or entry.table != shard.table_name:
-            raise LakeCorrupt(f"the catalog object of {shard} describes {entry.table!r}; publish the shard again")
+            described = entry.table if entry.shard == shard else entry.shard.key
+            raise LakeCorrupt(f"the catalog object of {shard} describes {described!r}; publish the shard again")
     except (ValidationError, InvalidShardName) as error:
         problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
         raise LakeCorrupt(f"the catalog object of {shard} is malformed ({problem}); publish it again") from error

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,11 @@ class QueryEmbedders:
         if problem is not None and not loaded:
             raise problem
 
+    @property
+    def failed(self) -> Collection[str]:
+        """Fingerprints of the embedders that could not be loaded at the last try."""
+        return self._failed.keys()
+
     async def embedder(self, fingerprint: str) -> Embedder:
         """Return a loaded embedder; raises `EmbedderUnavailable` or `LakeUnavailable`."""
         return (await self._query_embedder(fingerprint)).embedder
@@ -120,7 +125,7 @@ class QueryEmbedders:
                 vectors[fingerprint] = await one.embed(question)
             except (EmbedderUnavailable, LakeUnavailable) as error:
                 failed[fingerprint] = error
-                _log.warning("shards of embedder %s are not searched: %s", fingerprint, error)
+                _log.warning("cannot search by meaning in the shards of embedder %s: %s", fingerprint, error)
                 continue
             if not one.embedder.fits(question):
                 marks = (QUESTION_CUT,)

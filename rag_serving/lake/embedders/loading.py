@@ -44,7 +44,7 @@ def load_embedder(
         name = hosted_name(identity.model)
         if name not in hosted:
             raise EmbedderUnavailable(
-                f"the lake wants to send texts to the hosted embedding model {name!r}; to allow that, set "
+                f"texts of this lake would be sent to the hosted embedding model {name!r}; to allow that, set "
                 f"RAG_HOSTED_EMBEDDERS={','.join(sorted({*hosted, name}))}"
             )
         embedder: Embedder = HostedEmbedder(identity)

@@ -343,11 +343,12 @@ def test_metrics_tell_latency_by_cache_state_and_the_state_of_the_process(servic
         'rag_answer_seconds_count{cache="miss"}',
         'rag_answer_seconds_count{cache="exact"}',
         'rag_first_text_seconds_count{cache="miss"}',
-        'rag_model_seconds_count{model="openai/stand-in"}',
+        'rag_model_seconds_count{model="openai/stand-in",outcome="answered"}',
         "rag_process_memory_bytes",
         "rag_process_open_files",
         "rag_connections ",
         "rag_snapshot_age_seconds",
+        "rag_shards ",
     ):
         assert metric(service, key, name) > 0, name
 
@@ -397,8 +398,10 @@ def test_requests_of_a_killed_worker_are_logged_and_its_gauges_vanish(
             wait_for(lambda: metric(service, key, "rag_requests_in_flight") >= 7)
             for pid in workers:
                 os.kill(pid, signal.SIGKILL)
-            wait_for(lambda: sum("was replaced" in line["message"] for line in log_lines(service)) == 2)
-            messages = " ".join(line["message"] for line in log_lines(service) if "was replaced" in line["message"])
+            wait_for(lambda: sum("is being replaced" in line["message"] for line in log_lines(service)) == 2)
+            messages = " ".join(
+                line["message"] for line in log_lines(service) if "is being replaced" in line["message"]
+            )
             assert all(f"doomed-{number} POST /v1/ask" in messages for number in range(6))
             wait_for(lambda: _is_ready(service))
             with service.as_client(key) as client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import time
@@ -91,7 +92,9 @@ def test_a_lake_that_vanishes_is_unavailable_until_it_is_back(
         restore = vanish(lake)
         wait_for(lambda: probe(service)[0] == 503)
         assert probe(service)[1] == {"ready": False, "problem": "LakeUnavailable"}
-        assert error_of(asked(service, key)) == (503, "LakeUnavailable")
+        reply = asked(service, key)
+        assert error_of(reply) == (503, "LakeUnavailable")
+        assert reply.json()["error"]["message"] == "the lake cannot be read; retry later"
         with service.as_client(key) as client:
             assert error_of(client.get("/v1/shards")) == (503, "LakeUnavailable")
         restore()
@@ -105,7 +108,14 @@ def test_without_models_no_question_can_be_answered(
     shutil.rmtree(lake / "models")
     with started(tmp_path, environment) as service:
         assert probe(service) == (503, {"ready": False, "problem": "EmbedderUnavailable"})
-        assert error_of(asked(service, key)) == (503, "EmbedderUnavailable")
+        reply = asked(service, key)
+        assert error_of(reply) == (503, "EmbedderUnavailable")
+        told = "the model that embeds questions cannot be used; retry later"
+        assert reply.json()["error"]["message"] == told
+        metrics = httpx.get(f"{service.url}/metrics", trust_env=False, timeout=30).text
+        published = re.findall(r"^rag_shards(?:_left_out)? (.*)$", metrics, re.MULTILINE)
+        assert len(published) == 2
+        assert len(set(published)) == 1
 
 
 def test_models_that_are_removed_after_they_were_loaded_do_no_harm(

@@ -157,7 +157,7 @@ def test_a_table_of_a_later_release_is_left_out_instead_of_misread(objects: Coun
         (entry(LONDON_PEOPLE).to_json().replace(b'"version": 1', b'"version": 0'), "current.version"),
         (entry(LONDON_PEOPLE).to_json().replace(b'"chunks": 9', b'"chunks": -1'), "current.chunks"),
         (entry(LONDON_PEOPLE).to_json().replace(b'"people"', b'"peo|ple"'), "peo|ple"),
-        (entry(LONDON_LEGAL).to_json(), "describes 'london.legal'"),
+        (entry(LONDON_LEGAL).to_json(), "describes 'london/legal'"),
         (entry(LONDON_PEOPLE, table="london.legal").to_json(), "describes 'london.legal'"),
         (
             entry(LONDON_PEOPLE).model_copy(update={"history": (publication(),) * (HISTORY_LENGTH + 1)}).to_json(),

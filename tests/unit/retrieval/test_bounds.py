@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Sequence
 
@@ -64,68 +65,62 @@ class Server:
     def __init__(self) -> None:
         self.back = False
         self.probes = 0
+        self._probed = asyncio.Event()
+
+    async def probed_again(self, times: int) -> None:
+        """Wait for further probes."""
+        for _ in range(times):
+            self._probed.clear()
+            await self._probed.wait()
 
     async def probe(self) -> None:
         self.probes += 1
+        self._probed.set()
         if not self.back:
             raise ConnectionError("not yet")
 
 
-async def settle() -> None:
-    for _ in range(5):
-        await asyncio.sleep(0)
-
-
-def test_a_breaker_opens_after_failures_in_a_row_and_closes_after_a_successful_probe(
+def test_a_breaker_opens_after_failures_in_a_row_and_closes_after_a_successful_probe_without_any_caller(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
 
     async def go() -> None:
-        now = 0.0
         server = Server()
-        breaker = CircuitBreaker("the server", server.probe, pause=5, failures=2, clock=lambda: now)
+        breaker = CircuitBreaker("the server", server.probe, pause=0.001, failures=2)
         breaker.failed("Slow")
         breaker.succeeded()
         breaker.failed("Slow")
-        assert not breaker.refuses()
-        breaker.failed("Dead")
-        assert breaker.refuses()
-        await settle()
-        assert server.probes == 0  # it has just failed, so the first probe waits for the pause
-        now = 5.0
-        assert breaker.refuses()  # callers do not wait for the probe
-        assert breaker.refuses()
-        await settle()
-        assert server.probes == 1
-        assert breaker.refuses()  # the probe failed
-        now = 9.0
-        breaker.failed("Dead")  # a request that was already under way
-        assert breaker.refuses()
-        await settle()
-        assert server.probes == 1
-        server.back, now = True, 10.0
-        assert breaker.refuses()
-        await settle()
-        assert not breaker.refuses()
-        await breaker.close()
-
-    asyncio.run(go())
-    opened = "the server failed 2 times in a row, last with Dead; bypassing it until a probe succeeds"
-    assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("WARNING", f"circuit breaker opened: {opened}"),
-        ("INFO", "circuit breaker closed: the server responds again after 10.0 seconds"),
-    ]
-
-
-def test_whether_a_breaker_is_open_can_be_read_without_starting_a_probe() -> None:
-    async def go() -> None:
-        server = Server()
-        breaker = CircuitBreaker("the server", server.probe, pause=0, failures=1)
         assert not breaker.is_open
         breaker.failed("Dead")
         assert breaker.is_open
-        await settle()
+        await server.probed_again(3)
+        breaker.failed("Dead")  # a request that was already under way
+        assert breaker.is_open
+        server.back = True
+        await server.probed_again(1)
+        await asyncio.sleep(0)
+        assert not breaker.is_open
+        probes = server.probes
+        await asyncio.sleep(0.01)
+        assert server.probes == probes
+        await breaker.close()
+
+    asyncio.run(go())
+    opened, closed = [(record.levelname, record.message) for record in caplog.records]
+    reason = "the server failed 2 times in a row, last with Dead; bypassing it until a probe succeeds"
+    assert opened == ("WARNING", f"circuit breaker opened: {reason}")
+    assert closed[0] == "INFO"
+    assert re.fullmatch(r"circuit breaker closed: the server responds again after \d+\.\d seconds", closed[1])
+
+
+def test_a_closed_connection_is_not_probed_any_more() -> None:
+    async def go() -> None:
+        server = Server()
+        breaker = CircuitBreaker("the server", server.probe, pause=0.001, failures=1)
+        breaker.failed("Dead")
+        await breaker.close()
+        await asyncio.sleep(0.01)
         assert server.probes == 0
 
     asyncio.run(go())
