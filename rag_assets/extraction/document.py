@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Final
@@ -11,6 +11,8 @@ from rag_assets.extraction.decoding import normalise
 from rag_assets.extraction.errors import QuarantineReason
 
 TITLE_CHARACTERS: Final = 300
+MAX_CHARACTERS: Final = 10_000_000
+"""Characters of a document's text, about ten thousand passages; one file must not be most of a shard."""
 _MAX_ATTACHMENT_NAME: Final = 120
 _MAX_INDENT: Final = 8
 
@@ -87,6 +89,20 @@ class ExtractedDocument:
 def has_words(text: str) -> bool:
     """Return whether a text has a letter or digit."""
     return any(map(str.isalnum, text))
+
+
+def without_excess(document: ExtractedDocument) -> ExtractedDocument:
+    """Return the document with at most `MAX_CHARACTERS` of text, and what was cut as an omission."""
+    if len(document.text) <= MAX_CHARACTERS:
+        return document
+    kept = [block for block in document.blocks if block.start < MAX_CHARACTERS]
+    last = kept[-1]
+    end = len(document.text[: min(last.end, MAX_CHARACTERS)].rstrip())
+    kept[-1] = replace(last, end=end)
+    share = end / len(document.text)
+    detail = f"its text has {len(document.text):,} characters, of which the first {share:.0%} were read; split the file"
+    omissions = (*document.omissions, Omission("the rest of the text", detail))
+    return replace(document, text=document.text[:end], blocks=tuple(kept), omissions=omissions)
 
 
 def one_line(text: str, limit: int = TITLE_CHARACTERS) -> str:

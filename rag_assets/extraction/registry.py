@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from rag_assets.extraction.decoding import looks_binary
-from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line
+from rag_assets.extraction.document import Attachment, Block, ExtractedDocument, has_words, one_line, without_excess
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
 from rag_assets.extraction.format import Format, installed_formats
 from rag_assets.extraction.formats.containers.archive import (
@@ -265,6 +265,7 @@ class _ObjectReader:
             document = found.extract(data)
             if found.media_type == PDF_MEDIA_TYPE:
                 document = with_recognised_pages(document, data)
+            document = without_excess(document)
         self.parts.append(Part(name, _finished(document, found, key)))
         for omission in document.omissions:
             self.refused.append(RefusedPart(_path(name, omission.name), QuarantineReason.INCOMPLETE, omission.detail))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rag_assets.extraction.document import BlockKind, ExtractedDocument
 from rag_assets.extraction.errors import ExtractionError, QuarantineReason
-from rag_assets.extraction.registry import EXTRACTOR_VERSION, heading_text
+from rag_assets.extraction.registry import EXTRACTOR_VERSION, heading_text, read_object
 from tests.documents import case, extract
 
 
@@ -367,3 +367,22 @@ def test_an_unexpected_parser_error_makes_the_document_malformed(monkeypatch: py
     assert error.reason is QuarantineReason.MALFORMED
     assert "RecursionError: too deep" in error.detail
     assert isinstance(error.__cause__, RecursionError)
+
+
+def test_the_text_of_one_document_is_bounded_and_what_was_cut_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag_assets.extraction.document.MAX_CHARACTERS", 50)
+    paragraph = "Harbour dues are paid on arrival."
+    found = read_object(f"{paragraph}\n\n{paragraph}\n\n{paragraph}\n".encode(), "dues.txt")
+    document = found.parts[0].document
+    assert document.text == f"{paragraph}\n\nHarbour dues ar"
+    assert [(block.start, block.end) for block in document.blocks] == [(0, 33), (35, 50)]
+    (refused,) = found.refused
+    assert (refused.name, refused.reason) == ("the rest of the text", QuarantineReason.INCOMPLETE)
+    assert refused.detail == "its text has 103 characters, of which the first 49% were read; split the file"
+
+
+def test_a_document_within_the_bound_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rag_assets.extraction.document.MAX_CHARACTERS", 50)
+    found = read_object(("x" * 50).encode(), "dues.txt")
+    assert len(found.parts[0].document.text) == 50
+    assert not found.refused
