@@ -45,7 +45,7 @@ docs: $(VENV)/.dev  ## build the documentation site, with search, into build/doc
 	@$(BIN)/sphinx-build --fail-on-warning --quiet docs build/docs && echo built build/docs/index.html
 
 # Torch is left out of the constraints: which of its builds to take is the user's choice.
-CONSTRAINED := assets celery client http k8s kafka llm otel pandas postgres serving ui
+CONSTRAINED := assets celery client http k8s kafka llm mcp otel pandas postgres serving ui
 lock: $(VENV)/.dev  ## pin what is installed now, for development and, with hashes, for users
 	@echo '# The development environment, pinned by make lock; constraints.txt is for users.' > requirements/dev.lock
 	@$(PIP) freeze --exclude-editable | sed -e 's/+cpu$$//' -e '/^rag-shards/d' >> requirements/dev.lock

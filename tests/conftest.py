@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 pytest_plugins = ["tests.fixtures"]
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "false"  # haystack reads it on import
 
 # No deadline: a busy machine is not a bug. The same examples on every run: failures in CI are reproducible.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=100)

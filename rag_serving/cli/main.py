@@ -1,5 +1,6 @@
 """The command `rag-serving`; its subcommands `calibrate` and `keys` have modules of their own."""
 
+import asyncio
 import errno
 import json
 import socket
@@ -13,7 +14,7 @@ from rag_serving.cli.calibrate import calibrate_command
 from rag_serving.cli.doctor import doctor
 from rag_serving.cli.errors import NamedClickError, NamedErrorGroup
 from rag_serving.cli.keys import keys
-from rag_serving.clients.sync import RagClient
+from rag_serving.clients.sync import RagClient, client_of_environment
 from rag_serving.lake.search.query import Mode
 from rag_serving.requirements import require_module, require_posix
 from rag_serving.results import Answer, Place, in_words
@@ -201,6 +202,24 @@ def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
     from rag_serving.http.server import serve as run
 
     run(host, port, workers=workers, open_to_all=open_to_all)
+
+
+@main.command("mcp", short_help="Serve agents by the Model Context Protocol.")
+def serve_mcp() -> None:
+    """Serve the tools search, ask and list_shards by the Model Context Protocol (MCP) on standard input and output.
+
+    An agent's configuration names this command. The service has the same tools at /mcp.
+
+    Example: rag-serving mcp
+    """
+    require_module("mcp", "mcp", "the MCP server")
+    from rag_serving.clients.mcp_server import mcp_server
+
+    async def run() -> None:
+        async with client_of_environment() as client:
+            await mcp_server(lambda: client).run_stdio_async()
+
+    asyncio.run(run())
 
 
 def _require_free(host: str, port: int) -> None:

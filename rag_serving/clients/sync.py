@@ -55,7 +55,7 @@ class RagClient:
     @classmethod
     def from_env(cls) -> Self:
         """Create a client of the service at `RAG_SERVICE_URL`, or else of the lake; raises `SettingsError`."""
-        return cls(_by_the_environment)
+        return cls(client_of_environment)
 
     # Signatures and docstrings come from the interface.
 
@@ -159,7 +159,8 @@ def _of_a_service(base_url: str, key: str | None) -> BaseRagClient:
     return RemoteRagClient(base_url, key)
 
 
-def _by_the_environment() -> BaseRagClient:
+def client_of_environment() -> BaseRagClient:
+    """Create a client of the service at `RAG_SERVICE_URL`, or else of the lake; raises `SettingsError`."""
     if ServiceSettings.from_env().url is None:
         with needs_extra("serving", "a client of a lake"):
             from rag_serving.clients.lake import AsyncRagClient

@@ -5,10 +5,11 @@ import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from http import HTTPStatus
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -19,6 +20,7 @@ from fastapi.sse import format_sse_event
 from fastapi.telemetry import TelemetryConfig
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
+from starlette.routing import Route
 
 from rag_serving import errors
 from rag_serving.api_schemas import (
@@ -40,7 +42,7 @@ from rag_serving.http.api_keys import ApiKeys
 from rag_serving.http.auth import Authenticator, Principal
 from rag_serving.http.connections import CONNECTIONS, Connections
 from rag_serving.http.metrics import Metrics
-from rag_serving.http.middleware import UNLIMITED, RequestLimits
+from rag_serving.http.middleware import MCP, UNLIMITED, RequestLimits
 from rag_serving.http.operations import operations
 from rag_serving.http.rate_limits import RateLimits
 from rag_serving.http.service import (
@@ -56,6 +58,9 @@ from rag_serving.http.settings import HttpSettings
 from rag_serving.http.streams import EVENT_STREAM, CallerLeft, answer_of, begun, chained, streamed, while_connected
 from rag_serving.http.watching import RequestsInProgress
 from rag_serving.results import Answer, ShardInfo
+
+if TYPE_CHECKING:
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
 _STATUS: Mapping[type[RagError], int] = {
     errors.InvalidQuestion: 400,
@@ -122,7 +127,7 @@ def create_app(
         rates = make_rates()
         authenticator = Authenticator(keys, rates, failed_per_minute=settings.failed_keys_per_minute)
         try:
-            async with make_client() as client:
+            async with make_client() as client, nullcontext() if agents is None else agents.run():
                 service = Service(client, authenticator, metrics, rates, settings, Connections(settings))
                 app.state.service = service
                 notice_before_stopping(service)
@@ -148,8 +153,9 @@ def create_app(
         service: Service = app.state.service
         return await service.authenticator.authenticate(connection)
 
+    agents = _agents(lambda: app.state.service)
     routes = [*_api.routes, *operations.routes]
-    paths = ["/openapi.json", *(route.path for route in routes if isinstance(route, APIRoute))]
+    paths = ["/openapi.json", MCP, *(route.path for route in routes if isinstance(route, APIRoute))]
     app.add_middleware(
         RequestLimits,
         metrics=metrics,
@@ -161,7 +167,25 @@ def create_app(
     _add_error_handlers(app)
     app.include_router(_api)
     app.include_router(operations)
+    if agents is not None:
+        app.router.routes.append(Route(MCP, agents.asgi_app, methods=["GET", "POST", "DELETE"]))
     return app
+
+
+def _agents(service: Callable[[], Service]) -> "StreamableHTTPSessionManager | None":
+    """Return what serves agents by MCP; None if the package is not installed."""
+    if find_spec("mcp") is None:
+        return None
+    from rag_serving.clients.mcp_server import Access, http_sessions, mcp_server
+
+    def access(request: Request) -> Access:
+        caller: Principal = request.state.caller
+        return Access(caller.within, caller.tenant)
+
+    def told(error: RagError) -> str:
+        return told_to_caller(type(error).__name__, str(error))
+
+    return http_sessions(mcp_server(lambda: service().client, access, told))
 
 
 async def _client_of(request: Request) -> AsyncRagClient:  # async, because FastAPI runs other dependencies in a thread

@@ -23,8 +23,9 @@ from rag_serving.tracing import current_trace, describe_request
 
 access_log = logging.getLogger("rag_serving.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-AUTHENTICATED = "/v1/"
-"""Beginning of the paths that need a key."""
+MCP = "/mcp"
+AUTHENTICATED = ("/v1/", MCP)
+"""Beginnings of the paths that need a key."""
 _ASK_BY_BROWSER = 'Basic realm="an API key as the password"'
 """Lets a browser ask for the key of a page; not under `AUTHENTICATED`, where the page itself asks for it."""
 _OPERATIONS = ("/metrics", "/docs", "/openapi.json")
@@ -52,7 +53,7 @@ class RequestLimits:
         """Wrap the application; `paths` are those of its routes, by which refused requests are logged and counted."""
         self._app = app
         self._in_progress = in_progress
-        self._authenticated = (AUTHENTICATED, *(_OPERATIONS if settings.protect_metrics else ()))
+        self._authenticated = (*AUTHENTICATED, *(_OPERATIONS if settings.protect_metrics else ()))
         self._authenticate = authenticate
         self._paths = frozenset(paths)
         self._metrics = metrics
