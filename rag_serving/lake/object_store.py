@@ -143,12 +143,16 @@ def open_object_store(uri: str, *, must_exist: bool = False) -> ObjectStore:
     """
     if not is_s3(uri):
         return FolderObjectStore(folder_path(uri), must_exist=must_exist)
+    return S3ObjectStore(open_s3_store(*split_s3(uri)), uri)
+
+
+def open_s3_store(bucket: str, prefix: str = "") -> "S3Store":
+    """Open a prefix of a bucket with obstore, without connecting yet."""
     from obstore.store import S3Store
 
-    bucket, prefix = split_s3(uri)
     options = s3_options(os.environ)
     allow_http = options.pop("allow_http", "false") == "true"
-    store = S3Store(
+    return S3Store(
         bucket,
         prefix=prefix or None,
         config={**options, "conditional_put": "etag"},  # pyright: ignore[reportArgumentType]  # a TypedDict, as a dict
@@ -163,7 +167,6 @@ def open_object_store(uri: str, *, must_exist: bool = False) -> ObjectStore:
             },
         },
     )
-    return S3ObjectStore(store, uri)
 
 
 class FolderObjectStore:
