@@ -23,7 +23,6 @@ Cron = Annotated[str, StringConstraints(min_length=9)]
 class PipelineSettings(EnvironmentSettings):
     """Settings of the assets, sensors, schedules and commands."""
 
-    source_uri: NonEmpty | None = Field(None, description="folder or s3://bucket/prefix where documents arrive")
     embedding_model: NonEmpty = Field(
         PACKAGED_MODEL, description="sentence-transformers name, model folder, or litellm:NAME"
     )

@@ -10,9 +10,11 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, StringConstraints, ValidationError
+from pydantic import Field, SecretStr, StringConstraints, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from rag_serving.errors import SettingsError, in_plain_words
@@ -20,6 +22,9 @@ from rag_serving.errors import SettingsError, in_plain_words
 DEFAULT_LAKE = "./lake"
 SERVICE_DEADLINE = 150.0
 SERVICE_TRIES = 4
+
+LINK_PLACEHOLDERS = ("region", "department", "path", "name", "shard")
+"""What RAG_SOURCE_LINK may contain."""
 
 SIMILAR = 0.89
 """An unknown variable at least this similar to a setting is reported; settings of different classes differ more."""
@@ -81,6 +86,9 @@ class EnvironmentSettings(Environment):
     """Settings that both packages share."""
 
     lake_uri: NonEmpty = Field(DEFAULT_LAKE, description="folder or s3://bucket/prefix that holds the tables")
+    source_uri: NonEmpty | None = Field(
+        None, description="folder or s3://bucket/prefix where documents arrive; a service opens their originals there"
+    )
     cores: int | None = Field(
         None, ge=1, le=1_024, description="cores to use; unset: those that the machine or its container grants"
     )
@@ -137,6 +145,11 @@ class ServingSettings(EnvironmentSettings):
     )
     wide_shards: int = Field(4, ge=1, description="questions over more shards than this use the company index")
     search_cache_bytes: int = Field(2**31, ge=2**24, description="maximum bytes of indexes kept in memory")
+    source_link: NonEmpty | None = Field(
+        None,
+        description="URL that opens a document, with {region} {department} {path} {name} {shard}, such as "
+        "https://intranet.example/docs/{shard}/{path}; unset: the page of the service",
+    )
     rerank_model: NonEmpty | None = Field(None, description="litellm reranker; unset: hits keep their fused order")
     cache_ttl: int = Field(86_400, ge=1, description="lifetime of a cached answer in seconds; hits do not extend it")
     cache_refusal_ttl: int = Field(300, ge=1, description="lifetime of a cached “not found” answer in seconds")
@@ -158,6 +171,13 @@ class ServingSettings(EnvironmentSettings):
         "rag", description="prefix of every Redis key, so that several deployments can share a server"
     )
 
+    @field_validator("source_link")
+    @classmethod
+    def _link_template(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_link_template(value)
+        return value
+
     @property
     def searches_at_once(self) -> int:
         """Maximum concurrent searches; more than one per core speeds up no search and slows down everything else."""
@@ -167,6 +187,18 @@ class ServingSettings(EnvironmentSettings):
     def allowed_embedders(self) -> frozenset[str]:
         """Names of the hosted embedding models that questions may be sent to."""
         return frozenset(name.strip() for name in (self.hosted_embedders or "").split(",") if name.strip())
+
+
+def _check_link_template(template: str) -> None:
+    try:
+        fields = [field for _, *field in Formatter().parse(template) if field[0] is not None]
+        host = urlsplit(template).netloc
+    except ValueError:
+        raise ValueError("expected a URL in which braces enclose a placeholder") from None
+    if not template.startswith(("https://", "http://")) or not host or "{" in host:
+        raise ValueError("expected a URL that begins with https:// and a host, or http://")
+    if any(field not in ([name, "", None] for name in LINK_PLACEHOLDERS) for field in fields):
+        raise ValueError(f"expected no other placeholders than {{{'}, {'.join(LINK_PLACEHOLDERS)}}}")
 
 
 class ServiceSettings(Environment):

@@ -1,11 +1,14 @@
 """Settings of the service, read from `RAG_HTTP_*` variables."""
 
 import ipaddress
+import re
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from rag_serving.settings import Environment, NonEmpty
+
+_PUBLIC_URL = re.compile(r"https?://[^\s/?#]+/?")
 
 
 class HttpSettings(Environment):
@@ -35,6 +38,17 @@ class HttpSettings(Environment):
     trusted_proxies: NonEmpty | None = Field(
         None, description="comma-separated addresses or networks whose X-Forwarded-For is trusted; unset: none"
     )
+
+    public_url: NonEmpty | None = Field(
+        None, description="URL at which callers reach the service, for links; unset: that of the request's Host header"
+    )
+
+    @field_validator("public_url")
+    @classmethod
+    def _address(cls, value: str | None) -> str | None:
+        if value is not None and _PUBLIC_URL.fullmatch(value) is None:
+            raise ValueError("expected a URL without a path, such as https://rag.example")
+        return value
 
     @field_validator("trusted_proxies")
     @classmethod

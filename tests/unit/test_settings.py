@@ -37,6 +37,8 @@ def test_the_defaults_are_a_lake_in_a_folder_no_redis_and_no_model() -> None:
 def test_every_setting_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {
         "lake_uri": "s3://bucket/lake",
+        "source_uri": "s3://bucket/incoming",
+        "source_link": "https://intranet.example/docs/{shard}/{path}",
         "cores": 3,
         "redis_url": f"redis://:{PASSWORD}@cache:6379/0",
         "llm_model": "openai/gpt",
@@ -143,6 +145,21 @@ def test_one_error_names_all_malformed_variables(monkeypatch: pytest.MonkeyPatch
         (ServingSettings, "RAG_LLM_TIMEOUT", "banana", "RAG_LLM_TIMEOUT: must be a number ("),
         (HttpSettings, "RAG_HTTP_LLM_PROCESS", "banana", "RAG_HTTP_LLM_PROCESS: must be true or false ("),
         (HttpSettings, "RAG_HTTP_TRUSTED_PROXIES", "banana", "RAG_HTTP_TRUSTED_PROXIES: expected addresses or"),
+        (HttpSettings, "RAG_HTTP_PUBLIC_URL", "rag.example", "RAG_HTTP_PUBLIC_URL: expected a URL without a path"),
+        (HttpSettings, "RAG_HTTP_PUBLIC_URL", "https://a.example/b", "RAG_HTTP_PUBLIC_URL: expected a URL without a"),
+        *(
+            (ServingSettings, "RAG_SOURCE_LINK", value, f"RAG_SOURCE_LINK: expected {message}")
+            for value, message in [
+                ("javascript:alert(1)", "a URL that begins with https:// and a host, or http://"),
+                ("file:///srv/{path}", "a URL that begins with https:// and a host, or http://"),
+                ("https://{region}.example/{path}", "a URL that begins with https:// and a host, or http://"),
+                ("https://a.example/{key}", "no other placeholders than {region}, {department}, {path}"),
+                ("https://a.example/{path.__class__}", "no other placeholders than"),
+                ("https://a.example/{path!r}", "no other placeholders than"),
+                ("https://a.example/{}", "no other placeholders than"),
+                ("https://a.example/{path", "a URL in which braces enclose a placeholder"),
+            ]
+        ),
         (ServingSettings, "RAG_CACHE_MODE", "banana", "RAG_CACHE_MODE: must be 'on', 'shadow' or 'off' ("),
     ],
 )
