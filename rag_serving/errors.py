@@ -7,6 +7,10 @@
     ├── InvalidArgument          k, a filter or another argument is out of range
     ├── InvalidShardName         a region or department cannot name a shard
     ├── UnknownScope             no published shard matches the regions and departments
+    ├── UnknownDocument          no published document has this id
+    ├── SourceNotOffered         the client or service does not open this document's original
+    ├── SourceGone               the original of a document was deleted since it was indexed
+    ├── SourceUnavailable        the originals cannot be reached
     ├── LakeError
     │   ├── LakeUnavailable      the lake cannot be reached, or rejects the credentials
     │   ├── LakeCorrupt          an object or table in the lake breaks the read contract
@@ -54,8 +58,12 @@ __all__ = [
     "ServiceError",
     "ServiceUnavailable",
     "SettingsError",
+    "SourceGone",
+    "SourceNotOffered",
+    "SourceUnavailable",
     "TooManyRequests",
     "UnexpectedReply",
+    "UnknownDocument",
     "UnknownScope",
     "WriteConflict",
 ]
@@ -90,6 +98,22 @@ class InvalidShardName(RagError, ValueError):
 
 class UnknownScope(RagError, LookupError):
     """No published shard matches the requested regions and departments."""
+
+
+class UnknownDocument(RagError, LookupError):
+    """No document with this id is published in the shard, or the caller may not see the shard."""
+
+
+class SourceNotOffered(RagError):
+    """The original of the document is not opened here: it is not below RAG_SOURCE_URI, or that is not set."""
+
+
+class SourceGone(RagError):
+    """The original of the document was deleted since the document was indexed."""
+
+
+class SourceUnavailable(RagError):
+    """The folder or bucket of the originals cannot be reached, or rejects the credentials."""
 
 
 class LakeError(RagError):

@@ -51,18 +51,26 @@ def in_words(mark: str) -> str:
 CacheState = Literal["exact", "semantic", "revalidated", "miss", "bypass"]
 
 
+_SOURCE = "URI of the source object; a service names it region/department/path instead"
+_LINK = "URL to open: RAG_SOURCE_LINK filled in; else a service's page of the document, and None without a service"
+_PATH = "the object's key below region/department/, followed by #name for an attachment"
+
+
 class Place(BaseModel):
     """A passage of a document and its location."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    source: str = Field(description="URI of the source object")
+    source: str = Field(description=_SOURCE)
+    link: str | None = Field(None, description=_LINK)
     title: str
     heading_path: tuple[str, ...] = Field(description="headings above the passage, outermost first")
     page: int | None = Field(description="page number from 1; None if the format has no pages")
     start: int = Field(description="offset of the passage's first character in the document's extracted text")
     end: int = Field(description="offset one past its last character")
     shard: str = Field(description="region/department")
+    path: str = Field("", description=_PATH)
+    doc_id: str
     score: float | None = Field(description="cosine of question and passage, -1 to 1; None for a full-text search")
     chunk_id: str
     text: str
@@ -77,8 +85,6 @@ class Hit(Place):
     fused: float = Field(description="weighted sum of the scaled scores by words and vector, 0 to 1; orders the hits")
     reranked: float | None = Field(default=None, description="the reranker's score; orders the hits if present")
     also_in: tuple[str, ...] = Field((), description="sources of duplicate passages that were dropped")
-    path: str = Field("", description="the object's key below region/department/")
-    doc_id: str
     type: str
     modified_at: datetime
 
@@ -126,10 +132,11 @@ class FoundDocument(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     rank: int = Field(description="1 for the best")
-    source: str = Field(description="URI of the source object")
+    source: str = Field(description=_SOURCE)
+    link: str | None = Field(None, description=_LINK)
     title: str
     shard: str = Field(description="region/department")
-    path: str = Field(description="the object's key below region/department/")
+    path: str = Field(description=_PATH)
     doc_id: str
     type: str
     modified_at: datetime
@@ -144,7 +151,7 @@ class FoundDocuments(Sequence[FoundDocument]):
         grouped: dict[tuple[str, str], list[Hit]] = {}
         for hit in hits:
             grouped.setdefault((hit.shard, hit.doc_id), []).append(hit)
-        shared = ("source", "title", "shard", "path", "doc_id", "type", "modified_at")
+        shared = ("source", "link", "title", "shard", "path", "doc_id", "type", "modified_at")
         self._documents = tuple(
             FoundDocument(rank=rank, passages=tuple(found), **{name: getattr(found[0], name) for name in shared})
             for rank, found in enumerate(list(grouped.values())[:count], start=1)
@@ -168,6 +175,40 @@ class FoundDocuments(Sequence[FoundDocument]):
     def __repr__(self) -> str:
         best = f", best={self._documents[0].source!r}" if self._documents else ""
         return f"FoundDocuments({len(self._documents)}{best})"
+
+
+class Passage(BaseModel):
+    """A passage of a document that is read from its beginning. Passages do not overlap."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    start: int = Field(description="offset of the passage's first character in the document's extracted text")
+    end: int = Field(description="offset one past its last character")
+    page: int | None = Field(description="page number from 1; None if the format has no pages")
+    heading_path: tuple[str, ...] = Field(description="headings above the passage, outermost first")
+    text: str
+    table_header: str = Field("", description="first row of the table if the passage is a later piece of one")
+
+
+class Document(BaseModel):
+    """A published document and a part of its text."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    source: str = Field(description=_SOURCE)
+    link: str | None = Field(None, description=_LINK)
+    title: str
+    shard: str = Field(description="region/department")
+    path: str = Field(description=_PATH)
+    doc_id: str
+    type: str
+    modified_at: datetime
+    etag: str = Field(description="of the source object when it was indexed")
+    stale: bool = Field(description="whether the document has a newer version that could not be read")
+    pages: int | None = Field(description="number of the last page with text; None if the format has no pages")
+    passages: tuple[Passage, ...] = Field(description="in the order of the document")
+    next: int | None = Field(description="number of the first passage that is not included; None at the end")
+    total: int = Field(description="number of the document's passages")
 
 
 class ShardInfo(BaseModel):

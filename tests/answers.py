@@ -57,6 +57,7 @@ def hit(number: int, text: str, *, title: str = "Travel", heading_path: tuple[st
         text=text,
         rank=number,
         fused=0.03,
+        path=f"{number}.md",
         doc_id=f"document-{number}",
         type="text/markdown",
         modified_at=datetime(2026, 1, 1, tzinfo=UTC),

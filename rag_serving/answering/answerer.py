@@ -366,7 +366,7 @@ class Answerer:
             citation.model_copy(
                 update={
                     name: getattr(places[citation.chunk_id], name)
-                    for name in ("source", "page", "start", "end")
+                    for name in ("source", "link", "path", "doc_id", "page", "start", "end")
                     if citation.chunk_id in places
                 }
             )

@@ -310,7 +310,7 @@ async def generate(
     result = Generated()
     passages = _fewer_and_fewer(len(hits))
     prompts = [answer_messages(question, hits[:count]) for count in passages]
-    sources = {hit.source for hit in hits}
+    sources = {target for hit in hits for target in (f"{hit.shard}/{hit.path}", hit.link) if target is not None}
     async for piece in model.stream(prompts, result, lambda: emit(Restart()), until, sources):
         emit(Delta(text=piece))
     shown = passages[result.prompt]

@@ -34,7 +34,14 @@ from rag_serving.cache.store import CacheStore
 from rag_serving.clients.base import BaseRagClient, Health, Scope
 from rag_serving.clients.factory import configured_model
 from rag_serving.concurrency.limiter import ConcurrencyLimiter
-from rag_serving.errors import InvalidArgument, LakeUnavailable, ModelUnavailable, RagError, error_named
+from rag_serving.errors import (
+    InvalidArgument,
+    LakeUnavailable,
+    ModelUnavailable,
+    RagError,
+    UnknownDocument,
+    error_named,
+)
 from rag_serving.events import Done, Event, Failed, failed, finished, until
 from rag_serving.lake.catalog import Catalog, Snapshot
 from rag_serving.lake.catalog_entry import CatalogEntry, Publication
@@ -43,8 +50,10 @@ from rag_serving.lake.embedders.loading import load_embedder
 from rag_serving.lake.object_store import ObjectStore, open_object_store
 from rag_serving.lake.search.plan import not_searched
 from rag_serving.lake.search.query import Query
+from rag_serving.lake.shards import Shard, same_name
 from rag_serving.requirements import require_module, require_posix
-from rag_serving.results import HISTORY_NOT_READ, Answer, Hit, Hits, ShardInfo, Turn
+from rag_serving.results import HISTORY_NOT_READ, Answer, Document, Hit, Hits, ShardInfo, Turn
+from rag_serving.retrieval.originals import Original, Originals
 from rag_serving.retrieval.query_embedder import QueryEmbedders, QuestionVectors
 from rag_serving.retrieval.rerankers import HostedReranker, Reranker
 from rag_serving.retrieval.searcher import SearchBackend, Searcher
@@ -53,6 +62,7 @@ from rag_serving.validation import validate_question
 
 _MOST_REWRITTEN = 1_000
 _ENTRY = re.compile(r"[0-9a-f]{32}:[0-9a-f]{32}")
+_DOC_ID = re.compile(r"[0-9a-f]{32}")
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +101,9 @@ class AsyncRagClient(BaseRagClient):
             wide=settings.wide_shards,
             cache_bytes=settings.search_cache_bytes,
             reranker=reranker,
+            link=settings.source_link,
         )
+        self._originals = Originals(settings.source_uri)
         store = cache_store or _open_store(settings)
         board = store if isinstance(store, SharedFlights) else None
         if board is not None:  # other processes use the store, too, so it is reached over the network
@@ -189,6 +201,39 @@ class AsyncRagClient(BaseRagClient):
             "shards": len(snapshot.entries),
             "shards_left_out": len(snapshot.broken_in(None, None)) + len(unsearchable),
         }
+
+    async def document(
+        self,
+        region: str,
+        department: str,
+        doc_id: str,
+        *,
+        first: int = 0,
+        count: int = 200,
+        within: Sequence[str] | None = None,
+    ) -> Document:
+        """Return a published document with `count` of its passages from number `first` on.
+
+        `within` limits the visible shards as in `search`. Raises `UnknownDocument` or `LakeError`.
+        """
+        scope = Scope(within=None if within is None else tuple(within))
+        entries = (await self._snapshot_within(scope)).entries
+        entry = next((one for shard, one in entries.items() if _is_named(shard, region, department)), None)
+        found = None
+        if entry is not None and _DOC_ID.fullmatch(doc_id) is not None:
+            async with self._searches.slot():
+                found = await self._searcher.document(entry, doc_id, first, count)
+        if found is None:
+            raise UnknownDocument("no such document is published, or the key may not see it; search for it")
+        return found
+
+    async def open_original(self, document: Document) -> Original:
+        """Open the object that a document was made from, below `RAG_SOURCE_URI`.
+
+        Its etag differs from the document's if it changed since. Raises `SourceNotOffered`, `SourceGone` or
+        `SourceUnavailable`.
+        """
+        return await self._originals.open(document.source, document.shard)
 
     async def close(self) -> None:
         """Close the cache's connections, the tables and the model's process."""
@@ -295,6 +340,7 @@ class AsyncRagClient(BaseRagClient):
             k=k,
             floor=self._settings.min_evidence,
             reranker=self._settings.rerank_model,
+            link=self._settings.source_link,
         )
         query = Query(rewritten.question, k)
         return AnswerRequest(query, tenant, tag, entries, snapshot, marks + rewritten.marks, deadline=deadline)
@@ -358,6 +404,10 @@ class _Rewritten:
         }
         update = {"question": asked, "standalone_question": self.question, "tokens": tokens, "cost": cost}
         return answer.model_copy(update=update)
+
+
+def _is_named(shard: Shard, region: str, department: str) -> bool:
+    return same_name(shard.region, region) and same_name(shard.department, department)
 
 
 def _open_store(settings: ServingSettings) -> CacheStore:

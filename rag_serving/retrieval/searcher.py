@@ -26,8 +26,8 @@ from rag_serving.lake.search.plan import Target, company_target, plan, shard_tar
 from rag_serving.lake.search.query import Query
 from rag_serving.lake.search.statistics import WordStatistics
 from rag_serving.lake.tables import SHARDS
-from rag_serving.results import Hit
-from rag_serving.retrieval.hits import hits_of
+from rag_serving.results import Document, Hit
+from rag_serving.retrieval.hits import document_of, hits_of
 from rag_serving.retrieval.rerankers import MOST_RERANKED, Reranker
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,10 @@ class SearchBackend(Protocol):
         snapshot: Snapshot,
     ) -> tuple[list[Hit], tuple[str, ...]]:
         """Return the best passages of the shards, and marks for what failed."""
+        ...
+
+    async def document(self, entry: CatalogEntry, doc_id: str, first: int, count: int) -> Document | None:
+        """Return a published document with `count` of its passages from number `first` on; None if there is none."""
         ...
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
@@ -75,10 +79,13 @@ class Searcher:
         wide: int = 4,
         cache_bytes: int = 2**31,
         reranker: Reranker | None = None,
+        link: str | None = None,
     ) -> None:
+        """`link` is the template of links to documents."""
         self._engine = SearchEngine(lake_uri, concurrency=concurrency, cache_bytes=cache_bytes)
         self._wide = wide
         self._reranker = reranker
+        self._link = link
         self._followed: Snapshot | None = None
         self._warming: asyncio.Task[None] | None = None
 
@@ -125,7 +132,19 @@ class Searcher:
             hits, more = await self.search(query, vectors, entries, replace(snapshot, companies={}))
             names = (target.name for target in targets if target.folder == COMPANY)
             return hits, tuple(dict.fromkeys((*failed, *names, *more)))
-        return hits_of(joined(best) if query.join_neighbours else best, reranked), (*failed, *marks)
+        return hits_of(joined(best) if query.join_neighbours else best, reranked, self._link), (*failed, *marks)
+
+    async def document(self, entry: CatalogEntry, doc_id: str, first: int, count: int) -> Document | None:
+        """Return a published document with `count` of its passages from number `first` on; None if there is none.
+
+        Raises `LakeUnavailable`.
+        """
+        try:
+            found = await self._engine.document(shard_target(entry), doc_id, first, count)
+        except (*LANCE_ERRORS, LakeError) as error:
+            _log.warning("cannot read a document of %s: %s", entry.shard, first_line(error))
+            raise LakeUnavailable("the document cannot be read; the log has the reason") from error
+        return document_of(found.rows, first, total=found.total, pages=found.pages, link=self._link)
 
     async def _statistics(self, found: Sequence[Ranking], snapshot: Snapshot) -> WordStatistics | None:
         """Return the statistics by which full-text rankings of several tables are compared."""

@@ -36,7 +36,7 @@ from rag_serving.lake.catalog_entry import CatalogEntry, Publication, catalog_ke
 from rag_serving.lake.embedders.base import EmbedderIdentity
 from rag_serving.lake.search.query import Query
 from rag_serving.lake.shards import Shard
-from rag_serving.results import Answer, Hit
+from rag_serving.results import Answer, Document, Hit
 from rag_serving.settings import ServingSettings
 
 if TYPE_CHECKING:
@@ -223,6 +223,9 @@ class CompanySearcher:
             hit(rank, score, shard, thing, number)
             for rank, (score, shard, thing, number) in enumerate(found[: query.k], start=1)
         ], ()
+
+    async def document(self, entry: CatalogEntry, doc_id: str, first: int, count: int) -> Document | None:
+        """Return None, because no document is read."""
 
     async def warm(self, entries: Iterable[CatalogEntry], snapshot: Snapshot) -> None:
         """Do nothing."""

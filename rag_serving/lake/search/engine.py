@@ -25,6 +25,7 @@ from rag_serving.lake.search.query import Query
 from rag_serving.lake.search.spelling import corrections, misspelt
 from rag_serving.lake.search.statistics import STATISTICS, WordStatistics
 from rag_serving.lake.search.words import question_words
+from rag_serving.lake.sql import sql_in
 from rag_serving.lake.tables import connect_async
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ class Rankings:
     """Names of the targets that failed."""
     problem: Exception | None
     """The last failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRows:
+    """Rows of a document, the number of all of them, and the number of its last page, if it has pages."""
+
+    rows: Sequence[Mapping[str, Any]]
+    total: int
+    pages: int | None
 
 
 class SearchEngine:
@@ -149,6 +159,29 @@ class SearchEngine:
             for candidate in candidates
             if candidate.row[ORIGIN] is None or candidate.row["chunk_id"] in rest
         ]
+
+    async def document(self, target: Target, doc_id: str, first: int, count: int) -> "DocumentRows":
+        """Return rows of a document from its passage number `first` on, in order.
+
+        `doc_id` must look like one that the pipeline writes. Raises `LANCE_ERRORS` or `LakeCorrupt`.
+        """
+        table = await self._table(target)
+        of_document = sql_in("doc_id", [doc_id])
+        outline = await self._rows(table, of_document, ("ordinal", "page", "region", "department"), target)
+        places = sorted(zip(outline["ordinal"].to_pylist(), outline["page"].to_pylist(), strict=True))
+        wanted = [ordinal for ordinal, _ in places[first : first + count]]
+        pages = [page for _, page in places if page is not None]
+        rows: list[dict[str, Any]] = []
+        if wanted:
+            within = f"{of_document} AND ordinal >= {wanted[0]} AND ordinal <= {wanted[-1]}"
+            found = await self._rows(table, within, (*_all_columns(target), "etag"), target)
+            rows = sorted(found.to_pylist(), key=lambda row: row["ordinal"])
+        return DocumentRows(rows, total=len(places), pages=max(pages, default=None))
+
+    async def _rows(self, table: Any, where: str, columns: Sequence[str], target: Target) -> Any:
+        async with self._slots:
+            rows = await table.query().where(where).select(list(columns)).to_arrow()
+        return self._admitted(rows, columns, target)
 
     async def warm(self, target: Target) -> None:
         """Open the target's table and load its indexes; what does not fit into the cache is read when it is needed."""

@@ -198,9 +198,11 @@ def test_a_line_of_a_document_cannot_look_like_the_head_of_a_source() -> None:
     [
         ("See ![chart](https://evil.example/?q=secret) here [1].", "See  here [1]."),
         ("See [our form](https://evil.example/a) here [1].", "See our form here [1]."),
+        ("See [the page](s3://docs/oslo/finance/1.md) here [1].", "See the page here [1]."),
+        ("See [the page](oslo/finance/1.md) here [1].", "See [the page](oslo/finance/1.md) here [1]."),
         (
-            "See [the page](s3://docs/oslo/finance/1.md) here [1].",
-            "See [the page](s3://docs/oslo/finance/1.md) here [1].",
+            "See [the page](https://intranet.example/2) here [2].",
+            "See [the page](https://intranet.example/2) here [2].",
         ),
         ("Use a[0] and f(x) [1](2) or [x].", "Use a[0] and f(x) [1] or [x]."),
         ("A long [bracket that never closes, and more [1].", "A long [bracket that never closes, and more [1]."),
@@ -209,7 +211,8 @@ def test_a_line_of_a_document_cannot_look_like_the_head_of_a_source() -> None:
 def test_links_of_a_model_are_removed_unless_they_point_to_a_source(written: str, shown: str, size: int) -> None:
     pieces = [written[at : at + size] for at in range(0, len(written), size)]
     events: list[Event] = []
-    asyncio.run(generate(model(FakeCompletion(*pieces)), "Where?", HITS, events.append))
+    hits = [hit.model_copy(update={"link": f"https://intranet.example/{hit.rank}"}) for hit in HITS]
+    asyncio.run(generate(model(FakeCompletion(*pieces)), "Where?", hits, events.append))
     assert "".join(event.text for event in events if isinstance(event, Delta)) == shown
 
 
