@@ -41,6 +41,8 @@ from rag_serving.http import openai_api as openai
 from rag_serving.http.api_keys import ApiKeys
 from rag_serving.http.auth import Authenticator, Principal
 from rag_serving.http.connections import CONNECTIONS, Connections
+from rag_serving.http.documents.presentation import Presentation
+from rag_serving.http.documents.routes import documents
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.middleware import MCP, UNLIMITED, RequestLimits
 from rag_serving.http.operations import operations
@@ -67,6 +69,10 @@ _STATUS: Mapping[type[RagError], int] = {
     errors.InvalidArgument: 400,
     errors.InvalidShardName: 400,
     errors.UnknownScope: 404,
+    errors.UnknownDocument: 404,
+    errors.SourceGone: 404,
+    errors.SourceNotOffered: 404,
+    errors.SourceUnavailable: 503,
     errors.NotAllowed: 401,
     errors.TooManyRequests: 429,
     errors.Overloaded: 503,
@@ -75,7 +81,12 @@ _STATUS: Mapping[type[RagError], int] = {
     errors.EmbedderUnavailable: 503,
     errors.CacheUnavailable: 503,
 }
-_RETRY = {errors.Overloaded: 1, errors.LakeUnavailable: 5, errors.CacheUnavailable: 5}
+_RETRY = {
+    errors.Overloaded: 1,
+    errors.LakeUnavailable: 5,
+    errors.SourceUnavailable: 5,
+    errors.CacheUnavailable: 5,
+}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
@@ -228,17 +239,21 @@ async def ask(body: AskRequest, request: Request, client: Client, caller: Allowe
 
 
 @_api.post("/search", summary="Find passages")
-async def search(body: SearchRequest, client: Client, caller: Allowed) -> SearchResponse:
+async def search(body: SearchRequest, request: Request, client: Client, caller: Allowed) -> SearchResponse:
     """Return passages of published documents, best first."""
     hits = await client.search(**body.model_dump(), within=caller.within)
-    return SearchResponse(hits=list(hits), timings=hits.timings, degraded=list(hits.degraded))
+    shown = map(Presentation.of(request).place, hits)
+    return SearchResponse(hits=list(shown), timings=hits.timings, degraded=list(hits.degraded))
 
 
 @_api.post("/search/documents", summary="Find documents")
-async def search_documents(body: DocumentSearchRequest, client: Client, caller: Allowed) -> DocumentSearchResponse:
+async def search_documents(
+    body: DocumentSearchRequest, request: Request, client: Client, caller: Allowed
+) -> DocumentSearchResponse:
     """Return published documents with their best passages, best first."""
     found = await client.search_documents(**body.model_dump(), within=caller.within)
-    return DocumentSearchResponse(documents=list(found), timings=found.timings, degraded=list(found.degraded))
+    shown = map(Presentation.of(request).found, found)
+    return DocumentSearchResponse(documents=list(shown), timings=found.timings, degraded=list(found.degraded))
 
 
 @_api.post("/feedback", summary="Report whether an answer was correct")
@@ -296,7 +311,8 @@ async def chat(body: ChatRequest, request: Request, client: Client, caller: Allo
 async def _events_of(
     request: Request, ask: AskRequest, client: AsyncRagClient, caller: Principal
 ) -> AsyncGenerator[Event]:
-    """Yield the events of an answer, and record how long they took."""
+    """Yield the events of an answer as callers see them, and record how long they took."""
+    presentation = Presentation.of(request)
     began = time.perf_counter()
     first_text: float | None = None
     events = client.stream(
@@ -318,7 +334,10 @@ async def _events_of(
                 told = told_to_caller(event.error, event.message)
                 yield event.model_copy(update={"message": told})
             else:
-                yield event
+                yield presentation.event(event)
+
+
+_api.include_router(documents)
 
 
 def _note(request: Request, answer: Answer) -> None:

@@ -120,7 +120,7 @@ class RequestLimits:
     def _record(self, exchange: "_Exchange") -> None:
         """Count the request and write its line of log."""
         scope, seconds = exchange.scope, time.perf_counter() - exchange.started
-        # A request that was refused has no route yet.
+        # A request that was refused has no route; if the path of its route has parameters, it counts as another.
         path = scope["path"] if scope["path"] in self._paths else "other"
         route = getattr(scope.get("route"), "path", path)
         self._metrics.observe(route, scope["method"], exchange.status, seconds)

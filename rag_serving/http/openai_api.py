@@ -120,7 +120,7 @@ def _annotations(answer: Answer) -> list[dict[str, Any]]:
         mark = f"[{citation.number}]"
         at = answer.text.find(mark)
         while at >= 0:
-            place = {"start_index": at, "end_index": at + len(mark), "url": citation.source, "title": citation.title}
+            place = {"start_index": at, "end_index": at + len(mark), "url": citation.link, "title": citation.title}
             found.append({"type": "url_citation", "url_citation": place})
             at = answer.text.find(mark, at + len(mark))
     return found

@@ -40,6 +40,7 @@ from rag_serving.errors import (
 )
 from rag_serving.events import Delta, Done, Event, Failed, Sources
 from rag_serving.http.api_keys import create_key
+from rag_serving.http.documents.presentation import Presentation
 from rag_serving.settings import ServingSettings
 from tests.fake_llm import StandIn
 from tests.serving_process import Service, service_environment, serving
@@ -106,6 +107,11 @@ def essence(answer: Answer) -> dict[str, Any]:
     return answer.model_dump(exclude={"timings", "entry"})
 
 
+def shown(service: Service, event: Event) -> Event:
+    """Return an event of the lake as the service shows it: without a path of the server, and with a link."""
+    return Presentation(service.url).event(event)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -118,26 +124,33 @@ def essence(answer: Answer) -> dict[str, Any]:
     ids=str,
 )
 def test_a_search_of_the_service_returns_the_hits_of_the_lake(
-    local: RagClient, remote: RagClient, arguments: dict[str, Any]
+    local: RagClient, remote: RagClient, service: Service, arguments: dict[str, Any]
 ) -> None:
     near, far = local.search(QUESTION, **arguments), remote.search(QUESTION, **arguments)
     assert isinstance(far, Hits)
-    assert list(far) == list(near)
+    assert list(far) == list(map(Presentation(service.url).place, near))
     assert far.degraded == near.degraded
     assert set(far.timings) == set(near.timings)
 
 
 @pytest.mark.filterwarnings("ignore")  # from litellm
-def test_the_service_returns_the_answers_of_the_lake_on_a_miss_and_a_hit(local: RagClient, remote: RagClient) -> None:
+def test_the_service_returns_the_answers_of_the_lake_on_a_miss_and_a_hit(
+    local: RagClient, remote: RagClient, service: Service
+) -> None:
+    def essence_shown(answer: Answer) -> dict[str, Any]:
+        done = shown(service, Done(answer=answer))
+        assert isinstance(done, Done)
+        return essence(done.answer)
+
     for state in ("miss", "exact"):
         near, far = (client.ask(QUESTION, regions=["oslo"], k=4) for client in (local, remote))
         assert far.cache == state
-        assert essence(far) == essence(near)
+        assert essence(far) == essence_shown(near)
         assert far.entry is not None
         assert set(far.timings) == set(near.timings)
     history = [{"question": "Is there parental leave in Oslo?", "answer": "Yes."}]
     near, far = (client.ask("How long?", regions=["oslo"], history=history) for client in (local, remote))
-    assert essence(far) == essence(near)
+    assert essence(far) == essence_shown(near)
 
 
 @pytest.mark.filterwarnings("ignore")  # from litellm
@@ -151,7 +164,7 @@ def test_the_service_streams_the_events_of_the_lake_to_sync_and_async_callers(
             return [event async for event in client.stream(question, regions=["oslo"])]
 
     for types in (["sources", "delta", "delta", "citations", "done"], ["sources", "delta", "citations", "done"]):
-        near = list(local.stream(question, regions=["oslo"]))
+        near = [shown(service, event) for event in local.stream(question, regions=["oslo"])]
         far = list(remote.stream(question, regions=["oslo"]))
         assert [event.type for event in far] == types
         assert far[:-1] == near[:-1]
