@@ -87,6 +87,12 @@ async def page() -> FileResponse:
     return _file(_PAGE, "index.html")
 
 
+@operations.get("/documents/{region}/{department}/{doc_id}")
+async def viewer() -> FileResponse:
+    """Return the page that shows a document; it asks for the document itself, with the caller's key."""
+    return _file(_PAGE, "document.html")
+
+
 @operations.get("/page/{name}")
 async def page_file(name: str) -> FileResponse:
     """Return a file of the web page."""

@@ -181,7 +181,8 @@ function showSources(sources) {
       const place = document.createElement("p");
       place.className = "place";
       const page = source.page === null ? "" : `page ${source.page}, `;
-      place.textContent = `${source.source} — ${page}characters ${source.start}–${source.end} [${source.shard}]`;
+      place.textContent = `${source.source} — ${page}characters ${source.start}–${source.end} `;
+      place.append(linkToDocument(source));
       const text = document.createElement("pre");
       text.textContent = source.text;
       details.append(summary, place, text);
@@ -189,6 +190,16 @@ function showSources(sources) {
       return item;
     }),
   );
+}
+
+function linkToDocument(source) {
+  const link = document.createElement("a");
+  const shard = source.shard.split("/").map(encodeURIComponent).join("/");
+  link.href = `/documents/${shard}/${encodeURIComponent(source.doc_id)}#chunk=${source.start}-${source.end}`;
+  link.target = "_blank";
+  link.rel = "opener"; // the new tab inherits the key
+  link.textContent = "Open the document";
+  return link;
 }
 
 function openSource(number) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
 QUESTION = "How many weeks of parental leave are on full pay?"
 MARKUP = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
+HOSTILE_NAME = "<img src=x onerror=alert(1)>.md"
+HOSTILE = f"""# {html.escape(MARKUP)}
+
+## Ticket {html.escape(MARKUP)}
+
+| Zebra {MARKUP.replace("|", "")} | Stripe |
+|---|---|
+| `{MARKUP}` | javascript:alert(1) |
+
+""" + "\n\n".join(f"## Stripe {number}\n\nZebra number {number} runs. {'It runs on. ' * 40}" for number in range(230))
+PDF = Path(__file__).parents[3] / "examples/corpus/lisbon/engineering/buoy-firmware-release.pdf"
 DOCUMENTS = {
     "oslo/people": "# Parental leave\n\nParental leave in Oslo is 46 weeks on full pay.\n",
     "oslo/finance": "# Travel\n\nThe travel per-diem in Oslo is 620 kroner.\n",
@@ -30,16 +42,24 @@ DOCUMENTS = {
 
 
 @pytest.fixture(scope="module")
-def lake(model_lake: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("source")
+
+
+@pytest.fixture(scope="module")
+def lake(model_lake: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     import dagster as dg
 
-    source, lake = tmp_path_factory.mktemp("source"), str(tmp_path_factory.mktemp("lake"))
+    lake = str(tmp_path_factory.mktemp("lake"))
     seed_model(model_lake, lake)
     settings = settings_for(str(source), lake)
     with dg.DagsterInstance.ephemeral() as instance:
         for shard, text in DOCUMENTS.items():
             (source / shard).mkdir(parents=True)
             (source / shard / "page.md").write_text(text)
+        (source / "oslo/people" / HOSTILE_NAME).write_text(HOSTILE)
+        shutil.copy(PDF, source / "oslo/people/release.pdf")
+        for shard in DOCUMENTS:
             result = run_shard(instance, settings, shard)
             assert result.success, failure_of(result)
     return lake
@@ -56,10 +76,15 @@ def oslo(keys_file: Path) -> str:
 
 
 @pytest.fixture(scope="module")
+def lisbon(keys_file: Path) -> str:
+    return create_key(keys_file, "Lisbon alone", tenant="lisbon", shards=["lisbon/*"])[1]
+
+
+@pytest.fixture(scope="module")
 def service(
-    lake: str, stand_in: StandIn, keys_file: Path, oslo: str, tmp_path_factory: pytest.TempPathFactory
+    lake: str, source: Path, stand_in: StandIn, keys_file: Path, oslo: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    environment = service_environment(lake, stand_in, keys_file)
+    environment = service_environment(lake, stand_in, keys_file, RAG_SOURCE_URI=str(source))
     with serving(tmp_path_factory.mktemp("service"), environment) as running:
         yield running
 
@@ -209,7 +234,7 @@ def test_filters_list_the_keys_regions_and_departments_and_narrow_the_scope(
     page.get_by_role("combobox", name="Region").select_option("lisbon")
     ask(page, QUESTION)
     places = page.get_by_role("region", name="Sources").locator(".place")
-    assert {text.rpartition("[")[2] for text in places.all_text_contents()} == {"lisbon/people]"}
+    assert {text.partition("/page.md")[0] for text in places.all_text_contents()} == {"lisbon/people"}
 
 
 @pytest.mark.parametrize("asks", [False, True], ids=["entered", "asked with"])
@@ -308,3 +333,115 @@ def test_the_description_of_the_api_is_shown_without_another_host(page: Page, se
     expect(page.get_by_role("heading", name="rag-shards")).to_be_visible()
     page.get_by_role("button", name="POST /v1/ask Answer").click()
     expect(page.get_by_text("The events are sources, delta, citations and done")).to_be_visible()
+
+
+# The page of a document.
+
+
+def address_of(service: Service, key: str, question: str, prefix: str) -> str:
+    """Return the link of the best passage of a document, below the address of the service."""
+    with service.as_client(key) as client:
+        body = {"question": question, "mode": "text", "path_prefix": prefix, "k": 1}
+        link: str = client.post("/v1/search", json=body).json()["hits"][0]["link"]
+    assert link.startswith(f"{service.url}/documents/oslo/people/")
+    return link
+
+
+def test_a_source_opens_its_document_at_the_cited_passage(page: Page, oslo: str) -> None:
+    give_key(page, oslo)
+    ask(page, QUESTION)
+    page.get_by_role("link", name="Source 1").click()
+    with page.expect_popup() as opened:
+        page.get_by_role("link", name="Open the document").first.click()
+    document = opened.value
+    expect(document.get_by_role("heading", name="Parental leave").first).to_be_visible()
+    expect(document.locator("[data-marked]")).to_contain_text("46 weeks on full pay")
+    expect(document.locator("[data-marked]")).to_be_focused()
+    expect(document.locator("#place")).to_contain_text("oslo/people/page.md")
+    expect(document.get_by_role("status")).to_be_empty()
+
+
+def test_a_passage_far_down_a_long_document_is_loaded_shown_and_scrolled_to(
+    page: Page, service: Service, oslo: str
+) -> None:
+    give_key(page, oslo)
+    page.goto(address_of(service, oslo, "Zebra number 225 runs", "<img"))
+    expect(page.locator("[data-marked]").first).to_contain_text("Zebra number 225 runs")
+    expect(page.locator("[data-marked]").first).to_be_in_viewport()
+    expect(page.get_by_role("heading", name="Stripe 225")).to_be_visible()
+    page.goto(page.url.partition("#")[0])
+    page.reload()
+    expect(page.get_by_role("status")).to_be_empty()
+    expect(page.get_by_role("heading", name="Stripe 225")).to_have_count(0)
+    tab_to(page, page.get_by_role("button", name="Show more"))
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Stripe 225")).to_have_count(1)
+    expect(page.get_by_role("button", name="Show more")).to_be_hidden()
+
+
+def test_markup_in_a_document_is_shown_as_text_on_its_page(page: Page, service: Service, oslo: str) -> None:
+    give_key(page, oslo)
+    page.goto(address_of(service, oslo, "javascript alert stripe", "<img"))
+    expect(page.locator("#text")).to_contain_text("javascript:alert(1)")
+    expect(page.locator("#text")).to_contain_text(MARKUP)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("<img src=x")
+    expect(page.locator("#text h2").first).to_contain_text("<img src=x")
+    expect(page.locator("#place")).to_contain_text(HOSTILE_NAME)
+    assert page.locator("main img, main script, header img, header script").count() == 0
+    assert page.title() != "owned"
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_the_page_of_a_document_asks_for_the_key_and_shows_nothing_to_a_key_of_another_shard(
+    browser: Browser, service: Service, oslo: str, lisbon: str
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(address_of(service, oslo, QUESTION, "page"))
+    expect(page.get_by_role("status")).to_have_text("Enter your access key.")
+    expect(page.get_by_label("Key (stored in this tab only)")).to_be_focused()
+    page.keyboard.type(lisbon)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("UnknownDocument")
+    expect(page.locator("#text")).to_be_empty()
+    give_key(page, oslo)
+    expect(page.locator("[data-marked]")).to_contain_text("46 weeks on full pay")
+    context.close()
+
+
+def test_the_original_is_saved_under_its_name(page: Page, service: Service, oslo: str, source: Path) -> None:
+    give_key(page, oslo)
+    page.goto(address_of(service, oslo, QUESTION, "page"))
+    expect(page.locator("[data-marked]")).to_be_focused()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Open the original").click()
+    assert download.value.suggested_filename == "page.md"
+    assert Path(download.value.path()).read_bytes() == (source / "oslo/people/page.md").read_bytes()
+
+
+def test_a_pdf_opens_at_the_page_of_the_passage(page: Page, service: Service, oslo: str) -> None:
+    give_key(page, oslo)
+    page.goto(address_of(service, oslo, "image is signed", "release.pdf"))
+    expect(page.locator("[data-marked]").first).to_be_focused()
+    number = page.locator("[data-marked]").first.get_attribute("data-page")
+    assert number == "2"
+    expect(page.get_by_text(f"Page {number}", exact=True)).to_be_visible()
+    page.evaluate("() => { window.open = (url) => { window.opened = url; return window; }; }")
+    page.get_by_role("button", name="Open the original").click()
+    page.wait_for_function("() => window.opened")
+    opened: str = page.evaluate("window.opened")
+    assert opened.startswith(f"blob:{service.url}/")
+    assert opened.endswith(f"#page={number}")
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_axe_finds_no_violations_on_the_page_of_a_document(
+    page: Page, service: Service, oslo: str, server_binaries: Path, colours: Any
+) -> None:
+    page.emulate_media(color_scheme=colours, reduced_motion="reduce")
+    give_key(page, oslo)
+    page.goto(address_of(service, oslo, QUESTION, "page"))
+    expect(page.locator("[data-marked]")).to_be_focused()
+    page.evaluate(axe_script(server_binaries).read_text())
+    found = page.evaluate("() => axe.run()")["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
