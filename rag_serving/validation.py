@@ -15,6 +15,8 @@ MAX_K = 100
 MAX_PREFIX_CHARACTERS = 1_024
 MAX_TENANT_CHARACTERS = 200
 MAX_TURNS = 50
+MAX_PASSAGES = 500
+"""Passages of a document that are returned together."""
 MAX_HISTORY_CHARACTERS = 200_000
 
 
@@ -99,6 +101,12 @@ def validate_tenant(tenant: str) -> str:
     if not isinstance(tenant, str) or not tenant or len(tenant) > MAX_TENANT_CHARACTERS:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidArgument(f"tenant must be a string of 1 to {MAX_TENANT_CHARACTERS} characters")
     return tenant
+
+
+def validate_part(first: int, count: int) -> None:
+    """Raise `InvalidArgument` unless these are the first passage of a part of a document and a number of passages."""
+    if first < 0 or not 1 <= count <= MAX_PASSAGES:
+        raise InvalidArgument(f"first must be 0 or more, and count from 1 to {MAX_PASSAGES}")
 
 
 def validate_history(history: Sequence[Turn | dict[str, Any]]) -> tuple[Turn, ...]:

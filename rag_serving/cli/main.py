@@ -206,9 +206,10 @@ def serve(host: str, port: int, workers: int, open_to_all: bool) -> None:
 
 @main.command("mcp", short_help="Serve agents by the Model Context Protocol.")
 def serve_mcp() -> None:
-    """Serve the tools search, ask and list_shards by the Model Context Protocol (MCP) on standard input and output.
+    """Serve agents by the Model Context Protocol (MCP) on standard input and output.
 
-    An agent's configuration names this command. The service has the same tools at /mcp.
+    The tools are search, ask, read_document and list_shards. An agent's configuration names this command. The service
+    has the same tools at /mcp.
 
     Example: rag-serving mcp
     """

@@ -15,13 +15,14 @@ from rag_serving.cache.entries import ReviewItem, StoreState
 from rag_serving.events import Event
 from rag_serving.lake.search.query import Mode, Query
 from rag_serving.lake.shards import check_names
-from rag_serving.results import Answer, FoundDocuments, Hits, ShardInfo, Turn
+from rag_serving.results import Answer, Document, FoundDocuments, Hits, ShardInfo, Turn
 from rag_serving.validation import (
     MAX_K,
     validate_history,
     validate_k,
     validate_mode,
     validate_moment,
+    validate_part,
     validate_passages,
     validate_per_document,
     validate_prefix,
@@ -202,6 +203,25 @@ class BaseRagClient(ABC):
         validate_question(answer.standalone_question or answer.question)
         return await self._feedback(answer, correct, validate_tenant(tenant))
 
+    async def document(
+        self,
+        region: str,
+        department: str,
+        doc_id: str,
+        *,
+        first: int = 0,
+        count: int = 200,
+        within: Sequence[str] | None = None,
+    ) -> Document:
+        """Return a published document with `count` (1 to 500) of its passages from number `first` on.
+
+        `within` is that of `search`. Raises `UnknownDocument`, `InvalidArgument` or `LakeError`, and the errors of a
+        service.
+        """
+        validate_part(first, count)
+        scope = Scope.checked(None, None, within)
+        return await self._document(region, department, doc_id, first, count, scope)
+
     async def shards(self, *, within: Sequence[str] | None = None) -> list[ShardInfo]:
         """List the published shards, sorted; `within` is that of `search`."""
         return await self._shards(Scope.checked(None, None, within))
@@ -248,6 +268,11 @@ class BaseRagClient(ABC):
 
     @abstractmethod
     async def _feedback(self, answer: Answer, correct: bool, tenant: str) -> bool: ...
+
+    @abstractmethod
+    async def _document(
+        self, region: str, department: str, doc_id: str, first: int, count: int, scope: Scope
+    ) -> Document: ...
 
     @abstractmethod
     async def _shards(self, scope: Scope) -> list[ShardInfo]: ...

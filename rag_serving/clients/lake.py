@@ -202,31 +202,6 @@ class AsyncRagClient(BaseRagClient):
             "shards_left_out": len(snapshot.broken_in(None, None)) + len(unsearchable),
         }
 
-    async def document(
-        self,
-        region: str,
-        department: str,
-        doc_id: str,
-        *,
-        first: int = 0,
-        count: int = 200,
-        within: Sequence[str] | None = None,
-    ) -> Document:
-        """Return a published document with `count` of its passages from number `first` on.
-
-        `within` limits the visible shards as in `search`. Raises `UnknownDocument` or `LakeError`.
-        """
-        scope = Scope(within=None if within is None else tuple(within))
-        entries = (await self._snapshot_within(scope)).entries
-        entry = next((one for shard, one in entries.items() if _is_named(shard, region, department)), None)
-        found = None
-        if entry is not None and _DOC_ID.fullmatch(doc_id) is not None:
-            async with self._searches.slot():
-                found = await self._searcher.document(entry, doc_id, first, count)
-        if found is None:
-            raise UnknownDocument("no such document is published, or the key may not see it; search for it")
-        return found
-
     async def open_original(self, document: Document) -> Original:
         """Open the object that a document was made from, below `RAG_SOURCE_URI`.
 
@@ -316,6 +291,19 @@ class AsyncRagClient(BaseRagClient):
         )
         self._answerer.counts["feedback_correct" if correct else "feedback_wrong"] += 1
         return entry is not None and not correct and await self._cache.store.drop(tag, key)
+
+    async def _document(
+        self, region: str, department: str, doc_id: str, first: int, count: int, scope: Scope
+    ) -> Document:
+        entries = (await self._snapshot_within(scope)).entries
+        entry = next((one for shard, one in entries.items() if _is_named(shard, region, department)), None)
+        found = None
+        if entry is not None and _DOC_ID.fullmatch(doc_id) is not None:
+            async with self._searches.slot():
+                found = await self._searcher.document(entry, doc_id, first, count)
+        if found is None:
+            raise UnknownDocument("no such document is published, or the key may not see it; search for it")
+        return found
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:
         published = (await self._snapshot_within(scope)).entries

@@ -1,4 +1,4 @@
-"""A server of the Model Context Protocol (MCP) over a client: the tools by which agents search, ask and list shards."""
+"""A server of the Model Context Protocol (MCP) over a client: the tools by which agents search, ask and read."""
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -14,13 +14,15 @@ from pydantic import BaseModel, Field
 
 from rag_serving.clients.base import DEFAULT_TENANT, BaseRagClient
 from rag_serving.errors import RagError
-from rag_serving.results import Answer, Citation, Hit, ShardInfo, in_words
+from rag_serving.results import Citation, Document, Hit, ShardInfo, in_words
 from rag_serving.validation import MAX_K, MAX_QUESTION_CHARACTERS
 
 _INSTRUCTIONS = (
     "Search a company's documents, or ask a question that is answered from them with citations. Each document belongs "
-    "to a region and a department; list_shards names them. Cite a passage by its title and link."
+    "to a region and a department; list_shards names them. read_document shows what surrounds a passage. Cite passages "
+    "by title and link."
 )
+_PASSAGES_AT_ONCE = 40
 _READS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
 Question = Annotated[str, Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS, description="in plain language")]
@@ -29,10 +31,14 @@ Departments = Annotated[list[str] | None, Field(description="departments to sear
 
 
 class Access(NamedTuple):
-    """What a caller may see: shards that match a pattern (None: all), and the tenant of cached answers."""
+    """What a caller may see: shards that match a pattern (None: all), the tenant of cached answers, and names."""
 
     within: Sequence[str] | None = None
     tenant: str = DEFAULT_TENANT
+    place: Callable[[Any], Any] = lambda place: place
+    """Returns a hit or citation as the caller sees it."""
+    document: Callable[[Document], Document] = lambda document: document
+    """Returns a document as the caller sees it."""
 
 
 class Passage(BaseModel):
@@ -43,6 +49,8 @@ class Passage(BaseModel):
     page: int | None
     shard: str = Field(description="region/department")
     source: str = Field(description="where the document is")
+    link: str | None = Field(description="URL that opens the document")
+    doc_id: str = Field(description="for read_document")
     modified_at: datetime | None = None
     text: str
 
@@ -61,6 +69,17 @@ class AskResult(BaseModel):
     found: bool = Field(description="whether the documents answer the question")
     sources: dict[int, Passage]
     notes: list[str] = Field(description="what a reader should know about the answer")
+
+
+class DocumentText(BaseModel):
+    """A part of a document's text."""
+
+    title: str
+    source: str
+    link: str | None
+    modified_at: datetime
+    text: str
+    next: int | None = Field(description="`first` of the next part; null at the end")
 
 
 class Shards(BaseModel):
@@ -95,27 +114,60 @@ def mcp_server(
         k: Annotated[int, Field(ge=1, le=MAX_K, description="number of passages")] = 8,
     ) -> SearchResult:
         """Find passages of published documents, best first."""
+        caller = access(context)
         try:
             hits = await client_of().search(
-                question, regions=regions, departments=departments, k=k, within=access(context).within
+                question, regions=regions, departments=departments, k=k, within=caller.within
             )
         except RagError as error:
             raise ToolError(told(error)) from error
-        return SearchResult(passages=[_passage(hit) for hit in hits], notes=list(map(in_words, hits.degraded)))
+        passages = [_passage(caller.place(hit)) for hit in hits]
+        return SearchResult(passages=passages, notes=list(map(in_words, hits.degraded)))
 
     @server.tool(annotations=_READS)
     async def ask(
         question: Question, context: Context[Any, Any], regions: Regions = None, departments: Departments = None
     ) -> AskResult:
         """Answer a question from published documents, with citations."""
-        within, tenant = access(context)
+        caller = access(context)
         try:
             answer = await client_of().ask(
-                question, regions=regions, departments=departments, within=within, tenant=tenant
+                question, regions=regions, departments=departments, within=caller.within, tenant=caller.tenant
             )
         except RagError as error:
             raise ToolError(told(error)) from error
-        return _result(answer)
+        return AskResult(
+            text=answer.text,
+            found=answer.kind != "none",
+            sources={citation.number: _passage(caller.place(citation)) for citation in answer.citations},
+            notes=list(answer.notes),
+        )
+
+    @server.tool(annotations=_READS)
+    async def read_document(
+        region: str,
+        department: str,
+        doc_id: Annotated[str, Field(description="of a passage that search or ask returned")],
+        context: Context[Any, Any],
+        first: Annotated[int, Field(ge=0, description="number of the first passage")] = 0,
+    ) -> DocumentText:
+        """Read a published document, in parts of several pages."""
+        caller = access(context)
+        try:
+            found = await client_of().document(
+                region, department, doc_id, first=first, count=_PASSAGES_AT_ONCE, within=caller.within
+            )
+        except RagError as error:
+            raise ToolError(told(error)) from error
+        shown = caller.document(found)
+        return DocumentText(
+            title=shown.title,
+            source=shown.source,
+            link=shown.link,
+            modified_at=shown.modified_at,
+            text="\n\n".join(passage.text for passage in shown.passages),
+            next=shown.next,
+        )
 
     @server.tool(annotations=_READS)
     async def list_shards(context: Context[Any, Any]) -> Shards:
@@ -138,15 +190,6 @@ def http_sessions(server: MCPServer[Any]) -> StreamableHTTPSessionManager:
     return server.session_manager
 
 
-def _result(answer: Answer) -> AskResult:
-    return AskResult(
-        text=answer.text,
-        found=answer.kind != "none",
-        sources={citation.number: _passage(citation) for citation in answer.citations},
-        notes=list(answer.notes),
-    )
-
-
 def _passage(place: Hit | Citation) -> Passage:
     return Passage(
         title=place.title,
@@ -154,6 +197,8 @@ def _passage(place: Hit | Citation) -> Passage:
         page=place.page,
         shard=place.shard,
         source=place.source,
+        link=place.link,
+        doc_id=place.doc_id,
         modified_at=place.modified_at if isinstance(place, Hit) else None,
         text=place.text,
     )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NoReturn, Self
+from urllib.parse import quote
 
 from pydantic import SecretStr, TypeAdapter
 
@@ -15,7 +16,7 @@ from rag_serving.errors import InvalidArgument, NotOffered, RagError, SettingsEr
 from rag_serving.events import Event, failed, until
 from rag_serving.lake.search.query import Query
 from rag_serving.requirements import needs_extra
-from rag_serving.results import Answer, Hits, ShardInfo, Turn
+from rag_serving.results import Answer, Document, Hits, ShardInfo, Turn
 from rag_serving.settings import SERVICE_DEADLINE, SERVICE_TRIES, ServiceSettings
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _ANSWER = TypeAdapter(Answer)
 _FOUND = TypeAdapter(bodies.SearchResponse)
 _HEALTH = TypeAdapter(Health)
+_DOCUMENT = TypeAdapter(Document)
 _SHARDS = TypeAdapter(list[ShardInfo])
 _FEEDBACK = TypeAdapter(bodies.FeedbackResponse)
 
@@ -124,6 +126,13 @@ class RemoteRagClient(BaseRagClient):
         rated = bodies.RatedAnswer.model_validate(answer.model_dump(include={*bodies.RatedAnswer.model_fields}))
         body = bodies.FeedbackRequest(answer=rated, correct=correct)
         return (await self._transport.call("POST", "/v1/feedback", _FEEDBACK, body, idempotent=False)).dropped
+
+    async def _document(
+        self, region: str, department: str, doc_id: str, first: int, count: int, scope: Scope
+    ) -> Document:
+        _check_scope(scope)
+        path = "/".join(quote(part, safe="") for part in (region, department, doc_id))
+        return await self._transport.call("GET", f"/v1/documents/{path}?first={first}&count={count}", _DOCUMENT)
 
     async def _shards(self, scope: Scope) -> list[ShardInfo]:
         _check_scope(scope)

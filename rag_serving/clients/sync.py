@@ -86,6 +86,7 @@ class RagClient:
     ask = _waited(BaseRagClient.ask)
     stream = _iterated(BaseRagClient.stream)
     feedback = _waited(BaseRagClient.feedback)
+    document = _waited(BaseRagClient.document)
     shards = _waited(BaseRagClient.shards)
     health = _waited(BaseRagClient.health)
     warm = _waited(BaseRagClient.warm)

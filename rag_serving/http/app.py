@@ -191,7 +191,8 @@ def _agents(service: Callable[[], Service]) -> "StreamableHTTPSessionManager | N
 
     def access(request: Request) -> Access:
         caller: Principal = request.state.caller
-        return Access(caller.within, caller.tenant)
+        presentation = Presentation.of(request)
+        return Access(caller.within, caller.tenant, presentation.place, presentation.document)
 
     def told(error: RagError) -> str:
         return told_to_caller(type(error).__name__, str(error))

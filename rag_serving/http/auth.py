@@ -61,6 +61,11 @@ class Authenticator:
         """When the log said last that an address is refused, oldest first."""
 
     @property
+    def needs_key(self) -> bool:
+        """Whether a request needs a key."""
+        return self._keys is not None
+
+    @property
     def key_file_broken(self) -> bool:
         """Whether the key file cannot be used, so that the keys read last stay valid."""
         if self._keys is None:

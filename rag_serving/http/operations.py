@@ -93,10 +93,30 @@ async def viewer() -> FileResponse:
     return _file(_PAGE, "document.html")
 
 
+@operations.get("/page/config.json")
+async def page_config(request: Request) -> JSONResponse:
+    """Return what the settings change on the web page."""
+    service = service_of(request)
+    settings = service.settings
+    config = {
+        "name": settings.page_name,
+        "accent": settings.page_accent,
+        "examples": settings.examples,
+        "needs_key": service.authenticator.needs_key,
+    }
+    return JSONResponse(config, headers=_SAFE)
+
+
 @operations.get("/page/{name}")
 async def page_file(name: str) -> FileResponse:
     """Return a file of the web page."""
     return _file(_PAGE, name)
+
+
+@operations.get("/page/vendor/{name}")
+async def page_library(name: str) -> FileResponse:
+    """Return a library of the web page."""
+    return _file(_PAGE / "vendor", name)
 
 
 def _file(folder: Path, name: str) -> FileResponse:

@@ -2,8 +2,9 @@
 
 import ipaddress
 import re
+from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, StringConstraints, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from rag_serving.settings import Environment, NonEmpty
@@ -34,6 +35,13 @@ class HttpSettings(Environment):
     )
     protect_metrics: bool = Field(False, description="require an API key for /metrics, /docs and /openapi.json")
     drain_seconds: int = Field(60, ge=1, le=3_600, description="seconds to finish requests on shutdown")
+    page_name: NonEmpty = Field("Ask the documents", max_length=80, description="name of the web page")
+    page_accent: Annotated[str, StringConstraints(pattern=r"^#[0-9a-fA-F]{6}$")] | None = Field(
+        None, description="accent colour of the web page, such as #0a5cad"
+    )
+    page_examples: NonEmpty | None = Field(
+        None, max_length=2_000, description="questions that the empty web page offers, separated by |"
+    )
     llm_process: bool = Field(True, description="call the language model in a separate process per worker")
     trusted_proxies: NonEmpty | None = Field(
         None, description="comma-separated addresses or networks whose X-Forwarded-For is trusted; unset: none"
@@ -49,6 +57,11 @@ class HttpSettings(Environment):
         if value is not None and _PUBLIC_URL.fullmatch(value) is None:
             raise ValueError("expected a URL without a path, such as https://rag.example")
         return value
+
+    @property
+    def examples(self) -> list[str]:
+        """The questions that the empty web page offers."""
+        return [question.strip() for question in (self.page_examples or "").split("|") if question.strip()]
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -9,8 +9,7 @@ from rag_serving.http.documents.delivery import sent
 from rag_serving.http.documents.presentation import Presentation
 from rag_serving.http.service import Allowed, service_of
 from rag_serving.results import Document
-
-MOST_PASSAGES = 500
+from rag_serving.validation import MAX_PASSAGES
 
 documents = APIRouter(prefix="/documents/{region}/{department}/{doc_id}")
 
@@ -23,7 +22,7 @@ async def document(
     request: Request,
     caller: Allowed,
     first: Annotated[int, Query(ge=0, le=2**31, description="number of the first passage, from 0")] = 0,
-    count: Annotated[int, Query(ge=1, le=MOST_PASSAGES, description="most passages to return")] = 200,
+    count: Annotated[int, Query(ge=1, le=MAX_PASSAGES, description="most passages to return")] = 200,
 ) -> Document:
     """Return a published document and a part of its text, in passages; `next` is the `first` of the next part."""
     client = service_of(request).client

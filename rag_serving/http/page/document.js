@@ -1,39 +1,23 @@
 // The page of a document: shows its text with the cited passage, and opens the original.
 // Everything from the service is rendered as text, never as markup.
 
+import { placeOf } from "./places.js";
+import { request, storedKey, storeKey } from "./service.js";
+
 const at = (id) => document.getElementById(id);
-const KEY = "rag-key"; // as in page.js
 const ADDRESS = `/v1${location.pathname}`;
 const COUNT = 200;
 const KEEP_BLOB_MS = 60_000;
+let name = "";
 let next = 0;
 let last = null; // the passage shown last
 let page = null; // page of the cited passage
 
-at("key").value = sessionStorage.getItem(KEY) ?? "";
-at("key").addEventListener("change", () => {
-  sessionStorage.setItem(KEY, at("key").value.trim());
-  start();
-});
-
-function headers() {
-  const key = at("key").value.trim();
-  return key ? { authorization: `Bearer ${key}` } : {};
-}
-
-// Returns the message of an error response; opens the key field if the key is missing or invalid.
-async function problemOf(response) {
-  if (response.status === 401) {
-    at("access").open = true;
-    at("key").focus();
-    return at("key").value.trim() ? "This key is not valid. Check it or request a new one." : "Enter your access key.";
-  }
-  try {
-    const { error } = await response.json();
-    return `${error.type}: ${error.message}`;
-  } catch {
-    return `The service responded with status ${response.status}.`;
-  }
+function fail(error) {
+  at("status").textContent = error.message;
+  if (error.status !== 401) return;
+  at("access").open = true;
+  at("key").focus();
 }
 
 // Returns the range of characters in the address (#chunk=120-480), or null.
@@ -56,15 +40,13 @@ async function loadUntilShown() {
     at("status").textContent = "";
     showWanted();
   } catch (error) {
-    at("status").textContent = error instanceof TypeError ? "The service cannot be reached." : error.message;
+    fail(error);
   }
 }
 
 async function loadPart() {
   at("more").hidden = true;
-  const response = await fetch(`${ADDRESS}?first=${next}&count=${COUNT}`, { headers: headers() });
-  if (!response.ok) throw new Error(await problemOf(response));
-  const found = await response.json();
+  const found = await (await request(`${ADDRESS}?first=${next}&count=${COUNT}`)).json();
   at("access").open = false;
   if (next === 0) showFacts(found);
   for (const passage of found.passages) showPassage(passage);
@@ -73,10 +55,11 @@ async function loadPart() {
 }
 
 function showFacts(found) {
+  name = found.path;
   document.title = found.title || found.path;
   at("title").textContent = found.title || found.path;
   const facts = [found.source, found.type, `modified ${new Date(found.modified_at).toLocaleDateString()}`];
-  if (found.pages !== null) facts.push(`${found.pages} ${found.pages === 1 ? "page" : "pages"}`);
+  if (placeOf(name, found.pages)) facts.push(`up to ${placeOf(name, found.pages)}`);
   if (found.stale) facts.push("a newer version could not be read");
   at("place").textContent = facts.join(" · ");
   at("actions").hidden = false;
@@ -86,7 +69,8 @@ function showFacts(found) {
 }
 
 function showPassage(passage) {
-  if (passage.page !== null && passage.page !== last?.page) add("p", "place", `Page ${passage.page}`);
+  const place = placeOf(name, passage.page);
+  if (place && passage.page !== last?.page) add("p", "place", place);
   const heading = passage.heading_path.join(" › ");
   if (heading && heading !== last?.heading_path.join(" › ")) add("h2", "", heading);
   if (passage.table_header) add("p", "quiet", passage.table_header);
@@ -126,19 +110,18 @@ function showWanted() {
 async function openOriginal() {
   at("status").textContent = "Loading the original…";
   try {
-    const response = await fetch(`${ADDRESS}/source`, { headers: headers() });
-    if (!response.ok) throw new Error(await problemOf(response));
+    const response = await request(`${ADDRESS}/source`);
     const isPdf = response.headers.get("content-type") === "application/pdf";
-    const name = /filename\*=UTF-8''([^;]+)/.exec(response.headers.get("content-disposition"))?.[1] ?? "document";
+    const saved = /filename\*=UTF-8''([^;]+)/.exec(response.headers.get("content-disposition"))?.[1] ?? "document";
     const type = isPdf ? "application/pdf" : "application/octet-stream";
     const url = URL.createObjectURL(new Blob([await response.blob()], { type }));
     setTimeout(() => URL.revokeObjectURL(url), KEEP_BLOB_MS);
     const opened = isPdf && window.open(`${url}${page ? `#page=${page}` : ""}`, "_blank");
-    if (!opened) save(url, decodeURIComponent(name));
+    if (!opened) save(url, decodeURIComponent(saved));
     const changed = response.headers.has("x-source-changed");
     at("status").textContent = changed ? "The original was changed since this text was read from it." : "";
   } catch (error) {
-    at("status").textContent = error instanceof TypeError ? "The service cannot be reached." : error.message;
+    fail(error);
   }
 }
 
@@ -154,5 +137,10 @@ at("more").addEventListener("click", loadUntilShown);
 window.addEventListener("hashchange", () => {
   if (next !== null && wanted() && last && last.end < wanted().end) loadUntilShown();
   else showWanted();
+});
+at("key").value = storedKey();
+at("key").addEventListener("change", () => {
+  storeKey(at("key").value);
+  start();
 });
 start();

@@ -57,7 +57,7 @@ def used(service: Service, key: str, use: Callable[[Client], Awaitable[Any]]) ->
 
 def test_an_agent_finds_the_tools_and_what_they_are_for(service: Service, oslo: str) -> None:
     tools = used(service, oslo, lambda agent: agent.list_tools()).tools
-    assert {tool.name for tool in tools} == {"search", "ask", "list_shards"}
+    assert {tool.name for tool in tools} == {"search", "ask", "read_document", "list_shards"}
     assert all(tool.description and tool.annotations.read_only_hint for tool in tools)
 
 
@@ -68,6 +68,24 @@ def test_an_agent_gets_an_answer_with_the_passages_that_it_cites(service: Servic
     assert (answer["text"], answer["found"]) == ("46 weeks [1].", True)
     assert answer["sources"]["1"]["shard"] == "oslo/people"
     assert answer["sources"]["1"]["text"]
+
+
+def test_an_agent_reads_the_document_of_a_passage_and_no_path_of_the_server(service: Service, oslo: str) -> None:
+    async def use(agent: Client) -> tuple[Any, Any, Any]:
+        found = await agent.call_tool("search", {"question": QUESTION, "departments": ["people"], "k": 1})
+        (passage,) = found.structured_content["passages"]
+        address = {"region": "oslo", "department": "people", "doc_id": passage["doc_id"]}
+        document = await agent.call_tool("read_document", address)
+        elsewhere = await agent.call_tool("read_document", {**address, "region": "lisbon"})
+        return passage, document, elsewhere
+
+    passage, document, elsewhere = used(service, oslo, use)
+    assert passage["source"].startswith("oslo/people/")
+    assert passage["link"].startswith(f"{service.url}/documents/oslo/people/")
+    assert passage["text"] in document.structured_content["text"]
+    assert document.structured_content["source"] == passage["source"]
+    assert elsewhere.is_error
+    assert "no such document is published" in elsewhere.content[0].text
 
 
 def test_an_agent_sees_only_the_shards_of_its_key(service: Service, oslo: str) -> None:

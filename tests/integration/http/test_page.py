@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -136,104 +137,214 @@ def give_key(page: Page, key: str) -> None:
     expect(page.get_by_label("Key (stored in this tab only)")).to_be_hidden()
 
 
-def ask(page: Page, question: str) -> None:
+def ask(page: Page, question: str) -> Locator:
+    """Ask and wait for the complete answer; returns its turn."""
+    turns = page.locator(".turn")
+    before = turns.count()
     page.get_by_role("textbox", name="Question").fill(question)
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_have_text("Done.")
+    expect(turns).to_have_count(before + 1)
+    expect(turns.last.get_by_role("button", name="Copy the answer")).to_be_visible()
+    return turns.last
 
 
 def tab_to(page: Page, target: Locator) -> None:
-    for _ in range(20):
+    for _ in range(30):
         page.keyboard.press("Tab")
         if target.evaluate("element => element === document.activeElement"):
             return
     raise AssertionError(f"{target} cannot be reached with Tab")
 
 
-def texts(page: Page, label: str) -> list[str]:
-    return page.get_by_role("combobox", name=label).locator("option").all_text_contents()
+def choices(page: Page, label: str) -> list[str]:
+    return [text.strip() for text in page.get_by_role("group", name=label).locator("label").all_text_contents()]
+
+
+def choose(page: Page, *names: str) -> None:
+    page.locator("#chosen").click()
+    for name in names:
+        page.get_by_label(name, exact=True).check()
+    page.locator("#chosen").click()
 
 
 def test_a_question_can_be_asked_and_its_source_opened_by_keyboard_only(
     page: Page, oslo: str, stand_in: StandIn
 ) -> None:
     stand_in.pause = 0.1
-    tab_to(page, page.get_by_label("Key (stored in this tab only)"))
+    expect(page.get_by_label("Key (stored in this tab only)")).to_be_focused()
     page.keyboard.type(oslo)
     page.keyboard.press("Enter")
     expect(page.locator("#question")).to_be_focused()
     expect(page.get_by_role("status")).to_be_empty()
-    page.keyboard.type(QUESTION)
     page.evaluate(
         """() => {
           window.seen = [];
-          const text = document.getElementById("text");
-          new MutationObserver(() => seen.push([text.textContent, text.getAttribute("aria-busy")]))
-            .observe(text, { childList: true, characterData: true, subtree: true });
+          new MutationObserver(() => {
+            const text = document.querySelector(".turn .text");
+            if (text) seen.push([text.textContent.trim(), text.getAttribute("aria-busy")]);
+          }).observe(document.getElementById("turns"), { childList: true, characterData: true, subtree: true });
         }"""
     )
+    page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_have_text("Done.")
-    expect(page.locator("#text")).to_have_text("46 weeks [1].")
+    turn = page.locator(".turn")
+    expect(page.get_by_role("status")).to_have_text("Answered.")
+    expect(turn.locator(".text")).to_have_text("46 weeks [1].")
     assert ["46 weeks", "true"] in page.evaluate("() => seen")
     expect(page.get_by_role("heading", name=QUESTION)).to_be_visible()
-    source = page.get_by_role("region", name="Sources").get_by_role("listitem")
-    expect(source).to_have_count(1)
+    source = turn.locator(".sources li").first
     expect(source.locator("pre")).to_be_hidden()
-    tab_to(page, page.get_by_role("link", name="Source 1"))
+    citation = page.get_by_role("link", name="Source 1")
+    while not citation.evaluate("element => element === document.activeElement"):
+        page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
     expect(source.locator("pre")).to_be_visible()
     expect(source.locator("pre")).to_contain_text("46 weeks on full pay")
     expect(source.locator("summary")).to_be_focused()
-    expect(source).to_contain_text("oslo/people")
-    button = page.get_by_role("button", name="Ask")
-    while not button.evaluate("element => element === document.activeElement"):
-        page.keyboard.press("Shift+Tab")
-    page.keyboard.press("Enter")
-    expect(page.get_by_role("status")).to_have_text("Done.")
-    expect(button).to_be_focused()
+    expect(source).to_contain_text("oslo/people/page.md")
 
 
-def test_a_repeated_question_shows_that_the_cache_answered_and_why(page: Page, everything: str) -> None:
+def test_a_follow_up_is_answered_with_the_conversation_before_it(
+    page: Page, everything: str, stand_in: StandIn
+) -> None:
+    stand_in.rewrite = "How many weeks of parental leave are there in Lisbon?"
+    give_key(page, everything)
+    ask(page, "How many weeks of parental leave are on full pay in Oslo?")
+    stand_in.requests.clear()
+    ask(page, "And in Lisbon?")
+    prompts = json.dumps(stand_in.requests)
+    assert "How many weeks of parental leave are on full pay in Oslo?" in prompts
+    assert stand_in.rewrite in prompts
+    expect(page.locator(".turn")).to_have_count(2)
+
+
+def test_chats_are_kept_in_the_browser_and_can_be_reopened_and_deleted(page: Page, everything: str) -> None:
     give_key(page, everything)
     ask(page, QUESTION)
-    expect(page.locator("#cache")).to_contain_text("Answered from the documents")
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    ask(page, "What is the travel per-diem?")
+    page.goto(page.url.partition("?")[0])
+    expect(page.locator("#corpus")).to_contain_text("documents")
+    page.get_by_role("button", name=QUESTION, exact=True).click()
+    expect(page.locator(".turn .text")).to_have_text("46 weeks [1].")
+    expect(page.locator(".turn .asked")).to_have_text(QUESTION)
+    page.get_by_role("button", name=f"Delete “{QUESTION}”").click()
+    expect(page.locator(".turn")).to_have_count(0)
+    expect(page.locator("#chats li")).to_have_count(1)
+    page.get_by_role("button", name="Delete all chats").click()
+    expect(page.locator("#chats li")).to_have_count(0)
+    assert page.evaluate("Object.keys(localStorage)") == []
+
+
+def test_chats_of_one_key_are_not_shown_with_another(page: Page, everything: str, oslo: str) -> None:
+    give_key(page, everything)
     ask(page, QUESTION)
-    expect(page.locator("#cache")).to_contain_text(re.compile(r"Answered from the cache in \d+ ms · the same question"))
-    expect(page.locator("#text")).to_have_text("46 weeks [1].")
+    expect(page.locator("#chats li")).to_have_count(1)
+    give_key(page, oslo)
+    expect(page.locator("#chats li")).to_have_count(0)
+    expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_the_address_of_a_chat_asks_its_question_in_its_scope(page: Page, everything: str) -> None:
+    give_key(page, everything)
+    choose(page, "lisbon")
+    ask(page, QUESTION)
+    page.goto(page.url)
+    turn = page.locator(".turn")
+    expect(turn.locator(".asked")).to_have_text(QUESTION)
+    expect(turn.locator(".origin")).to_contain_text("The same question was answered before")
+    expect(page.locator("#chosen")).to_have_text("Only lisbon")
+
+
+def test_the_empty_page_says_what_can_be_searched(page: Page, everything: str, oslo: str) -> None:
+    give_key(page, everything)
+    expect(page.locator("#corpus")).to_contain_text("6 documents of 4 departments in 3 regions, as of")
+    give_key(page, oslo)
+    expect(page.locator("#corpus")).to_contain_text("4 documents of 2 departments in 1 region, as of")
+
+
+def test_a_repeated_question_shows_that_it_was_answered_before(page: Page, everything: str) -> None:
+    give_key(page, everything)
+    question = "Which travel per-diem applies in Oslo?"
+    expect(ask(page, question).locator(".origin")).to_contain_text("Answered from the documents")
+    page.get_by_role("button", name="New chat").click()
+    turn = ask(page, question)
+    expect(turn.locator(".origin")).to_have_text(re.compile(r"The same question was answered before · \d+ m?s"))
+    expect(turn.locator(".text")).to_have_text("46 weeks [1].")
     expect(page.get_by_role("link", name="Source 1")).to_be_visible()
+
+
+def test_marks_of_an_answer_are_explained_in_words(page: Page, everything: str, stand_in: StandIn) -> None:
+    stand_in.words = ("46 weeks.",)
+    give_key(page, everything)
+    turn = ask(page, "How long is the leave of parents in Oslo?")
+    expect(turn.locator(".notes")).to_have_text("The answer names no source, so check it against the passages.")
+    turn.get_by_text("Found, but not cited").click()
+    expect(turn.locator(".unused li").first).to_be_visible()
+
+
+def test_markdown_of_an_answer_is_rendered(page: Page, everything: str, stand_in: StandIn) -> None:
+    stand_in.words = ("**46** weeks [1]\n\n| office | weeks |\n|---|---:|\n", "| Oslo | 46 |\n\n- one\n- `two [1]`\n")
+    give_key(page, everything)
+    text = ask(page, "How many weeks of leave, as a table?").locator(".text")
+    expect(text.locator("strong")).to_have_text("46")
+    expect(text.get_by_role("cell", name="46")).to_have_class("right")
+    expect(text.locator("li")).to_have_count(2)
+    expect(text.get_by_role("link", name="Source 1")).to_have_count(1)  # not within code
 
 
 def test_feedback_removes_a_wrong_answer_from_the_cache(page: Page, everything: str) -> None:
     give_key(page, everything)
-    ask(page, "What is the travel per-diem?")
-    page.get_by_role("button", name="No").click()
+    turn = ask(page, "What is the travel per-diem?")
+    turn.get_by_role("button", name="No", exact=True).click()
     expect(page.get_by_role("status")).to_contain_text("Thank you")
-    ask(page, "What is the travel per-diem?")
-    expect(page.locator("#cache")).to_contain_text("Answered from the documents")
+    page.get_by_role("button", name="New chat").click()
+    expect(ask(page, "What is the travel per-diem?").locator(".origin")).to_contain_text("Answered from the documents")
 
 
 def test_feedback_that_cannot_be_sent_is_reported(page: Page, everything: str) -> None:
     give_key(page, everything)
-    ask(page, "How many weeks of parental leave are there in Oslo?")
+    turn = ask(page, "How many weeks of parental leave are there in Oslo?")
     page.evaluate("() => { window.fetch = () => Promise.reject(new TypeError('lost')); }")
-    page.get_by_role("button", name="No").click()
-    expect(page.get_by_role("status")).to_have_text("The service cannot be reached; try again.")
+    turn.get_by_role("button", name="No", exact=True).click()
+    expect(page.get_by_role("status")).to_have_text(
+        "The service cannot be reached. Your feedback was not sent; try again."
+    )
 
 
-def test_filters_list_the_keys_regions_and_departments_and_narrow_the_scope(
+def test_a_question_can_be_tried_again_when_the_service_is_back(page: Page, everything: str) -> None:
+    give_key(page, everything)
+    page.evaluate("() => { window.real = fetch; window.fetch = () => Promise.reject(new TypeError('lost')); }")
+    page.locator("#question").fill(f"{QUESTION} Is it back?")
+    page.keyboard.press("Enter")
+    expect(page.locator(".problem")).to_have_text("The service cannot be reached.")
+    page.evaluate("() => { window.fetch = window.real; }")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".turn .text")).to_have_text("46 weeks [1].")
+    expect(page.locator(".turn")).to_have_count(1)
+
+
+def test_the_scope_offers_what_the_key_may_see_and_the_departments_of_the_chosen_regions(
     page: Page, oslo: str, everything: str
 ) -> None:
     give_key(page, oslo)
     expect(page.get_by_role("status")).to_be_empty()
-    assert texts(page, "Region") == ["all", "oslo"]
-    assert texts(page, "Department") == ["all", "finance", "people"]
+    page.locator("#chosen").click()
+    assert choices(page, "Regions") == ["oslo"]
+    assert choices(page, "Departments") == ["finance", "people"]
+    page.locator("#chosen").click()
     give_key(page, everything)
-    expect(page.get_by_role("combobox", name="Region").locator("option")).to_have_count(4)
-    assert texts(page, "Region") == ["all", "lisbon", "nagoya", "oslo"]
-    page.get_by_role("combobox", name="Region").select_option("lisbon")
-    ask(page, QUESTION)
-    places = page.get_by_role("region", name="Sources").locator(".place")
+    expect(page.locator("#regions label")).to_have_count(3)
+    page.locator("#chosen").click()
+    assert choices(page, "Regions") == ["lisbon", "nagoya", "oslo"]
+    assert choices(page, "Departments") == ["finance", "people", "support"]
+    page.get_by_label("lisbon", exact=True).check()
+    page.get_by_label("nagoya", exact=True).check()
+    assert choices(page, "Departments") == ["people", "support"]
+    page.get_by_label("people", exact=True).check()
+    expect(page.locator("#chosen")).to_have_text("Only lisbon, nagoya, people")
+    places = ask(page, QUESTION).locator(".place")
     assert {text.partition("/page.md")[0] for text in places.all_text_contents()} == {"lisbon/people"}
 
 
@@ -242,28 +353,31 @@ def test_an_invalid_key_opens_the_key_field_and_shows_an_error(page: Page, oslo:
     give_key(page, oslo)
     expect(page.get_by_role("status")).to_be_empty()
     if asks:  # for example, it was revoked in the meantime
-        page.evaluate("document.getElementById('key').value = 'rag_wrong'")
+        page.evaluate("sessionStorage.setItem('rag-key', 'rag_wrong')")
         page.locator("#question").fill(QUESTION)
     else:
         page.get_by_text("Access key", exact=True).click()
         page.get_by_label("Key (stored in this tab only)").fill("rag_wrong")
-        page.get_by_text("Access key", exact=True).click()
-        page.locator("#question").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_contain_text("This key is not valid.")
     expect(page.get_by_label("Key (stored in this tab only)")).to_be_visible()
 
 
-def test_an_answer_can_be_stopped(page: Page, oslo: str, stand_in: StandIn) -> None:
+@pytest.mark.parametrize("by", ["button", "Escape"])
+def test_an_answer_can_be_stopped(page: Page, oslo: str, stand_in: StandIn, by: str) -> None:
     stand_in.faults = {"stand-in": "hangs"}
     give_key(page, oslo)
-    page.locator("#question").fill("What is the travel per-diem?")
+    page.locator("#question").fill(f"What is the travel per-diem? {by}")
     page.keyboard.press("Enter")
     stop = page.get_by_role("button", name="Stop")
     expect(stop).to_be_visible()
-    tab_to(page, stop)
-    page.keyboard.press("Enter")
+    if by == "button":
+        tab_to(page, stop)
+        page.keyboard.press("Enter")
+    else:
+        page.keyboard.press("Escape")
     expect(page.get_by_role("status")).to_have_text("Stopped.")
+    expect(page.locator(".problem")).to_have_text("Stopped.")
     expect(stop).to_be_hidden()
     expect(page.locator("#question")).to_be_focused()
     stand_in.faults = {}
@@ -277,43 +391,58 @@ def test_a_new_question_replaces_one_that_is_still_being_answered(
     give_key(page, everything)
     page.locator("#question").fill("What is the travel per-diem at home?")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("region", name="Sources")).to_be_visible()
+    expect(page.locator(".progress").first).to_contain_text("Waiting for the language model")
     page.locator("#question").fill("Who gets leave?")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Who gets leave?")).to_be_visible()
-    expect(page.get_by_role("region", name="Sources")).to_be_visible()
-    expect(page.get_by_role("status")).to_have_text("Answering…")
+    expect(page.locator(".problem").first).to_have_text("Stopped.")
+    expect(page.locator(".progress").last).to_contain_text("Waiting for the language model")
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
 
 
 def test_markup_from_documents_and_models_is_shown_as_text(page: Page, everything: str, stand_in: StandIn) -> None:
-    stand_in.words = ("Call ", MARKUP, " [1].")
+    hostile = (
+        f"Call {MARKUP} [1]. ![x](/page/page.css) [run](javascript:alert(1)) <a href='javascript:alert(1)'>go</a>\n\n"
+        "<svg onload=\"document.title='owned'\"></svg> [data](data:text/html,x)"
+    )
+    stand_in.words = (hostile,)
     give_key(page, everything)
-    page.get_by_role("combobox", name="Region").select_option("nagoya")
-    ask(page, f"Whom does the escalation of a ticket call? {MARKUP}")
+    choose(page, "nagoya")
+    turn = ask(page, f"Whom does the escalation of a ticket call? {MARKUP}")
     page.get_by_role("link", name="Source 1").click()
-    source = page.get_by_role("region", name="Sources")
-    for place in (page.locator("#text"), page.locator("#asked"), source.locator("pre"), source.locator("summary")):
+    source = turn.locator(".sources").first
+    for place in (turn.locator(".text"), turn.locator(".asked"), source.locator("pre"), source.locator("li summary")):
         expect(place.first).to_contain_text(MARKUP)
-    assert page.locator("main img, main script").count() == 0
+    expect(page.locator("#chats")).to_contain_text(MARKUP)
+    assert page.locator("main img, main script, main svg, main [onload], main [onerror]").count() == 0
+    targets = page.locator(".text a:not(.citation)").evaluate_all("links => links.map((link) => link.href)")
+    assert [target for target in targets if not target.startswith(("https://", "http://"))] == []
+    page.goto(page.url)  # and again from the address and the stored chat
+    expect(page.locator(".turn .asked")).to_contain_text(MARKUP)
+    assert page.locator("main img, main script, main svg").count() == 0
     assert page.title() == "Ask the documents"
 
 
 def test_nothing_scrolls_sideways_on_a_small_screen(page: Page, everything: str, stand_in: StandIn) -> None:
-    stand_in.words = ("y" * 300, " [1].")
+    wide = f"| {'t' * 60} | {'u' * 60} |\n|---|---|\n| 1 | 2 |\n\n```\n{'c' * 200}\n```\n"
+    stand_in.words = ("y" * 300, f" [1].\n\n{wide}")
     page.set_viewport_size({"width": 360, "height": 640})
     give_key(page, everything)
-    page.get_by_role("combobox", name="Region").select_option("nagoya")
-    ask(page, f"How does the escalation of a ticket go? {'z' * 300}")
+    choose(page, "nagoya")
+    turn = ask(page, f"How does the escalation of a ticket go? {'z' * 300}")
     page.get_by_role("link", name="Source 1").click()
-    expect(page.get_by_role("region", name="Sources").locator("pre")).to_contain_text("x" * 200)
+    expect(turn.locator(".sources pre").first).to_contain_text("x" * 200)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
+    page.get_by_role("button", name="Chats").click()
+    page.get_by_role("button", name="New chat").click()
+    expect(page.get_by_role("button", name="New chat")).to_be_hidden()
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_axe_finds_no_accessibility_violations(
-    page: Page, everything: str, server_binaries: Path, colours: Any
+    page: Page, everything: str, stand_in: StandIn, server_binaries: Path, colours: Any
 ) -> None:
+    stand_in.words = ("46 weeks [1].\n\n| office | weeks |\n|---|---|\n| Oslo | 46 |\n\n```\ncode\n```\n",)
     page.emulate_media(color_scheme=colours, reduced_motion="reduce")
     page.evaluate(axe_script(server_binaries).read_text())
 
@@ -323,9 +452,35 @@ def test_axe_finds_no_accessibility_violations(
 
     assert problems() == []
     give_key(page, everything)
-    ask(page, QUESTION)
+    page.locator("#chosen").click()
+    assert problems() == []
+    ask(page, f"{QUESTION} In {colours}?")
     page.get_by_role("link", name="Source 1").click()
     assert problems() == []
+
+
+def test_settings_give_the_page_a_name_a_colour_and_examples_and_an_open_service_asks_for_no_key(
+    browser: Browser, lake: str, stand_in: StandIn, tmp_path: Path
+) -> None:
+    stand_in.words, stand_in.pause, stand_in.faults = ("46 weeks", " [1]."), 0.0, {}
+    look = {
+        "RAG_HTTP_PAGE_NAME": "Northwind",
+        "RAG_HTTP_PAGE_ACCENT": "#7a1fa2",
+        "RAG_HTTP_PAGE_EXAMPLES": f"{QUESTION} | Who is on call?",
+    }
+    environment = {**service_environment(lake, stand_in, tmp_path / "none"), **look, "RAG_HTTP_KEYS": ""}
+    with serving(tmp_path, environment, "--open") as service:
+        page = browser.new_page()
+        page.goto(service.url)
+        expect(page.get_by_role("heading", name="Northwind")).to_be_visible()
+        expect(page.get_by_text("Access key", exact=True)).to_be_hidden()
+        assert (
+            page.locator("#ask").evaluate("button => getComputedStyle(button).backgroundColor") == "rgb(122, 31, 162)"
+        )
+        assert page.locator("#examples button").all_text_contents() == [QUESTION, "Who is on call?"]
+        page.get_by_role("button", name=QUESTION).click()
+        expect(page.locator(".turn .text")).to_have_text("46 weeks [1].")
+        page.close()
 
 
 def test_the_description_of_the_api_is_shown_without_another_host(page: Page, service: Service) -> None:
