@@ -1,7 +1,7 @@
 """Request and response bodies of the HTTP service. A body can only narrow the shards that the API key allows."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, StringConstraints
 
@@ -130,68 +130,24 @@ class FeedbackResponse(BaseModel):
     dropped: bool = Field(description="whether the answer was removed from the cache")
 
 
-class TextPart(BaseModel):
-    """A part of a message. Only text is accepted."""
-
-    type: Literal["text"]
-    text: str = Field(max_length=100_000)
-
-
-Text = Annotated[str, StringConstraints(max_length=100_000)]
-Parts = Annotated[list[TextPart], Field(max_length=MOST_NAMES), FIRST_FAULT]
-
-
-class Message(BaseModel):
-    """A message of OpenAI's protocol."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Parts
-
-    @property
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-
-
-class StreamOptions(BaseModel):
-    """OpenAI's options of a stream; others than these are ignored."""
-
-    include_usage: bool | None = None
-
-
-class ChatRequest(ScopeFilter):
-    """A request for a chat completion as in OpenAI's API. Sampling options are accepted and ignored."""
-
-    model_config = ConfigDict(
-        extra="ignore",
-        json_schema_extra={
-            "examples": [
-                {"model": "rag-shards", "messages": [{"role": "user", "content": _QUESTION}]},
-                {"model": "rag-shards", "messages": [{"role": "user", "content": _QUESTION}], "stream": True},
-            ]
-        },
-    )
-
-    model: str = Field(max_length=200, description="rag-shards", json_schema_extra={"pattern": "^rag-shards(/.*)?$"})
-    messages: Annotated[list[Message], FIRST_FAULT] = Field(
-        min_length=1, max_length=2 * MAX_TURNS + 10, description="conversation; the last message is the question"
-    )
-    stream: bool | None = Field(default=False, strict=True, description="stream the completion as server-sent events")
-    stream_options: StreamOptions | None = Field(None, description="include_usage: report the tokens at the end")
-    n: Literal[1] | None = Field(1, description="number of completions; only 1")
-
-
 class ErrorDetail(BaseModel):
-    """Name and message of an error."""
+    """An error, with the fields of OpenAI's errors."""
 
     type: str
     message: str
+    code: str | None = Field(None, description="name of the error in OpenAI's protocol, such as model_not_found")
+    param: str | None = Field(None, description="the field of the request that is wrong")
 
 
 class ErrorBody(BaseModel):
     """The body of every error response."""
 
     error: ErrorDetail
+
+    @classmethod
+    def of(cls, kind: str, message: str, code: str | None = None, param: str | None = None) -> Self:
+        """Build the body of an error."""
+        return cls(error=ErrorDetail(type=kind, message=message, code=code, param=param))
 
 
 class NotReady(BaseModel):

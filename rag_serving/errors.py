@@ -5,8 +5,10 @@
     │   └── MissingExtra         an optional package is not installed
     ├── InvalidQuestion          the question is empty or too long
     ├── InvalidArgument          k, a filter or another argument is out of range
+    │   └── UnsupportedParameter a request in OpenAI's protocol asks for what the service does not do
     ├── InvalidShardName         a region or department cannot name a shard
     ├── UnknownScope             no published shard matches the regions and departments
+    │   └── UnknownModel         a model's name in OpenAI's protocol matches no shard that the key can see
     ├── UnknownDocument          no published document has this id
     ├── SourceNotOffered         the client or service does not open this document's original
     ├── SourceGone               the original of a document was deleted since it was indexed
@@ -64,7 +66,9 @@ __all__ = [
     "TooManyRequests",
     "UnexpectedReply",
     "UnknownDocument",
+    "UnknownModel",
     "UnknownScope",
+    "UnsupportedParameter",
     "WriteConflict",
 ]
 
@@ -74,6 +78,10 @@ class RagError(Exception):
 
     retry_after: int | None = None
     """Seconds until a retry may succeed, if known."""
+    code: str | None = None
+    """The error's name in OpenAI's protocol, if it has one."""
+    param: str | None = None
+    """The field of the request that is wrong, if known."""
 
 
 class SettingsError(RagError):
@@ -92,12 +100,29 @@ class InvalidArgument(RagError, ValueError):
     """An argument other than the question is out of range."""
 
 
+class UnsupportedParameter(InvalidArgument):
+    """A request in OpenAI's protocol asks for what the service does not do; `param` is the field."""
+
+    code = "unsupported_parameter"
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
 class InvalidShardName(RagError, ValueError):
     """A region or department contains characters that are not allowed in a path, filter or tag."""
 
 
 class UnknownScope(RagError, LookupError):
     """No published shard matches the requested regions and departments."""
+
+
+class UnknownModel(UnknownScope):
+    """A model's name in OpenAI's protocol matches no published shard that the key can see."""
+
+    code = "model_not_found"
+    param = "model"
 
 
 class UnknownDocument(RagError, LookupError):

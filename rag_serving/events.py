@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from rag_serving.errors import DeadlineExceeded, RagError
-from rag_serving.results import Answer, Citation
+from rag_serving.results import Answer, CacheState, Citation
 
 
 class _Event(BaseModel):
@@ -24,6 +24,9 @@ class Sources(_Event):
 
     type: Literal["sources"] = "sources"
     sources: tuple[Citation, ...]
+    cache: CacheState | None = Field(
+        default=None, description="state of the cache as far as it is known now; `done` has the final one"
+    )
 
 
 class Delta(_Event):
@@ -70,7 +73,7 @@ EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 def replayed(answer: Answer) -> tuple[Event, ...]:
     """Return the events that stream a finished answer."""
     return (
-        Sources(sources=answer.citations),
+        Sources(sources=answer.citations, cache=answer.cache),
         Delta(text=answer.text),
         Citations(citations=answer.citations),
         Done(answer=answer),

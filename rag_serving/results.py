@@ -20,6 +20,7 @@ INVENTED_CITATIONS = "invented_citations"
 FEWER_PASSAGES = "fewer_passages"
 HISTORY_NOT_READ = "history_not_read"
 OUTSIDE_SCOPE = "outside_scope"
+QUESTION_CUT = "question_cut"
 CACHE_UNAVAILABLE = "cache_unavailable"
 
 MARKS = {
@@ -32,6 +33,7 @@ MARKS = {
     FEWER_PASSAGES: "the model's context had room for fewer passages",
     HISTORY_NOT_READ: "the conversation before the question was not taken into account",
     OUTSIDE_SCOPE: "the question names a region or department outside the scope that was searched",
+    QUESTION_CUT: "only the beginning and the end of the question were used, because it is too long",
     CACHE_UNAVAILABLE: "the cache could not be reached",
     "question_cut_at_window": "only the beginning of the question was compared by meaning, because it is too long",
     "shard_unavailable": "a shard could not be searched",

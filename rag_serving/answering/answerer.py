@@ -264,12 +264,12 @@ class Answerer:
                 for event in served:
                     emit(event)
                 return
-        emit(Sources(sources=source_citations(hits)))
+        emit(Sources(sources=source_citations(hits), cache=self._state(problems)))
         answer = await self._generated(asked, hits, emit, until)
         clock.lap("answer")
         answer = await self._store(work, answer, evidence, problems)
         clock.lap("cache")
-        state: CacheState = "bypass" if problems or self._mode == "off" else "miss"
+        state = self._state(problems)
         self.counts[state] += 1
         answer = answer.model_copy(
             update={
@@ -286,6 +286,10 @@ class Answerer:
             emit(Delta(text=told.text.removeprefix(answer.text)))
         for event in replayed(told)[2:]:  # its sources and text were already emitted
             emit(event)
+
+    def _state(self, problems: Sequence[str]) -> CacheState:
+        """Return the state of the cache for an answer that is not served from it."""
+        return "bypass" if problems or self._mode == "off" else "miss"
 
     async def _search(
         self, asked: AnswerRequest, vectors: Mapping[str, npt.NDArray[np.float32]]

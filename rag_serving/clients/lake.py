@@ -20,7 +20,7 @@ from typing import Self
 from rag_serving.answering.answerer import Answerer, AnswerRequest
 from rag_serving.answering.evidence_floor import RELEVANCE_FLOORS, is_below_relevance_floor, is_readable
 from rag_serving.answering.follow_up import standalone
-from rag_serving.answering.generation import EndedCall, LanguageModel
+from rag_serving.answering.generation import EndedCall, Generated, LanguageModel, Messages
 from rag_serving.answering.prompts import PROMPT_VERSION
 from rag_serving.answering.single_flight import SharedFlights, SingleFlight
 from rag_serving.answering.timing import Clock
@@ -156,6 +156,22 @@ class AsyncRagClient(BaseRagClient):
     def is_starting(self) -> bool:
         """Whether the library of the language model is still being loaded."""
         return self._model is not None and not self._model.is_warm
+
+    async def complete(self, messages: Messages) -> Generated | None:
+        """Return the language model's reply to a prompt that is no question about the documents; None without a model.
+
+        Nothing is searched or cached, and links are removed. The call counts against the limit of concurrent calls.
+        Raises `ModelUnavailable` and `Overloaded`.
+        """
+        if self._model is None:
+            return None
+        until = asyncio.get_running_loop().time() + self._settings.ask_deadline
+        try:
+            async with asyncio.timeout_at(until), self._calls.slot():
+                self._answerer.counts["model_calls"] += 1
+                return await self._model.complete(messages, until)
+        except TimeoutError as error:
+            raise ModelUnavailable("the model did not reply before the deadline") from error
 
     async def notes(self) -> list[ReviewItem]:
         """Return pairs of questions to review, newest first; raises `CacheUnavailable`."""

@@ -2,10 +2,8 @@
 
 import asyncio
 import re
-import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
@@ -25,7 +23,6 @@ from starlette.routing import Route
 from rag_serving import errors
 from rag_serving.api_schemas import (
     AskRequest,
-    ChatRequest,
     DocumentSearchRequest,
     DocumentSearchResponse,
     ErrorBody,
@@ -36,8 +33,6 @@ from rag_serving.api_schemas import (
 )
 from rag_serving.clients.lake import AsyncRagClient
 from rag_serving.errors import RagError, in_plain_words
-from rag_serving.events import Delta, Done, Event, Failed
-from rag_serving.http import openai_api as openai
 from rag_serving.http.api_keys import ApiKeys
 from rag_serving.http.auth import Authenticator, Principal
 from rag_serving.http.connections import CONNECTIONS, Connections
@@ -45,6 +40,7 @@ from rag_serving.http.documents.presentation import Presentation
 from rag_serving.http.documents.routes import documents
 from rag_serving.http.metrics import Metrics
 from rag_serving.http.middleware import MCP, UNLIMITED, RequestLimits
+from rag_serving.http.openai.routes import openai_routes
 from rag_serving.http.operations import operations
 from rag_serving.http.rate_limits import RateLimits
 from rag_serving.http.service import (
@@ -57,7 +53,18 @@ from rag_serving.http.service import (
     told_to_caller,
 )
 from rag_serving.http.settings import HttpSettings
-from rag_serving.http.streams import EVENT_STREAM, CallerLeft, answer_of, begun, chained, streamed, while_connected
+from rag_serving.http.streams import (
+    EVENT_STREAM,
+    CallerLeft,
+    answer_events,
+    answer_of,
+    begun,
+    chained,
+    recorded,
+    stream_schema,
+    streamed,
+    while_connected,
+)
 from rag_serving.http.watching import RequestsInProgress
 from rag_serving.results import Answer, ShardInfo
 
@@ -101,13 +108,6 @@ _TELEMETRY: TelemetryConfig = {
     "operation_spans": False,
     "exclude": lambda scope: scope["path"] in UNLIMITED,
 }
-
-
-def _streams(*events: str) -> dict[int | str, dict[str, Any]]:
-    """Describe a response that may be a stream of events with these names, for OpenAPI."""
-    properties = {"data": {"type": "string"}, "event": {"type": "string", "enum": list(events)}}
-    item = {"type": "object", "required": ["data"], "properties": properties}
-    return {200: {"content": {EVENT_STREAM: {"itemSchema": item}}}}
 
 
 def create_app(
@@ -165,7 +165,7 @@ def create_app(
         return await service.authenticator.authenticate(connection)
 
     agents = _agents(lambda: app.state.service)
-    routes = [*_api.routes, *operations.routes]
+    routes = [*_api.routes, *openai_routes.routes, *documents.routes, *operations.routes]
     paths = ["/openapi.json", MCP, *(route.path for route in routes if isinstance(route, APIRoute))]
     app.add_middleware(
         RequestLimits,
@@ -177,6 +177,8 @@ def create_app(
     )
     _add_error_handlers(app)
     app.include_router(_api)
+    app.include_router(openai_routes, responses=_ERRORS, dependencies=_NEEDS_KEY)
+    app.include_router(documents, prefix="/v1", responses=_ERRORS, dependencies=_NEEDS_KEY)
     app.include_router(operations)
     if agents is not None:
         app.router.routes.append(Route(MCP, agents.asgi_app, methods=["GET", "POST", "DELETE"]))
@@ -207,35 +209,32 @@ async def _client_of(request: Request) -> AsyncRagClient:  # async, because Fast
 Client = Annotated[AsyncRagClient, Depends(_client_of)]
 
 # For the OpenAPI description only; `auth.Authenticator` does the authentication.
-_BEARER = HTTPBearer(auto_error=False, description="an API key, created by rag-serving keys create")
+_NEEDS_KEY = [Security(HTTPBearer(auto_error=False, description="an API key, created by rag-serving keys create"))]
 
-_api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=[Security(_BEARER)])
+_api = APIRouter(prefix="/v1", responses=_ERRORS, dependencies=_NEEDS_KEY)
 
 
 @_api.post(
     "/ask",
     response_model=Answer,
-    responses=_streams("sources", "delta", "restart", "citations", "done", "error"),
+    responses=stream_schema("sources", "delta", "restart", "citations", "done", "error"),
     summary="Answer a question with its sources",
 )
-async def ask(body: AskRequest, request: Request, client: Client, caller: Allowed) -> Response:
+async def ask(body: AskRequest, request: Request, caller: Allowed) -> Response:
     """Return the answer as JSON, or as server-sent events with `stream` or `Accept: text/event-stream`.
 
     The events are `sources`, `delta`, `citations` and `done`, or `error`; `restart` voids the deltas before it.
     """
-    events = _events_of(request, body, client, caller)
+    events = recorded(request, answer_events(request, body, caller))
     first, rest = await while_connected(request, begun(events))
     if body.stream or EVENT_STREAM in request.headers.get("accept", ""):
 
         async def sent() -> AsyncGenerator[bytes]:
             async for event in chained(first, rest):
-                if isinstance(event, Done):
-                    _note(request, event.answer)
                 yield format_sse_event(event=event.type, data_str=event.model_dump_json(exclude={"type"}))
 
-        return streamed(request, sent())
+        return streamed(request, first, sent())
     answer = await while_connected(request, answer_of(first, rest))
-    _note(request, answer)
     return Response(answer.model_dump_json(), media_type="application/json", headers={"x-cache": answer.cache})
 
 
@@ -271,95 +270,33 @@ async def shards(client: Client, caller: Allowed) -> list[ShardInfo]:
     return await client.shards(within=caller.within)
 
 
-@_api.get("/models", summary="List models (OpenAI-compatible)")
-async def models() -> dict[str, Any]:
-    """Return the only model of the service."""
-    return openai.models()
-
-
-@_api.post(
-    "/chat/completions",
-    responses=_streams("message"),
-    summary="Create a chat completion (OpenAI-compatible)",
-    response_model=None,
-)
-async def chat(body: ChatRequest, request: Request, client: Client, caller: Allowed) -> Response:
-    """Answer the last message; the messages before it are its history.
-
-    Citations are returned as `annotations` of the message and as `citations` of the response. `regions` and
-    `departments` restrict the search.
-    """
-    question = openai.question_of(body)
-    identity = openai.CompletionIdentity(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()))
-    first, rest = await while_connected(request, begun(_events_of(request, question, client, caller)))
-    if not body.stream:
-        answer = await while_connected(request, answer_of(first, rest))
-        _note(request, answer)
-        return JSONResponse(openai.completion(identity, answer), headers={"x-cache": answer.cache})
-    with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-
-    async def sent() -> AsyncGenerator[bytes]:
-        async for event in chained(first, rest):
-            if isinstance(event, Done):
-                _note(request, event.answer)
-            for chunk in openai.chunks(identity, event, with_usage=with_usage):
-                yield format_sse_event(data_str=chunk)
-        yield format_sse_event(data_str="[DONE]")
-
-    return streamed(request, sent())
-
-
-async def _events_of(
-    request: Request, ask: AskRequest, client: AsyncRagClient, caller: Principal
-) -> AsyncGenerator[Event]:
-    """Yield the events of an answer as callers see them, and record how long they took."""
-    presentation = Presentation.of(request)
-    began = time.perf_counter()
-    first_text: float | None = None
-    events = client.stream(
-        ask.question,
-        regions=ask.regions,
-        departments=ask.departments,
-        k=ask.k,
-        history=ask.history,
-        tenant=caller.tenant,
-        within=caller.within,
-    )
-    async with aclosing(events):
-        async for event in events:
-            if isinstance(event, Delta) and first_text is None:
-                first_text = time.perf_counter() - began
-            if isinstance(event, Done):
-                service_of(request).metrics.answered(event.answer, time.perf_counter() - began, first_text)
-            if isinstance(event, Failed):
-                told = told_to_caller(event.error, event.message)
-                yield event.model_copy(update={"message": told})
-            else:
-                yield presentation.event(event)
-
-
-_api.include_router(documents)
-
-
-def _note(request: Request, answer: Answer) -> None:
-    request.state.cache = answer.cache
-
-
 def _add_error_handlers(app: FastAPI) -> None:
-    def reply(status: int, kind: str, message: str, retry: int | None = None) -> JSONResponse:
+    def reply(
+        status: int,
+        kind: str,
+        message: str,
+        retry: int | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+    ) -> Response:
         headers = {} if retry is None else {"retry-after": str(retry)}
         if status == HTTPStatus.UNAUTHORIZED:
             headers["www-authenticate"] = "Bearer"
-        return JSONResponse({"error": {"type": kind, "message": message}}, status, headers)
+        body = ErrorBody.of(kind, message, code, param).model_dump_json()
+        return Response(body, status, headers, media_type="application/json")
 
-    async def deliberate(_request: Request, error: Exception) -> JSONResponse:
+    async def deliberate(_request: Request, error: Exception) -> Response:
         status = next((code for kind, code in _STATUS.items() if isinstance(error, kind)), 500)
         usual = next((seconds for kind, seconds in _RETRY.items() if isinstance(error, kind)), None)
-        retry = error.retry_after if isinstance(error, RagError) and error.retry_after is not None else usual
         kind = type(error).__name__
-        return reply(status, kind, told_to_caller(kind, str(error)), retry)
+        told = told_to_caller(kind, str(error))
+        if not isinstance(error, RagError):
+            return reply(status, kind, told, usual)
+        retry = usual if error.retry_after is None else error.retry_after
+        return reply(status, kind, told, retry, code=error.code, param=error.param)
 
-    async def malformed(request: Request, error: Exception) -> JSONResponse:
+    async def malformed(request: Request, error: Exception) -> Response:
         media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if request.method == "POST" and media_type != "application/json" and not media_type.endswith("+json"):
             return reply(415, "InvalidRequest", "send the body as JSON with the header Content-Type: application/json")
@@ -367,12 +304,13 @@ def _add_error_handlers(app: FastAPI) -> None:
         if found and found[0]["type"] == "json_invalid":
             return reply(422, "InvalidRequest", f"the body is not valid JSON (character {found[0]['loc'][-1]})")
         problems = "; ".join(f"{_path(one['loc'])}: {in_plain_words(one)}" for one in found[:5])
-        return reply(422, "InvalidRequest", problems[:1_000])
+        param = _path(found[0]["loc"][1:]) if found else ""
+        return reply(422, "InvalidRequest", problems[:1_000], param=param or None)
 
     async def nobody(_request: Request, _error: Exception) -> Response:
         return Response(status_code=_CALLER_LEFT)
 
-    async def plain(request: Request, error: Exception) -> JSONResponse:
+    async def plain(request: Request, error: Exception) -> Response:
         status = HTTPStatus(error.status_code if isinstance(error, HTTPException) else 500)
         if status == HTTPStatus.BAD_REQUEST:  # FastAPI's, for a body that is no UTF-8 or nested too deeply
             return reply(422, "InvalidRequest", "the body cannot be read as JSON; send UTF-8, without compression")
@@ -393,4 +331,4 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 def _path(location: Iterable[Any]) -> str:
     """Return the path of a field, without pydantic's names of the types that were tried."""
-    return ".".join(str(part) for part in location if not re.search(r"\[|^constrained-", str(part)))
+    return ".".join(str(part) for part in location if not re.search(r"\[|^constrained-|^str$", str(part)))

@@ -1,7 +1,6 @@
 """What every request passes through: request ids, limits, one line of access log, and metrics."""
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -13,6 +12,7 @@ from http import HTTPStatus
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rag_serving.api_schemas import ErrorBody
 from rag_serving.errors import NotAllowed, TooManyRequests
 from rag_serving.http.auth import Principal
 from rag_serving.http.logs import FIELDS, request_id
@@ -235,7 +235,7 @@ class _Refusal:
 
     def messages(self, *, closing: bool) -> tuple[Message, Message]:
         """Return the response. `closing` ends the connection, so that the rest of the body need not be read."""
-        body = json.dumps({"error": {"type": self.kind, "message": self.message}}).encode()
+        body = ErrorBody.of(self.kind, self.message).model_dump_json().encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(self.retry_after).encode()))

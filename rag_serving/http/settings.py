@@ -43,6 +43,9 @@ class HttpSettings(Environment):
         None, max_length=2_000, description="questions that the empty web page offers, separated by |"
     )
     llm_process: bool = Field(True, description="call the language model in a separate process per worker")
+    sources_footer: bool = Field(
+        False, description="end every text for OpenAI clients with its sources; off: only with the suffix :sources"
+    )
     trusted_proxies: NonEmpty | None = Field(
         None, description="comma-separated addresses or networks whose X-Forwarded-For is trusted; unset: none"
     )

@@ -144,6 +144,7 @@ def test_one_error_names_all_malformed_variables(monkeypatch: pytest.MonkeyPatch
         (ServingSettings, "RAG_CACHE_TTL", "1.5", "RAG_CACHE_TTL: must be a whole number ("),
         (ServingSettings, "RAG_LLM_TIMEOUT", "banana", "RAG_LLM_TIMEOUT: must be a number ("),
         (HttpSettings, "RAG_HTTP_LLM_PROCESS", "banana", "RAG_HTTP_LLM_PROCESS: must be true or false ("),
+        (HttpSettings, "RAG_HTTP_SOURCES_FOOTER", "banana", "RAG_HTTP_SOURCES_FOOTER: must be true or false ("),
         (HttpSettings, "RAG_HTTP_TRUSTED_PROXIES", "banana", "RAG_HTTP_TRUSTED_PROXIES: expected addresses or"),
         (HttpSettings, "RAG_HTTP_PAGE_ACCENT", "red", "RAG_HTTP_PAGE_ACCENT: "),
         (HttpSettings, "RAG_HTTP_PUBLIC_URL", "rag.example", "RAG_HTTP_PUBLIC_URL: expected a URL without a path"),

@@ -33,7 +33,7 @@ class Presentation:
     def event(self, event: Event) -> Event:
         """Return an event as callers see it."""
         if isinstance(event, Sources):
-            return Sources(sources=tuple(map(self.place, event.sources)))
+            return event.model_copy(update={"sources": tuple(map(self.place, event.sources))})
         if isinstance(event, Citations):
             return Citations(citations=tuple(map(self.place, event.citations)))
         return Done(answer=self._answer(event.answer)) if isinstance(event, Done) else event

@@ -299,6 +299,20 @@ def test_a_failing_model_yields_a_degraded_extract_that_is_not_cached(sample_lak
     assert calls == ["fake/model", "fake/model"]
 
 
+def test_a_prompt_is_completed_without_a_search_and_within_the_limits_of_model_calls(sample_lake: str) -> None:
+    async def waits(**arguments: Any) -> Any:
+        await asyncio.sleep(60)
+
+    async def outcomes(**limits: Any) -> list[Any]:
+        model = LanguageModel("fake/model", timeout=60, retries=0, max_tokens=20, completion=waits)
+        async with AsyncRagClient(settings(sample_lake, **limits), model=model) as client:
+            prompt = [{"role": "user", "content": "A title, please."}]
+            return await asyncio.gather(*(client.complete(prompt) for _ in range(3)), return_exceptions=True)
+
+    kinds = [type(one) for one in asyncio.run(outcomes(llm_concurrency=1, queue_limit=1, ask_deadline=0.2))]
+    assert sorted(kind.__name__ for kind in kinds) == ["ModelUnavailable", "ModelUnavailable", "Overloaded"]
+
+
 # What it rejects.
 
 

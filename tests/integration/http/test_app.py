@@ -1,4 +1,4 @@
-"""The HTTP service as callers see it: a real process, real keys, and OpenAI's official client."""
+"""The HTTP service as callers see it: a real process, and real keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import openai
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
@@ -85,55 +84,6 @@ def test_a_miss_and_a_hit_stream_the_same_events_and_json_reports_the_cache_stat
     assert [events[-1][1]["answer"]["cache"] for events in (miss, hit)] == ["miss", "exact"]
     assert "".join(data["text"] for name, data in miss if name == "delta") == OSLO_ANSWER
     assert (plain.headers["x-cache"], plain.json()["text"]) == ("exact", OSLO_ANSWER)
-
-
-def test_the_official_client_gets_answers_streams_and_citations(service: Service, oslo: str) -> None:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=oslo, max_retries=0) as client:
-        assert [model.id for model in client.models.list()] == ["rag-shards"]
-        whole = client.chat.completions.create(
-            model="rag-shards",
-            temperature=0.2,
-            messages=[{"role": "system", "content": "Answer in verse."}, {"role": "user", "content": QUESTION}],
-        )
-        parts = list(
-            client.chat.completions.create(
-                model="rag-shards",
-                messages=[{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
-                stream=True,
-                stream_options={"include_usage": True},
-            )
-        )
-    message = whole.choices[0].message
-    assert message.content == OSLO_ANSWER
-    assert message.annotations is not None
-    cited = message.annotations[0].url_citation
-    assert cited.url.startswith(f"{service.url}/documents/oslo/people/")
-    assert OSLO_ANSWER[cited.start_index : cited.end_index] == "[1]"
-    assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices) == OSLO_ANSWER
-    assert [part.choices[0].finish_reason for part in parts if part.choices][-1] == "stop"
-    assert parts[-1].usage is not None
-    extra = parts[-2].model_extra
-    assert extra is not None
-    assert extra["citations"][0]["number"] == 1
-
-
-def test_earlier_messages_of_a_conversation_become_the_history_of_its_last_question(
-    service: Service, oslo: str, stand_in: StandIn
-) -> None:
-    stand_in.rewrite = f"{QUESTION} In Oslo."
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=oslo, max_retries=0) as client:
-        answer = client.chat.completions.create(
-            model="rag-shards",
-            messages=[
-                {"role": "user", "content": "Is there parental leave?"},
-                {"role": "assistant", "content": "Yes [1]."},
-                {"role": "user", "content": "How many weeks are on full pay?"},
-            ],
-        )
-    assert answer.choices[0].message.content == OSLO_ANSWER
-    asked = [request["messages"][1]["content"] for request in stand_in.requests]
-    assert any("Is there parental leave?" in content and "Last question" in content for content in asked)
-    assert any(content.endswith(stand_in.rewrite) for content in asked)
 
 
 def test_search_shards_and_feedback_work_within_the_scope_of_the_key(service: Service, oslo: str) -> None:

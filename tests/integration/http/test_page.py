@@ -580,7 +580,7 @@ def test_a_pdf_opens_at_the_page_of_the_passage(page: Page, service: Service, os
     expect(page.locator("[data-marked]").first).to_be_focused()
     number = page.locator("[data-marked]").first.get_attribute("data-page")
     assert number == "2"
-    expect(page.get_by_text(f"Page {number}", exact=True)).to_be_visible()
+    expect(page.get_by_text(f"page {number}", exact=True)).to_be_visible()
     page.evaluate("() => { window.open = (url) => { window.opened = url; return window; }; }")
     page.get_by_role("button", name="Open the original").click()
     page.wait_for_function("() => window.opened")
