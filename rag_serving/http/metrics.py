@@ -4,13 +4,15 @@ import os
 import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from rag_serving.answering.generation import EndedCall
 from rag_serving.results import Answer
+
+if TYPE_CHECKING:
+    from rag_serving.answering.generation import EndedCall
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 """Environment variable of the folder in which worker processes share their metrics."""
@@ -95,7 +97,7 @@ class Metrics:
         if first_text is not None:
             self._first_text.labels(answer.cache).observe(first_text)
 
-    def called(self, call: EndedCall) -> None:
+    def called(self, call: "EndedCall") -> None:
         """Record a call of a language model."""
         self._model_seconds.labels(call.model, call.outcome).observe(call.seconds)
 

@@ -85,7 +85,7 @@ def test_stages_are_built_on_pinned_images_or_on_each_other() -> None:
 
 
 def test_the_extras_are_declared_and_the_service_gets_only_its_own() -> None:
-    assert extras("build-serving") == {"http", "llm"}
+    assert extras("build-serving") == {"http", "llm", "mcp"}
     assert extras("build-assets") == {"assets", "ui", "celery", "postgres", "k8s"}
     assert extras("build-serving") | extras("build-assets") <= PROJECT["optional-dependencies"].keys()
 
