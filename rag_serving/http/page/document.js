@@ -1,6 +1,7 @@
 // The page of a document: shows its text with the cited passage, and opens the original.
-// Everything from the service is rendered as text, never as markup.
+// Markdown is rendered without HTML and sanitized; everything else from the service is text.
 
+import { rendered } from "./markdown.js";
 import { placeOf } from "./places.js";
 import { request, storedKey, storeKey } from "./service.js";
 
@@ -9,6 +10,7 @@ const ADDRESS = `/v1${location.pathname}`;
 const COUNT = 200;
 const KEEP_BLOB_MS = 60_000;
 let name = "";
+let isMarkdown = false;
 let next = 0;
 let last = null; // the passage shown last
 let page = null; // page of the cited passage
@@ -56,6 +58,7 @@ async function loadPart() {
 
 function showFacts(found) {
   name = found.path;
+  isMarkdown = found.type === "text/markdown";
   document.title = found.title || found.path;
   at("title").textContent = found.title || found.path;
   const facts = [found.source, found.type, `modified ${new Date(found.modified_at).toLocaleDateString()}`];
@@ -71,10 +74,16 @@ function showFacts(found) {
 function showPassage(passage) {
   const place = placeOf(name, passage.page);
   if (place && passage.page !== last?.page) add("p", "place", place);
-  const heading = passage.heading_path.join(" › ");
-  if (heading && heading !== last?.heading_path.join(" › ")) add("h2", "", heading);
-  if (passage.table_header) add("p", "quiet", passage.table_header);
-  const text = add("p", "passage", passage.text);
+  let text;
+  if (isMarkdown) {
+    text = add("div", "passage markdown", "");
+    text.append(rendered(passage.text, () => null, 2));
+  } else {
+    const heading = passage.heading_path.join(" › ");
+    if (heading && heading !== last?.heading_path.join(" › ")) add("h2", "", heading);
+    if (passage.table_header) add("p", "quiet", passage.table_header);
+    text = add("p", "passage", passage.text);
+  }
   text.dataset.start = passage.start;
   text.dataset.end = passage.end;
   text.dataset.page = passage.page ?? "";

@@ -20,18 +20,18 @@ const ALLOWED = {
   ALLOWED_URI_REGEXP: /^https?:/i,
   RETURN_DOM_FRAGMENT: true,
 };
-// Headings of an answer are below that of its question.
-const HEADINGS = { H1: "h3", H2: "h3", H3: "h4", H4: "h5", H5: "h6", H6: "h6" };
 
 // Returns the text as a fragment. `cite` makes the link of a citation such as [2], or returns null for other numbers.
-export function rendered(text, cite) {
+// The page has headings above the text, so those of the text begin with the level `highest`.
+export function rendered(text, cite, highest = 3) {
   const fragment = DOMPurify.sanitize(markdown.render(text), ALLOWED);
   for (const link of fragment.querySelectorAll("a")) {
     link.target = "_blank";
     link.rel = "noopener noreferrer";
   }
   for (const heading of fragment.querySelectorAll("h1, h2, h3, h4, h5, h6")) {
-    const lower = document.createElement(HEADINGS[heading.tagName]);
+    const level = Math.max(highest, Math.min(Number(heading.tagName[1]) + highest - 2, 6));
+    const lower = document.createElement(`h${level}`);
     lower.append(...heading.childNodes);
     heading.replaceWith(lower);
   }
