@@ -1,6 +1,7 @@
 """The commands for unreadable documents."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,4 +130,4 @@ def _one_quarantined(key: str) -> tuple[Shard, str, dict[str, Any]]:
     for found in _quarantined([shard.key]):
         if found[1] == key:
             return found
-    raise NamedClickError(f"{key} is not quarantined; see rag-assets quarantine list {shard.key}")
+    raise NamedClickError(f"{key} is not quarantined; see rag-assets quarantine list {shlex.quote(shard.key)}")

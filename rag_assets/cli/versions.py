@@ -27,7 +27,7 @@ def history(shard: str) -> None:
     found = read_catalog_entry(pipeline.lake().objects, named)
     table = pipeline.lake().open(SHARDS, named)
     if found is None or table is None:
-        raise NamedClickError(f"{shard} was never published in {pipeline.settings.lake_uri}; see rag-assets status")
+        raise NamedClickError(f"{shard} is not published in {pipeline.settings.lake_uri}; see rag-assets status")
     entry, kept = found[0], kept_versions(table)
     for publication in (entry.current, *entry.history):
         what = "current" if publication is entry.current else "kept" if publication.version in kept else "removed"
@@ -96,15 +96,18 @@ def retire(shard: str) -> None:
     """
     from rag_assets.pipeline import Pipeline
     from rag_assets.publishing.retire import retire as stop_serving
+    from rag_serving.lake.tables import SHARDS
 
     pipeline = Pipeline(PipelineSettings.from_env())
     named = Shard.parse(shard)
+    if pipeline.lake().open(SHARDS, named) is None:
+        raise NamedClickError(f"the lake has no shard {shard}; see rag-assets status")
     with pipeline.writer(named, holder=f"retirement by {user_name()}") as writer:
         entry = stop_serving(writer, pipeline.source())
     click.echo(
         f"{shard} is retired: its {entry.current.documents} documents are no longer served"
         if entry is not None
-        else f"{shard} is not published"
+        else f"{shard} was retired before, and is not served"
     )
 
 

@@ -76,7 +76,10 @@ class FolderSource:
         try:
             yield
         except OSError as error:
-            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; check RAG_SOURCE_URI") from error
+            advice = "check RAG_SOURCE_URI"
+            if isinstance(error, PermissionError):
+                advice = "give this user access, or move the folder out of the source"
+            raise SourceUnavailable(f"cannot list {error.filename}: {error.strerror}; {advice}") from error
 
     def fetch(self, key: str) -> FetchedObject:
         """Read a file."""

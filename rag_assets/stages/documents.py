@@ -206,11 +206,12 @@ def _guard_deletes(shard: Shard, total: int, todo: _Diff, limits: IngestionLimit
     everything = deleted == total and not todo.fetch
     # The share of very few documents is meaningless: one of two is half.
     if everything or (deleted > 5 and deleted > limits.max_delete_share * total):
+        retire = f"If the department was removed or renamed, run rag-assets retire {shlex.quote(shard.key)}. "
         raise MassDeleteRefused(
-            f"the run would delete {deleted} of {total} documents of shard {shard}, which are gone from the source. If "
-            f"this is intended, run rag-assets backfill --allow-mass-delete --region {shlex.quote(shard.region)} "
-            f"--department {shlex.quote(shard.department)}, or set the run tag rag/allow_mass_delete=true; "
-            "RAG_MAX_DELETE_SHARE sets the share that needs no permission"
+            f"the run would delete {deleted} of {total} documents of shard {shard}, which are gone from the source. "
+            f"{retire if everything else ''}If this is intended, run rag-assets backfill --allow-mass-delete "
+            f"--region {shlex.quote(shard.region)} --department {shlex.quote(shard.department)}, or set the run tag "
+            "rag/allow_mass_delete=true; RAG_MAX_DELETE_SHARE sets the share that needs no permission"
         )
 
 

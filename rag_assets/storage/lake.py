@@ -4,6 +4,7 @@ Each stage has its own folder in the lake, with one LanceDB table per shard.
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,8 @@ class Lake:
 
     @cached_property
     def _session(self) -> Any:
+        # Its warnings are about indexes of many equal vectors, and would run through the progress of a command.
+        os.environ.setdefault("LANCEDB_LOG", "error")
         import lancedb
 
         _return_large_blocks()

@@ -8,6 +8,7 @@ from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.company_index import COMPANY, SHARD_COLUMN, CompanyRecord
 from rag_serving.lake.search.parameters import COMPANY_PROBES, MAIN_LANGUAGE_SHARE, MAX_PROBES, MOST_LANGUAGES, PROBES
 from rag_serving.lake.search.query import Query
+from rag_serving.lake.search.words import OWN_SCRIPT
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.sql import sql_in, sql_not_in
 from rag_serving.lake.tables import SHARDS
@@ -94,10 +95,23 @@ def not_searched(entries: Iterable[CatalogEntry], fingerprints: Collection[str])
 
 
 def main_languages(chunks: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the languages of most chunks, most first, given their numbers by language."""
+    """Return the languages to stem a question in, most chunks first, given the numbers of chunks by language.
+
+    These are a few main ones, because the stems of each add words that no passage has, and all with letters of their
+    own, because they do not add any.
+    """
     enough = MAIN_LANGUAGE_SHARE * sum(chunks.values())
-    known = [(count, language) for language, count in chunks.items() if language and count >= enough]
-    return tuple(language for _, language in sorted(known, reverse=True)[:MOST_LANGUAGES])
+    most_first = sorted(((count, language) for language, count in chunks.items() if language), reverse=True)
+    in_latin_letters = [(count, language) for count, language in most_first if language not in OWN_SCRIPT]
+    main = {language for count, language in in_latin_letters[:MOST_LANGUAGES] if count >= enough}
+    return tuple(language for _, language in most_first if language in main or language in OWN_SCRIPT)
+
+
+def _languages_of_all(publications: Sequence[Publication]) -> tuple[str, ...]:
+    """Return the languages of the shards together: each finds in the company index what it finds by itself."""
+    chunks = sum((Counter(publication.languages) for publication in publications), Counter[str]())
+    used = {language for publication in publications for language in main_languages(publication.languages)}
+    return tuple(language for _, language in sorted(((chunks[one], one) for one in used), reverse=True))
 
 
 def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None) -> Target:
@@ -115,7 +129,6 @@ def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None
         probes = min(round(COMPANY_PROBES / max(share, 1e-3)), MAX_PROBES)
     name = f"company_index_unavailable:{record.fingerprint[:8]}"
     publications = [entry.current for entry in indexed or ()]
-    languages = sum((Counter(publication.languages) for publication in publications), Counter[str]())
     return Target(
         COMPANY,
         record.fingerprint,
@@ -126,6 +139,6 @@ def company_target(record: CompanyRecord, indexed: Sequence[CatalogEntry] | None
         scope,
         probes,
         name,
-        main_languages(languages),
+        _languages_of_all(publications),
         publications[0].embedder_reads if publications else None,
     )

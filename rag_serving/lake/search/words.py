@@ -86,6 +86,8 @@ _STEMMERS: Final = {
     "tr": "turkish",
 }
 """Snowball's algorithms by language (ISO 639-1). Words of other languages are stored as they are written."""
+OWN_SCRIPT: Final = frozenset(["ar", "el", "fa", "hi", "hy", "ne", "ru", "ta"])
+"""Languages whose algorithms leave words in Latin letters as they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,7 +181,7 @@ def test_a_renamed_department_is_retired_with_one_command(quick: Callable[..., R
     output_of(quick("backfill", "--here", "--missing"))
     assert "still served until rag-assets retire Oslo/people" in output_of(quick("status"))
     assert "Oslo/people is retired: its" in output_of(quick("retire", "Oslo/people"))
-    assert "Oslo/people is not published" in output_of(quick("retire", "Oslo/people"))
+    assert "Oslo/people was retired before" in output_of(quick("retire", "Oslo/people"))
     words = dict(re.split(r" {2,}", line, maxsplit=1) for line in output_of(quick("status")).splitlines())
     assert words["Oslo/people & culture"] == "published"
     assert "Oslo/people" not in words
@@ -374,7 +374,8 @@ def test_a_source_of_the_wrong_kind_is_an_error_that_names_the_setting(
     [
         (["rollback", "Oslo/nowhere"], "VersionNotKept: shard Oslo/nowhere was never published"),
         (["rollback", "Oslo"], "InvalidShardName"),
-        (["history", "Oslo/nowhere"], "Oslo/nowhere was never published"),
+        (["history", "Oslo/nowhere"], "Oslo/nowhere is not published"),
+        (["retire", "Oslo/nowhere"], "the lake has no shard Oslo/nowhere"),
         (["quarantine", "show", "Oslo/people/canteen.txt"], "is not quarantined"),
         (["quarantine", "show", "canteen.txt"], "is not a document's key: expected region/department/name"),
         (["quarantine", "list", "Oslo"], "InvalidShardName"),

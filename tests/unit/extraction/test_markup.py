@@ -220,3 +220,8 @@ def test_the_heading_text_of_each_language_has_no_markup(key: str, source: bytes
 )  # fmt: skip
 def test_text_of_a_block_that_is_not_closed_is_kept(key: str, source: str) -> None:
     assert "words" in extract(source.encode(), key).text
+
+
+def test_the_label_of_an_mdx_component_and_its_text_are_separate_words() -> None:
+    document = extract(b'<Tab label="Linux">Download</Tab>\n\nMore.\n', "setup.mdx")
+    assert document.text.startswith("Linux Download")

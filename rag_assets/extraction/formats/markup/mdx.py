@@ -66,4 +66,5 @@ def _without_comments(source: str) -> str:
 
 def _label(tag: re.Match[str]) -> str:
     """Return the words of a tag that readers see, such as the title of a tab."""
-    return " ".join(double or single for double, single in _LABEL.findall(tag[0]))
+    words = " ".join(double or single for double, single in _LABEL.findall(tag[0]))
+    return f"{words} " if words and tag.string[tag.end() : tag.end() + 1].strip() else words

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rag_serving.errors import LakeCorrupt
 from rag_serving.lake.catalog_entry import CatalogEntry, Publication
 from rag_serving.lake.company_index import COMPANY, CompanyRecord, IndexedShard, read_record
-from rag_serving.lake.search.plan import plan
+from rag_serving.lake.search.plan import main_languages, plan
 from rag_serving.lake.search.query import Query
 from rag_serving.lake.shards import Shard
 from rag_serving.lake.tables import SHARDS
@@ -174,3 +174,25 @@ def test_filters_quote_their_values() -> None:
         "starts_with(path, 'it''s %_/')",
         "modified_at < TIMESTAMP '2026-02-03 04:05:00.000000Z'",
     )
+
+
+def test_the_company_index_is_asked_in_the_languages_of_each_of_its_shards() -> None:
+    english = [entry(number) for number in range(6)]
+    many = [
+        each.model_copy(update={"current": each.current.model_copy(update={"languages": {"en": 10_000}})})
+        for each in english[:5]
+    ]
+    finnish = english[5].model_copy(
+        update={"current": english[5].current.model_copy(update={"languages": {"fi": 5, "": 2}})}
+    )
+    entries = [*many, finnish]
+    (target,) = plan(entries, {FIRST: record(entries)}, QUESTION, 4)
+    assert target.folder == COMPANY
+    assert target.languages == ("en", "fi")
+
+
+def test_a_question_is_stemmed_in_a_few_latin_languages_and_all_with_letters_of_their_own() -> None:
+    chunks = {"en": 900, "de": 50, "fr": 40, "hu": 30, "ru": 2, "ar": 1, "": 100}
+    assert main_languages(chunks) == ("en", "de", "fr", "ru", "ar")
+    assert main_languages({"en": 1_000, "fi": 5}) == ("en",)
+    assert main_languages({}) == ()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_serving.lake.search.words import LONGEST, indexed_words, question_words
+from rag_serving.lake.search.words import LONGEST, OWN_SCRIPT, indexed_words, question_words
 
 
 def finds(question: str, passage: str, language: str = "en") -> bool:
@@ -101,3 +101,9 @@ def test_any_text_becomes_words_without_spaces_and_finds_itself(text: str, langu
     if language in ("en", ""):
         english = set(indexed_words([text], "en").split())
         assert {word for word in asked.words if word not in asked.joined} <= english
+
+
+@pytest.mark.parametrize("language", sorted(OWN_SCRIPT))
+def test_a_language_with_letters_of_its_own_adds_no_stems_to_latin_words(language: str) -> None:
+    words = "Reisekosten employees running policies flies happily nationalities"
+    assert question_words(words, [language]).words == tuple(words.lower().split())
