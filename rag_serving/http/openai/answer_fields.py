@@ -35,10 +35,11 @@ def citations_and_marks(answer: Answer) -> dict[str, Any]:
 
 
 def cited_places(answer: Answer) -> Iterator[dict[str, Any]]:
-    """Yield every position at which the text cites a source."""
+    """Yield every position at which the text cites a source, leaving out the footer."""
+    text = answer.text.removesuffix(sources_footer(answer))
     for citation in answer.citations:
         mark = f"[{citation.number}]"
-        at = answer.text.find(mark)
+        at = text.find(mark)
         while at >= 0:
             yield {
                 "start_index": at,
@@ -46,7 +47,7 @@ def cited_places(answer: Answer) -> Iterator[dict[str, Any]]:
                 "url": citation.link or citation.source,
                 "title": citation.title,
             }
-            at = answer.text.find(mark, at + len(mark))
+            at = text.find(mark, at + len(mark))
 
 
 def sources_footer(answer: Answer) -> str:

@@ -266,6 +266,12 @@ def test_every_citation_in_the_text_has_its_place() -> None:
     assert [(place["start_index"], place["end_index"]) for place in places] == [(2, 5), (8, 11)]
 
 
+def test_numbers_in_the_list_of_sources_are_not_citations() -> None:
+    cited = answer("a [1]", citation("Leave"))
+    listed = cited.model_copy(update={"text": cited.text + sources_footer(cited)})
+    assert list(cited_places(listed)) == list(cited_places(cited))
+
+
 @pytest.mark.parametrize(
     ("marks", "expected"),
     [
