@@ -22,9 +22,9 @@ function fail(error) {
   at("key").focus();
 }
 
-// Returns the range of characters in the address (#chunk=120-480), or null.
+// Returns the range of characters in the address (#chunk=120-480), or null. Open WebUI appends #:~:text=…
 function wanted() {
-  const found = /^#chunk=(\d+)-(\d+)$/.exec(location.hash);
+  const found = /^#chunk=(\d+)-(\d+)(#|$)/.exec(location.hash);
   return found && { start: Number(found[1]), end: Number(found[2]) };
 }
 

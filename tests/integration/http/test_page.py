@@ -516,6 +516,13 @@ def test_a_source_opens_its_document_at_the_cited_passage(page: Page, oslo: str)
     expect(document.get_by_role("status")).to_be_empty()
 
 
+def test_an_address_with_a_text_fragment_after_the_passage_opens_there(page: Page, service: Service, oslo: str) -> None:
+    give_key(page, oslo)
+    page.goto(f"{address_of(service, oslo, QUESTION, 'page')}#:~:text=Parental,leave")
+    expect(page.locator("[data-marked]")).to_contain_text("46 weeks on full pay")
+    expect(page.locator("[data-marked]")).to_be_focused()
+
+
 def test_a_passage_far_down_a_long_document_is_loaded_shown_and_scrolled_to(
     page: Page, service: Service, oslo: str
 ) -> None:
