@@ -23,6 +23,7 @@ _INSTRUCTIONS = (
     "by title and link."
 )
 _PASSAGES_AT_ONCE = 40
+_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS = "list the shards with `rag-serving shards` or GET /v1/shards", "call list_shards"
 _READS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 
 Question = Annotated[str, Field(min_length=1, max_length=MAX_QUESTION_CHARACTERS, description="in plain language")]
@@ -51,7 +52,6 @@ class Passage(BaseModel):
     source: str = Field(description="where the document is")
     link: str | None = Field(description="URL that opens the document")
     doc_id: str = Field(description="for read_document")
-    modified_at: datetime | None = None
     text: str
 
 
@@ -120,7 +120,7 @@ def mcp_server(
                 question, regions=regions, departments=departments, k=k, within=caller.within
             )
         except RagError as error:
-            raise ToolError(told(error)) from error
+            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
         passages = [_passage(caller.place(hit)) for hit in hits]
         return SearchResult(passages=passages, notes=list(map(in_words, hits.degraded)))
 
@@ -135,7 +135,7 @@ def mcp_server(
                 question, regions=regions, departments=departments, within=caller.within, tenant=caller.tenant
             )
         except RagError as error:
-            raise ToolError(told(error)) from error
+            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
         return AskResult(
             text=answer.text,
             found=answer.kind != "none",
@@ -145,20 +145,20 @@ def mcp_server(
 
     @server.tool(annotations=_READS)
     async def read_document(
-        region: str,
-        department: str,
-        doc_id: Annotated[str, Field(description="of a passage that search or ask returned")],
+        shard: Annotated[str, Field(description="region/department of a passage that search or ask returned")],
+        doc_id: Annotated[str, Field(description="of that passage")],
         context: Context[Any, Any],
         first: Annotated[int, Field(ge=0, description="number of the first passage")] = 0,
     ) -> DocumentText:
         """Read a published document, in parts of several pages."""
         caller = access(context)
+        region, _, department = shard.partition("/")
         try:
             found = await client_of().document(
                 region, department, doc_id, first=first, count=_PASSAGES_AT_ONCE, within=caller.within
             )
         except RagError as error:
-            raise ToolError(told(error)) from error
+            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
         shown = caller.document(found)
         return DocumentText(
             title=shown.title,
@@ -175,7 +175,7 @@ def mcp_server(
         try:
             return Shards(shards=await client_of().shards(within=access(context).within))
         except RagError as error:
-            raise ToolError(told(error)) from error
+            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
 
     return server
 
@@ -199,6 +199,5 @@ def _passage(place: Hit | Citation) -> Passage:
         source=place.source,
         link=place.link,
         doc_id=place.doc_id,
-        modified_at=place.modified_at if isinstance(place, Hit) else None,
         text=place.text,
     )

@@ -74,9 +74,9 @@ def test_an_agent_reads_the_document_of_a_passage_and_no_path_of_the_server(serv
     async def use(agent: Client) -> tuple[Any, Any, Any]:
         found = await agent.call_tool("search", {"question": QUESTION, "departments": ["people"], "k": 1})
         (passage,) = found.structured_content["passages"]
-        address = {"region": "oslo", "department": "people", "doc_id": passage["doc_id"]}
+        address = {"shard": passage["shard"], "doc_id": passage["doc_id"]}
         document = await agent.call_tool("read_document", address)
-        elsewhere = await agent.call_tool("read_document", {**address, "region": "lisbon"})
+        elsewhere = await agent.call_tool("read_document", {**address, "shard": "lisbon/people"})
         return passage, document, elsewhere
 
     passage, document, elsewhere = used(service, oslo, use)
@@ -100,7 +100,7 @@ def test_an_agent_sees_only_the_shards_of_its_key(service: Service, oslo: str) -
     assert found.structured_content["passages"]
     assert {passage["shard"].split("/")[0] for passage in found.structured_content["passages"]} == {"oslo"}
     assert elsewhere.is_error
-    assert "no published shard has the region 'lisbon'" in elsewhere.content[0].text
+    assert "no published shard has the region 'lisbon'; call list_shards" in elsewhere.content[0].text
 
 
 @pytest.mark.parametrize("arguments", [{"question": ""}, {"question": "x", "k": 0}, {"k": 3}])
