@@ -36,8 +36,13 @@ PAGES = [
     "docs/operations/sizing.md",
     "docs/reference/lake-layout.md",
 ]
+CLIENT_PAGES = [f"docs/clients/{name}.md" for name in ("mcp", "openai", "langchain", "llama-index", "haystack")]
+"""Pages whose programs ask a service. Blocks marked `py` need packages that the tests do not install."""
 BEFORE = {
-    "docs/operations/maintenance.md": "echo Noon. > documents/oslo/people/lunch.md; rag-assets backfill --here",
+    "docs/operations/maintenance.md": (
+        "mkdir documents/oslo/personnel; cp documents/oslo/people/*.md documents/oslo/personnel; "
+        "echo Noon. > documents/oslo/people/lunch.md; rag-assets backfill --here; rm -r documents/oslo/personnel"
+    ),
 }
 """Changes to the reader's documents that a page assumes."""
 SERVER = "rag-serving serve"
@@ -80,6 +85,19 @@ class Reader:
             for process in servers:
                 process.terminate()
                 process.wait(30)
+
+    def run_client(self, page: Path) -> None:
+        """Run the page's Python blocks as one program, with a service that answers from the reader's lake."""
+        command = [sys.executable, "-m", "rag_serving.cli", "serve", "--open", "--port", str(self.port)]
+        with subprocess.Popen(command, cwd=self.clone, env=self.environment) as server:
+            try:
+                self.wait_for_port(server)
+                program = "\n".join(block.text for block in blocks(page) if block.language == "python")
+                program = program.replace("https://rag.example.com", f"http://127.0.0.1:{self.port}")
+                (self.clone / "example.py").write_text(program.replace("rag_…", "rag_any"))
+                self.shell(f"RAG_SERVICE_KEY=any {sys.executable} -W ignore example.py")
+            finally:
+                server.terminate()
 
     def adapted(self, text: str) -> str:
         """Replace the examples' buckets with folders and the port with a free one."""
@@ -157,7 +175,15 @@ def test_the_commands_of_the_documentation_work_in_reading_order(reader: Reader)
         reader.run(ROOT / page)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_programs_of_the_client_pages_work(reader: Reader) -> None:
+    reader.shell("rag-assets init .dagster-rag; rag-assets backfill --here")
+    for page in CLIENT_PAGES:
+        reader.run_client(ROOT / page)
+
+
 def test_every_page_with_commands_is_run() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     with_commands = {page for page in pages if {"sh", "python"} & {block.language for block in blocks(page)}}
-    assert with_commands == {ROOT / page for page in PAGES}
+    assert with_commands == {ROOT / page for page in [*PAGES, *CLIENT_PAGES]}
