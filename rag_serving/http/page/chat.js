@@ -149,7 +149,7 @@ function showMenu(shown) {
   at("menu").setAttribute("aria-expanded", String(shown));
 }
 
-// The address of a chat asks its first question again, for whoever opens it.
+// The address of a chat asks its first question again, for anyone who opens it.
 function showAddress() {
   const question = chat.turns[0]?.question;
   const query = new URLSearchParams();
