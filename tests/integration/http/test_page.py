@@ -170,7 +170,7 @@ def choose(page: Page, *names: str) -> None:
 def test_a_question_can_be_asked_and_its_source_opened_by_keyboard_only(
     page: Page, oslo: str, stand_in: StandIn
 ) -> None:
-    stand_in.pause = 0.1
+    stand_in.pause = 1.0  # so that even a busy machine draws each word by itself
     expect(page.get_by_label("Key (stored in this tab only)")).to_be_focused()
     page.keyboard.type(oslo)
     page.keyboard.press("Enter")
