@@ -128,12 +128,9 @@ class Hits(Sequence[Hit]):
         return pd.DataFrame([hit.model_dump() for hit in self._hits], columns=list(Hit.model_fields))
 
 
-class FoundDocument(BaseModel):
-    """A document that a search found, with its best passages, best first."""
-
+class _DocumentFacts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    rank: int = Field(description="1 for the best")
     source: str = Field(description=_SOURCE)
     link: str | None = Field(None, description=_LINK)
     title: str
@@ -142,6 +139,12 @@ class FoundDocument(BaseModel):
     doc_id: str
     type: str
     modified_at: datetime
+
+
+class FoundDocument(_DocumentFacts):
+    """A document that a search found, with its best passages, best first."""
+
+    rank: int = Field(description="1 for the best")
     passages: tuple[Hit, ...] = Field(min_length=1)
 
 
@@ -192,19 +195,9 @@ class Passage(BaseModel):
     table_header: str = Field("", description="first row of the table if the passage is a later piece of one")
 
 
-class Document(BaseModel):
+class Document(_DocumentFacts):
     """A published document and a part of its text."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    source: str = Field(description=_SOURCE)
-    link: str | None = Field(None, description=_LINK)
-    title: str
-    shard: str = Field(description="region/department")
-    path: str = Field(description=_PATH)
-    doc_id: str
-    type: str
-    modified_at: datetime
     etag: str = Field(description="of the source object when it was indexed")
     stale: bool = Field(description="whether the document has a newer version that could not be read")
     pages: int | None = Field(description="number of the last page with text; None if the format has no pages")

@@ -100,7 +100,7 @@ def without_excess(document: ExtractedDocument) -> ExtractedDocument:
     end = len(document.text[: min(last.end, MAX_CHARACTERS)].rstrip())
     kept[-1] = replace(last, end=end)
     share = end / len(document.text)
-    detail = f"its text has {len(document.text):,} characters, of which the first {share:.0%} were read; split the file"
+    detail = f"only the first {share:.0%} of its {len(document.text):,} characters were read; split the file"
     omissions = (*document.omissions, Omission("the rest of the text", detail))
     return replace(document, text=document.text[:end], blocks=tuple(kept), omissions=omissions)
 

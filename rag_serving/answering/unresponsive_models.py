@@ -29,7 +29,7 @@ class UnresponsiveModels:
         return len(self._next_try)
 
     def bypasses(self, model: str) -> bool:
-        """Return whether not to call the model now; the first caller after each pause is told to try it."""
+        """Return whether to skip the model now. After each pause, False is returned once, so that one call tries it."""
         next_try = self._next_try.get(model)
         if next_try is None:
             return False

@@ -1,6 +1,7 @@
 """A server of the Model Context Protocol (MCP) over a client: the tools by which agents search, ask and read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 from typing import Annotated, Any, NamedTuple
@@ -96,7 +97,7 @@ def mcp_server(
     """Create the server.
 
     `client_of` is called for each use of a tool. `access_of` gets the HTTP request, or None over standard input, and
-    `told` returns what the caller is told of an error.
+    `told` returns the message of an error for the caller.
     """
     server: MCPServer[Any] = MCPServer(
         "rag-shards", instructions=_INSTRUCTIONS, version=version("rag-shards"), log_level="WARNING"
@@ -104,6 +105,13 @@ def mcp_server(
 
     def access(context: Context[Any, Any]) -> Access:
         return access_of(context.request_context.request)
+
+    @contextmanager
+    def named_errors() -> Generator[None]:
+        try:
+            yield
+        except RagError as error:
+            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
 
     @server.tool(annotations=_READS)
     async def search(
@@ -115,12 +123,10 @@ def mcp_server(
     ) -> SearchResult:
         """Find passages of published documents, best first."""
         caller = access(context)
-        try:
+        with named_errors():
             hits = await client_of().search(
                 question, regions=regions, departments=departments, k=k, within=caller.within
             )
-        except RagError as error:
-            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
         passages = [_passage(caller.place(hit)) for hit in hits]
         return SearchResult(passages=passages, notes=list(map(in_words, hits.degraded)))
 
@@ -130,12 +136,10 @@ def mcp_server(
     ) -> AskResult:
         """Answer a question from published documents, with citations."""
         caller = access(context)
-        try:
+        with named_errors():
             answer = await client_of().ask(
                 question, regions=regions, departments=departments, within=caller.within, tenant=caller.tenant
             )
-        except RagError as error:
-            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
         return AskResult(
             text=answer.text,
             found=answer.kind != "none",
@@ -153,12 +157,10 @@ def mcp_server(
         """Read a published document, in parts of several pages."""
         caller = access(context)
         region, _, department = shard.partition("/")
-        try:
+        with named_errors():
             found = await client_of().document(
                 region, department, doc_id, first=first, count=_PASSAGES_AT_ONCE, within=caller.within
             )
-        except RagError as error:
-            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
         shown = caller.document(found)
         return DocumentText(
             title=shown.title,
@@ -172,10 +174,8 @@ def mcp_server(
     @server.tool(annotations=_READS)
     async def list_shards(context: Context[Any, Any]) -> Shards:
         """List the regions and departments that can be searched, with the number and date of their documents."""
-        try:
+        with named_errors():
             return Shards(shards=await client_of().shards(within=access(context).within))
-        except RagError as error:
-            raise ToolError(told(error).replace(_FOR_CALLERS_OF_ROUTES, _FOR_AGENTS)) from error
 
     return server
 

@@ -74,7 +74,7 @@ _FOR_OPERATORS = {
 
 
 def told_to_caller(kind: str, message: str) -> str:
-    """Return what a caller is told of an error; an address or setting that only operators know is logged instead."""
+    """Return the message of an error for callers. One that names addresses or settings is logged and replaced."""
     told = _FOR_OPERATORS.get(kind)
     if told is not None:
         _log.error("%s: %s", kind, message)

@@ -117,7 +117,7 @@ class ResponsesRequest(_OpenAIRequest):
     model_config = _examples("input", _QUESTION)
 
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MOST_MESSAGES), FIRST_FAULT] = Field(
-        description="the question, or a list of items of which the last message is the question"
+        description="the question, or a list of items; its last message is the question"
     )
     text: TextOptions | None = Field(None, description="only the format text")
     background: bool | None = Field(None, description="only false")

@@ -12,7 +12,7 @@ from rag_assets.extraction.registry import RefusedPart, read_object
 from tests.documents import blocks_of, case, case_bytes, extract
 
 HELVETICA = "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>"
-# A font of glyphs without names, of which nothing says which characters they are.
+# A font whose glyphs have no names, so that their characters are unknown.
 UNMAPPED = "<< /Type /Font /Subtype /Type0 /BaseFont /AAAAAA+X /Encoding /Identity-H /DescendantFonts [6 0 R] >>"
 DESCENDANT = (
     "<< /Type /Font /Subtype /CIDFontType2 /BaseFont /AAAAAA+X /FontDescriptor << /Type /FontDescriptor /Flags 4 >> "

@@ -378,7 +378,7 @@ def test_the_text_of_one_document_is_bounded_and_what_was_cut_is_reported(monkey
     assert [(block.start, block.end) for block in document.blocks] == [(0, 33), (35, 50)]
     (refused,) = found.refused
     assert (refused.name, refused.reason) == ("the rest of the text", QuarantineReason.INCOMPLETE)
-    assert refused.detail == "its text has 103 characters, of which the first 49% were read; split the file"
+    assert refused.detail == "only the first 49% of its 103 characters were read; split the file"
 
 
 def test_a_document_within_the_bound_is_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
